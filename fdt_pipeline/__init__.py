@@ -1,1 +1,42 @@
-"""Full Distribution Training (FDT) in the data loader. Start with `superposition.py`, then `pipeline.py`."""
+"""Full Distribution Training (FDT) in the data loader: superposed images and soft targets for any PyTorch trainer.
+
+    from fdt_pipeline import FDT, FDTLoader
+
+    for images, targets in FDTLoader("shards/train", batch_size=100, fdt=FDT()):
+        ...
+
+The definition (`superposition`, `series`, `philox`) needs NumPy alone. What needs torch and NVIDIA DALI is imported
+when it is first asked for, and says what to install where they are missing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fdt_pipeline.series import Geometric, Harmonic, Power, Series, Uniform
+from fdt_pipeline.superposition import FDT, Augment, Plan, Pool, draw_plan, superpose_images, superpose_targets
+
+if TYPE_CHECKING:
+    from fdt_pipeline.loader import FDTLoader
+
+__version__ = "0.1.0"
+__all__ = [
+    "FDT",
+    "Augment",
+    "FDTLoader",
+    "Geometric",
+    "Harmonic",
+    "Plan",
+    "Pool",
+    "Power",
+    "Series",
+    "Uniform",
+    "draw_plan",
+    "superpose_images",
+    "superpose_targets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FDTLoader":
+        return import_module("fdt_pipeline.loader").FDTLoader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,83 @@
+"""What `FDTLoader` can be asked for: defaults, and a clear error for what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fdt_pipeline.engine import Output
+from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment
+
+# The paper's input: (pixel - mean) / 256 in RGB; 117 is also the luma of that mean, for gray images.
+PAPER_MEAN = (122.0, 117.0, 104.0)
+PAPER_GRAY_MEAN = (117.0,)
+PAPER_SCALE = 256.0
+
+PerChannel = float | Sequence[float]
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_at_least_one(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be 1 or more, got {count}")
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    checked = torch.device(device)
+    if checked.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "cpu" or "cuda", got {device!r}')
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device is {device!r}, but torch sees no GPU here: pass device="cpu"')
+    return checked
+
+
+def checked_mixing(
+    train: bool, fdt: FDT | str | None, augment: Augment | str | None, num_classes: int
+) -> tuple[FDT | None, Augment]:
+    """What to do to training images; evaluation takes neither, and says so if it is asked to."""
+    for name, value in (("fdt", fdt), ("augment", augment)):
+        if not train and value not in ("default", None):
+            raise ValueError(f"train=False yields every sample whole and unchanged: leave {name} out, got {value!r}")
+    if not train:
+        return None, NO_AUGMENT
+    chosen = FDT() if fdt == "default" else fdt
+    if not (chosen is None or isinstance(chosen, FDT)):
+        raise ValueError(f"fdt must be an FDT or None, got {fdt!r}")
+    if chosen:
+        chosen.check_classes(num_classes)
+    augmented = Augment() if augment == "default" else augment or NO_AUGMENT
+    if not isinstance(augmented, Augment):
+        raise ValueError(f"augment must be an Augment or None, got {augment!r}")
+    return chosen, augmented
+
+
+def checked_output(
+    stored: int, asked: int | None, mean: PerChannel | None, scale: PerChannel, dtype: torch.dtype, channels_last: bool
+) -> Output:
+    channels = asked or stored
+    if channels != stored and stored != 1:
+        raise ValueError(f"channels={asked}, but the images have {stored}: only gray ones can be repeated")
+    if dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"dtype must be torch.float32 or torch.float16, got {dtype}: cast other types after")
+    if mean is None:
+        if channels not in (1, 3):
+            raise ValueError(f"the default mean is for 1 or 3 channels, these images have {channels}: pass mean")
+        mean = PAPER_MEAN if channels == 3 else PAPER_GRAY_MEAN
+    means, scales = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("scale", scale)))
+    if min(scales) <= 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    return Output(means, scales, channels, dtype, channels_last)
+
+
+def _per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:
+    values = (float(value),) * channels if np.ndim(value) == 0 else tuple(map(float, value))  # type: ignore[arg-type]
+    if len(values) != channels:
+        raise ValueError(f"{name} must be a number or {channels} of them, got {value}")
+    return values

@@ -1,0 +1,185 @@
+"""FDTLoader: shards in, `(images, targets)` out, for any PyTorch trainer."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+
+from fdt_pipeline.arguments import (
+    PAPER_SCALE,
+    PerChannel,
+    check_at_least_one,
+    check_choice,
+    checked_device,
+    checked_mixing,
+    checked_output,
+)
+from fdt_pipeline.epochs import Batch, ResidentEpochs, Running, StreamingEpochs, shard_paths
+from fdt_pipeline.philox import Stream, random_words
+from fdt_pipeline.pipeline import Reading
+from fdt_pipeline.residency import choose_mode, choose_window
+from fdt_pipeline.shards import check_shards, load_shards, read_manifest
+from fdt_pipeline.stage import Mixing
+from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
+
+
+class FDTLoader:
+    """Batches `(images, targets)` from a folder of shards.
+
+    shards: folder with manifest.json, made by `python -m tools shard`.
+    train=True: an epoch is as many outputs as the set has samples. fdt mixes them (default `FDT()`, None gives whole
+        images, each once an epoch in a new order); augment is done to every constituent (default `Augment()`, pad 4
+        and flip; None for none). targets: f32 [n num_classes], rows with sum 1.
+    train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
+    images: `dtype` (torch.float32 or torch.float16) [n c h w], standardized to (pixel - mean) / scale in units of
+        0..255; mean and scale are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
+        gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
+    device: "cpu" or "cuda", where the tensors are.
+    mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
+        mixes within `mix_window` samples; "auto" is resident where all images have one shape and the padded u8 set
+        takes at most half of the free memory.
+    size: (height, width) that streaming resizes to; needed where images differ in size.
+    last_batch: "partial" yields a last batch that is not full, "drop" leaves it out.
+
+    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. Output i of epoch
+    e depends on (seed, e, i) and the shards alone in resident mode, on the mix window also in streaming. Breaking off
+    is safe. `len()` is the number of batches of an epoch. Errors: ValueError (ShardError where shards are broken) when
+    the loader is built; ImportError without DALI.
+    """
+
+    def __init__(
+        self,
+        shards: str | os.PathLike[str],
+        batch_size: int,
+        *,
+        train: bool = True,
+        fdt: FDT | Literal["default"] | None = "default",
+        augment: Augment | Literal["default"] | None = "default",
+        device: str | torch.device = "cpu",
+        mode: Literal["auto", "resident", "streaming"] = "auto",
+        seed: int = 0,
+        mean: PerChannel | None = None,
+        scale: PerChannel = PAPER_SCALE,
+        channels: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        size: tuple[int, int] | None = None,
+        mix_window: int | None = None,
+        last_batch: Literal["partial", "drop"] = "partial",
+        num_threads: int = min(4, os.cpu_count() or 1),
+        prefetch: int = 2,
+    ) -> None:
+        check_choice("mode", mode, ("auto", "resident", "streaming"))
+        check_choice("last_batch", last_batch, ("partial", "drop"))
+        check_at_least_one(batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, mix_window=mix_window)
+        random_words(seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
+        self.shards = Path(shards)
+        self.manifest = read_manifest(self.shards)
+        check_shards(self.shards, self.manifest)
+        self.batch_size, self.train, self.last_batch, self.seed = batch_size, train, last_batch, seed
+        self.device = checked_device(device)
+        self.fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
+        self.mode = choose_mode(mode, self.num_samples, self.manifest.shape, self.augment.pad, self.device)
+        height, width = self._checked_size(size)
+        output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
+        self.shape = (output.channels, height, width)
+        self._mixing = Mixing(seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
+        self._running = Running(self.device, num_threads, prefetch)
+        self._epochs: ResidentEpochs | StreamingEpochs | None
+        self._epochs = self._resident() if self.mode == "resident" else self._streaming(size, mix_window)
+        self._epoch = 0
+        if not len(self):
+            raise ValueError(
+                f'last_batch="drop" leaves no batch: {self.num_samples} samples in batches of {batch_size}'
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.manifest.classes
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest.classes)
+
+    @property
+    def num_samples(self) -> int:
+        return self.manifest.num_samples
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration goes through."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, 0 <= epoch < 2**32; iterating moves on by one."""
+        if not 0 <= epoch < 2**32:
+            raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        exact = self.num_samples / self.batch_size
+        return math.floor(exact) if self.last_batch == "drop" else math.ceil(exact)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._epochs is None:
+            raise RuntimeError("this FDTLoader is closed: make a new one")
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return self._epochs.batches(epoch, self.batch_size, len(self))
+
+    def close(self) -> None:
+        """Let go of the images in memory; iterating afterwards is an error."""
+        self._epochs = None
+
+    def __enter__(self) -> FDTLoader:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind = f"fdt={self.fdt}" if self.train else "train=False"
+        return f"FDTLoader({str(self.shards)!r}, {self.batch_size}, {kind}, mode={self.mode!r}, device={str(self.device)!r})"
+
+    def _resident(self) -> ResidentEpochs:
+        images, labels, _ = load_shards(self.shards)
+        return ResidentEpochs(
+            self._mixing, self._running, images, Pool(labels, self.num_classes), in_order=not self.train
+        )
+
+    def _streaming(self, size: tuple[int, int] | None, mix_window: int | None) -> StreamingEpochs:
+        manifest, window = self.manifest, self._checked_window(mix_window)
+        tars, indexes = shard_paths(self.shards, [shard.name for shard in manifest.shards])
+        reading = Reading(tars, indexes, manifest.encoding, manifest.shape, manifest.channels, size)
+        return StreamingEpochs(self._mixing, self._running, reading, self.num_samples, window, shuffle=self.train)
+
+    def _checked_window(self, asked: int | None) -> int:
+        window = choose_window(asked, self.num_samples, self.batch_size, self.shape, even=self.fdt is not None)
+        if self.fdt and window < (self.fdt.max_images or self.num_classes):
+            warnings.warn(
+                f"a mix window of {window} samples cannot hold all {self.num_classes} classes, so fewer images are "
+                f"superposed than asked: pass mix_window={10 * self.num_classes} or more",
+                stacklevel=4,
+            )
+        return window
+
+    def _checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        shape = self.manifest.shape
+        if self.mode == "resident" and shape is None:
+            raise ValueError(
+                f'{self.shards} holds images of different sizes, which cannot be resident: pass mode="streaming" and '
+                "size=(height, width), or shard the images again at one size"
+            )
+        if self.mode == "resident" and size is not None:
+            raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
+        if size is None and shape is None:
+            raise ValueError(f"{self.shards} holds images of different sizes: pass size=(height, width)")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"size must be (height, width) with both 1 or more, got {size}")
+        return size or shape[:2]

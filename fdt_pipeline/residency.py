@@ -1,0 +1,59 @@
+"""Where the images live: the rule behind mode="auto", and the size of a streaming mix window."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+# A window of 64 MiB of float32 outputs is 1,024 and more for 32x32 images, and about 111 for 224x224.
+WINDOW_SAMPLES = 1024
+WINDOW_BYTES = 64 << 20
+
+
+def pool_bytes(num_samples: int, shape: tuple[int, int, int], pad: int) -> int:
+    """Bytes of a resident pool: every image as u8, with its frame of `pad` zeros."""
+    h, w, c = shape
+    return num_samples * (h + 2 * pad) * (w + 2 * pad) * c
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory: the GPU's own, or what Linux says is available on the host, within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_host_available(), _container_available())
+
+
+def _host_available() -> int:
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_available() -> float:
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            text = limit.read().strip()
+            return math.inf if text == "max" else int(text) - int(used.read())
+    except OSError:
+        return math.inf
+
+
+def choose_mode(mode: str, num_samples: int, shape: tuple[int, int, int] | None, pad: int, device: torch.device) -> str:
+    """ "resident" where all images have one shape and the pool takes at most half of the free memory, else "streaming"."""
+    if mode != "auto":
+        return mode
+    if shape is None or 2 * pool_bytes(num_samples, shape, pad) > available_bytes(device):
+        return "streaming"
+    return "resident"
+
+
+def choose_window(asked: int | None, num_samples: int, batch_size: int, shape: tuple[int, int, int], even: bool) -> int:
+    """Samples in a mix window: as asked, or up to 1,024 and 64 MiB of outputs, but at least a batch. even: an epoch is
+    cut into windows of equal size (up to one), as a small last window could mix but few classes."""
+    fitting = max(1, WINDOW_BYTES // (4 * math.prod(shape)))
+    largest = min(num_samples, asked or max(batch_size, min(WINDOW_SAMPLES, fitting)))
+    return math.ceil(num_samples / math.ceil(num_samples / largest)) if even else largest

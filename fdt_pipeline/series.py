@@ -1,0 +1,84 @@
+"""Weight series: how much each image of a superposition counts.
+
+A series is any object with `weights(k) -> f64[k]`: positive, never rising, with sum 1. The paper's is `Harmonic`.
+Frozen dataclasses make a series comparable, so a run can tell that it is resumed with another one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+F64 = npt.NDArray[np.float64]
+
+
+@runtime_checkable
+class Series(Protocol):
+    """What `FDT(series=...)` takes."""
+
+    def weights(self, k: int) -> F64:
+        """f64[k]: the weights of a sum of k images, F_1 first."""
+        ...
+
+
+def _normalized(terms: F64) -> F64:
+    return terms / terms.sum()
+
+
+@dataclass(frozen=True)
+class Harmonic:
+    """F_i = (1/i) / H_k with H_k = sum_{j<=k} 1/j (Eq. 2, Algorithm 2)."""
+
+    def weights(self, k: int) -> F64:
+        return _normalized(1.0 / np.arange(1, k + 1))
+
+
+@dataclass(frozen=True)
+class Power:
+    """F_i proportional to i**-gamma, gamma >= 0: 0 is uniform, 1 harmonic, 2.8 zeta-mixup's default (arXiv 2204.03323)."""
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < np.inf:
+            raise ValueError(f"Power: gamma must be 0 or more, got {self.gamma}")
+
+    def weights(self, k: int) -> F64:
+        return _normalized(np.arange(1, k + 1, dtype=np.float64) ** -self.gamma)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """F_i proportional to ratio**(i-1), 0 < ratio <= 1."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"Geometric: ratio must be in (0, 1], got {self.ratio}")
+
+    def weights(self, k: int) -> F64:
+        return _normalized(self.ratio ** np.arange(k, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """F_i = 1/k."""
+
+    def weights(self, k: int) -> F64:
+        return np.full(k, 1.0 / k)
+
+
+def checked_weights(series: Series, k: int) -> F64:
+    """`series.weights(k)`, or a ValueError that says what is wrong with them."""
+    weights = np.asarray(series.weights(k), np.float64)
+    if weights.shape != (k,):
+        raise ValueError(f"{series!r}.weights({k}) must have shape ({k},), got {weights.shape}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and abs(weights.sum() - 1) < 1e-9):
+        raise ValueError(f"{series!r}.weights({k}) must be 0 or more with sum 1, got sum {weights.sum()!r}")
+    if (np.diff(weights) > 1e-12).any():
+        raise ValueError(f"{series!r}.weights({k}) must not rise: the first image is the dominant one")
+    return weights

@@ -1,0 +1,131 @@
+"""The batch of plans against the definition, and the law of the plans against the paper's figures."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fdt_pipeline.plans import batch_targets, draw_plans, pack_plans, unpack_plans
+from fdt_pipeline.series import Geometric, Power
+from fdt_pipeline.superposition import FDT, Augment, Pool, draw_plan, superpose_targets
+
+FIELDS = ("images", "classes", "dy", "dx", "flip")
+SIGNIFICANCE = 1e-4  # with fixed seeds: a law that holds fails never, a wrong one practically always
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 11), min_size=1, max_size=50),
+    st.builds(
+        FDT,
+        min_images=st.integers(1, 4),
+        max_images=st.sampled_from([None, 4, 12]),
+        probability=st.sampled_from([0.0, 0.5, 1.0]),
+        series=st.sampled_from([Power(1), Geometric(0.5)]),
+        anchor=st.sampled_from(["random", "epoch"]),
+    ),
+    st.sampled_from([Augment(), Augment(pad=0), Augment(pad=7, flip=False)]),
+)
+def test_plans_equal_the_definition_bit_for_bit(seed, epoch, labels, fdt, augment):
+    pool = Pool(labels, 12)
+    indices = np.array([0, 1, 17, 2**31, 2**32 - 1])
+    leaders = indices % len(pool) if fdt.anchor == "epoch" else None
+    plans = draw_plans(seed, epoch, indices, pool, fdt, augment, leaders)
+    for i, index in enumerate(indices):
+        leader = None if leaders is None else int(leaders[i])
+        expected = draw_plan(seed, epoch, int(index), pool, fdt, augment, leader)
+        for name in FIELDS:
+            assert np.array_equal(getattr(plans[i], name), getattr(expected, name)), name
+        assert np.array_equal(plans[i].weights.astype(np.float32), expected.weights.astype(np.float32))
+        for targets in ("soft", "dominant"):
+            assert np.array_equal(batch_targets(plans, 12, targets)[i], superpose_targets(expected, 12, targets))
+
+
+def test_packed_plans_come_back_unchanged():
+    pool = Pool(np.arange(40) % 8, 8)
+    plans = draw_plans(5, 0, np.arange(64), pool, FDT(), Augment())
+    again = unpack_plans(*pack_plans(plans, 8), pool.labels)
+    for name in (*FIELDS, "offsets", "weights"):
+        assert np.array_equal(getattr(again, name), getattr(plans, name)), name
+
+
+@pytest.mark.parametrize(
+    ("classes", "mean_first", "mean_images", "entropy"), [(10, 0.49868, 5.5, 1.3314), (100, 0.25530, 50.5, 2.9797)]
+)
+def test_moments_are_the_readings_figures(classes, mean_first, mean_images, entropy):
+    number = 100_000 if classes == 10 else 20_000
+    pool = Pool(np.arange(classes * 5) % classes, classes)
+    plans = draw_plans(7, 0, np.arange(number), pool, FDT())
+    first = plans.weights[plans.offsets[:-1]]
+    row_entropy = np.bincount(plans.rows(), -plans.weights * np.log(plans.weights), minlength=number)
+    for values, expected in ((first, mean_first), (plans.num_images(), mean_images), (row_entropy, entropy)):
+        assert abs(values.mean() - expected) < 4 * values.std() / np.sqrt(number)
+
+
+def test_number_of_images_is_uniform():
+    plans = draw_plans(11, 0, np.arange(100_000), Pool(np.arange(30) % 10, 10), FDT(min_images=2, max_images=8))
+    counts = np.bincount(plans.num_images(), minlength=11)
+    assert counts[:2].sum() == counts[9:].sum() == 0
+    assert stats.chisquare(counts[2:9]).pvalue > SIGNIFICANCE
+
+
+def test_class_order_on_unbalanced_counts_is_drawing_in_proportion_to_size_without_replacement():
+    """The law of rejecting images of used classes: P(a, b) = n_a/N * n_b/(N - n_a), by chi-square over 10^5 plans."""
+    sizes = np.array([1, 4, 15, 30])
+    pool = Pool(np.repeat(np.arange(4), sizes), 4)
+    plans = draw_plans(13, 0, np.arange(100_000), pool, FDT(min_images=2, max_images=2))
+    pairs = plans.classes.reshape(-1, 2)
+    observed = np.bincount(pairs[:, 0] * 4 + pairs[:, 1], minlength=16).reshape(4, 4)
+    total = sizes.sum()
+    expected = 100_000 * np.outer(sizes / total, sizes) / (total - sizes)[:, None]
+    different = ~np.eye(4, dtype=bool)
+    assert observed[~different].sum() == 0
+    assert stats.chisquare(observed[different], expected[different]).pvalue > SIGNIFICANCE
+
+
+def test_plans_have_the_law_of_the_papers_own_rejection_loop():
+    """An independent Algorithm 2: draw any image, and again while its class is used. Third classes are compared."""
+    sizes = np.array([2, 3, 10, 25])
+    labels = np.repeat(np.arange(4), sizes)
+    rng = np.random.default_rng(0)
+    by_rejection = np.zeros(4)
+    for _ in range(20_000):
+        used: list[int] = []
+        while len(used) < 3:
+            label = int(labels[rng.integers(len(labels))])
+            if label not in used:
+                used.append(label)
+        by_rejection[used[2]] += 1
+    plans = draw_plans(17, 0, np.arange(100_000), Pool(labels, 4), FDT(min_images=3, max_images=3))
+    ours = np.bincount(plans.classes.reshape(-1, 3)[:, 2], minlength=4)
+    assert stats.chi2_contingency(np.stack([by_rejection, ours])).pvalue > SIGNIFICANCE
+
+
+def test_images_within_a_class_shifts_and_flips_are_uniform():
+    pool = Pool(np.repeat([0, 1], [7, 3]), 2)
+    plans = draw_plans(19, 0, np.arange(50_000), pool, FDT(min_images=2), Augment(pad=4, flip=True))
+    for counts in (
+        np.bincount(plans.images, minlength=10)[:7],
+        np.bincount(plans.images, minlength=10)[7:],
+        np.bincount(plans.dy * 9 + plans.dx, minlength=81),
+        np.bincount(plans.dx * 2 + plans.flip, minlength=18),
+    ):
+        assert stats.chisquare(counts).pvalue > SIGNIFICANCE
+
+
+def test_share_of_mixed_outputs_is_the_probability():
+    pool = Pool(np.arange(20) % 10, 10)
+    plans = draw_plans(23, 0, np.arange(100_000), pool, FDT(min_images=2, probability=0.3))
+    mixed = int((plans.num_images() > 1).sum())
+    assert stats.binomtest(mixed, 100_000, 0.3).pvalue > SIGNIFICANCE
+    assert (draw_plans(23, 0, np.arange(999), pool, FDT(min_images=2, probability=0)).num_images() == 1).all()
+    assert (draw_plans(23, 0, np.arange(999), pool, FDT(min_images=2)).num_images() > 1).all()
+
+
+def test_a_pool_of_few_classes_cuts_the_number_of_images():
+    plans = draw_plans(29, 0, np.arange(1000), Pool([3, 3, 8], 10), FDT(min_images=5))
+    assert (plans.num_images() == 2).all()
+    assert (draw_plans(29, 0, np.arange(1000), Pool([3, 3], 10), FDT()).num_images() == 1).all()
