@@ -113,6 +113,16 @@ class FDTLoader:
         return self.manifest.num_samples
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, in 0..255: what is taken off."""
+        return self._mixing.output.mean
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """Per channel, in 0..255: what is divided by."""
+        return self._mixing.output.scale
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next iteration goes through."""
         return self._epoch

@@ -1,0 +1,169 @@
+"""Train on shards with or without FDT and TN, and measure robustness.
+
+    python -m train                                     the demo: two models and their robustness table, in minutes
+    python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10
+    python -m train robustness runs/c10 --eps 0.1 0.01 --json robustness.json
+
+Exit status: 0 fine, 1 training failed, 2 bad input, 130 interrupted (the same command goes on; fit with --resume).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from train.recipes import RECIPES
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command (fit: with --resume) goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _with_help(argparse.ArgumentParser(prog="python -m train"), __doc__ or "")
+    _demo_options(parser)
+    parser.set_defaults(run=_demo)
+    verbs = parser.add_subparsers(metavar="{demo,fit,robustness}")
+    demo = _with_help(verbs.add_parser("demo", help="what runs without a verb"), DEMO_HELP)
+    _demo_options(demo)
+    fit = _with_help(verbs.add_parser("fit", help="train one recipe on shards"), FIT_HELP)
+    _fit_options(fit)
+    robustness = _with_help(verbs.add_parser("robustness", help="attack a trained run"), ROBUSTNESS_HELP)
+    _robustness_options(robustness)
+    return parser
+
+
+def _with_help(parser: argparse.ArgumentParser, text: str) -> argparse.ArgumentParser:
+    parser.description = text
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+DEMO_HELP = """Shard the Fashion-MNIST subset that comes with the code, train plain and TN + FDT, attack both.
+
+    python -m train demo --out runs/demo
+
+About three minutes on two cores. Leaves results.json, table.md, robustness.png, batch.png and the logs in --out.
+"""
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one epoch and a short attack: proves the path, no numbers")
+    parser.add_argument("--seed", type=int, default=0, help="of shards, weights and mixing (default: %(default)s)")
+    _device_option(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from train.demo import QUICK, Settings, run_demo
+
+    settings = replace(QUICK if arguments.quick else Settings(), seed=arguments.seed)
+    print(run_demo(arguments.out, settings, arguments.device))
+    return 0
+
+
+FIT_HELP = f"""Train one recipe on DATA/train, with the accuracy on DATA/test after every epoch.
+
+    python -m tools shard cifar-10-batches-bin shards/cifar10
+    python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10
+    python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10 --resume
+
+Recipes are MODEL_COLUMN, columns as in the paper's Table 1 (plain, ov, fdt, tn, tn_fdt):
+{chr(10).join("    " + " ".join(RECIPES[i : i + 5]) for i in range(0, len(RECIPES), 5))}
+"""
+
+
+def _fit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="one of the recipes above")
+    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="folder with train/ and test/ shards")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    for flag, kind, text in (
+        ("--epochs", int, "default: the recipe's; learning-rate drops keep their share of the run"),
+        ("--max-steps", int, "stop after so many optimizer steps"),
+        ("--batch-size", int, "default: the recipe's, 100"),
+        ("--lr", float, "default: the recipe's, 0.1"),
+        ("--seed", int, "of weights, order and mixing (default: 0)"),
+        ("--stem", str, "cifar, cifar-pool or imagenet (ResNets; default: cifar)"),
+    ):
+        parser.add_argument(flag, type=kind, help=text)
+    parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
+    _device_option(parser)
+    parser.set_defaults(run=_fit)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from train.recipes import make_recipe
+    from train.trainer import fit
+
+    changes = {name: getattr(arguments, name) for name in ("epochs", "max_steps", "batch_size", "lr", "seed", "stem")}
+    recipe = make_recipe(arguments.recipe, **changes)
+    recipe = replace(recipe, augment=None) if arguments.no_augment else recipe
+    results = fit(recipe, arguments.data, arguments.out, arguments.resume, arguments.device)
+    final, best = results["final"], results["best"]
+    if final["accuracy"] is None:
+        print(f"{recipe.name}: {results['steps']} steps; no test shards under {arguments.data}, so no accuracy")
+        return 0
+    print(f"{recipe.name}: {results['steps']} steps, {results['seconds']} s")
+    print(f"test accuracy: final {100 * final['accuracy']:.2f} % (epoch {final['epoch']}), ", end="")
+    print(f"best {100 * best['accuracy']:.2f} % (epoch {best['epoch']}, chosen on the test set)")
+    return 0
+
+
+ROBUSTNESS_HELP = """Attack a trained run with PGD (Eq. 6) and print its row of the table, with both TN gradients.
+
+    python -m train robustness runs/c10
+    python -m train robustness runs/c10 --eps 0.1 0.01 --images 1000 --json robustness.json
+
+eps is in the model's input units, (pixel - mean) / 256: 0.1 is 25.6 grey levels.
+"""
+
+
+def _robustness_options(parser: argparse.ArgumentParser) -> None:
+    from_paper = (0.1, 0.01, 0.001, 0.0001)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder(s) that fit has written")
+    parser.add_argument("--eps", type=float, nargs="+", default=from_paper, help="radii (default: the paper's four)")
+    parser.add_argument("--steps", type=int, default=40, help="attack steps of eps / 30 (default: %(default)s)")
+    parser.add_argument("--no-clip", action="store_true", help="let the attack leave the pixel range")
+    parser.add_argument("--images", type=int, help="attack the first N test samples (default: all)")
+    parser.add_argument("--batch-size", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, metavar="SHARDS", help="default: where the run found them")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the counts, versions and hardware to F")
+    _device_option(parser)
+    parser.set_defaults(run=_robustness)
+
+
+def _robustness(arguments: argparse.Namespace) -> int:
+    from train.robustness_command import robustness_of_runs
+
+    print(robustness_of_runs(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

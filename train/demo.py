@@ -1,0 +1,164 @@
+"""`python -m train`: from image files to a robustness table, on a subset of Fashion-MNIST that comes with the code.
+
+Every stage leaves its result under a final name only when it is whole, and is skipped where that is there, so the
+same command goes on after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from fdt_pipeline import FDT, FDTLoader
+from fdt_pipeline.shards import verify_shards, write_shards
+from fdt_pipeline.sources import open_source
+from train.environment import hardware, versions
+from train.files import CHECKPOINT, read_json, write_json, write_text
+from train.plots import draw_batch, draw_paths
+from train.recipes import make_recipe
+from train.robustness import EPS_VALUES, Robustness, format_table
+from train.saved_run import attack_run, open_run
+from train.setup import pick_device
+from train.trainer import fit
+
+DATA = Path(__file__).parent / "data" / "fashion_mnist_subset"
+NAMES = {"demo_plain": "plain", "demo_tn_fdt": "TN + FDT"}
+SPLITS = ("train", "test")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo's numbers depend on."""
+
+    epochs: int | None = None  # the recipes' own
+    seed: int = 0
+    attack_images: int = 1000
+    attack_steps: int = 40
+    eps_values: tuple[float, ...] = EPS_VALUES
+
+
+QUICK = Settings(epochs=1, attack_images=100, attack_steps=5)
+
+
+def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> str:
+    """Runs what is not there yet; returns the table. ValueError where `out` holds a demo with other settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    _check_settings(out / "settings.json", settings)
+    log, device, seconds = _logger(out), pick_device(device_name), _Stopwatch(out / "seconds.json")
+    shards = out / "shards"
+    for split in SPLITS:
+        seconds.of(f"shard {split}", lambda split=split: _shard(shards / split, split, settings.seed))
+        seconds.of(f"verify {split}", lambda split=split: _verify(shards / split))
+    draw_batch(FDTLoader(shards / "train", 100, fdt=FDT(), channels=3, seed=settings.seed), out / "batch.png")
+    for recipe in NAMES:
+        log.info("training %s", recipe)
+        made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)
+        resume = (out / recipe / CHECKPOINT).exists()
+        seconds.of(f"fit {recipe}", lambda made=made, recipe=recipe: fit(made, shards, out / recipe, resume, device_name))
+    rows = {}
+    for recipe, name in NAMES.items():
+        log.info("attacking %s", recipe)
+        rows[name] = seconds.of(f"attack {recipe}", lambda recipe=recipe: _attack(out / recipe, shards, settings, device))
+    table = format_table(rows)
+    draw_paths(rows, out / "robustness.png")
+    write_text(out / "table.md", table)
+    write_json(out / "results.json", _results(out, settings, rows, seconds.seconds, hardware(device)))
+    log.info("table.md, results.json, robustness.png and batch.png are in %s", out)
+    return table
+
+
+def _check_settings(path: Path, settings: Settings) -> None:
+    wanted = {**asdict(settings), "eps_values": list(settings.eps_values)}
+    if path.exists() and (saved := read_json(path)) != wanted:
+        raise ValueError(f"{path.parent} holds a demo with other settings ({saved}): delete it, or pass another --out")
+    write_json(path, wanted)
+
+
+def _shard(folder: Path, split: str, seed: int) -> None:
+    if not (folder / "manifest.json").exists():
+        with tqdm(desc=f"shard {split}", unit="image") as bar:
+            write_shards(open_source(DATA, split=split), folder, seed=seed, progress=_counter(bar))
+
+
+def _verify(folder: Path) -> None:
+    with tqdm(desc=f"verify {folder.name}", unit="image") as bar:
+        problems = verify_shards(folder, progress=_counter(bar))
+    if problems:
+        raise ValueError(f"{folder} is damaged: {problems[0]} ({len(problems)} in all). Delete it and run again")
+
+
+def _attack(run: Path, shards: Path, settings: Settings, device: Any) -> Robustness:
+    path = run / "robustness.json"
+    if path.exists():
+        return Robustness.from_dict(read_json(path))
+    saved = open_run(run, device)
+    loader = saved.test_loader(shards)
+    gradients = 2 if saved.config["recipe"]["tensor_norm"] else 1
+    total = settings.attack_images * settings.attack_steps * len(settings.eps_values) * gradients
+    with tqdm(total=total, desc=f"attack {saved.name}", unit="image-step", unit_scale=True) as bar:
+        result = attack_run(
+            saved, loader, settings.eps_values, settings.attack_steps, True, settings.attack_images, bar.update
+        )
+    write_json(path, result.to_dict())
+    return result
+
+
+def _results(
+    out: Path, settings: Settings, rows: dict[str, Robustness], seconds: dict[str, float], machine: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "settings": {**asdict(settings), "eps_values": list(settings.eps_values)},
+        "models": {
+            name: {"training": read_json(out / recipe / "results.json"), "robustness": rows[name].to_dict()}
+            for recipe, name in NAMES.items()
+        },
+        "seconds": seconds,
+        "hardware": machine,
+        "versions": versions(),
+    }
+
+
+def _counter(bar: tqdm[Any]) -> Callable[[int, int], None]:
+    """(done, total) -> the bar."""
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return update
+
+
+def _logger(out: Path) -> logging.Logger:
+    """Lines for demo.log, which a later start of the same demo goes on with."""
+    logger = logging.getLogger(f"train.demo.{out.resolve()}")
+    if not logger.handlers:
+        handler = logging.FileHandler(out / "demo.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    return logger
+
+
+class _Stopwatch:
+    """Seconds of each stage, summed over the starts of an interrupted demo."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+
+    def of(self, stage: str, work: Callable[[], _T]) -> _T:
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = round(self.seconds.get(stage, 0) + spent, 2)
+            write_json(self.path, self.seconds)

@@ -1,0 +1,55 @@
+"""Where numbers come from: versions and hardware, for results.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdt_pipeline.dali import installed_wheels
+
+PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
+
+
+def versions() -> dict[str, str | None]:
+    """Version of each package (None if absent), of Python, and the commit if the checkout is a git repository."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "commit": _commit()}
+    for name in (*PACKAGES, *installed_wheels()):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "device": str(device),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "-dirty" where tracked files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,125 @@
+"""What attacks along a path leave of a model's accuracy (Eq. 7), kept as counts so that every figure is exact.
+
+Eq. 7 is a mean over the path: the radius grows from 0 to eps, so the figure lies above robustness at eps. The last
+iterate and the worst over the iterates are therefore kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AttackCounts:
+    """One attack: how many of `num_images` are right at x^0 .. x^T (`correct`), and how many at all of these."""
+
+    num_images: int
+    correct: tuple[int, ...]
+    correct_throughout: int
+
+    @property
+    def path(self) -> list[float]:
+        """Accuracy at x^t, t = 0..T."""
+        return [count / self.num_images for count in self.correct]
+
+    @property
+    def mean(self) -> float:
+        """Eq. 7: over the images and over t = 1..T."""
+        return sum(self.correct[1:]) / (self.num_images * (len(self.correct) - 1))
+
+    @property
+    def last(self) -> float:
+        return self.correct[-1] / self.num_images
+
+    @property
+    def worst(self) -> float:
+        """Share of the images that are right at every iterate t = 0..T."""
+        return self.correct_throughout / self.num_images
+
+
+@dataclass(frozen=True)
+class RobustnessAtEps:
+    """All attacks at one radius, by the TN gradient that they follow; the headline figures take the worse of them.
+
+    `correct_throughout` counts the images that are right at every iterate of every attack.
+    """
+
+    eps: float
+    attacks: Mapping[str, AttackCounts]
+    correct_throughout: int
+
+    @property
+    def gradient(self) -> str:
+        """The TN gradient whose attack has the lowest Eq. 7 mean, the first one on ties."""
+        return min(self.attacks, key=lambda name: self.attacks[name].mean)
+
+    @property
+    def path(self) -> list[float]:
+        """Accuracy at x^t, t = 0..T, under the attack that gives the headline mean."""
+        return self.attacks[self.gradient].path
+
+    @property
+    def mean(self) -> float:
+        return self.attacks[self.gradient].mean
+
+    @property
+    def last(self) -> float:
+        return min(attack.last for attack in self.attacks.values())
+
+    @property
+    def worst(self) -> float:
+        return self.correct_throughout / self.attacks[self.gradient].num_images
+
+    def to_dict(self) -> dict[str, Any]:
+        attacks = {
+            name: {"correct": list(attack.correct), "correct_throughout": attack.correct_throughout}
+            for name, attack in self.attacks.items()
+        }
+        headline = {"mean": self.mean, "last": self.last, "worst": self.worst, "gradient": self.gradient}
+        return {"eps": self.eps, **headline, "correct_throughout": self.correct_throughout, "attacks": attacks}
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """A model's accuracy on clean images and, for each radius, under attack with `steps` steps."""
+
+    num_images: int
+    num_correct: int
+    steps: int
+    clip_pixels: bool
+    radii: tuple[RobustnessAtEps, ...]
+
+    @property
+    def clean(self) -> float:
+        return self.num_correct / self.num_images
+
+    def at(self, eps: float) -> RobustnessAtEps:
+        for radius in self.radii:
+            if radius.eps == eps:
+                return radius
+        raise ValueError(f"expected one of the evaluated eps {[radius.eps for radius in self.radii]}, got {eps}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only. The shares are there to be read; `from_dict` goes by the counts."""
+        return {
+            "num_images": self.num_images,
+            "num_correct": self.num_correct,
+            "clean": self.clean,
+            "steps": self.steps,
+            "clip_pixels": self.clip_pixels,
+            "radii": [radius.to_dict() for radius in self.radii],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Robustness:
+        num_images = values["num_images"]
+        radii = []
+        for radius in values["radii"]:
+            attacks = {
+                name: AttackCounts(num_images, tuple(attack["correct"]), attack["correct_throughout"])
+                for name, attack in radius["attacks"].items()
+            }
+            radii.append(RobustnessAtEps(radius["eps"], attacks, radius["correct_throughout"]))
+        return cls(num_images, values["num_correct"], values["steps"], values["clip_pixels"], tuple(radii))

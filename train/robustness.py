@@ -1,0 +1,135 @@
+"""Robust accuracy: PGD at several radii over a data set, with both gradients of tensor normalization.
+
+The paper's attack follows the straight-through gradient of TN, which is not the gradient of the network. A model with
+TN is therefore attacked with the exact gradient too, and the worse of the two is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
+from train.attack import PGD, PixelBounds, pgd_path
+from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
+from train.robustness_table import format_table
+
+__all__ = ["EPS_VALUES", "AttackCounts", "Robustness", "RobustnessAtEps", "evaluate_robustness", "format_table"]
+
+EPS_VALUES = (1e-1, 1e-2, 1e-3, 1e-4)  # the columns of Tables 1 and 2
+
+
+def evaluate_robustness(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    bounds: PixelBounds | None,
+    eps_values: Sequence[float] = EPS_VALUES,
+    *,
+    steps: int = 40,
+    clip_pixels: bool = True,
+    gradients: Sequence[Gradient] | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Robustness:
+    """Attacks every batch (images f32[n c h w], labels i64[n]) once for each eps and TN gradient; reads `batches` once.
+
+    For tensors in memory pass `zip(images.split(100), labels.split(100))`. `gradients` defaults to exact and
+    straight-through where the model has TN layers, else to exact. `device`, where the batches are moved to, defaults to
+    the model's. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update wants it;
+    their total is images * steps * radii * gradients, each one pass forward and back.
+    """
+    attacks = _attacks(eps_values, steps, clip_pixels)
+    names = _gradients(model, gradients)
+    device = _device_of(model) if device is None else torch.device(device)
+    tally = _Tally(len(attacks), len(names), steps)
+    for x, labels in _batches(batches):
+        x, labels = x.to(device), labels.to(device)
+        tally.add(_attack_batch(model, x, labels, attacks, names, bounds, progress))
+    return tally.result(attacks, names)
+
+
+def _attack_batch(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    attacks: Sequence[PGD],
+    gradients: Sequence[Gradient],
+    bounds: PixelBounds | None,
+    progress: Callable[[int], object] | None,
+) -> Tensor:
+    """bool[gradient eps T+1 n]: is the answer right at x^t."""
+    paths = []
+    for gradient in gradients:
+        with tensor_norm_gradient(model, gradient):
+            for attack in attacks:
+                paths.append(pgd_path(model, x, labels, attack, bounds).correct)
+                if progress is not None:
+                    progress(len(x) * attack.steps)
+    return torch.stack(paths).unflatten(0, (len(gradients), len(attacks)))
+
+
+class _Tally:
+    """Counts over the batches; `correct` i64[gradient eps T+1]."""
+
+    def __init__(self, num_eps: int, num_gradients: int, steps: int) -> None:
+        self.num_images = 0
+        self.num_correct = 0
+        self.correct = torch.zeros(num_gradients, num_eps, steps + 1, dtype=torch.int64)
+        self.throughout = torch.zeros(num_gradients, num_eps, dtype=torch.int64)
+        self.throughout_all = torch.zeros(num_eps, dtype=torch.int64)
+
+    def add(self, correct: Tensor) -> None:
+        """Clean is x^0 of the first attack, and part of every worst case: so worst <= clean on any hardware."""
+        correct = correct.cpu()
+        clean = correct[0, 0, 0]
+        throughout = correct.all(dim=2) & clean
+        self.num_images += len(clean)
+        self.num_correct += int(clean.sum())
+        self.correct += correct.sum(dim=3)
+        self.throughout += throughout.sum(dim=2)
+        self.throughout_all += throughout.all(dim=0).sum(dim=1)
+
+    def result(self, attacks: Sequence[PGD], gradients: Sequence[str]) -> Robustness:
+        if self.num_images == 0:
+            raise ValueError("expected at least one batch, got none; was the iterable used up before?")
+        radii = []
+        for e, attack in enumerate(attacks):
+            counts = {
+                name: AttackCounts(self.num_images, tuple(self.correct[g, e].tolist()), int(self.throughout[g, e]))
+                for g, name in enumerate(gradients)
+            }
+            radii.append(RobustnessAtEps(attack.eps, counts, int(self.throughout_all[e])))
+        return Robustness(self.num_images, self.num_correct, attacks[0].steps, attacks[0].clip_pixels, tuple(radii))
+
+
+def _batches(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+    if isinstance(batches, Tensor):
+        raise ValueError("expected batches of (images, labels), got a tensor; pass [(images, labels)]")
+    return batches
+
+
+def _attacks(eps_values: Sequence[float], steps: int, clip_pixels: bool) -> list[PGD]:
+    if not eps_values or len(set(eps_values)) != len(eps_values):
+        raise ValueError(f"expected one or more different eps_values, got {list(eps_values)}")
+    return [PGD(eps, steps, clip_pixels=clip_pixels) for eps in eps_values]
+
+
+def _gradients(model: nn.Module, gradients: Sequence[Gradient] | None) -> list[Gradient]:
+    normalized = bool(tensor_norm_layers(model))
+    if gradients is None:
+        return ["exact", "straight-through"] if normalized else ["exact"]
+    if not gradients or len(set(gradients)) != len(gradients) or not set(gradients) <= set(get_args(Gradient)):
+        raise ValueError(f"expected different gradients out of {get_args(Gradient)}, got {list(gradients)}")
+    if "straight-through" in gradients and not normalized:
+        raise ValueError("expected gradients None or ['exact'] for a model without TN layers, got 'straight-through'")
+    return list(gradients)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

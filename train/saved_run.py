@@ -1,0 +1,102 @@
+"""A run that has been trained, opened again: its model with the weights, and its test samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdt_pipeline import FDTLoader
+from models import build_model
+from train.files import BEST, CHECKPOINT, CONFIG, read_checkpoint, read_json
+from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
+from train.setup import memory_format, test_folder
+from train.threat_model import PixelBounds
+
+WEIGHTS = {"final": CHECKPOINT, "best": BEST}
+
+
+@dataclass
+class SavedRun:
+    """config is config.json; epoch is the one after which the weights were taken."""
+
+    config: dict[str, Any]
+    model: nn.Module
+    epoch: int
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        return str(self.config["recipe"]["name"])
+
+    def test_loader(self, data: Path | None = None, batch_size: int = 100) -> FDTLoader:
+        """The test samples, standardized as in training; data overrides where the run found its shards."""
+        folder = Path(data or self.config["data"])
+        tests = test_folder(folder)
+        if tests is None:
+            raise ValueError(f"{folder} has no test shards: shard that split to {folder / 'test'}, or pass --data")
+        recipe, channels_last = self.config["recipe"], memory_format(self.device) == torch.channels_last
+        loader = FDTLoader(
+            tests, batch_size, train=False, device=self.device, channels=recipe["channels"], channels_last=channels_last
+        )
+        if list(loader.classes) != self.config["classes"]:
+            raise ValueError(f"{tests} has other classes than {self.name} was trained on: pass --data with its own")
+        return loader
+
+
+def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRun:
+    """ValueError where the folder holds no run, or no checkpoint yet."""
+    if not (run / CONFIG).is_file():
+        raise ValueError(f"{run} holds no run: make one with `python -m train fit --out {run} ...`")
+    config = read_json(run / CONFIG)
+    recipe = config["recipe"]
+    state = read_checkpoint(run / WEIGHTS[weights])
+    model = build_model(
+        recipe["model"],
+        num_classes=len(config["classes"]),
+        in_channels=config["in_channels"],
+        stem=recipe["stem"],
+        tensor_norm=recipe["tensor_norm"],
+    )
+    model.load_state_dict(state["model"])
+    epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
+    return SavedRun(config, model.to(device, memory_format=memory_format(device)).eval(), epoch, device)
+
+
+def attack_run(
+    run: SavedRun,
+    loader: FDTLoader,
+    eps_values: tuple[float, ...] = EPS_VALUES,
+    steps: int = 40,
+    clip_pixels: bool = True,
+    num_images: int | None = None,
+    progress: Any = None,
+) -> Robustness:
+    """Eq. 6 and 7 over the first num_images test samples (all by default; shards interleave the classes)."""
+    bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
+    return evaluate_robustness(
+        run.model,
+        first_samples(loader, loader.num_samples if num_images is None else num_images),
+        bounds,
+        eps_values,
+        steps=steps,
+        clip_pixels=clip_pixels,
+        device=run.device,
+        progress=progress,
+    )
+
+
+def first_samples(loader: FDTLoader, num_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches that hold the loader's first num_images samples."""
+    if not 1 <= num_images <= loader.num_samples:
+        raise ValueError(f"the number of images must be in 1..{loader.num_samples}, got {num_images}")
+    left = num_images
+    for images, labels in loader:
+        yield images[:left], labels[:left]
+        left -= len(labels)
+        if left <= 0:
+            return

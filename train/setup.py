@@ -1,0 +1,88 @@
+"""What a run is made of: device, loaders, model, loss, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdt_pipeline import FDTLoader
+from models import build_model
+from train.losses import cross_entropy, multi_label_loss
+from train.recipes import Recipe
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, or the GPU where there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def train_folder(data: Path) -> Path:
+    """data/train where it exists, else data itself."""
+    return data / "train" if (data / "train").is_dir() else data
+
+
+def test_folder(data: Path) -> Path | None:
+    return data / "test" if (data / "test" / "manifest.json").is_file() else None
+
+
+def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool) -> FDTLoader:
+    """Training batches as the recipe asks for them, or the samples in order; see `memory_format`."""
+    channels_last = memory_format(device) == torch.channels_last
+    common: dict[str, Any] = {"device": device, "channels_last": channels_last, "channels": recipe.channels}
+    if not train:
+        return FDTLoader(shards, 200, train=False, **common)
+    return FDTLoader(
+        shards, recipe.batch_size, fdt=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
+    )
+
+
+def make_model(recipe: Recipe, num_classes: int, in_channels: int, device: torch.device) -> nn.Module:
+    """Initial weights are a function of torch's global generator alone, which the caller seeds."""
+    model = build_model(
+        recipe.model,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        stem=recipe.stem,
+        tensor_norm=recipe.tensor_norm,
+    )
+    return model.to(device, memory_format=memory_format(device))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """channels_last on a GPU, where convolutions are faster so."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def make_loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    if recipe.loss == "multi-label":
+        return lambda logits, targets: multi_label_loss(logits, targets, recipe.loss_eps)
+    return cross_entropy
+
+
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """Mixed precision is for GPUs: bfloat16 where it is native, else float16 with a scaled loss."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    dtype = amp_dtype(device)
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: FDTLoader) -> tuple[float, float]:
+    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode and float32."""
+    model.eval()
+    correct, loss = 0, 0.0
+    for images, labels in loader:
+        logits = model(images)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(cross_entropy(logits, labels, reduction="sum"))
+    return correct / loader.num_samples, loss / loader.num_samples

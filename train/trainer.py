@@ -1,0 +1,244 @@
+"""`fit`: train one recipe on a folder of shards, with a checkpoint after every epoch.
+
+A run is a function of (recipe, shards, machine): on the CPU a run that was killed and resumed ends with the very
+weights of one that was not. What it leaves in `out` is listed in train/README.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from train.environment import hardware, versions
+from train.files import BEST, CHECKPOINT, CONFIG, RESULTS, read_checkpoint, write_checkpoint, write_json
+from train.logs import RunLog
+from train.losses import check_eps, kl_to_target
+from train.recipes import Recipe
+from train.setup import (
+    amp_dtype,
+    autocast,
+    evaluate,
+    make_loader,
+    make_loss,
+    make_model,
+    pick_device,
+    test_folder,
+    train_folder,
+)
+
+# Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
+CHECK_EVERY = {"cpu": 1, "cuda": 50}
+LOG_EVERY = 50
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training diverged."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: the next epoch, optimizer steps done, accuracy after each epoch, the best, seconds spent."""
+
+    epoch: int = 0
+    step: int = 0
+    accuracies: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def best_accuracy(self) -> float | None:
+        return None if self.best_epoch is None else self.accuracies[self.best_epoch]
+
+
+def fit(
+    recipe: Recipe, data: Path, out: Path, resume: bool = False, device: str | None = None, show_progress: bool = True
+) -> dict[str, Any]:
+    """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
+
+    ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
+    NonFiniteLoss, naming the step, where the loss is no longer a number.
+    """
+    run = Run(recipe, data, out, pick_device(device), show_progress)
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+    if checkpoint.exists():
+        run.load_state(read_checkpoint(checkpoint))
+    return run.train()
+
+
+class Run:
+    """Model, optimizer, loaders and progress of one recipe."""
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, device: torch.device, show_progress: bool) -> None:
+        self.recipe, self.data, self.out, self.device, self.show_progress = recipe, data, out, device, show_progress
+        self.loader = make_loader(recipe, train_folder(data), device, train=True)
+        tests = test_folder(data)
+        self.test_loader = make_loader(recipe, tests, device, train=False) if tests else None
+        check_eps(recipe.loss_eps, self.loader.num_classes)
+        self.loss = make_loss(recipe)
+        torch.manual_seed(recipe.seed)
+        self.model = make_model(recipe, self.loader.num_classes, self.loader.shape[0], device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_drop_every, gamma=0.1)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
+        self.progress = Progress()
+
+    @property
+    def num_steps(self) -> int:
+        whole = self.recipe.epochs * len(self.loader)
+        return min(whole, self.recipe.max_steps or whole)
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.epoch >= self.recipe.epochs or self.progress.step >= self.num_steps
+
+    def train(self) -> dict[str, Any]:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / CONFIG, self.config())
+        bar = tqdm(total=self.num_steps, initial=self.progress.step, unit="step", disable=not self.show_progress)
+        bar.set_description(self.recipe.name)
+        with RunLog(self.out, self.progress.step) as log, bar:
+            while not self.finished:
+                self._epoch(log, bar)
+        results = self.results()
+        write_json(self.out / RESULTS, results)
+        return results
+
+    def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
+        start, progress = time.perf_counter(), self.progress
+        for step, loss, kl in self._steps(bar):
+            if step % LOG_EVERY == 0:
+                log.add("train", step, progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
+        self.schedule.step()
+        if self.test_loader:
+            accuracy, loss = evaluate(self.model, self.test_loader)
+            log.add("test", progress.step, progress.epoch, accuracy=accuracy, loss=loss)
+            self._keep_best(accuracy)
+            bar.set_postfix(test=f"{100 * accuracy:.2f}%")
+        progress.epoch += 1
+        progress.seconds += time.perf_counter() - start
+        write_checkpoint(self.out / CHECKPOINT, self.state())
+
+    def _keep_best(self, accuracy: float) -> None:
+        progress = self.progress
+        best = progress.best_accuracy
+        progress.accuracies.append(accuracy)
+        if best is None or accuracy > best:
+            progress.best_epoch = progress.epoch
+            write_checkpoint(self.out / BEST, {"model": self.model.state_dict(), "epoch": progress.epoch})
+
+    def _steps(self, bar: tqdm[Any]) -> Iterator[tuple[int, float, float]]:
+        """One epoch; yields (step, loss, KL), on a GPU some steps late."""
+        waiting: list[tuple[int, Tensor, Tensor]] = []
+        self.model.train()
+        self.loader.set_epoch(self.progress.epoch)
+        for images, targets in self.loader:
+            if self.progress.step >= self.num_steps:
+                break
+            loss, kl = self._step(images, targets)
+            self.progress.step += 1
+            waiting.append((self.progress.step, loss, kl))
+            bar.update()
+            if len(waiting) >= CHECK_EVERY[self.device.type]:
+                yield from _checked(waiting)
+                waiting = []
+        yield from _checked(waiting)
+
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(self.device):
+            logits = self.model(images)
+        loss = self.loss(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            return loss.detach(), kl_to_target(logits.detach(), targets)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_dict(),
+            "classes": self.loader.classes,
+            "in_channels": self.loader.shape[0],
+            "data": str(self.data.resolve()),
+            "shards": self._fingerprint(),
+        }
+
+    def results(self) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            **self.config(),
+            "steps": progress.step,
+            "final": {
+                "epoch": progress.epoch - 1,
+                "accuracy": progress.accuracies[-1] if progress.accuracies else None,
+            },
+            "best": {"epoch": progress.best_epoch, "accuracy": progress.best_accuracy},
+            "accuracies": progress.accuracies,
+            "seconds": round(progress.seconds, 1),
+            "mode": self.loader.mode,
+            "hardware": hardware(self.device),
+            "versions": versions(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_dict(),
+            "shards": self._fingerprint(),
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """ValueError, naming the fields, where the checkpoint is of another recipe or other shards."""
+        check_same("recipe", state["recipe"], self.recipe.to_dict())
+        check_same("shards", state["shards"], self._fingerprint())
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+
+    def _fingerprint(self) -> dict[str, str]:
+        loaders = {"train": self.loader, "test": self.test_loader}
+        return {
+            split: sha256((loader.shards / "manifest.json").read_bytes()).hexdigest()
+            for split, loader in loaders.items()
+            if loader
+        }
+
+
+def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differing = [
+        f"{key} was {saved.get(key)!r} and is now {wanted.get(key)!r}"
+        for key in sorted({*saved, *wanted})
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise ValueError(f"the checkpoint is of another {what}: {'; '.join(differing)}. Use another --out, or go back")
+
+
+def _checked(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
+    for step, loss, kl in waiting:
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss of step {step} is {loss.item()}: lower the learning rate (--lr), or look at the data; "
+                "the checkpoint of the last whole epoch is kept"
+            )
+        yield step, loss.item(), kl.item()
