@@ -30,7 +30,10 @@ def check_at_least_one(**counts: int | None) -> None:
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    checked = torch.device(device)
+    try:
+        checked = torch.device(device)
+    except RuntimeError:
+        checked = torch.device("meta")
     if checked.type not in ("cpu", "cuda"):
         raise ValueError(f'device must be "cpu" or "cuda", got {device!r}')
     if checked.type == "cuda" and not torch.cuda.is_available():

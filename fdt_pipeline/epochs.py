@@ -54,9 +54,14 @@ class ResidentEpochs:
         self, mixing: Mixing, running: Running, images: npt.NDArray[np.uint8], labels: Pool, in_order: bool
     ) -> None:
         self.mixing, self.running, self.labels = mixing, running, labels
-        on_gpu = running.device.type == "cuda"
         self.images = ImagePool(torch.from_numpy(images).to(running.device), mixing.augment.pad)
-        self.stage = ResidentStage(mixing, labels, None if on_gpu else self.images, in_order)
+        self.stage = ResidentStage(mixing, labels, self.images, in_order)
+        if running.device.type == "cuda":
+            self.end_at_plans()
+
+    def end_at_plans(self) -> None:
+        """Have the graph give plans, and finish the batches outside of it."""
+        self.stage.images = None
 
     def batches(self, epoch: int, batch_size: int, num_batches: int) -> Iterator[Batch]:
         total = len(self.labels)
@@ -84,7 +89,11 @@ class StreamingEpochs:
     ) -> None:
         self.mixing, self.running, self.reading = mixing, running, reading
         self.total, self.window, self.shuffle = total, window, shuffle
-        self.on_gpu = running.device.type == "cuda"
+        self.ends_at_plans = running.device.type == "cuda"
+
+    def end_at_plans(self) -> None:
+        """Have the graph give windows and plans, and finish the batches outside of it."""
+        self.ends_at_plans = True
 
     def batches(self, epoch: int, batch_size: int, num_batches: int) -> Iterator[Batch]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
@@ -101,8 +110,8 @@ class StreamingEpochs:
         pipeline = streaming_pipeline(
             self._reading(epoch),
             _numbers(epoch, self.window, self.total),
-            WindowStage(self.mixing, pass_images=self.on_gpu),
-            4 if self.on_gpu else 2,
+            WindowStage(self.mixing, pass_images=self.ends_at_plans),
+            4 if self.ends_at_plans else 2,
             **options,
         )
         with closing(_run(pipeline, -(-self.total // self.window))) as outputs:
@@ -118,7 +127,7 @@ class StreamingEpochs:
         return replace(self.reading, tars=tars, indexes=indexes, shuffle=self.window, seed=seed)
 
     def _finish(self, output: Sequence[torch.Tensor]) -> Batch:
-        if not self.on_gpu:
+        if not self.ends_at_plans:
             return _from_dali(output[0], self.mixing), output[1].clone()
         images, numbers, weights, targets = output
         plans = unpack_plans(numbers.numpy(), weights.numpy(), np.zeros(len(images), np.int64))
@@ -132,10 +141,13 @@ def shard_paths(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str
 
 
 def _numbers(epoch: int, batch_size: int, total: int) -> Callable[[int], list[npt.NDArray[np.int64]]]:
-    """Batch -> its samples' (epoch, number), -1 past the end: DALI works ahead, beyond the last batch as well."""
+    """Batch -> its samples' (epoch, number), -1 past the end. StopIteration keeps DALI, which works ahead, from
+    reading windows that nobody will ask for."""
 
     def numbers(batch: int) -> list[npt.NDArray[np.int64]]:
         index = batch * batch_size + np.arange(batch_size)
+        if index[0] >= total:
+            raise StopIteration
         return list(np.stack([np.full(batch_size, epoch), np.where(index < total, index, -1)], axis=1))
 
     return numbers

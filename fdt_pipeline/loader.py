@@ -86,8 +86,12 @@ class FDTLoader:
         self.batch_size, self.train, self.last_batch, self.seed = batch_size, train, last_batch, seed
         self.device = checked_device(device)
         self.fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
+        if size is not None and mode == "auto":
+            mode = "streaming"
         self.mode = choose_mode(mode, self.num_samples, self.manifest.shape, self.augment.pad, self.device)
         height, width = self._checked_size(size)
+        if mix_window is not None and self.mode == "resident":
+            raise ValueError("mix_window is for streaming: a resident set is mixed as a whole, so leave it out")
         output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
         self.shape = (output.channels, height, width)
         self._mixing = Mixing(seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)

@@ -77,7 +77,7 @@ def _decode(encoded: Any, reading: Reading) -> Any:
         kind = types.GRAY if reading.channels == 1 else types.RGB
         return fn.decoders.image(encoded, device="cpu", output_type=kind)
     if reading.shape is None:
-        return fn.dl_tensor_python_function(encoded, function=decode_npy)
+        return fn.dl_tensor_python_function(encoded, function=decode_npy, batch_processing=False)
     return fn.reshape(encoded[npy_header_size(reading.shape) :], shape=reading.shape)
 
 

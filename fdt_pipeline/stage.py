@@ -81,8 +81,6 @@ class WindowStage:
     def __call__(self, images: Capsules, labels: Capsules, numbers: Capsules) -> tuple[Capsules, ...]:
         mixing, total = self.mixing, len(numbers)
         epoch, indices = _unpack_numbers(numbers)
-        if not len(indices):
-            raise AssertionError("a mix window without samples")
         pixels = stack_images([from_dlpack(image) for image in images[: len(indices)]])
         pool = Pool([_parse_label(label) for label in labels[: len(indices)]], mixing.num_classes)
         leaders = np.arange(len(pool)) if mixing.fdt.anchor == "epoch" else None

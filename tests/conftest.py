@@ -1,0 +1,28 @@
+"""Data sets for the tests: real Fashion-MNIST in shards, and made-up images that identify themselves."""
+
+from pathlib import Path
+
+import pytest
+
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource, open_source
+from tests.numbered import LABELS, numbered_images
+
+SUBSET = Path(__file__).parents[1] / "train" / "data" / "fashion_mnist_subset"
+
+
+@pytest.fixture(scope="session")
+def fashion_shards(tmp_path_factory):
+    """Folder with train/ (5,000) and test/ (1,000): the embedded subset as raw shards."""
+    folder = tmp_path_factory.mktemp("fashion")
+    for split in ("train", "test"):
+        write_shards(open_source(SUBSET, split=split), folder / split, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def numbered_shards(tmp_path_factory):
+    """Folder of the 230 numbered images in 4 raw shards."""
+    folder = tmp_path_factory.mktemp("numbered") / "shards"
+    write_shards(ArraySource(numbered_images(), LABELS), folder, samples_per_shard=60, seed=3)
+    return folder

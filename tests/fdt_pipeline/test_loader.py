@@ -1,0 +1,313 @@
+"""The loader against the definition, in both modes; runs with every supported DALI."""
+
+import gc
+import os
+import subprocess
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from fdt_pipeline import FDT, Augment, FDTLoader, Power
+from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.shards import load_shards
+from fdt_pipeline.superposition import (
+    PLAIN,
+    Pool,
+    draw_plan,
+    epoch_order,
+    standardize,
+    superpose_images,
+    superpose_targets,
+)
+from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
+
+MODES = ("resident", "streaming")
+PIXELS = {"mean": 0, "scale": 1}  # leaves pixels in 0..255, so that images can be told apart
+
+
+def epoch_of(loader):
+    images, targets = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(targets)
+
+
+@pytest.mark.parametrize("augment", [None, Augment(pad=2)])
+@pytest.mark.parametrize(
+    "fdt", [FDT(), FDT(min_images=2, max_images=3, series=Power(2), anchor="epoch"), FDT(probability=0.5, targets="dominant")]
+)
+def test_resident_outputs_are_the_definitions(numbered_shards, fdt, augment):
+    images, labels, _ = load_shards(numbered_shards)
+    pool, epoch = Pool(labels, 7), 4
+    loader = FDTLoader(numbered_shards, 32, fdt=fdt, augment=augment, mode="resident", seed=9)
+    loader.set_epoch(epoch)
+    mixed, targets = epoch_of(loader)
+    order = epoch_order(9, epoch, NUM_SAMPLES)
+    assert mixed.shape == (NUM_SAMPLES, 3, 6, 5)
+    for i in range(0, NUM_SAMPLES, 7):
+        leader = int(order[i]) if fdt.anchor == "epoch" else None
+        plan = draw_plan(9, epoch, i, pool, fdt, augment or Augment(0, False), leader)
+        expected = standardize(superpose_images(plan, images, augment.pad if augment else 0), (122, 117, 104), 256)
+        assert np.abs(mixed[i].numpy() - expected.transpose(2, 0, 1)).max() < 2e-6
+        assert np.array_equal(targets[i].numpy(), superpose_targets(plan, 7, fdt.targets))
+
+
+@pytest.mark.parametrize("fdt", [FDT(), FDT(anchor="epoch", min_images=2)])
+def test_streaming_outputs_are_the_definitions_within_each_window(numbered_shards, fdt):
+    """The order of the stream is read off plain training, which walks the same one."""
+    shared = {"mode": "streaming", "seed": 5, "augment": None, "mix_window": 58, **PIXELS}
+    with FDTLoader(numbered_shards, 20, fdt=FDT(max_images=1, anchor="epoch"), **shared) as plain:
+        stream = image_numbers(epoch_of(plain)[0])
+    mixed, targets = epoch_of(FDTLoader(numbered_shards, 20, fdt=fdt, **shared))
+    assert sorted(stream) == list(range(NUM_SAMPLES))
+    images = numbered_images()
+    for start in range(0, NUM_SAMPLES, 58):
+        window = stream[start : start + 58]
+        indices = np.arange(start, start + len(window))
+        leaders = np.arange(len(window)) if fdt.anchor == "epoch" else None
+        plans = draw_plans(5, 0, indices, Pool(LABELS[window], 7), fdt, leaders=leaders)
+        assert np.array_equal(targets[indices].numpy(), batch_targets(plans, 7))
+        for i in range(0, len(window), 5):
+            expected = superpose_images(plans[i], images[window]).transpose(2, 0, 1)
+            assert np.abs(mixed[start + i].numpy() - expected).max() < 2e-6 * 256
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_plain_training_shows_every_sample_once_an_epoch_in_a_new_order(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 32, fdt=None, augment=None, mode=mode, seed=2, **PIXELS)
+    orders = []
+    for _ in range(3):
+        images, targets = epoch_of(loader)
+        numbers = image_numbers(images)
+        assert sorted(numbers) == list(range(NUM_SAMPLES))
+        assert torch.equal(targets.argmax(1), torch.from_numpy(LABELS[numbers]))
+        assert torch.equal(targets.sum(1), torch.ones(NUM_SAMPLES))
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), numbered_images()[numbers])
+        orders.append(tuple(numbers))
+    assert len(set(orders)) == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_evaluation_shows_every_sample_once_whole_and_in_order(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 50, train=False, mode=mode, **PIXELS)
+    first, again = epoch_of(loader), epoch_of(loader)
+    numbers = image_numbers(first[0])
+    assert sorted(numbers) == list(range(NUM_SAMPLES))
+    assert first[1].dtype == torch.int64
+    assert torch.equal(first[1], torch.from_numpy(LABELS[numbers]))
+    assert torch.equal(first[0], again[0])
+    assert np.array_equal(numbers, image_numbers(epoch_of(FDTLoader(numbered_shards, 7, train=False, **PIXELS))[0]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_epoch_does_not_depend_on_threads_prefetch_or_what_ran_before(numbered_shards, mode):
+    window = {} if mode == "resident" else {"mix_window": 64}
+    first = FDTLoader(numbered_shards, 32, mode=mode, seed=4, num_threads=1, prefetch=1, **window)
+    first.set_epoch(2)
+    second = FDTLoader(numbered_shards, 32, mode=mode, seed=4, num_threads=4, prefetch=3, **window)
+    next(iter(second))
+    list(second)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+def test_resident_outputs_do_not_depend_on_the_batch_size(numbered_shards):
+    small, large = (FDTLoader(numbered_shards, size, mode="resident", seed=4) for size in (9, 200))
+    for a, b in zip(epoch_of(small), epoch_of(large), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_early_break_is_safe_and_the_epoch_can_be_run_again(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 32, mode=mode, seed=1)
+    whole = epoch_of(loader)
+    loader.set_epoch(0)
+    for number, (images, _) in enumerate(loader):
+        if number == 2:
+            break
+    assert torch.equal(images, whole[0][64:96])
+    assert loader.epoch == 1
+    loader.set_epoch(0)
+    assert torch.equal(epoch_of(loader)[1], whole[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_iterations_at_once_do_not_disturb_each_other(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 32, mode=mode, seed=1)
+    expected = [epoch_of(loader)[0], epoch_of(loader)[0]]
+    loader.set_epoch(0)
+    pairs = [(a[0], b[0]) for a, b in zip(loader, loader, strict=True)]
+    for i in range(2):
+        assert torch.equal(torch.cat([pair[i] for pair in pairs]), expected[i])
+
+
+def test_batches_stay_as_they_were_when_the_next_are_made(numbered_shards):
+    loader = FDTLoader(numbered_shards, 32, mode="resident")
+    kept = [(images, images.clone(), targets, targets.clone()) for images, targets in loader]
+    for images, images_then, targets, targets_then in kept:
+        assert torch.equal(images, images_then)
+        assert torch.equal(targets, targets_then)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("last_batch", "sizes"), [("partial", [100, 100, 30]), ("drop", [100, 100])])
+def test_len_is_the_number_of_batches(numbered_shards, mode, last_batch, sizes):
+    loader = FDTLoader(numbered_shards, 100, mode=mode, last_batch=last_batch)
+    assert len(loader) == len(sizes)
+    assert [len(targets) for _, targets in loader] == sizes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dtype_and_layout_are_as_asked(numbered_shards, mode):
+    common = {"mode": mode, "mix_window": None, "seed": 6}
+    plain = next(iter(FDTLoader(numbered_shards, 16, **common)))
+    other = next(iter(FDTLoader(numbered_shards, 16, dtype=torch.float16, channels_last=True, **common)))
+    assert other[0].dtype == torch.float16
+    assert other[0].shape == (16, 3, 6, 5)
+    assert other[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(other[0].contiguous(), plain[0].half())
+    assert other[1].dtype == torch.float32
+    assert torch.allclose(plain[1].sum(1), torch.ones(16), atol=1e-6)
+
+
+def test_real_gray_images_can_be_repeated_to_three_channels(fashion_shards):
+    gray = next(iter(FDTLoader(fashion_shards / "train", 8, mean=117.0)))[0]
+    rgb = next(iter(FDTLoader(fashion_shards / "train", 8, channels=3, mean=117.0)))[0]
+    assert gray.shape == (8, 1, 28, 28)
+    assert torch.equal(rgb, gray.expand(8, 3, 28, 28))
+
+
+def test_png_and_raw_shards_give_the_same_batches(numbered_shards, tmp_path):
+    from fdt_pipeline.shards import write_shards
+    from fdt_pipeline.sources import ArraySource
+
+    write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "png", "png", seed=3, samples_per_shard=60)
+    for mode in MODES:
+        raw, png = (FDTLoader(folder, 32, mode=mode, seed=8) for folder in (numbered_shards, tmp_path / "png"))
+        assert torch.equal(epoch_of(raw)[0], epoch_of(png)[0])
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_path, encoding):
+    from PIL import Image
+
+    from fdt_pipeline.shards import write_shards
+    from fdt_pipeline.sources import open_source
+
+    for number in range(12):
+        (tmp_path / "images" / f"class{number % 3}").mkdir(parents=True, exist_ok=True)
+        flat = Image.new("RGB", (10 + number, 12), (number, 100, 200))
+        flat.save(tmp_path / "images" / f"class{number % 3}" / f"{number:02d}.png")
+    write_shards(open_source(tmp_path / "images"), tmp_path / "shards", encoding)
+    with pytest.raises(ValueError, match=r"different sizes, which cannot be resident.*size=\(height, width\)"):
+        FDTLoader(tmp_path / "shards", 4, mode="resident")
+    with pytest.raises(ValueError, match=r"different sizes: pass size"):
+        FDTLoader(tmp_path / "shards", 4)
+    images, labels = epoch_of(FDTLoader(tmp_path / "shards", 4, train=False, size=(8, 9), **PIXELS))
+    assert images.shape == (12, 3, 8, 9)
+    assert sorted(images[:, 0, 0, 0].round().int().tolist()) == list(range(12))
+    assert torch.equal(images[:, 0, 4, 4].round().long() % 3, labels)
+
+
+def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(numbered_shards):
+    """The graph of device="cuda", finished on the CPU: what can be shown of it without a GPU."""
+    for mode in MODES:
+        whole, split = (FDTLoader(numbered_shards, 32, mode=mode, seed=3) for _ in range(2))
+        split._epochs.end_at_plans()
+        for a, b in zip(whole, split, strict=True):
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])
+
+
+def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(numbered_shards, monkeypatch):
+    assert FDTLoader(numbered_shards, 8).mode == "resident"
+    padded = NUM_SAMPLES * (6 + 8) * (5 + 8) * 3
+    monkeypatch.setattr("fdt_pipeline.residency.available_bytes", lambda device: 2 * padded)
+    assert FDTLoader(numbered_shards, 8).mode == "resident"
+    monkeypatch.setattr("fdt_pipeline.residency.available_bytes", lambda device: 2 * padded - 1)
+    assert FDTLoader(numbered_shards, 8).mode == "streaming"
+
+
+def test_a_window_too_small_for_the_classes_warns(numbered_shards):
+    with pytest.warns(UserWarning, match="mix window of 6 samples cannot hold all 7 classes.*mix_window=70"):
+        loader = FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6)
+    assert max((targets > 0).sum(1).max() for _, targets in loader) <= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"mode": "fast"}, "mode must be one of"),
+        ({"device": "tpu"}, "device"),
+        ({"seed": -1}, "seed must be in"),
+        ({"last_batch": "fill"}, "last_batch must be one of"),
+        ({"batch_size": 500, "last_batch": "drop"}, "leaves no batch: 230 samples in batches of 500"),
+        ({"train": False, "fdt": FDT()}, "leave fdt out"),
+        ({"train": False, "augment": Augment()}, "leave augment out"),
+        ({"fdt": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+        ({"fdt": "harmonic"}, "fdt must be an FDT or None"),
+        ({"dtype": torch.bfloat16}, "cast other types after"),
+        ({"channels": 1}, "only gray ones can be repeated"),
+        ({"mean": (1.0, 2.0)}, "mean must be a number or 3 of them"),
+        ({"scale": 0}, "scale must be above 0"),
+        ({"size": (4, 4), "mode": "resident"}, "size resizes while streaming"),
+        ({"size": (0, 4), "mode": "streaming"}, "size must be"),
+        ({"mix_window": 0}, "mix_window must be 1 or more"),
+        ({"mix_window": 10, "mode": "resident"}, "mix_window is for streaming"),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_loader_is_built(numbered_shards, options, match):
+    with pytest.raises(ValueError, match=match):
+        FDTLoader(numbered_shards, **{"batch_size": 8, **options})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused(numbered_shards):
+    with pytest.raises(ValueError, match='torch sees no GPU here: pass device="cpu"'):
+        FDTLoader(numbered_shards, 8, device="cuda")
+
+
+def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):
+    from fdt_pipeline.shards import write_shards
+    from fdt_pipeline.sources import ArraySource
+
+    write_shards(ArraySource(numbered_images(9), np.zeros(9, np.int64)), tmp_path / "one")
+    with pytest.raises(ValueError, match="needs 2 or more of them, got 1"):
+        FDTLoader(tmp_path / "one", 3)
+    assert len(epoch_of(FDTLoader(tmp_path / "one", 3, fdt=None))[0]) == 9
+
+
+def test_epochs_out_of_range_and_closed_loaders_are_refused(numbered_shards):
+    with FDTLoader(numbered_shards, 8) as loader:
+        with pytest.raises(ValueError, match="epoch must be in"):
+            loader.set_epoch(-1)
+        next(iter(loader))
+    with pytest.raises(RuntimeError, match="closed"):
+        iter(loader)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loaders_made_and_dropped_leave_no_threads(numbered_shards, mode):
+    def threads():
+        gc.collect()
+        return len(os.listdir("/proc/self/task"))
+
+    list(islice(FDTLoader(numbered_shards, 32, mode=mode), 2))
+    before = threads()
+    for _ in range(10):
+        list(islice(FDTLoader(numbered_shards, 32, mode=mode), 2))
+    assert threads() <= before + 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_interpreter_exits_in_the_middle_of_an_epoch(numbered_shards, mode):
+    code = f"from fdt_pipeline import FDTLoader\ni = iter(FDTLoader({str(numbered_shards)!r}, 8, mode={mode!r}))\nnext(i)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plain_is_a_superposition_of_one():
+    assert FDT(max_images=1, anchor="epoch") == PLAIN
