@@ -38,5 +38,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "FDTLoader":
+        import_module("fdt_pipeline.dali").import_dali()  # first, so that what is missing is named whole
         return import_module("fdt_pipeline.loader").FDTLoader
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,7 +35,7 @@ class ImagePool:
     """u8[n h w c] images, kept as u8[n h+2*pad w+2*pad c] with a zero frame."""
 
     def __init__(self, images: torch.Tensor, pad: int) -> None:
-        n, h, w, c = images.shape
+        _, h, w, c = images.shape
         self.h, self.w, self.c, self.pad = h, w, c, pad
         self.padded = images.contiguous() if not pad else F.pad(images, (0, 0, pad, pad, pad, pad))
         self.width = w + 2 * pad

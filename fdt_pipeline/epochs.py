@@ -8,7 +8,7 @@ the batch on the consumer's own CUDA stream, where no hand-over between streams 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +105,7 @@ class StreamingEpochs:
                 batch, kept = _split(kept, batch_size)
                 yield batch
 
-    def _windows(self, epoch: int) -> Iterator[Batch]:
+    def _windows(self, epoch: int) -> Generator[Batch, None, None]:
         options = self.running.options(self.window, self.mixing.seed % 2**31)
         pipeline = streaming_pipeline(
             self._reading(epoch),
@@ -153,7 +153,7 @@ def _numbers(epoch: int, batch_size: int, total: int) -> Callable[[int], list[np
     return numbers
 
 
-def _run(pipeline: Any, num_batches: int) -> Iterator[list[torch.Tensor]]:
+def _run(pipeline: Any, num_batches: int) -> Generator[list[torch.Tensor], None, None]:
     """Each batch's outputs as tensors over DALI's own buffers, good until the next is asked for."""
     pipeline.build()
     try:

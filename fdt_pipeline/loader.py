@@ -159,7 +159,8 @@ class FDTLoader:
 
     def __repr__(self) -> str:
         kind = f"fdt={self.fdt}" if self.train else "train=False"
-        return f"FDTLoader({str(self.shards)!r}, {self.batch_size}, {kind}, mode={self.mode!r}, device={str(self.device)!r})"
+        where = f"mode={self.mode!r}, device={str(self.device)!r}"
+        return f"FDTLoader({str(self.shards)!r}, {self.batch_size}, {kind}, {where})"
 
     def _resident(self) -> ResidentEpochs:
         images, labels, _ = load_shards(self.shards)
@@ -196,4 +197,9 @@ class FDTLoader:
             raise ValueError(f"{self.shards} holds images of different sizes: pass size=(height, width)")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"size must be (height, width) with both 1 or more, got {size}")
-        return size or shape[:2]
+        return size or _height_and_width(shape)
+
+
+def _height_and_width(shape: tuple[int, ...] | None) -> tuple[int, int]:
+    assert shape is not None
+    return shape[0], shape[1]

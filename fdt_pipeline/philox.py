@@ -62,7 +62,7 @@ def random_words(seed: int, stream: Stream, epoch: int, index: npt.ArrayLike, bl
         raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
     index, block = np.broadcast_arrays(np.asarray(index, np.int64), np.asarray(block, np.int64))
     for name, value in (("index", index), ("block", block)):
-        if value.size and not (0 <= value.min() and value.max() < 2**32):
+        if value.size and not (value.min() >= 0 and value.max() < 2**32):
             raise ValueError(f"{name} must be in [0, 2**32), got values in [{value.min()}, {value.max()}]")
     counter = np.empty((*index.shape, 4), np.uint32)
     counter[..., 0], counter[..., 1], counter[..., 2], counter[..., 3] = block, index, epoch, int(stream)
@@ -70,7 +70,7 @@ def random_words(seed: int, stream: Stream, epoch: int, index: npt.ArrayLike, bl
 
 
 def bounded64(high: npt.ArrayLike, low: npt.ArrayLike, bound: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """floor((high * 2**32 + low) * bound / 2**64) for 0 < bound < 2**32: uniform on [0, bound), off by < bound / 2**64."""
+    """floor((high * 2**32 + low) * bound / 2**64), 0 < bound < 2**32: uniform on [0, bound), off by < bound / 2**64."""
     bound = np.asarray(bound, np.uint64)
     carry = (np.asarray(low, np.uint64) * bound) >> _HALF
     return ((np.asarray(high, np.uint64) * bound + carry) >> _HALF).astype(np.int64)
@@ -82,6 +82,6 @@ def bounded32(word: npt.ArrayLike, bound: npt.ArrayLike) -> npt.NDArray[np.int64
 
 
 def permutation(seed: int, stream: Stream, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    """A uniform permutation of 0..n-1, as i64[n]: the order of n random 64-bit keys (ties, odds n**2 / 2**65, by index)."""
+    """i64[n], a uniform permutation of 0..n-1: the order of n random 64-bit keys (ties by index)."""
     words = random_words(seed, stream, epoch, np.arange(n), 0).astype(np.uint64)
     return np.argsort((words[:, 0] << _HALF) | words[:, 1], kind="stable")

@@ -18,7 +18,9 @@ from fdt_pipeline.dali import import_dali
 from fdt_pipeline.stage import Stage, decode_npy
 
 _dali = import_dali()
-from nvidia.dali import fn, pipeline_def, types  # noqa: E402
+from nvidia.dali import fn, pipeline_def  # noqa: E402
+
+types: Any = _dali.types
 
 # A batch's (epoch, number) pairs from its place in the epoch; numbers below zero are padding.
 Numbers = Callable[[int], list[npt.NDArray[np.int64]]]

@@ -22,7 +22,7 @@ def available_bytes(device: torch.device) -> int:
     """Free memory: the GPU's own, or what Linux says is available on the host, within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_host_available(), _container_available())
+    return int(min(_host_available(), _container_available()))
 
 
 def _host_available() -> int:
@@ -43,7 +43,7 @@ def _container_available() -> float:
 
 
 def choose_mode(mode: str, num_samples: int, shape: tuple[int, int, int] | None, pad: int, device: torch.device) -> str:
-    """ "resident" where all images have one shape and the pool takes at most half of the free memory, else "streaming"."""
+    """For "auto": resident where all images have one shape and the pool takes at most half of the free memory."""
     if mode != "auto":
         return mode
     if shape is None or 2 * pool_bytes(num_samples, shape, pad) > available_bytes(device):

@@ -38,7 +38,7 @@ class Harmonic:
 
 @dataclass(frozen=True)
 class Power:
-    """F_i proportional to i**-gamma, gamma >= 0: 0 is uniform, 1 harmonic, 2.8 zeta-mixup's default (arXiv 2204.03323)."""
+    """F_i proportional to i**-gamma, gamma >= 0: 0 uniform, 1 harmonic, 2.8 the default of zeta-mixup (2204.03323)."""
 
     gamma: float
 

@@ -63,8 +63,12 @@ About three minutes on two cores. Leaves results.json, table.md, robustness.png,
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one epoch and a short attack: proves the path, no numbers")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one epoch and a short attack: proves the path, no numbers"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of shards, weights and mixing (default: %(default)s)")
     _device_option(parser)
     parser.set_defaults(run=_demo)
@@ -97,7 +101,9 @@ Recipes are MODEL_COLUMN, columns as in the paper's Table 1 (plain, ov, fdt, tn,
 
 def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help="one of the recipes above")
-    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="folder with train/ and test/ shards")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="SHARDS", help="folder with train/ and test/ shards"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     for flag, kind, text in (

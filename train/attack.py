@@ -26,8 +26,9 @@ __all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path"]
 class AttackPath:
     """`correct` bool[T+1 n]: is the answer right at x^t, t = 0..T; `adversarial` f32[n c h w]: x^T.
 
-    x^T was clipped once more to ball and pixels, and the last row of `correct` judges it by a forward pass of its own.
-    A float32 x^T is within eps of x^0 up to the rounding of x^T itself. With a random start, row 0 is the start.
+    x^T was clipped once more to ball and pixels, which changes nothing unless a step went wrong, and the last row of
+    `correct` judges it by a forward pass of its own. A float32 x^T is within eps of x^0 up to its own rounding. With a
+    random start, row 0 is the start.
     """
 
     correct: Tensor
@@ -56,8 +57,7 @@ def pgd_path(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, bounds: P
             finite.append(torch.isfinite(logits).all() & torch.isfinite(gradient).all())
             point = _project(point + attack.alpha * gradient.sign(), origin, attack, bounds)
         point = _project(point, origin, attack, bounds)
-        with torch.no_grad():
-            logits = model(point)
+        logits = model(point)
         correct.append(logits.argmax(dim=1) == labels)
         finite.append(torch.isfinite(logits).all())
     _check_finite(torch.stack(finite))
@@ -92,7 +92,7 @@ def _under_attack(model: nn.Module, device_type: str) -> Iterator[None]:
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad(), full_float32(device_type):
+        with torch.inference_mode(False), full_float32(device_type):  # switches no_grad off as well
             yield
     finally:
         for module, mode in modes:

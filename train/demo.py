@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.shards import verify_shards, write_shards
 from fdt_pipeline.sources import open_source
 from train.environment import hardware, versions
-from train.files import CHECKPOINT, read_json, write_json, write_text
+from train.files import read_json, write_json, write_text
 from train.plots import draw_batch, draw_paths
 from train.recipes import make_recipe
 from train.robustness import EPS_VALUES, Robustness, format_table
@@ -30,8 +31,6 @@ from train.trainer import fit
 DATA = Path(__file__).parent / "data" / "fashion_mnist_subset"
 NAMES = {"demo_plain": "plain", "demo_tn_fdt": "TN + FDT"}
 SPLITS = ("train", "test")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,21 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
     log, device, seconds = _logger(out), pick_device(device_name), _Stopwatch(out / "seconds.json")
     shards = out / "shards"
     for split in SPLITS:
-        seconds.of(f"shard {split}", lambda split=split: _shard(shards / split, split, settings.seed))
-        seconds.of(f"verify {split}", lambda split=split: _verify(shards / split))
+        with seconds.of(f"shard {split}"):
+            _shard(shards / split, split, settings.seed)
+        with seconds.of(f"verify {split}"):
+            _verify(shards / split)
     draw_batch(FDTLoader(shards / "train", 100, fdt=FDT(), channels=3, seed=settings.seed), out / "batch.png")
     for recipe in NAMES:
         log.info("training %s", recipe)
         made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)
-        resume = (out / recipe / CHECKPOINT).exists()
-        seconds.of(f"fit {recipe}", lambda made=made, recipe=recipe: fit(made, shards, out / recipe, resume, device_name))
+        with seconds.of(f"fit {recipe}"):
+            fit(made, shards, out / recipe, resume=True, device=device_name)
     rows = {}
     for recipe, name in NAMES.items():
         log.info("attacking %s", recipe)
-        rows[name] = seconds.of(f"attack {recipe}", lambda recipe=recipe: _attack(out / recipe, shards, settings, device))
+        with seconds.of(f"attack {recipe}"):
+            rows[name] = _attack(out / recipe, shards, settings, device)
     table = format_table(rows)
     draw_paths(rows, out / "robustness.png")
     write_text(out / "table.md", table)
@@ -154,10 +156,11 @@ class _Stopwatch:
         self.path = path
         self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
 
-    def of(self, stage: str, work: Callable[[], _T]) -> _T:
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            return work()
+            yield
         finally:
             spent = time.perf_counter() - start
             self.seconds[stage] = round(self.seconds.get(stage, 0) + spent, 2)

@@ -13,12 +13,13 @@ import torch
 
 from fdt_pipeline.dali import installed_wheels
 
-PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
+PACKAGES = ("torchvision", "numpy", "webdataset")
 
 
 def versions() -> dict[str, str | None]:
     """Version of each package (None if absent), of Python, and the commit if the checkout is a git repository."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "commit": _commit()}
+    found: dict[str, str | None] = {"commit": _commit(), "python": platform.python_version()}
+    found["torch"] = str(torch.__version__)  # with the CUDA version, which the distribution's metadata leaves out
     for name in (*PACKAGES, *installed_wheels()):
         try:
             found[name] = metadata.version(name)

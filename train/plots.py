@@ -34,8 +34,8 @@ def draw_paths(rows: Mapping[str, Robustness], path: Path) -> None:
         panel.set_xlabel("attack step t (the radius reaches eps at 30)", fontsize=8)
         panel.set_ylim(0, 100)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy at x^t, %")
-    panels[0].legend(loc="lower left", fontsize=8, title="dotted: Eq-7 mean", title_fontsize=8)
+    panels[0].set_ylabel("accuracy at x^t, %; dotted: Eq-7 mean", fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows))
     _save(figure, path)
 
 
@@ -44,7 +44,7 @@ def draw_batch(loader: FDTLoader, path: Path) -> None:
     images, targets = next(iter(loader))
     pixels = to_pixels(images[: ROWS * COLUMNS], loader.mean, loader.scale)
     figure = Figure(figsize=(1.75 * COLUMNS, 2.35 * ROWS), layout="constrained")
-    panels = figure.subplots(ROWS, COLUMNS, squeeze=False).flat
+    panels = list(figure.subplots(ROWS, COLUMNS, squeeze=False).flat)
     for panel in panels:
         panel.axis("off")
     for panel, image, target in zip(panels, pixels, targets, strict=False):

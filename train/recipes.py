@@ -8,7 +8,7 @@ The five columns of its Table 1 are plain, ov, fdt, tn and tn_fdt; every base mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fdt_pipeline.superposition import FDT, Augment
@@ -25,10 +25,10 @@ class Recipe:
 
     name: str
     model: str
-    stem: str = "cifar"
+    stem: Literal["cifar", "cifar-pool", "imagenet"] = "cifar"
     tensor_norm: Literal["straight-through", "exact"] | None = None
     fdt: FDT | None = None
-    augment: Augment | None = Augment()
+    augment: Augment | None = field(default_factory=Augment)
     loss: Literal["cross-entropy", "multi-label"] = "cross-entropy"
     loss_eps: float = 1e-6
     channels: int | None = 3

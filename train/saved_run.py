@@ -64,7 +64,7 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
     )
     model.load_state_dict(state["model"])
     epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
-    return SavedRun(config, model.to(device, memory_format=memory_format(device)).eval(), epoch, device)
+    return SavedRun(config, model.to(device).to(memory_format=memory_format(device)).eval(), epoch, device)
 
 
 def attack_run(

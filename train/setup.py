@@ -50,7 +50,7 @@ def make_model(recipe: Recipe, num_classes: int, in_channels: int, device: torch
         stem=recipe.stem,
         tensor_norm=recipe.tensor_norm,
     )
-    return model.to(device, memory_format=memory_format(device))
+    return model.to(device).to(memory_format=memory_format(device))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

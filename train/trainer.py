@@ -39,7 +39,7 @@ CHECK_EVERY = {"cpu": 1, "cuda": 50}
 LOG_EVERY = 50
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """Training diverged."""
 
 
@@ -64,7 +64,7 @@ def fit(
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
-    NonFiniteLoss, naming the step, where the loss is no longer a number.
+    NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
     run = Run(recipe, data, out, pick_device(device), show_progress)
     checkpoint = out / CHECKPOINT
@@ -237,7 +237,7 @@ def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None
 def _checked(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
     for step, loss, kl in waiting:
         if not torch.isfinite(loss):
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"the loss of step {step} is {loss.item()}: lower the learning rate (--lr), or look at the data; "
                 "the checkpoint of the last whole epoch is kept"
             )

@@ -35,7 +35,8 @@ def epoch_of(loader):
 
 @pytest.mark.parametrize("augment", [None, Augment(pad=2)])
 @pytest.mark.parametrize(
-    "fdt", [FDT(), FDT(min_images=2, max_images=3, series=Power(2), anchor="epoch"), FDT(probability=0.5, targets="dominant")]
+    "fdt",
+    [FDT(), FDT(min_images=2, max_images=3, series=Power(2), anchor="epoch"), FDT(probability=0.5, targets="dominant")],
 )
 def test_resident_outputs_are_the_definitions(numbered_shards, fdt, augment):
     images, labels, _ = load_shards(numbered_shards)
@@ -126,8 +127,8 @@ def test_early_break_is_safe_and_the_epoch_can_be_run_again(numbered_shards, mod
     loader.set_epoch(0)
     for number, (images, _) in enumerate(loader):
         if number == 2:
+            assert torch.equal(images, whole[0][64:96])
             break
-    assert torch.equal(images, whole[0][64:96])
     assert loader.epoch == 1
     loader.set_epoch(0)
     assert torch.equal(epoch_of(loader)[1], whole[1])
@@ -304,8 +305,10 @@ def test_loaders_made_and_dropped_leave_no_threads(numbered_shards, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_interpreter_exits_in_the_middle_of_an_epoch(numbered_shards, mode):
-    code = f"from fdt_pipeline import FDTLoader\ni = iter(FDTLoader({str(numbered_shards)!r}, 8, mode={mode!r}))\nnext(i)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    code = (
+        f"from fdt_pipeline import FDTLoader\ni = iter(FDTLoader({str(numbered_shards)!r}, 8, mode={mode!r}))\nnext(i)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 

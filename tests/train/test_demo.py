@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import demo
+from train.__main__ import main
+from train.plots import COLUMNS, ROWS, describe_target
+
+
+@pytest.fixture(scope="module")
+def quick_demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    return out, demo.run_demo(out, demo.QUICK, "cpu")
+
+
+def test_the_demo_leaves_table_results_pictures_and_logs(quick_demo):
+    out, table = quick_demo
+    assert (out / "table.md").read_text() == table
+    assert "plain" in table
+    assert "TN + FDT" in table
+    results = json.loads((out / "results.json").read_text())
+    assert results["models"].keys() == {"plain", "TN + FDT"}
+    assert results["settings"]["seed"] == 0
+    assert results["versions"]["torch"]
+    assert results["hardware"]["cores"] >= 1
+    assert set(results["seconds"]) == {
+        f"{stage} {of}"
+        for stage, many in (
+            ("shard", demo.SPLITS),
+            ("verify", demo.SPLITS),
+            ("fit", demo.NAMES),
+            ("attack", demo.NAMES),
+        )
+        for of in many
+    }
+    for name in demo.NAMES:
+        assert (out / name / "log.jsonl").read_text().count("\n") >= 2
+    assert "attacking demo_tn_fdt" in (out / "demo.log").read_text()
+
+
+def test_every_tile_of_the_contact_sheet_shows_an_image(quick_demo):
+    sheet = np.asarray(Image.open(quick_demo[0] / "batch.png").convert("L"))
+    rows, columns = (
+        np.linspace(0, size, parts + 1).astype(int) for size, parts in zip(sheet.shape, (ROWS, COLUMNS), strict=True)
+    )
+    for r in range(ROWS):
+        for c in range(COLUMNS):
+            tile = sheet[rows[r] : rows[r + 1], columns[c] : columns[c + 1]]
+            assert (tile < 200).mean() > 0.2, (r, c)
+
+
+def test_a_finished_demo_is_shown_again_and_not_made_again(quick_demo, monkeypatch):
+    monkeypatch.setattr(demo, "attack_run", None)
+    monkeypatch.setattr(demo, "write_shards", None)
+    assert demo.run_demo(quick_demo[0], demo.QUICK, "cpu") == quick_demo[1]
+
+
+def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch):
+    original, calls = demo.attack_run, iter(range(9))
+
+    def interrupted(*arguments):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(demo, "attack_run", interrupted)
+    assert main(["--quick", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 130
+    assert not (tmp_path / "demo" / "table.md").exists()
+    assert demo.run_demo(tmp_path / "demo", demo.QUICK, "cpu") == quick_demo[1]
+    assert next(calls) == 3
+
+
+def test_a_demo_with_other_settings_is_not_mixed_in(quick_demo, capsys):
+    assert main(["demo", "--quick", "--seed", "7", "--out", str(quick_demo[0])]) == 2
+    assert "holds a demo with other settings" in capsys.readouterr().err
+
+
+def test_damaged_shards_stop_the_demo(quick_demo, tmp_path):
+    import shutil
+
+    shutil.copytree(quick_demo[0], tmp_path / "demo")
+    tar = next((tmp_path / "demo" / "shards" / "train").glob("*.tar"))
+    data = bytearray(tar.read_bytes())
+    data[5000] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"is damaged: .*{tar.name}"):
+        demo.run_demo(tmp_path / "demo", demo.QUICK, "cpu")
+
+
+def test_a_target_is_described_by_its_largest_weights():
+    classes = ("bag", "coat", "shirt", "boot", "dress", "heel")
+    assert describe_target([0, 0.25, 0.75, 0, 0, 0], classes) == "75.0 % shirt\n25.0 % coat\n\n\n"
+    text = describe_target([0.05, 0.1, 0.2, 0.4, 0.15, 0.1], classes).split("\n")
+    assert text[0] == "40.0 % boot"
+    assert text[4] == "15.0 % in 2 more"

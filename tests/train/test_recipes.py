@@ -1,0 +1,46 @@
+import pytest
+
+from fdt_pipeline import FDT, Augment
+from train.recipes import RECIPES, make_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_named_as_it_is_asked_for(name):
+    assert make_recipe(name).name == name
+
+
+def test_the_papers_recipe_is_its_schedule():
+    recipe = make_recipe("resnet34_tn_fdt")
+    assert (recipe.batch_size, recipe.epochs, recipe.lr, recipe.lr_drop_every) == (100, 150, 0.1, 30)
+    assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
+    assert recipe.fdt == FDT()
+    assert recipe.augment == Augment(pad=4, flip=True)
+    assert recipe.loss == "multi-label"
+    assert recipe.tensor_norm == "straight-through"
+
+
+def test_columns_differ_as_the_papers_table_does():
+    plain, ov, fdt, tn = (make_recipe(f"resnet34_{column}") for column in ("plain", "ov", "fdt", "tn"))
+    assert (plain.fdt, plain.tensor_norm, plain.loss) == (None, None, "cross-entropy")
+    assert (ov.fdt, ov.loss) == (FDT(targets="dominant"), "cross-entropy")
+    assert (fdt.fdt, fdt.tensor_norm, fdt.loss) == (FDT(), None, "multi-label")
+    assert (tn.fdt, tn.tensor_norm) == (None, "straight-through")
+
+
+def test_fewer_epochs_keep_the_share_of_the_run_before_each_drop():
+    assert make_recipe("resnet34_plain", epochs=15).lr_drop_every == 3
+    assert make_recipe("resnet34_plain", epochs=2).lr_drop_every == 1
+    assert make_recipe("resnet34_plain", epochs=None, lr=0.5).lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "match"),
+    [
+        ("resnet35_plain", {}, "there is no recipe 'resnet35_plain'; recipes: resnet18_plain"),
+        ("resnet34_plain", {"epochs": 0}, "epochs must be 1 or more"),
+        ("resnet34_plain", {"lr": -1.0}, "lr must be above 0"),
+    ],
+)
+def test_bad_recipes_are_refused(name, changes, match):
+    with pytest.raises(ValueError, match=match):
+        make_recipe(name, **changes)

@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from train import files
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
+from train.recipes import make_recipe
+from train.saved_run import open_run
+from train.setup import evaluate
+from train.trainer import NonFiniteLossError, fit
+
+TN_FDT = make_recipe("small_tn_fdt", epochs=4, batch_size=50)
+
+
+def run(recipe, data, out, **options):
+    return fit(recipe, data, out, device="cpu", show_progress=False, **options)
+
+
+def weights(out):
+    return read_checkpoint(out / CHECKPOINT)["model"]
+
+
+def log_of(out, kind):
+    return [record for line in (out / LOG).read_text().splitlines() if (record := json.loads(line))["kind"] == kind]
+
+
+def assert_equal_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(few_shards, tmp_path_factory):
+    """(results, folder) of an undisturbed run of TN_FDT."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return run(TN_FDT, few_shards, out), out
+
+
+def test_a_run_leaves_its_results_logs_and_checkpoints(finished):
+    results, out = finished
+    for name in (CHECKPOINT, BEST, CONFIG, RESULTS, LOG):
+        assert (out / name).is_file()
+    assert any((out / "tensorboard").iterdir())
+    assert json.loads((out / RESULTS).read_text()) == json.loads(json.dumps(results))
+    assert results["steps"] == 4 * 6
+    assert results["final"]["accuracy"] == results["accuracies"][-1]
+    assert results["best"]["accuracy"] == max(results["accuracies"])
+    assert results["versions"]["torch"] == torch.__version__
+    assert [record["epoch"] for record in log_of(out, "test")] == [0, 1, 2, 3]
+
+
+def test_saved_weights_give_the_logged_accuracy(finished):
+    results, out = finished
+    for name in ("final", "best"):
+        saved = open_run(out, torch.device("cpu"), name)
+        assert saved.epoch == results[name]["epoch"]
+        assert evaluate(saved.model, saved.test_loader())[0] == results[name]["accuracy"]
+
+
+def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
+    out = tmp_path / "killed"
+    code = f"""
+import time
+from pathlib import Path
+import torch
+from train import trainer
+from train.recipes import make_recipe
+
+torch.set_num_threads({torch.get_num_threads()})
+step = trainer.Run._step
+trainer.Run._step = lambda *arguments: (time.sleep(0.05), step(*arguments))[1]
+trainer.fit(make_recipe("small_tn_fdt", epochs=4, batch_size=50), Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 100
+    while not (out / CHECKPOINT).exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.15)  # into the epoch that follows
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] < 4
+    results = run(TN_FDT, few_shards, out, resume=True)
+    assert_equal_weights(weights(out), weights(finished[1]))
+    assert results["accuracies"] == finished[0]["accuracies"]
+    assert [record["step"] for record in log_of(out, "test")] == [6, 12, 18, 24]
+
+
+@pytest.mark.parametrize("name", ["small_plain", "small_ov", "small_tn"])
+def test_interruption_in_any_epoch_changes_nothing(few_shards, tmp_path, name, monkeypatch):
+    recipe = make_recipe(name, epochs=3, batch_size=100)
+    run(recipe, few_shards, tmp_path / "whole")
+    from train import trainer
+
+    original, calls = trainer.Run._step, iter(range(100))
+
+    def interrupted(self, images, targets):
+        if next(calls) in (4, 7):  # in the second epoch, and in the one that follows it
+            raise KeyboardInterrupt
+        return original(self, images, targets)
+
+    monkeypatch.setattr(trainer.Run, "_step", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, few_shards, tmp_path / "cut", resume=True)
+    run(recipe, few_shards, tmp_path / "cut", resume=True)
+    assert_equal_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_training_lowers_the_divergence_from_the_targets(few_shards, tmp_path):
+    run(replace(TN_FDT, epochs=20, lr_drop_every=20, seed=3), few_shards, tmp_path / "run")
+    divergence = [record["kl"] for record in log_of(tmp_path / "run", "train")]
+    assert len(divergence) == 2
+    accuracies = json.loads((tmp_path / "run" / RESULTS).read_text())["accuracies"]
+    assert max(accuracies[-5:]) > 0.4  # chance is 0.1
+
+
+def test_max_steps_stops_within_an_epoch(few_shards, tmp_path):
+    results = run(replace(TN_FDT, max_steps=8), few_shards, tmp_path / "run")
+    assert results["steps"] == 8
+    assert results["final"]["epoch"] == 1
+
+
+def test_the_learning_rate_drops_by_ten(few_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.trainer.LOG_EVERY", 3)
+    run(replace(TN_FDT, lr_drop_every=2), few_shards, tmp_path / "run")
+    rates = {record["epoch"]: record["lr"] for record in log_of(tmp_path / "run", "train")}
+    assert rates == pytest.approx({0: 0.1, 1: 0.1, 2: 0.01, 3: 0.01})
+
+
+def test_a_diverging_run_stops_with_its_step_and_keeps_no_spoilt_checkpoint(few_shards, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"the loss of step \d+ is (nan|inf)"):
+        run(replace(TN_FDT, lr=1e30), few_shards, tmp_path / "run")
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
+
+
+def test_a_run_is_not_overwritten_unasked(finished, few_shards):
+    with pytest.raises(ValueError, match="already holds a run: pass --resume"):
+        run(TN_FDT, few_shards, finished[1])
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_with_its_fields(finished, few_shards):
+    other = replace(TN_FDT, lr=0.2, fdt=None)
+    with pytest.raises(ValueError, match=r"another recipe: fdt was .* is now None; lr was 0\.1 and is now 0\.2"):
+        run(other, few_shards, finished[1], resume=True)
+
+
+def test_a_checkpoint_of_other_shards_is_refused(finished, fashion_shards):
+    with pytest.raises(ValueError, match="another shards: test was"):
+        run(TN_FDT, fashion_shards, finished[1], resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(finished, few_shards, tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes((finished[1] / CHECKPOINT).read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
+        run(TN_FDT, few_shards, tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(finished, tmp_path, monkeypatch):
+    files.write_checkpoint(tmp_path / CHECKPOINT, {"epoch": 1})
+
+    def full_disk(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_checkpoint(tmp_path / CHECKPOINT, {"epoch": 2})
+    assert read_checkpoint(tmp_path / CHECKPOINT) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_shards_without_a_test_split_train_without_an_accuracy(few_shards, tmp_path):
+    results = run(replace(TN_FDT, epochs=1), few_shards / "train", tmp_path / "run")
+    assert results["final"]["accuracy"] is None
+    with pytest.raises(ValueError, match="has no test shards"):
+        open_run(tmp_path / "run", torch.device("cpu")).test_loader()
+
+
+def test_the_same_seed_gives_plain_and_tn_the_same_initial_weights(few_shards, tmp_path):
+    from train.trainer import Run
+
+    plain, tn = (
+        Run(make_recipe(name), few_shards, tmp_path, torch.device("cpu"), False).model.state_dict()
+        for name in ("small_plain", "small_tn")
+    )
+    assert_equal_weights(plain, tn)
