@@ -5,6 +5,7 @@ Plans are ragged (K differs), so they are kept as one flat array a field, with r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -112,18 +113,17 @@ def _pick(unused: I64, words: npt.NDArray[np.uint32], pool: Pool) -> I64:
     return pool.by_class[pool.starts[label] + rank - (upto[row, label] - unused[row, label])]
 
 
-@lru_cache(maxsize=65536)
 def _weights(series: Series, k: int) -> F32:
-    weights = checked_weights(series, k).astype(np.float32)
-    weights.setflags(write=False)
-    return weights
+    return checked_weights(series, k).astype(np.float32)
+
+
+_cached_weights: Callable[[Series, int], F32] = lru_cache(maxsize=65536)(_weights)  # type: ignore[assignment]
 
 
 def batch_weights(series: Series, num_images: I64) -> F32:
     """i64[n] -> f32[sum of num_images]: the weights of each plan, one after the other."""
-    return (
-        np.concatenate([_weights(series, int(k)) for k in num_images]) if len(num_images) else np.empty(0, np.float32)
-    )
+    weights = _cached_weights if isinstance(series, Hashable) else _weights
+    return np.concatenate([weights(series, int(k)) for k in num_images] or [np.empty(0, np.float32)])
 
 
 def batch_targets(plans: Plans, num_classes: int, targets: str = "soft") -> F32:

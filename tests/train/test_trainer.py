@@ -77,7 +77,8 @@ from train.recipes import make_recipe
 torch.set_num_threads({torch.get_num_threads()})
 step = trainer.Run._step
 trainer.Run._step = lambda *arguments: (time.sleep(0.05), step(*arguments))[1]
-trainer.fit(make_recipe("small_tn_fdt", epochs=4, batch_size=50), Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
+recipe = make_recipe("small_tn_fdt", epochs=4, batch_size=50)
+trainer.fit(recipe, Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 100
