@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fdt_pipeline import FDTLoader
 from models import build_model
+from train.full_float32 import full_float32
 from train.losses import cross_entropy, multi_label_loss
 from train.recipes import Recipe
 
@@ -78,11 +79,12 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: FDTLoader) -> tuple[float, float]:
-    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode and float32."""
+    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode and full float32."""
     model.eval()
     correct, loss = 0, 0.0
-    for images, labels in loader:
-        logits = model(images)
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
+    with full_float32(loader.device.type):
+        for images, labels in loader:
+            logits = model(images)
+            correct += int((logits.argmax(1) == labels).sum())
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
     return correct / loader.num_samples, loss / loader.num_samples

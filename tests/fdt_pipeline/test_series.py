@@ -39,7 +39,9 @@ def test_power_series_spans_uniform_and_harmonic():
     assert Geometric(0.5).weights(3) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
 
 
-@pytest.mark.parametrize("make", [lambda: Power(-1), lambda: Power(float("nan")), lambda: Geometric(0), lambda: Geometric(1.5)])
+@pytest.mark.parametrize(
+    "make", [lambda: Power(-1), lambda: Power(float("nan")), lambda: Geometric(0), lambda: Geometric(1.5)]
+)
 def test_a_series_out_of_range_is_refused(make):
     with pytest.raises(ValueError, match=r"must be"):
         make()
@@ -54,7 +56,8 @@ class Custom:
 
 
 @pytest.mark.parametrize(
-    ("weights", "match"), [([1.0], "shape"), ([0.5, 0.6], "sum 1"), ([0.4, 0.6], "not rise"), ([1.5, -0.5], "0 or more")]
+    ("weights", "match"),
+    [([1.0], "shape"), ([0.5, 0.6], "sum 1"), ([0.4, 0.6], "not rise"), ([1.5, -0.5], "0 or more")],
 )
 def test_a_custom_series_with_wrong_weights_is_refused(weights, match):
     with pytest.raises(ValueError, match=match):
