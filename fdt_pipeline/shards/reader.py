@@ -1,0 +1,106 @@
+"""Read shards into memory, each tar once, hashing the very bytes that are parsed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..sources.source import I64, U8
+from .codec import EXTENSIONS, decode
+from .errors import ShardError
+from .folder import read_manifest
+from .index import Member, parse_index
+from .manifest import Manifest
+from .progress import Progress
+
+
+def check_shards(folder: str | Path, manifest: Manifest) -> None:
+    """Cheap: ShardError unless every tar is there with its size, and every index is there."""
+    for shard in manifest.shards:
+        path = Path(folder) / shard.name
+        for file in (path, path.with_name(shard.index_name)):
+            if not file.is_file():
+                raise ShardError(f"{file}: missing; shard the source again with --overwrite")
+        got = path.stat().st_size
+        if got != shard.num_bytes:
+            raise ShardError(f"{path}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite")
+
+
+def read_shard(
+    path: str | Path, encoding: str, verify_sha256: str | None = None, verify_index_sha256: str | None = None
+) -> Iterator[tuple[str, U8, int]]:
+    """(key, image u8[h w c], label) in the order of the tar; raw images are read-only views of its bytes.
+
+    ShardError, naming shard and key, for a wrong hash or a sample that does not parse.
+    """
+    path = Path(path)
+    tar, index = _read(path, verify_sha256), _read(path.with_suffix(".idx"), verify_index_sha256)
+    return _samples(path, tar, index, encoding)
+
+
+def load_shards(folder: str | Path, progress: Progress | None = None) -> tuple[U8, I64, list[str]]:
+    """(images u8[n h w c], labels i64[n], keys) of a whole set, in the order of its shards.
+
+    Hashes are checked on the way. ValueError if the images differ in size.
+    """
+    manifest = read_manifest(folder)
+    if manifest.shape is None:
+        raise ValueError(
+            f"{folder}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one size"
+        )
+    check_shards(folder, manifest)
+    images = np.empty((manifest.num_samples, *manifest.shape), np.uint8)
+    labels = np.empty(manifest.num_samples, np.int64)
+    keys: list[str] = []
+    for shard in manifest.shards:
+        path = Path(folder) / shard.name
+        samples = read_shard(path, manifest.encoding, shard.sha256, shard.index_sha256)
+        for position, (key, image, label) in enumerate(samples, len(keys)):
+            images[position], labels[position] = image, label
+            keys.append(key)
+            if progress:
+                progress(position + 1, manifest.num_samples)
+    return images, labels, keys
+
+
+def _read(path: Path, sha256: str | None) -> bytes:
+    """The file's bytes; ShardError unless they have the sha256."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ShardError(f"{path}: missing; shard the source again with --overwrite") from None
+    if sha256 is not None:
+        check_sha256(path, data, sha256)
+    return data
+
+
+def check_sha256(path: Path, data: bytes, expected: str) -> None:
+    got = hashlib.sha256(data).hexdigest()
+    if got != expected:
+        raise ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; shard again with --overwrite")
+
+
+def _samples(path: Path, tar: bytes, index: bytes, encoding: str) -> Iterator[tuple[str, U8, int]]:
+    try:
+        samples = parse_index(index.decode("ascii"))
+    except ValueError as error:
+        raise ShardError(f"{path.with_suffix('.idx')}: {error}") from None
+    view = memoryview(tar)
+    for members in samples:
+        key = members[0].name.split(".", 1)[0]
+        try:
+            yield key, *parse_sample(view, members, encoding)
+        except ValueError as error:
+            raise ShardError(f"{path}: sample {key}: {error}") from error
+
+
+def parse_sample(tar: memoryview, members: list[Member], encoding: str) -> tuple[U8, int]:
+    """ValueError if the members are not an image and a label, in that order."""
+    if [member.extension for member in members] != [EXTENSIONS[encoding], "cls"]:
+        names = ", ".join(member.name for member in members)
+        raise ValueError(f"expected the members .{EXTENSIONS[encoding]} and .cls, got {names}")
+    image, label = (tar[member.offset : member.offset + member.size] for member in members)
+    return decode(image, encoding), int(bytes(label))

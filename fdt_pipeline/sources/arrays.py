@@ -1,0 +1,68 @@
+"""A data set that is already in memory: one array of images, one of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .checks import check_every_class_has_samples, check_labels
+from .source import Sample
+
+
+class ArraySource:
+    """images u8[n h w c] (c = 1 or 3) or u8[n h w] (gray), labels int[n]; classes default to "0", "1", ... .
+
+    The images may be any strided view and are not copied. `where` names the data in errors.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.integer] | Sequence[int],
+        classes: Sequence[str] | None = None,
+        *,
+        kind: str = "arrays",
+        split: str | None = None,
+        where: object = "arrays",
+    ) -> None:
+        labels = np.asarray(labels)
+        _check_arrays(images, labels, where)
+        self.classes = _class_names(labels, classes, where)
+        check_labels(labels, len(self.classes), where)
+        check_every_class_has_samples(labels, self.classes, split, where)
+        self.images = images if images.ndim == 4 else images[..., None]
+        self.labels = labels.astype(np.int64)
+        self.kind, self.split = kind, split
+        height, width, channels = self.images.shape[1:]
+        self.shape: tuple[int, int, int] | None = (height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The key is the position: the arrays say no more."""
+        position = range(len(self))[index]
+        return Sample(np.ascontiguousarray(self.images[position]), int(self.labels[position]), str(position))
+
+
+def _class_names(labels: npt.NDArray[np.integer], classes: Sequence[str] | None, where: object) -> tuple[str, ...]:
+    if classes is None:
+        return tuple(str(label) for label in range(int(labels.max()) + 1))
+    names = tuple(str(name) for name in classes)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{where}: class names must differ, got {', '.join(names)}")
+    return names
+
+
+def _check_arrays(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], where: object) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        got = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"{where}: images must be a uint8 array with pixels 0..255, got {got}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
+        raise ValueError(f"{where}: images must have shape [n h w], [n h w 1] or [n h w 3], got {list(images.shape)}")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{where}: labels must be integers of shape [n], got {labels.dtype} {list(labels.shape)}")
+    if len(images) != len(labels):
+        raise ValueError(f"{where}: expected one label an image, got {len(images)} images and {len(labels)} labels")

@@ -1,0 +1,53 @@
+"""CIFAR's pickled files, as torchvision lays them: a dict of data u8[n 3072] and labels, keys bytes or str."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checks import check_file
+from .cifar_binary import NUM_PIXELS
+from .source import I64, U8
+from .unpickle import load_arrays_only
+
+_META = {"batches.meta": "label_names", "meta": "fine_label_names"}
+
+
+def read_pickled(path: Path) -> tuple[U8, I64]:
+    """(planes u8[n 3 32 32], fine labels i64[n])."""
+    content = _read_dict(path)
+    data = content.get("data")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != NUM_PIXELS:
+        got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise ValueError(f"{path}: expected data to be uint8 of shape [n {NUM_PIXELS}], got {got}")
+    labels = content.get("fine_labels", content.get("labels"))
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise ValueError(f"{path}: expected a list of integers under labels or fine_labels, got {sorted(content)}")
+    if len(labels) != len(data):
+        raise ValueError(f"{path}: expected {len(data)} labels, one an image, got {len(labels)}")
+    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def read_pickled_names(folder: Path) -> tuple[str, ...] | None:
+    """None if the names file is not there."""
+    for name, key in _META.items():
+        if (folder / name).is_file():
+            names = _read_dict(folder / name).get(key)
+            if not isinstance(names, list):
+                raise ValueError(f"{folder / name}: expected a list of class names under {key}")
+            return tuple(_text(name) for name in names)
+    return None
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    check_file(path, path.is_file())
+    content = load_arrays_only(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a pickled dict, got {type(content).__name__}")
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: object) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)

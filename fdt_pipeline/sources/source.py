@@ -1,0 +1,43 @@
+"""What every source is: a sequence of labelled 8-bit images that can be asked for one by one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+
+class Sample(NamedTuple):
+    """image u8[h w c] in C order, c = 1 (gray) or 3 (RGB); label in 0..len(classes)-1; key, unique in its source."""
+
+    image: U8
+    label: int
+    key: str
+
+
+class Source(Protocol):
+    """Labels are known without reading an image; images are read when asked for."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def split(self) -> str | None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> I64: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(h, w, c) if all images have it, None if their sizes differ."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...

@@ -1,0 +1,56 @@
+"""SVHN, format 2: train_32x32.mat and test_32x32.mat with X u8[32 32 3 n] and y [n 1], digits 1..10.
+
+Source: http://ufldl.stanford.edu/housenumbers. Digit 0 is written as label 10; here it is class 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .arrays import ArraySource
+from .checks import check_file, check_labels
+from .class_names import DIGITS
+from .source import Source
+
+FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+
+
+def find(path: Path, kind: str) -> Path | None:
+    for folder in (path, path / "svhn", path / "SVHN"):
+        if any((folder / name).is_file() for name in FILES.values()):
+            return folder
+    return None
+
+
+def splits(folder: Path, kind: str) -> tuple[str, ...]:
+    return tuple(FILES)
+
+
+def read(folder: Path, kind: str, split: str | None) -> Source:
+    assert split is not None
+    path = folder / FILES[split]
+    content = _load(path)
+    images: Any = content.get("X")
+    labels: Any = content.get("y")
+    if not isinstance(images, np.ndarray) or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
+        raise ValueError(f"{path}: expected X of shape [32 32 3 n], got {list(np.shape(images))}")
+    if not isinstance(labels, np.ndarray) or labels.size != images.shape[3]:
+        raise ValueError(f"{path}: expected {images.shape[3]} labels in y, one an image, got {np.size(labels)}")
+    digits = labels.ravel().astype(np.int64)
+    check_labels(digits, 10, path, first=1)
+    return ArraySource(images.transpose(3, 0, 1, 2), digits % 10, DIGITS, kind=kind, split=split, where=path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    check_file(path, path.is_file())
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError("reading SVHN's .mat files needs scipy: pip install scipy") from error
+    try:
+        return loadmat(path)
+    except Exception as error:  # the parser raises whatever broken bytes lead it to
+        raise ValueError(f"{path}: not a readable MATLAB 5 file ({error}); fetch it again") from None

@@ -1,0 +1,200 @@
+"""Every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdt_pipeline.shards import load_shards, read_manifest, verify_shards, write_shards
+from fdt_pipeline.shards.index import Member, index_text
+from fdt_pipeline.shards.verify import tar_samples
+from fdt_pipeline.sources import ArraySource
+
+SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, (12, 3, 2, 3), dtype=np.uint8), np.arange(12) % 3)
+
+
+@pytest.fixture(scope="module", params=["raw", "png"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / request.param
+    write_shards(SOURCE, folder, request.param, samples_per_shard=6)
+    return folder
+
+
+@pytest.fixture
+def damaged(whole: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def test_whole_shards_have_no_problems(whole: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    assert verify_shards(whole, lambda done, total: calls.append((done, total))) == []
+    assert calls == [(1, 2), (2, 2)]
+
+
+@given(st.data())
+@pytest.mark.parametrize("suffix", ["tar", "idx"])
+def test_a_single_flipped_bit_anywhere_is_found(whole: Path, suffix: str, data: st.DataObject) -> None:
+    path = whole / f"shard-000001.{suffix}"
+    content = path.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    broken = bytearray(content)
+    broken[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(broken)
+    try:
+        problems = verify_shards(whole)
+    finally:
+        path.write_bytes(content)
+    assert any(f"shard-000001.{suffix}: damaged: expected sha256" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("size", [0, 100, 512, 2000, -512])
+def test_a_cut_tar_is_found(damaged: Path, size: int) -> None:
+    path = damaged / "shard-000000.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[:size])
+    expected = f"{path}: expected {len(content)} bytes, got {len(content[:size])}"
+    assert expected in verify_shards(damaged)
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000001.idx"])
+def test_a_missing_file_is_found(damaged: Path, name: str) -> None:
+    (damaged / name).unlink()
+    assert f"{damaged / name}: missing" in verify_shards(damaged)
+
+
+def test_an_extra_shard_is_found(damaged: Path) -> None:
+    shutil.copy(damaged / "shard-000000.tar", damaged / "shard-000002.tar")
+    assert verify_shards(damaged) == [f"{damaged}/shard-000002.tar: not in the manifest; remove it"]
+
+
+def test_a_broken_manifest_is_a_problem(damaged: Path) -> None:
+    (damaged / "manifest.json").write_text("{")
+    assert len(verify_shards(damaged)) == 1
+    assert "manifest.json: " in verify_shards(damaged)[0]
+
+
+def test_shards_without_a_manifest_are_a_problem(damaged: Path) -> None:
+    (damaged / "manifest.json").unlink()
+    assert "writing them was interrupted" in verify_shards(damaged)[0]
+
+
+def test_a_folder_without_shards_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no shards here"):
+        verify_shards(tmp_path)
+
+
+Files = list[tuple[str, bytes]]
+
+
+def rewrite(folder: Path, change: Callable[[Files], Files]) -> None:
+    """Change what shard-000000.tar holds and make hashes, index and sizes fit, as a faulty writer would."""
+    path = folder / "shard-000000.tar"
+    with tarfile.open(path) as tar:
+        files = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in change(files):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    path.write_bytes(content.getvalue())
+    index = index_text(tar_samples(content.getvalue())).encode()
+    path.with_suffix(".idx").write_bytes(index)
+    manifest = read_manifest(folder)
+    hashes = {
+        "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+    }
+    shard = dataclasses.replace(manifest.shards[0], num_bytes=len(content.getvalue()), **hashes)
+    manifest = dataclasses.replace(manifest, shards=(shard, *manifest.shards[1:]))
+    (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def with_first_label(label: bytes) -> Callable[[Files], Files]:
+    return lambda files: [files[0], (files[1][0], label), *files[2:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (lambda files: files, []),
+        (
+            with_first_label(b"3"),
+            ["sample 0000000.: label 3 is out of range: expected 0..2", "class . .*expected 4 samples"],
+        ),
+        (with_first_label(b"-1"), ["sample 0000000.: label -1 is out of range"]),
+        (with_first_label(b"cat"), ["sample 0000000.: invalid literal for int"]),
+        (lambda files: [(files[0][0], b"x"), *files[1:]], ["sample 0000000.: (not an npy file|broken png)"]),
+        (lambda files: [*files[:2], *files], ["sample 0000000.: expected the members"]),
+        (lambda files: [*files, *files[:2]], ["expected 6 samples, got 7", "sample 0000000.: the key occurs twice"]),
+        (
+            lambda files: [files[0], *files[2:], files[1]],
+            ["the key occurs twice", "expected the members .* got 0000000..cls"],
+        ),
+        (lambda files: files[2:], ["expected 6 samples, got 5", r"class \d \(\d\): expected 4 samples, got 3"]),
+        (lambda files: [(files[2][0], files[2][1]), *files[1:]], ["expected the members"]),
+        (lambda files: [(files[0][0], files[2][1]), *files[1:]], ["mean and std of the pixels are not those"]),
+    ],
+)
+def test_faults_of_content_are_found_even_where_the_hashes_fit(
+    damaged: Path, change: Callable[[Files], Files], messages: list[str]
+) -> None:
+    rewrite(damaged, change)
+    problems = verify_shards(damaged)
+    assert bool(problems) == bool(messages)
+    for message in messages:
+        assert any(re.search(message, problem) for problem in problems), problems
+
+
+def test_an_image_of_another_shape_is_named(damaged: Path) -> None:
+    manifest = read_manifest(damaged)
+    (damaged / "manifest.json").write_text(dataclasses.replace(manifest, shape=(2, 3, 3)).to_json())
+    key = load_key(damaged)
+    assert f"{damaged}/shard-000000.tar: sample {key}: expected an image of shape [2, 3, 3], got [3, 2, 3]" in (
+        verify_shards(damaged)
+    )
+
+
+def load_key(folder: Path) -> str:
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        return tar.getnames()[0].split(".")[0]
+
+
+def test_an_index_of_another_tar_is_found(damaged: Path) -> None:
+    """Even if the manifest has its hash."""
+    manifest = read_manifest(damaged)
+    first, second = manifest.shards
+    shutil.copy(damaged / second.index_name, damaged / first.index_name)
+    swapped = (dataclasses.replace(first, index_sha256=second.index_sha256), second)
+    (damaged / "manifest.json").write_text(dataclasses.replace(manifest, shards=swapped).to_json())
+    expected = f"{damaged}/shard-000000.idx: does not say where the samples of shard-000000.tar are"
+    assert verify_shards(damaged) == [expected]
+
+
+def test_members_are_grouped_by_key() -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in ("a.npy", "a.cls", "b.cls"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"1"))
+    assert tar_samples(content.getvalue()) == [
+        [Member("npy", 512, 1, "a.npy"), Member("cls", 1536, 1, "a.cls")],
+        [Member("cls", 2560, 1, "b.cls")],
+    ]
+
+
+def test_what_verifies_loads(whole: Path) -> None:
+    assert len(load_shards(whole)[2]) == 12

@@ -1,0 +1,266 @@
+"""What is written: formats, bytes, order; read back by other programs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdt_pipeline.shards import load_shards, read_manifest, write_shards
+from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
+
+
+def numbered(num_samples: int = 25, channels: int = 3, num_classes: int = 5) -> ArraySource:
+    """The first pixel of sample i is i; the rest is noise."""
+    images = np.random.default_rng(0).integers(0, 256, (num_samples, 6, 5, channels), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(num_samples)
+    return ArraySource(images, np.arange(num_samples) % num_classes)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def read_png(data: bytes) -> np.ndarray:
+    pixels = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("encoding", "extension", "read"), [("raw", "npy", read_npy), ("png", "png", read_png)])
+def test_tarfile_reads_back_the_source(
+    tmp_path: Path, encoding: str, extension: str, read: Callable[[bytes], np.ndarray], channels: int
+) -> None:
+    source = numbered(channels=channels)
+    write_shards(source, tmp_path, encoding, samples_per_shard=10)
+    found = {}
+    for path in sorted(tmp_path.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            contents = [tar.extractfile(info).read() for info in tar]  # type: ignore[union-attr]
+            names = tar.getnames()
+        for name, label_name, data, label in zip(names[::2], names[1::2], contents[::2], contents[1::2], strict=True):
+            assert (name, label_name) == (f"{name[:8]}.{extension}", f"{name[:8]}.cls")
+            found[int(name[:8])] = (read(data), int(label))
+    assert sorted(found) == list(range(25))
+    for i, sample in enumerate(source):
+        np.testing.assert_array_equal(found[i][0], sample.image)
+        assert found[i][1] == sample.label
+
+
+@pytest.mark.parametrize(
+    ("encoding", "channels", "decoder"), [("raw", 1, "rgb8"), ("raw", 3, "rgb8"), ("png", 3, "rgb8"), ("png", 1, "l8")]
+)
+def test_webdataset_reads_back_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, channels: int, decoder: str
+) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    source = numbered(channels=channels)
+    write_shards(source, tmp_path, encoding, samples_per_shard=10)
+    # webdataset leaves the files that it opens to the garbage collector; what it is given here needs no closing.
+    schemes = importlib.import_module("webdataset.gopen").gopen_schemes
+    monkeypatch.setitem(schemes, "memory", lambda url, mode, bufsize: io.BytesIO(Path(url[7:]).read_bytes()))
+    urls = [f"memory:{path}" for path in sorted(tmp_path.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode(decoder))
+    assert len(samples) == 25
+    for sample in samples:
+        image, label, _ = source[int(sample["__key__"])]
+        np.testing.assert_array_equal(sample[{"raw": "npy", "png": "png"}[encoding]].reshape(image.shape), image)
+        assert sample["cls"] == label
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_dali_reads_back_the_source(tmp_path: Path, encoding: str) -> None:
+    fn = pytest.importorskip("nvidia.dali.fn")
+    from nvidia.dali import Pipeline
+
+    source, num_samples = numbered(), 25
+    write_shards(source, tmp_path, encoding, samples_per_shard=10)
+    extension = {"raw": "npy", "png": "png"}[encoding]
+    pipeline = Pipeline(batch_size=num_samples, num_threads=1, device_id=None)
+    with pipeline:
+        image, label = fn.readers.webdataset(
+            paths=[str(path) for path in sorted(tmp_path.glob("*.tar"))],
+            index_paths=[str(path) for path in sorted(tmp_path.glob("*.idx"))],
+            ext=[extension, "cls"],
+            missing_component_behavior="error",
+        )
+        pipeline.set_outputs(fn.decoders.image(image) if encoding == "png" else image, label)
+    pipeline.build()
+    images, labels = pipeline.run()
+    for i in range(num_samples):
+        pixels = images.at(i) if encoding == "png" else read_npy(images.at(i).tobytes())
+        expected = source[int(pixels[0, 0, 0])]
+        np.testing.assert_array_equal(pixels, expected.image)
+        assert int(labels.at(i).tobytes()) == expected.label
+
+
+class Named:
+    """A source whose keys have all that names of files may have."""
+
+    def __init__(self) -> None:
+        self.array = numbered()
+        self.kind, self.split, self.classes, self.labels = "named", "train", self.array.classes, self.array.labels
+        self.shape = self.array.shape
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.array[index]._replace(key=f"cat.v2/ö 1-2_{'x' * index * 5}.tar.gz")
+
+
+@pytest.mark.parametrize("source", [numbered(), Named()])
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_the_index_is_byte_equal_to_that_of_wds2idx(tmp_path: Path, source: Source, encoding: str) -> None:
+    pytest.importorskip("wds2idx")
+    write_shards(source, tmp_path, encoding, samples_per_shard=20)
+    for tar in tmp_path.glob("*.tar"):
+        command = [sys.executable, "-m", "wds2idx", str(tar), str(tmp_path / "theirs")]
+        subprocess.run(command, check=True, capture_output=True)
+        assert tar.with_suffix(".idx").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_tar_headers_hold_nothing_of_this_machine(tmp_path: Path) -> None:
+    write_shards(numbered(), tmp_path)
+    path = tmp_path / "shard-000000.tar"
+    assert path.read_bytes()[257:265] == b"ustar\x0000"
+    with tarfile.open(path) as tar:
+        for info in tar:
+            assert (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) == (0, 0, 0, "", "", 0o644)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_same_seed_same_bytes_of_every_file(tmp_path: Path, encoding: str) -> None:
+    for name in ("a", "b"):
+        write_shards(numbered(), tmp_path / name, encoding, seed=7, samples_per_shard=10)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_another_seed_is_another_order_of_the_same_samples(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_shards(numbered(), tmp_path / str(seed), seed=seed)
+    first, second = load_shards(tmp_path / "0"), load_shards(tmp_path / "1")
+    assert first[2] != second[2]
+    assert sorted(zip(first[2], first[0].tolist(), first[1], strict=True)) == sorted(
+        zip(second[2], second[0].tolist(), second[1], strict=True)
+    )
+
+
+def test_the_files_never_change_between_versions(tmp_path: Path) -> None:
+    """Golden: whoever shards the same set anywhere gets the same files."""
+    write_shards(open_source("train/data/fashion_mnist_subset", split="test"), tmp_path, seed=2021)
+    golden = "3ebd7d9a6e4f85aa3a4fdc999d3917f8f23fc0e3b10d255e461cee70c103e417"
+    assert hashlib.sha256((tmp_path / "shard-000000.tar").read_bytes()).hexdigest() == golden
+
+
+def test_the_manifest_has_the_hash_of_every_file(tmp_path: Path) -> None:
+    for shard in write_shards(numbered(), tmp_path, samples_per_shard=10).shards:
+        tar, index = (tmp_path / shard.name).read_bytes(), (tmp_path / shard.index_name).read_bytes()
+        assert (shard.num_bytes, shard.sha256) == (len(tar), hashlib.sha256(tar).hexdigest())
+        assert shard.index_sha256 == hashlib.sha256(index).hexdigest()
+
+
+class Sizes(Named):
+    """Image i is cut to i % 3 + 1 rows."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.array[index]
+        return sample._replace(image=np.ascontiguousarray(sample.image[: index % 3 + 1]))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_images_may_differ_in_size(tmp_path: Path, encoding: str) -> None:
+    assert write_shards(Sizes(), tmp_path, encoding).shape is None
+    assert read_manifest(tmp_path).channels == 3
+
+
+class Large(Named):
+    """60 images of 300 kB, made when asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels = np.arange(60) % 5
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.full((400, 250, 3), index, np.uint8), index % 5, str(index))
+
+
+def test_memory_holds_a_sample_not_a_shard(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        write_shards(Large(), tmp_path, samples_per_shard=60)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "shard-000000.tar").stat().st_size > 18e6
+    assert peak < 6e6, f"{peak} bytes at once"
+
+
+def test_progress_ends_at_the_number_of_samples(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    write_shards(numbered(20), tmp_path, samples_per_shard=10, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i, 20) for i in range(1, 21)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoding": "jpeg"}, "encoding must be one of raw, png, got 'jpeg'"),
+        ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be in"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_shards(numbered(), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+class Broken(Named):
+    def __init__(self, sample: Sample) -> None:
+        super().__init__()
+        self.sample = sample
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample if index == 9 else self.array[index]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((2, 2, 1), np.uint8), "expected 3 channels as in the images before, got 1"),
+        (np.zeros((2, 2), np.uint8), r"expected an image u8\[h w 1\] or u8\[h w 3\], got uint8 \[2, 2\]"),
+        (np.zeros((2, 2, 3)), r"expected an image .*, got float64"),
+        (np.zeros((0, 2, 3), np.uint8), r"expected an image .*, got uint8 \[0, 2, 3\]"),
+    ],
+)
+def test_a_sample_that_is_no_image_is_named_and_nothing_is_left(
+    tmp_path: Path, image: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"sample 9 of the source: {message}"):
+        write_shards(Broken(Sample(image, 0, "9")), tmp_path)
+    assert files(tmp_path) == {}
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    source = Named()
+    source.array.labels = source.array.labels[:0]
+    with pytest.raises(ValueError, match="the source has no samples"):
+        write_shards(source, tmp_path)

@@ -1,0 +1,111 @@
+"""Arrays in memory and in .npz files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fdt_pipeline.sources import ArraySource, open_source, source_splits
+
+IMAGES = np.arange(6 * 4 * 5 * 3, dtype=np.uint8).reshape(6, 4, 5, 3)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def test_samples_are_those_of_the_arrays() -> None:
+    source = ArraySource(IMAGES, LABELS, ["a", "b", "c"])
+    assert (len(source), source.shape, source.classes, source.split) == (6, (4, 5, 3), ("a", "b", "c"), None)
+    assert [(label, key) for _, label, key in source] == [(int(label), str(i)) for i, label in enumerate(LABELS)]
+    np.testing.assert_array_equal(np.stack([image for image, _, _ in source]), IMAGES)
+
+
+def test_gray_images_get_a_channel_axis() -> None:
+    source = ArraySource(IMAGES[..., 0], LABELS)
+    assert source.shape == (4, 5, 1)
+    np.testing.assert_array_equal(source[2].image[..., 0], IMAGES[2, :, :, 0])
+
+
+def test_a_strided_view_yields_contiguous_images() -> None:
+    image = ArraySource(IMAGES.transpose(0, 2, 1, 3), LABELS)[1].image
+    assert image.flags.c_contiguous
+    np.testing.assert_array_equal(image, IMAGES[1].transpose(1, 0, 2))
+
+
+def test_classes_default_to_the_labels() -> None:
+    assert ArraySource(IMAGES, LABELS.tolist()).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "message"),
+    [
+        (IMAGES.astype(np.float32), LABELS, None, "images must be a uint8 array with pixels 0..255, got float32"),
+        (IMAGES.tolist(), LABELS, None, "images must be a uint8 array.*got list"),
+        (IMAGES[..., :2], LABELS, None, r"images must have shape .*, got \[6, 4, 5, 2\]"),
+        (IMAGES[0, 0], LABELS, None, r"images must have shape .*, got \[5, 3\]"),
+        (IMAGES[:0], LABELS[:0], None, r"images must have shape .*, got \[0, 4, 5, 3\]"),
+        (IMAGES, LABELS.astype(float), None, r"labels must be integers of shape \[n\], got float64"),
+        (IMAGES, LABELS[:, None], None, r"labels must be integers of shape \[n\], got int64 \[6, 1\]"),
+        (IMAGES, LABELS[:5], None, "expected one label an image, got 6 images and 5 labels"),
+        (IMAGES, LABELS, ["a", "b"], r"label 2 at index 2 is out of range: expected 0..1"),
+        (IMAGES, LABELS - 1, None, r"label -1 at index 0 is out of range"),
+        (IMAGES, LABELS, ["a", "b", "c", "d"], r"1 of 4 classes have no sample: 3 \(d\)"),
+        (IMAGES, LABELS, ["a", "b", "a"], "class names must differ"),
+    ],
+)
+def test_wrong_arrays_are_refused(images: Any, labels: Any, classes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ArraySource(images, labels, classes)
+
+
+def test_a_test_split_may_lack_a_class() -> None:
+    assert len(ArraySource(IMAGES, LABELS, ["a", "b", "c", "d"], split="test")) == 6
+
+
+def test_one_file_has_no_splits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS, classes=np.array(["a", "b", "c"]))
+    assert source_splits(tmp_path / "set.npz") == ()
+    source = open_source(tmp_path / "set.npz")
+    assert (source.kind, source.split, source.classes) == ("npz", None, ("a", "b", "c"))
+    np.testing.assert_array_equal(source[5].image, IMAGES[5])
+
+
+def test_a_folder_of_two_files_has_two_splits(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "train.npz", images=IMAGES, labels=LABELS)
+    np.savez_compressed(tmp_path / "test.npz", images=IMAGES[:2], labels=LABELS[:2])
+    assert source_splits(tmp_path) == ("train", "test")
+    assert open_source(tmp_path, split="test").classes == ("0", "1", "2"), "the classes are those of the train file"
+
+
+def test_a_test_file_without_names_has_those_of_its_train_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=LABELS, classes=["a", "b", "c"])
+    np.savez(tmp_path / "test.npz", images=IMAGES[:2], labels=LABELS[:2])
+    assert open_source(tmp_path, split="test").classes == ("a", "b", "c")
+
+
+def test_classes_of_train_and_test_must_agree(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=LABELS, classes=["a", "b", "c"])
+    np.savez(tmp_path / "test.npz", images=IMAGES, labels=LABELS, classes=["b", "a", "c"])
+    with pytest.raises(ValueError, match=r"test.npz: classes must be those of train.npz"):
+        open_source(tmp_path, split="test")
+
+
+def test_an_archive_without_images_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x=IMAGES, y=LABELS)
+    with pytest.raises(ValueError, match=r"set.npz: expected arrays named images and labels, got x, y"):
+        open_source(tmp_path / "set.npz")
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=np.array([object()], dtype=object), labels=LABELS)
+    with pytest.raises(ValueError, match=r"set.npz: not a readable .npz file of plain arrays"):
+        open_source(tmp_path / "set.npz")
+
+
+def test_a_cut_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, images=IMAGES, labels=LABELS)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"set.npz: not a readable .npz file"):
+        open_source(path)

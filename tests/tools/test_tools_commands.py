@@ -1,0 +1,199 @@
+"""The command line: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdt_pipeline.shards import read_manifest, write_shards
+from fdt_pipeline.sources import ArraySource
+from tools import shard
+from tools.__main__ import VERBS, main
+
+SUBSET = "train/data/fashion_mnist_subset"
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """A source without splits."""
+    path = tmp_path / "set.npz"
+    np.savez(path, images=np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2), labels=np.arange(40) % 4)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_all_splits_are_written_verified_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run("shard", SUBSET, out) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out}/train: shards: 5, samples: 5000, classes: 10",
+        f"{out}/test: shards: 1, samples: 1000, classes: 10",
+    ]
+    assert run("verify", out) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{out}/train: fine", f"{out}/test: fine"]
+    assert run("info", out) == 0
+    told = capsys.readouterr().out
+    assert f"{out}/train\n  source    fashion-mnist, split train\n  samples   5000 of 10 classes\n" in told
+    assert "  images    28 x 28 x 1, raw\n" in told
+    assert "      9  Ankle boot       100" in told
+    assert run("info", out, "--json") == 0
+    manifests = json.loads(capsys.readouterr().out)
+    assert list(manifests) == ["train", "test"]
+    assert manifests["test"] == json.loads((out / "test" / "manifest.json").read_text())
+
+
+def test_one_split_is_written_to_out_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("shard", SUBSET, tmp_path, "--split", "test", "--source", "fashion-mnist") == 0
+    assert read_manifest(tmp_path).split == "test"
+    assert run("verify", tmp_path) == 0
+    capsys.readouterr()
+    assert run("info", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "manifest.json").read_text())
+
+
+def test_every_option_reaches_the_manifest(tmp_path: Path, npz: Path) -> None:
+    assert run("shard", npz, tmp_path / "out", "--encode", "png", "--seed", 9, "--samples-per-shard", 25) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.encoding, manifest.seed, manifest.samples_per_shard) == ("png", 9, 25)
+    assert [item.num_samples for item in manifest.shards] == [25, 15]
+
+
+def test_shards_are_replaced_only_when_asked(tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run("shard", npz, out) == 0
+    assert run("shard", npz, out, "--seed", 1) == 2
+    assert "error: " in capsys.readouterr().err
+    assert read_manifest(out).seed == 0
+    assert run("shard", npz, out, "--seed", 1, "--overwrite") == 0
+    assert read_manifest(out).seed == 1
+
+
+def test_no_split_is_written_if_one_of_them_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("shard", SUBSET, tmp_path / "test", "--split", "test") == 0
+    assert run("shard", SUBSET, tmp_path) == 2
+    assert f"error: {tmp_path}/test: holds shards already" in capsys.readouterr().err
+    assert not (tmp_path / "train").exists()
+
+
+def test_verify_prints_every_problem_and_returns_1(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("shard", npz, tmp_path / "out", "--samples-per-shard", 10)
+    capsys.readouterr()
+    (tmp_path / "out" / "shard-000001.idx").unlink()
+    (tmp_path / "out" / "shard-000002.tar").unlink()
+    assert run("verify", tmp_path / "out") == 1
+    out = capsys.readouterr().out
+    assert "shard-000001.idx: missing\n" in out
+    assert "shard-000002.tar: missing\n" in out
+    assert "out: problems found: " in out
+
+
+def test_verify_of_two_sets_fails_if_the_first_is_damaged(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_shards(ArraySource(np.zeros((4, 2, 2), np.uint8), [0, 0, 0, 0]), tmp_path / split)
+    (tmp_path / "train" / "manifest.json").unlink()
+    assert run("verify", tmp_path) == 1
+
+
+def test_info_of_images_of_different_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in (2, 3):
+        (tmp_path / "source" / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (size, size)).save(tmp_path / "source" / "cat" / f"{size}.png")
+    assert run("shard", tmp_path / "source", tmp_path / "out", "--source", "folder") == 0
+    assert run("info", tmp_path / "out") == 0
+    assert "  images    sizes differ, 3 channels, raw\n" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "source" / "cat" / "1.png")
+    (tmp_path / "source" / "cat" / "notes.txt").touch()
+    assert run("shard", tmp_path / "source", tmp_path / "out") == 0
+    folder = tmp_path / "source"
+    assert capsys.readouterr().err == f"warning: {folder}: ignored 1 files that are no images: cat/notes.txt\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("shard", "{tmp}/nowhere", "{tmp}/out"), "nowhere: no such file or folder"),
+        (("shard", SUBSET, "{tmp}/file/out"), "could not write shards (Not a directory)"),
+        (("shard", SUBSET, "{tmp}/out", "--split", "val"), "has the splits train, test"),
+        (("shard", SUBSET, "{tmp}/out", "--source", "imagenet"), "unknown kind of source 'imagenet'"),
+        (("shard", SUBSET, "{tmp}/out", "--seed", "-1"), "seed must be in"),
+        (("shard", "{tmp}/new", "{tmp}/out", "--download"), "to download, say what"),
+        (("shard", "{tmp}/empty", "{tmp}/out"), "no data set that is known"),
+        (("verify", "{tmp}/empty"), "no shards here"),
+        (("verify", "{tmp}/nowhere"), "no such folder"),
+        (("info", "{tmp}/empty"), "no shards here"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    assert run(*(argument.format(tmp=tmp_path) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("arguments", [(), ("shard",), ("shard", "a", "b", "--encode", "jpeg"), ("fly",)])
+def test_a_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m tools" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["", *(verb.__name__.removeprefix("tools.") for verb in VERBS)])
+def test_every_help_has_an_example_to_copy(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*([verb] if verb else []), "--help")
+    assert caught.value.code == 0
+    assert f"example:\n  python -m tools {verb}" in capsys.readouterr().out
+
+
+def test_an_interruption_is_quiet_and_exits_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shard, "open_source", interrupt)
+    assert run("shard", SUBSET, tmp_path) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_download_comes_before_the_splits_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(path: Path, kind: str) -> None:
+        path.mkdir()
+        for file in Path(SUBSET).iterdir():
+            (path / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(shard, "download_source", download)
+    assert run("shard", tmp_path / "new", tmp_path / "out", "--download", "--source", "fashion-mnist") == 0
+    assert read_manifest(tmp_path / "out" / "train").num_samples == 5000
+
+
+def test_the_program_runs_and_a_closed_pipe_is_no_error(tmp_path: Path, npz: Path) -> None:
+    """Standard output is closed before anything is printed, as when `head` has read enough."""
+    run("shard", npz, tmp_path / "out")
+    command = f"{sys.executable} -m tools info {tmp_path}/out --json | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("0\n", "")

@@ -1,0 +1,301 @@
+"""Robust accuracy is Eq. 7, counted exactly, and takes the worse of the attacks on tensor normalization."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
+from train.attack import PGD, PixelBounds, pgd_path
+from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
+
+BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
+EPS = (0.05, 0.005)
+STEPS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The networks here are tiny: on two shared cores a second thread makes the tests seven times slower."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def conv_net(normalized: bool, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    relu = ReLUTensorNorm if normalized else nn.ReLU
+    stem = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), relu(), nn.Conv2d(8, 8, 3, padding=1), relu()]
+    last = nn.Linear(32, 5)
+    net = nn.Sequential(*stem, nn.AdaptiveAvgPool2d(2), nn.Flatten(), last).eval()
+    with torch.no_grad():
+        last.bias -= net(images(50, seed)).mean(0)  # so that all classes are answered
+    return net
+
+
+def images(num: int, seed: int) -> Tensor:
+    unit = torch.tensor(np.random.default_rng(seed).random((num, 3, 8, 8)), dtype=torch.float32)
+    return BOUNDS.clip(BOUNDS.low + unit * (BOUNDS.high - BOUNDS.low))
+
+
+def labelled(model: nn.Module, num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images with the model's own answers as labels, every fifth of them wrong."""
+    x = images(num, seed)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    return x, labels
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    normalized=st.booleans(),
+    eps=st.sampled_from([1e-3, 0.05, 0.5]),
+    steps=st.integers(1, 8),
+)
+def test_worst_is_never_above_any_other_figure(seed: int, normalized: bool, eps: float, steps: int) -> None:
+    model = conv_net(normalized, seed)
+    result = evaluate_robustness(model, [labelled(model, 10, seed)], BOUNDS, [eps], steps=steps)
+    radius = result.at(eps)
+    assert result.clean == 0.8
+    assert radius.worst <= min(result.clean, radius.last, radius.mean, *radius.path)
+    assert all(radius.worst <= attack.worst <= min(attack.path) for attack in radius.attacks.values())
+    assert radius.mean <= result.clean + 1e-12 or max(radius.path[1:]) > result.clean
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_radius_zero_leaves_clean_accuracy_everywhere(normalized: bool) -> None:
+    model = conv_net(normalized)
+    result = evaluate_robustness(model, [labelled(model, 10)], BOUNDS, [0.0], steps=3)
+    radius = result.at(0.0)
+    assert result.num_correct == 8
+    assert [radius.mean, radius.last, radius.worst, *radius.path] == [0.8] * 7
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_batch_size_does_not_change_the_result(normalized: bool) -> None:
+    model = conv_net(normalized)
+    x, labels = labelled(model, 30)
+    results = [
+        evaluate_robustness(model, zip(x.split(size), labels.split(size), strict=True), BOUNDS, EPS, steps=STEPS)
+        for size in (30, 7, 1)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert results[0].at(0.05).worst < results[0].clean, "an attack without effect would show nothing"
+
+
+def slow_answers(model: nn.Module, x: Tensor, label: Tensor, eps: float) -> list[bool]:
+    """One image at a time, Eq. 6 in its own words: the whole sum is projected by limits computed in advance."""
+    lower, upper = torch.maximum(x - eps, BOUNDS.low), torch.minimum(x + eps, BOUNDS.high)
+    point, answers = x.clone(), []
+    for _ in range(STEPS + 1):
+        point.requires_grad_()
+        log_p = torch.log_softmax(model(point), 1)
+        answers.append(bool(log_p.argmax(1) == label))
+        (-log_p[0, label]).sum().backward()
+        with torch.no_grad():
+            point = torch.minimum(torch.maximum(point + eps / 30 * point.grad.sign(), lower), upper)
+    return answers
+
+
+def test_figures_equal_a_slow_independent_count() -> None:
+    model = conv_net(normalized=True)
+    x, labels = labelled(model, 20)
+    result = evaluate_robustness(model, [(x[:12], labels[:12]), (x[12:], labels[12:])], BOUNDS, EPS, steps=STEPS)
+    for eps in EPS:
+        answers = {}
+        for name in ("exact", "straight-through"):
+            with tensor_norm_gradient(model, name):
+                slow = [slow_answers(model, x[i : i + 1], labels[i : i + 1], eps) for i in range(20)]
+            answers[name] = np.array(slow)
+            attack = result.at(eps).attacks[name]
+            assert attack.path == (answers[name].sum(0) / 20).tolist()
+            assert attack.mean == pytest.approx(answers[name][:, 1:].mean(), abs=1e-12)
+            assert attack.worst == answers[name].all(1).mean()
+        assert result.at(eps).worst == (answers["exact"].all(1) & answers["straight-through"].all(1)).mean()
+        assert result.at(eps).mean < result.clean
+    assert result.at(0.05).attacks["exact"] != result.at(0.05).attacks["straight-through"]
+
+
+def test_headline_is_the_lower_of_the_gradients_column_by_column() -> None:
+    exact = AttackCounts(num_images=10, correct=(9, 8, 5, 2), correct_throughout=2)
+    through = AttackCounts(num_images=10, correct=(9, 5, 4, 4), correct_throughout=3)
+    radius = RobustnessAtEps(0.1, {"exact": exact, "straight-through": through}, correct_throughout=1)
+    assert (exact.mean, through.mean) == (0.5, pytest.approx(13 / 30))
+    assert (radius.gradient, radius.mean, radius.path) == ("straight-through", through.mean, [0.9, 0.5, 0.4, 0.4])
+    assert (radius.last, radius.worst) == (0.2, 0.1)
+
+
+class TwoTraps(nn.Module):
+    """One pixel of two channels (a, b). After TN the first logit is b - a + 0.01, the second is 0.
+
+    Straight-through moves both channels up, which TN undoes; the exact gradient parts them. On the way up the answer is
+    wrong, without a slope to show it, for b in (0.351, 0.369).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = ReLUTensorNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.norm(x)[:, :, 0, 0].unbind(1)
+        trap = ((x[:, 1, 0, 0] - 0.36).abs() < 0.009).float()
+        score = -3 * a - b + 0.01 - 10 * trap
+        return torch.stack([score, torch.zeros_like(score)], dim=1)
+
+
+def test_each_gradient_finds_what_the_other_misses_and_worst_counts_both() -> None:
+    x = torch.tensor([[0.2, 0.2], [0.05, 0.3]]).reshape(2, 2, 1, 1)
+    bounds = PixelBounds.from_normalization([117.0], 256.0)
+    radius = evaluate_robustness(TwoTraps(), [(x, torch.tensor([0, 0]))], bounds, [0.1]).at(0.1)
+    exact, through = radius.attacks["exact"], radius.attacks["straight-through"]
+    assert exact.correct == (2,) * 2 + (1,) * 39  # image 1: 2 t alpha > 0.01 from t = 2 on
+    assert through.correct == (2,) * 16 + (1,) * 5 + (2,) * 20  # image 2: t alpha in (0.051, 0.069) for t = 16..20
+    assert (exact.mean, exact.last, exact.worst) == (41 / 80, 0.5, 0.5)
+    assert (through.mean, through.last, through.worst) == (75 / 80, 1.0, 0.5)
+    assert (radius.gradient, radius.mean, radius.last, radius.worst) == ("exact", 41 / 80, 0.5, 0.0)
+
+
+def test_only_a_model_with_tensor_norm_is_attacked_twice_and_gets_its_gradients_back() -> None:
+    plain, normalized = conv_net(normalized=False), conv_net(normalized=True)
+    layers = tensor_norm_layers(normalized)
+    own = ["straight-through", "exact"]
+    for layer, gradient in zip(layers, own, strict=True):
+        layer.gradient = gradient  # type: ignore[assignment]
+    attacks = {
+        kind: evaluate_robustness(model, [labelled(model, 5)], BOUNDS, [0.1], steps=2).at(0.1).attacks
+        for kind, model in (("plain", plain), ("normalized", normalized))
+    }
+    assert {kind: list(names) for kind, names in attacks.items()} == {
+        "plain": ["exact"],
+        "normalized": ["exact", "straight-through"],
+    }
+    assert [layer.gradient for layer in layers] == own
+
+
+def test_iterable_is_read_once_and_progress_counts_every_image_step() -> None:
+    model, reads, progress = conv_net(normalized=True), [], []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for size in (4, 3):
+            reads.append(size)
+            yield labelled(model, size)
+
+    result = evaluate_robustness(model, batches(), BOUNDS, EPS, steps=STEPS, progress=progress.append)
+    assert reads == [4, 3]
+    assert result.num_images == 7
+    assert progress == [4 * STEPS] * 4 + [3 * STEPS] * 4
+
+
+def test_options_reach_the_attack() -> None:
+    model = conv_net(normalized=False)
+    x, labels = labelled(model, 20)
+    x = torch.where(x > 0, BOUNDS.high, BOUNDS.low)  # every pixel at an end of its range, so that clipping matters
+    for clip in (True, False):
+        expected = pgd_path(model, x, labels, PGD(0.3, STEPS, clip_pixels=clip), BOUNDS).correct.sum(1).tolist()
+        result = evaluate_robustness(
+            model, [(x, labels)], BOUNDS, [0.3], steps=STEPS, clip_pixels=clip, gradients=["exact"], device="cpu"
+        )
+        assert list(result.at(0.3).attacks["exact"].correct) == expected
+        assert (result.steps, result.clip_pixels) == (STEPS, clip)
+
+
+def test_default_radii_and_steps_are_the_papers() -> None:
+    model = conv_net(normalized=False)
+    result = evaluate_robustness(model, [labelled(model, 1)], BOUNDS)
+    assert tuple(radius.eps for radius in result.radii) == EPS_VALUES == (1e-1, 1e-2, 1e-3, 1e-4)
+    assert [len(radius.path) for radius in result.radii] == [41] * 4
+
+
+def test_result_survives_json() -> None:
+    model = conv_net(normalized=True)
+    result = evaluate_robustness(model, [labelled(model, 7)], BOUNDS, EPS, steps=2)
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert Robustness.from_dict(values) == result
+    assert values["clean"] == result.clean
+    assert values["radii"][0]["mean"] == result.at(0.05).mean
+    assert sum(values["radii"][0]["attacks"]["exact"]["correct"]) == 7 * sum(result.at(0.05).attacks["exact"].path)
+
+
+def row(clean: int, exact: tuple[int, ...], through: tuple[int, ...] = (), steps: int = 2) -> Robustness:
+    attacks = {"exact": AttackCounts(1000, exact, min(exact))}
+    if through:
+        attacks["straight-through"] = AttackCounts(1000, through, min(through))
+    worst = min(attack.correct_throughout for attack in attacks.values())
+    return Robustness(1000, clean, steps, True, (RobustnessAtEps(0.001, attacks, worst),))
+
+
+def test_table_has_a_row_a_model_and_says_what_its_columns_mean() -> None:
+    text = format_table({"plain": row(925, (925, 500, 301)), "TN+FDT": row(938, (938, 700, 400), (938, 800, 399))})
+    lines = text.splitlines()
+    assert lines[:4] == [
+        "| model  | clean | 0.001 Eq-7 mean | 0.001 last | 0.001 worst |",
+        "| ------ | ----: | --------------: | ---------: | ----------: |",
+        "| plain  | 92.50 |           40.05 |      30.10 |       30.10 |",
+        "| TN+FDT | 93.80 |           55.00 |      39.90 |       39.90 |",
+    ]
+    assert lines[4] == ""
+    assert [line.split(":")[0] for line in lines[5:]] == [
+        "* Accuracy in percent",
+        "* Eq-7 mean",
+        "* last",
+        "* worst",
+        "* TN+FDT",
+    ]
+    assert "average over the path from radius 0 to eps, not robustness at eps" in text
+    assert "attacked along the exact and the straight-through gradient" in text
+
+
+def test_rows_that_were_attacked_otherwise_share_no_table() -> None:
+    with pytest.raises(ValueError, match=r"got \(\[0\.001\], 3, True\) for other; make a table for each attack"):
+        format_table({"one": row(1, (1, 1, 1)), "other": row(1, (1, 1, 1, 1), steps=3)})
+    with pytest.raises(ValueError, match="expected at least one row"):
+        format_table({})
+
+
+def test_data_that_cannot_be_evaluated_is_refused() -> None:
+    model = conv_net(normalized=False)
+    x, labels = labelled(model, 4)
+    with pytest.raises(ValueError, match="expected at least one batch, got none"):
+        evaluate_robustness(model, iter([]), BOUNDS)
+    with pytest.raises(ValueError, match="expected at least one image"):
+        evaluate_robustness(model, [(x[:0], labels[:0])], BOUNDS)
+    with pytest.raises(ValueError, match=r"got a tensor; pass \[\(images, labels\)\]"):
+        evaluate_robustness(model, x, BOUNDS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"labels in 0\.\.4, as the model has 5 outputs, got .*\.\.5"):
+        evaluate_robustness(model, [(x, torch.full_like(labels, 5))], BOUNDS)
+
+
+def test_attacks_that_make_no_sense_are_refused_before_the_data_is_read() -> None:
+    plain, normalized = conv_net(normalized=False), conv_net(normalized=True)
+
+    def unread() -> Iterator[tuple[Tensor, Tensor]]:
+        raise AssertionError
+        yield
+
+    for model, options, message in [
+        (plain, {"eps_values": []}, "one or more different eps_values"),
+        (plain, {"eps_values": [0.1, 0.1]}, "one or more different eps_values"),
+        (plain, {"eps_values": [-0.1]}, "expected a finite eps >= 0"),
+        (plain, {"steps": 0}, "expected steps >= 1"),
+        (plain, {"gradients": ["straight-through"]}, "for a model without TN layers"),
+        (normalized, {"gradients": []}, "expected different gradients"),
+        (normalized, {"gradients": ["exact", "exact"]}, "expected different gradients"),
+        (normalized, {"gradients": ["none"]}, "expected different gradients"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evaluate_robustness(model, unread(), BOUNDS, **options)  # type: ignore[arg-type]
+
+
+def test_asking_for_a_radius_that_was_not_evaluated_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one of the evaluated eps \[0\.001\], got 0\.1"):
+        row(1, (1, 1, 1)).at(0.1)

@@ -1,0 +1,68 @@
+"""The command line: `python -m tools VERB ...`. Results go to stdout, progress, warnings and errors to stderr.
+
+Exit codes: 0 fine, 1 a check failed, 2 usage or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+from . import info, shard, verify
+
+VERBS = (shard, verify, info)
+_EXAMPLE = """example:
+  python -m tools shard train/data/fashion_mnist_subset runs/shards
+  python -m tools verify runs/shards
+  python -m tools info runs/shards"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code; SystemExit(2) for a wrong usage."""
+    arguments = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = arguments.run(arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # whoever reads our output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (ValueError, OSError, ImportError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools",
+        description="Turn data sets into checked shards.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

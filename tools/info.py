@@ -1,0 +1,70 @@
+"""The verb `info`: what a set of shards holds, from its manifest."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fdt_pipeline.shards import Manifest, read_manifest, shard_sets
+
+_DESCRIPTION = """Print what the shards in OUT, or in its subfolders (train, test), hold, as their manifests say.
+
+With --json the manifest itself, or an object of them by subfolder."""
+_EXAMPLE = """example:
+  python -m tools info runs/shards
+  python -m tools info runs/shards/train --json"""
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "info",
+        help="print what a set of shards holds",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards, or of train/ and test/")
+    parser.add_argument("--json", action="store_true", help="print the manifests as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    manifests = {folder: read_manifest(folder) for folder in shard_sets(arguments.out)}
+    if arguments.json:
+        print(json.dumps(_as_json(manifests, arguments.out), indent=2))
+    else:
+        print("\n\n".join("\n".join(table(folder, manifest)) for folder, manifest in manifests.items()))
+    return 0
+
+
+def _as_json(manifests: dict[Path, Manifest], out: Path) -> dict[str, Any]:
+    if out in manifests:
+        return dataclasses.asdict(manifests[out])
+    return {folder.name: dataclasses.asdict(manifest) for folder, manifest in manifests.items()}
+
+
+def table(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Lines for people to read."""
+    size = " x ".join(map(str, manifest.shape)) if manifest.shape else f"sizes differ, {manifest.channels} channels"
+    megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+    yield str(folder)
+    yield f"  source    {manifest.kind}{f', split {manifest.split}' if manifest.split else ''}"
+    yield f"  samples   {manifest.num_samples} of {len(manifest.classes)} classes"
+    yield f"  images    {size}, {manifest.encoding}"
+    yield f"  mean      {_numbers(manifest.mean)} of 255"
+    yield f"  std       {_numbers(manifest.std)} of 255"
+    yield f"  shards    {len(manifest.shards)} of up to {manifest.samples_per_shard} samples, {megabytes:.1f} MB"
+    yield f"  seed      {manifest.seed}"
+    yield ""
+    width = max(len("class"), *map(len, manifest.classes))
+    yield f"  label  {'class':{width}}  samples"
+    for label, (name, num_samples) in enumerate(zip(manifest.classes, manifest.samples_per_class, strict=True)):
+        yield f"  {label:5}  {name:{width}}  {num_samples:7}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
