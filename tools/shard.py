@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fdt_pipeline.shards import EXTENSIONS, check_vacant, write_shards
+from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import KINDS, download_source, open_source, source_splits
-
-from .progress import progress_bar
 
 _DESCRIPTION = """Write SOURCE as shards to OUT: shuffled, indexed and hashed.
 

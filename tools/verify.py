@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fdt_pipeline.shards import shard_sets, verify_shards
-
-from .progress import progress_bar
+from fdt_pipeline.shards.progress import progress_bar
 
 _DESCRIPTION = """Check the shards in OUT, or in its subfolders (train, test), and print every problem.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.shards import verify_shards, write_shards
+from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import open_source
 from train.environment import hardware, versions
 from train.files import read_json, write_json, write_text
@@ -86,13 +87,13 @@ def _check_settings(path: Path, settings: Settings) -> None:
 
 def _shard(folder: Path, split: str, seed: int) -> None:
     if not (folder / "manifest.json").exists():
-        with tqdm(desc=f"shard {split}", unit="image") as bar:
-            write_shards(open_source(DATA, split=split), folder, seed=seed, progress=_counter(bar))
+        with progress_bar(f"shard {split}", "images", always=True) as progress:
+            write_shards(open_source(DATA, split=split), folder, seed=seed, overwrite=True, progress=progress)
 
 
 def _verify(folder: Path) -> None:
-    with tqdm(desc=f"verify {folder.name}", unit="image") as bar:
-        problems = verify_shards(folder, progress=_counter(bar))
+    with progress_bar(f"verify {folder.name}", "shards", always=True) as progress:
+        problems = verify_shards(folder, progress=progress)
     if problems:
         raise ValueError(f"{folder} is damaged: {problems[0]} ({len(problems)} in all). Delete it and run again")
 
@@ -126,16 +127,6 @@ def _results(
         "hardware": machine,
         "versions": versions(),
     }
-
-
-def _counter(bar: tqdm[Any]) -> Callable[[int, int], None]:
-    """(done, total) -> the bar."""
-
-    def update(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return update
 
 
 def _logger(out: Path) -> logging.Logger:

@@ -109,7 +109,7 @@ def small() -> Recipe:
 
 def demo() -> Recipe:
     """`python -m train`: 5,000 images, 2 CPU cores, one or two minutes of training for each of its two rows."""
-    return Recipe("demo", "small", epochs=12, lr_drop_every=5)
+    return Recipe("demo", "small", epochs=40, lr_drop_every=16)
 
 
 BASES: tuple[Callable[[], Recipe], ...] = (resnet18, resnet34, resnet152, wrn28_10, small, demo)

@@ -1,8 +1,23 @@
-"""How long operations say how far they are."""
+"""How operations that take a while say how far they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
 
 Progress = Callable[[int, int], None]
 """Called with how many samples (or shards) are done, and of how many."""
+
+
+@contextmanager
+def progress_bar(title: str, unit: str, always: bool = False) -> Iterator[Progress]:
+    """A bar on stderr; unless `always`, only where that is a terminal, and cleared at the end."""
+    with tqdm(desc=title, unit=f" {unit}", disable=False if always else None, leave=always) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -72,6 +72,14 @@ def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, m
     assert next(calls) == 3
 
 
+def test_shards_that_a_kill_left_unfinished_are_made_again(quick_demo, tmp_path):
+    folder = tmp_path / "demo" / "shards" / "train"
+    folder.mkdir(parents=True)
+    (folder / "shard-000000.tar").write_bytes(b"half")
+    demo._shard(folder, "train", seed=0)
+    assert (folder / "manifest.json").read_text() == (quick_demo[0] / "shards/train/manifest.json").read_text()
+
+
 def test_a_demo_with_other_settings_is_not_mixed_in(quick_demo, capsys):
     assert main(["demo", "--quick", "--seed", "7", "--out", str(quick_demo[0])]) == 2
     assert "holds a demo with other settings" in capsys.readouterr().err
