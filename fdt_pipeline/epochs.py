@@ -41,7 +41,9 @@ class Running:
         return {
             "batch_size": batch_size,
             "num_threads": self.num_threads,
-            "prefetch_queue_depth": self.prefetch,
+            "prefetch_queue_depth": max(1, self.prefetch),
+            "exec_async": self.prefetch > 0,
+            "exec_pipelined": self.prefetch > 0,
             "device_id": None,
             "seed": seed,
         }

@@ -46,6 +46,8 @@ class FDTLoader:
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the padded u8 set
         takes at most half of the free memory.
     size: (height, width) that streaming resizes to; needed where images differ in size.
+    num_threads: of DALI. prefetch: batches that it works ahead, on threads of its own; 0 makes each batch when it is
+        asked for, on the caller's thread, which is faster where the training itself keeps the same cores busy.
     last_batch: "partial" yields a last batch that is not full, "drop" leaves it out.
 
     Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. Output i of epoch
@@ -78,7 +80,9 @@ class FDTLoader:
     ) -> None:
         check_choice("mode", mode, ("auto", "resident", "streaming"))
         check_choice("last_batch", last_batch, ("partial", "drop"))
-        check_at_least_one(batch_size=batch_size, num_threads=num_threads, prefetch=prefetch, mix_window=mix_window)
+        check_at_least_one(batch_size=batch_size, num_threads=num_threads, mix_window=mix_window)
+        if prefetch < 0:
+            raise ValueError(f"prefetch must be 0 or more, got {prefetch}")
         random_words(seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
         self.shards = Path(shards)
         self.manifest = read_manifest(self.shards)

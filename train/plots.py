@@ -49,7 +49,8 @@ def draw_batch(loader: FDTLoader, path: Path) -> None:
         panel.axis("off")
     for panel, image, target in zip(panels, pixels, targets, strict=False):
         panel.imshow(image, interpolation="nearest")
-        panel.set_title(describe_target(target.tolist(), loader.classes), fontsize=7.5, loc="left", y=-0.02, va="top")
+        text = describe_target(target.tolist(), loader.classes)
+        panel.text(0, -0.03, text, fontsize=7.5, va="top", transform=panel.transAxes)
     figure.suptitle("Superposed training images, each with the weights of its soft target", fontsize=11)
     _save(figure, path)
 

@@ -1,10 +1,15 @@
-"""The robustness table: a row a model, and for each radius the Eq. 7 mean beside the stricter figures."""
+"""The robustness table: a row a model, and for each radius the Eq. 7 mean beside the stricter figures.
+
+One cell a radius, "mean / last / worst": with the paper's four radii a row fits into 120 columns of a terminal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from train.robust_accuracy import Robustness
+from train.robust_accuracy import Robustness, RobustnessAtEps
+
+_COLUMNS = "mean / last / worst"
 
 
 def format_table(rows: Mapping[str, Robustness]) -> str:
@@ -13,15 +18,14 @@ def format_table(rows: Mapping[str, Robustness]) -> str:
     ValueError unless all rows have the same eps, in the same order, steps and clip_pixels.
     """
     first = _common_attack(rows)
-    header = ["model", "clean"]
-    for radius in first.radii:
-        header += [f"{radius.eps:g} {column}" for column in ("Eq-7 mean", "last", "worst")]
-    cells = [[name, *map(_percent, _figures(row))] for name, row in rows.items()]
+    header = ["model", "clean", *(f"eps {radius.eps:g}: {_COLUMNS}" for radius in first.radii[:1])]
+    header += [f"eps {radius.eps:g}" for radius in first.radii[1:]]
+    cells = [[name, _percent(row.clean), *map(_cell, row.radii)] for name, row in rows.items()]
     return "\n".join([*_markdown(header, cells), "", *_footnotes(rows, first)]) + "\n"
 
 
-def _figures(row: Robustness) -> list[float]:
-    return [row.clean] + [figure for radius in row.radii for figure in (radius.mean, radius.last, radius.worst)]
+def _cell(radius: RobustnessAtEps) -> str:
+    return " / ".join(map(_percent, (radius.mean, radius.last, radius.worst)))
 
 
 def _percent(share: float) -> str:
@@ -61,7 +65,7 @@ def _footnotes(rows: Mapping[str, Robustness], first: Robustness) -> list[str]:
     return [
         f"* Accuracy in percent: clean, and under L-infinity PGD with {steps} steps of eps / 30, eps in units of the "
         f"model's input, {clip} to the pixel range.",
-        f"* Eq-7 mean: over the images and the iterates t = 1..{steps}, so an average over the path from radius 0 "
+        f"* mean (Eq. 7): over the images and the iterates t = 1..{steps}, so an average over the path from radius 0 "
         "to eps, not robustness at eps.",
         f"* last: at the last iterate, t = {steps}.",
         f"* worst: share of the images that are right at every iterate t = 0..{steps}.",

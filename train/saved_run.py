@@ -14,7 +14,7 @@ from fdt_pipeline import FDTLoader
 from models import build_model
 from train.files import BEST, CHECKPOINT, CONFIG, read_checkpoint, read_json
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
-from train.setup import memory_format, test_folder
+from train.setup import test_folder
 from train.threat_model import PixelBounds
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
@@ -39,9 +39,9 @@ class SavedRun:
         tests = test_folder(folder)
         if tests is None:
             raise ValueError(f"{folder} has no test shards: shard that split to {folder / 'test'}, or pass --data")
-        recipe, channels_last = self.config["recipe"], memory_format(self.device) == torch.channels_last
+        channels = self.config["recipe"]["channels"]
         loader = FDTLoader(
-            tests, batch_size, train=False, device=self.device, channels=recipe["channels"], channels_last=channels_last
+            tests, batch_size, train=False, device=self.device, channels=channels, channels_last=True, prefetch=0
         )
         if list(loader.classes) != self.config["classes"]:
             raise ValueError(f"{tests} has other classes than {self.name} was trained on: pass --data with its own")
@@ -64,7 +64,7 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
     )
     model.load_state_dict(state["model"])
     epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
-    return SavedRun(config, model.to(device).to(memory_format=memory_format(device)).eval(), epoch, device)
+    return SavedRun(config, model.to(device).to(memory_format=torch.channels_last).eval(), epoch, device)
 
 
 def attack_run(

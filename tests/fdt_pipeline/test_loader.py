@@ -105,13 +105,16 @@ def test_evaluation_shows_every_sample_once_whole_and_in_order(numbered_shards, 
 def test_an_epoch_does_not_depend_on_threads_prefetch_or_what_ran_before(numbered_shards, mode):
     window = {} if mode == "resident" else {"mix_window": 64}
     first = FDTLoader(numbered_shards, 32, mode=mode, seed=4, num_threads=1, prefetch=1, **window)
-    first.set_epoch(2)
     second = FDTLoader(numbered_shards, 32, mode=mode, seed=4, num_threads=4, prefetch=3, **window)
+    third = FDTLoader(numbered_shards, 32, mode=mode, seed=4, prefetch=0, **window)
     next(iter(second))
     list(second)
-    for a, b in zip(first, second, strict=True):
+    first.set_epoch(2)
+    third.set_epoch(2)
+    for a, b, c in zip(first, second, third, strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+        assert torch.equal(a[0], c[0])
 
 
 def test_resident_outputs_do_not_depend_on_the_batch_size(numbered_shards):
@@ -256,6 +259,7 @@ def test_a_window_too_small_for_the_classes_warns(numbered_shards):
         ({"scale": 0}, "scale must be above 0"),
         ({"size": (4, 4), "mode": "resident"}, "size resizes while streaming"),
         ({"size": (0, 4), "mode": "streaming"}, "size must be"),
+        ({"prefetch": -1}, "prefetch must be 0 or more"),
         ({"mix_window": 0}, "mix_window must be 1 or more"),
         ({"mix_window": 10, "mode": "resident"}, "mix_window is for streaming"),
     ],

@@ -238,15 +238,15 @@ def test_table_has_a_row_a_model_and_says_what_its_columns_mean() -> None:
     text = format_table({"plain": row(925, (925, 500, 301)), "TN+FDT": row(938, (938, 700, 400), (938, 800, 399))})
     lines = text.splitlines()
     assert lines[:4] == [
-        "| model  | clean | 0.001 Eq-7 mean | 0.001 last | 0.001 worst |",
-        "| ------ | ----: | --------------: | ---------: | ----------: |",
-        "| plain  | 92.50 |           40.05 |      30.10 |       30.00 |",
-        "| TN+FDT | 93.80 |           55.00 |      39.90 |       39.80 |",
+        "| model  | clean | eps 0.001: mean / last / worst |",
+        "| ------ | ----: | -----------------------------: |",
+        "| plain  | 92.50 |          40.05 / 30.10 / 30.00 |",
+        "| TN+FDT | 93.80 |          55.00 / 39.90 / 39.80 |",
     ]
     assert lines[4] == ""
     assert [line.split(":")[0] for line in lines[5:]] == [
         "* Accuracy in percent",
-        "* Eq-7 mean",
+        "* mean (Eq. 7)",
         "* last",
         "* worst",
         "* TN+FDT",
