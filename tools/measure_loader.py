@@ -21,7 +21,9 @@ import torch
 from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.engine import ImagePool
 from fdt_pipeline.philox import Stream, permutation
+from models import build_model
 from train.environment import hardware, versions
+from train.losses import multi_label_loss
 
 REPEATS = 7
 
@@ -60,6 +62,19 @@ def loaders(shards: Path, batch_size: int) -> dict[str, FDTLoader]:
     }
 
 
+def trained_per_second(shards: Path, prefetch: int, num_batches: int) -> float:
+    """Training steps of the demo's model on the loader's batches, all on the CPU."""
+    loader = FDTLoader(shards, 100, prefetch=prefetch, channels_last=True)
+    model = build_model("small", loader.num_classes, loader.shape[0]).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    start = time.perf_counter()
+    for images, targets in islice(loader, num_batches):
+        optimizer.zero_grad()
+        multi_label_loss(model(images), targets).backward()
+        optimizer.step()
+    return 100 * num_batches / (time.perf_counter() - start)
+
+
 def gather_ms(n: int = 50_000, m: int = 1350) -> dict[str, float]:
     """The two ways to fetch m shifted crops of 32x32x3 out of a padded pool of n images."""
     pool = ImagePool(torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8), 4)
@@ -87,6 +102,9 @@ def measure(shards: Path, batch_size: int, num_batches: int) -> dict[str, Any]:
         "FDT : no FDT": {
             mode: round(rates[f"{mode} FDT"] / rates[f"{mode} no FDT"], 3) for mode in ("resident", "streaming")
         },
+        "images_per_second, training on the CPU": interleaved_medians(
+            {f"prefetch {n}": lambda n=n: trained_per_second(shards, n, num_batches) for n in (0, 2)}  # type: ignore[misc]
+        ),
         "ms": {
             **interleaved_medians({"epoch start to first batch": lambda: timed_ms(lambda: next(iter(resident)))}),
             **interleaved_medians(
