@@ -117,9 +117,12 @@ class Run:
 
     def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
+        waiting: list[tuple[float, float]] = []
         for step, loss, kl in self._steps(bar):
-            if step % LOG_EVERY == 0:
-                log.add("train", step, progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
+            waiting.append((loss, kl))
+            if len(waiting) == LOG_EVERY:
+                self._log_means(log, step, waiting)
+        self._log_means(log, progress.step, waiting)
         self.schedule.step()
         if self.test_loader:
             accuracy, loss = evaluate(self.model, self.test_loader)
@@ -129,6 +132,13 @@ class Run:
         progress.epoch += 1
         progress.seconds += time.perf_counter() - start
         write_checkpoint(self.out / CHECKPOINT, self.state())
+
+    def _log_means(self, log: RunLog, step: int, waiting: list[tuple[float, float]]) -> None:
+        """One record of the mean loss and KL of the steps since the last one; empties `waiting`."""
+        if waiting:
+            loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
+            log.add("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
+            waiting.clear()
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress
