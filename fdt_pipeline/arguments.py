@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,8 +26,28 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def check_at_least_one(**counts: int | None) -> None:
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be 1 or more, got {count}")
+        check_count(name, count, 1)
+
+
+def check_count(name: str, count: int | None, least: int) -> None:
+    if count is None:
+        return
+    if not hasattr(count, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {count!r}")
+    if count < least:
+        raise ValueError(f"{name} must be {least} or more, got {count}")
+
+
+def check_one_rank() -> None:
+    """Ranks are to come; until then, not to share out an epoch would be a silent error."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        world_size = torch.distributed.get_world_size()
+    if world_size > 1:
+        raise ValueError(
+            f"this process is one of {world_size} ranks (torchrun), but FDTLoader does not share an epoch out yet: "
+            "every rank would train on the same batches. Train in one process"
+        )
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -36,9 +57,14 @@ def checked_device(device: str | torch.device) -> torch.device:
         checked = torch.device("meta")
     if checked.type not in ("cpu", "cuda"):
         raise ValueError(f'device must be "cpu" or "cuda", got {device!r}')
-    if checked.type == "cuda" and not torch.cuda.is_available():
+    if checked.type == "cpu":
+        return checked
+    if not torch.cuda.is_available():
         raise ValueError(f'device is {device!r}, but torch sees no GPU here: pass device="cpu"')
-    return checked
+    index = torch.cuda.current_device() if checked.index is None else checked.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPU(s) here")
+    return torch.device("cuda", index)
 
 
 def checked_mixing(
@@ -64,7 +90,7 @@ def checked_mixing(
 def checked_output(
     stored: int, asked: int | None, mean: PerChannel | None, scale: PerChannel, dtype: torch.dtype, channels_last: bool
 ) -> Output:
-    channels = asked or stored
+    channels = stored if asked is None else asked
     if channels != stored and stored != 1:
         raise ValueError(f"channels={asked}, but the images have {stored}: only gray ones can be repeated")
     if dtype not in (torch.float32, torch.float16):

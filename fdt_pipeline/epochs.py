@@ -1,7 +1,7 @@
 """One epoch of outputs, from a data set in memory or from the shards.
 
-Each epoch runs a DALI pipeline of its own and closes it at its end (12 ms to build and fill with DALI 2.4, 37 with
-1.34), so breaking off leaves nothing behind that a later epoch could see.
+Each epoch runs a DALI pipeline of its own and closes it at its end, so breaking off leaves nothing behind that a later
+epoch could see (17 ms until the first batch with DALI 1.34, 23 with 2.4: README.md).
 On a GPU the graph ends at the plans (resident) or at window and plans (streaming), and the same torch code finishes
 the batch on the consumer's own CUDA stream, where no hand-over between streams can go wrong.
 """
@@ -9,7 +9,7 @@ the batch on the consumer's own CUDA stream, where no hand-over between streams 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fdt_pipeline.engine import ImagePool, superpose
+from fdt_pipeline.engine import ImagePool, superpose, to_device
 from fdt_pipeline.philox import Stream, permutation, random_words
 from fdt_pipeline.pipeline import Reading, resident_pipeline, streaming_pipeline
 from fdt_pipeline.plans import unpack_plans
@@ -65,7 +65,7 @@ class ResidentEpochs:
         """Have the graph give plans, and finish the batches outside of it."""
         self.stage.images = None
 
-    def batches(self, epoch: int, batch_size: int, num_batches: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
         total = len(self.labels)
         options = self.running.options(batch_size, self.mixing.seed % 2**31)
         pipeline = resident_pipeline(
@@ -80,7 +80,7 @@ class ResidentEpochs:
             return _from_dali(output[0], self.mixing), output[1].clone()
         numbers, weights, targets = output
         plans = unpack_plans(numbers.numpy(), weights.numpy(), self.labels.labels)
-        return superpose(self.images, plans, self.mixing.output), targets.to(self.running.device)
+        return superpose(self.images, plans, self.mixing.output), to_device(targets, self.running.device)
 
 
 class StreamingEpochs:
@@ -97,7 +97,7 @@ class StreamingEpochs:
         """Have the graph give windows and plans, and finish the batches outside of it."""
         self.ends_at_plans = True
 
-    def batches(self, epoch: int, batch_size: int, num_batches: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
         kept: list[Batch] = []
         with closing(self._windows(epoch)) as windows:
@@ -117,8 +117,22 @@ class StreamingEpochs:
             **options,
         )
         with closing(_run(pipeline, -(-self.total // self.window))) as outputs:
-            for number, output in enumerate(outputs):
+            for number in range(-(-self.total // self.window)):
+                with self._explained(epoch, number):
+                    output = next(outputs)
                 yield self._finish([part[: self.total - number * self.window] for part in output])
+
+    @contextmanager
+    def _explained(self, epoch: int, window: int) -> Iterator[None]:
+        """DALI loses a whole batch to one bad sample, and does not say which: name the way to find it."""
+        try:
+            yield
+        except RuntimeError as error:
+            folder = Path(self.reading.tars[0]).parent
+            raise RuntimeError(
+                f"window {window} of epoch {epoch}: a sample could not be read or decoded, as shards were changed or "
+                f"removed since the loader was built? `python -m tools verify {folder}` names it. DALI says: {error}"
+            ) from error
 
     def _reading(self, epoch: int) -> Reading:
         if not self.shuffle:
@@ -133,8 +147,8 @@ class StreamingEpochs:
             return _from_dali(output[0], self.mixing), output[1].clone()
         images, numbers, weights, targets = output
         plans = unpack_plans(numbers.numpy(), weights.numpy(), np.zeros(len(images), np.int64))
-        pool = ImagePool(images.to(self.running.device), self.mixing.augment.pad)
-        return superpose(pool, plans, self.mixing.output), targets.to(self.running.device)
+        pool = ImagePool(to_device(images, self.running.device), self.mixing.augment.pad)
+        return superpose(pool, plans, self.mixing.output), to_device(targets, self.running.device)
 
 
 def shard_paths(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:

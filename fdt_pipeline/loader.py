@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
+from weakref import WeakSet
 
 import torch
 
@@ -17,6 +18,8 @@ from fdt_pipeline.arguments import (
     PerChannel,
     check_at_least_one,
     check_choice,
+    check_count,
+    check_one_rank,
     checked_device,
     checked_mixing,
     checked_output,
@@ -24,8 +27,9 @@ from fdt_pipeline.arguments import (
 from fdt_pipeline.epochs import Batch, ResidentEpochs, Running, StreamingEpochs, shard_paths
 from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.pipeline import Reading
-from fdt_pipeline.residency import choose_mode, choose_window
-from fdt_pipeline.shards import check_shards, load_shards, read_manifest
+from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode, choose_window
+from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_manifest
+from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.stage import Mixing
 from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
 
@@ -46,6 +50,7 @@ class FDTLoader:
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the padded u8 set
         takes at most half of the free memory.
     size: (height, width) that streaming resizes to; needed where images differ in size.
+    verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
     num_threads: of DALI. prefetch: batches that it works ahead, on threads of its own; 0 makes each batch when it is
         asked for, on the caller's thread, which is faster where the training itself keeps the same cores busy.
     last_batch: "partial" yields a last batch that is not full, "drop" leaves it out.
@@ -74,15 +79,17 @@ class FDTLoader:
         channels_last: bool = False,
         size: tuple[int, int] | None = None,
         mix_window: int | None = None,
+        verify: bool = True,
         last_batch: Literal["partial", "drop"] = "partial",
         num_threads: int = min(4, os.cpu_count() or 1),
         prefetch: int = 2,
     ) -> None:
         check_choice("mode", mode, ("auto", "resident", "streaming"))
         check_choice("last_batch", last_batch, ("partial", "drop"))
-        check_at_least_one(batch_size=batch_size, num_threads=num_threads, mix_window=mix_window)
-        if prefetch < 0:
-            raise ValueError(f"prefetch must be 0 or more, got {prefetch}")
+        check_at_least_one(batch_size=batch_size, num_threads=num_threads, mix_window=mix_window, channels=channels)
+        check_count("prefetch", prefetch, 0)
+        if train:
+            check_one_rank()
         random_words(seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
         self.shards = Path(shards)
         self.manifest = read_manifest(self.shards)
@@ -101,7 +108,8 @@ class FDTLoader:
         self._mixing = Mixing(seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
         self._running = Running(self.device, num_threads, prefetch)
         self._epochs: ResidentEpochs | StreamingEpochs | None
-        self._epochs = self._resident() if self.mode == "resident" else self._streaming(size, mix_window)
+        self._epochs = self._resident() if self.mode == "resident" else self._streaming(size, mix_window, verify)
+        self._iterations: WeakSet[Generator[Batch, None, None]] = WeakSet()
         self._epoch = 0
         if not len(self):
             raise ValueError(
@@ -145,15 +153,19 @@ class FDTLoader:
         exact = self.num_samples / self.batch_size
         return math.floor(exact) if self.last_batch == "drop" else math.ceil(exact)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         if self._epochs is None:
             raise RuntimeError("this FDTLoader is closed: make a new one")
         epoch, self._epoch = self._epoch, self._epoch + 1
-        return self._epochs.batches(epoch, self.batch_size, len(self))
+        batches = self._epochs.batches(epoch, self.batch_size, len(self))
+        self._iterations.add(batches)
+        return batches
 
     def close(self) -> None:
-        """Let go of the images in memory; iterating afterwards is an error."""
+        """End the iterations under way and let go of the images in memory; iterating afterwards is an error."""
         self._epochs = None
+        for batches in list(self._iterations):
+            batches.close()
 
     def __enter__(self) -> FDTLoader:
         return self
@@ -167,23 +179,28 @@ class FDTLoader:
         return f"FDTLoader({str(self.shards)!r}, {self.batch_size}, {kind}, {where})"
 
     def _resident(self) -> ResidentEpochs:
-        images, labels, _ = load_shards(self.shards)
+        with progress_bar(f"load {self.shards}", "images", delay=2) as progress:
+            images, labels, _ = load_shards(self.shards, progress)
         return ResidentEpochs(
             self._mixing, self._running, images, Pool(labels, self.num_classes), in_order=not self.train
         )
 
-    def _streaming(self, size: tuple[int, int] | None, mix_window: int | None) -> StreamingEpochs:
+    def _streaming(self, size: tuple[int, int] | None, mix_window: int | None, verify: bool) -> StreamingEpochs:
         manifest, window = self.manifest, self._checked_window(mix_window)
+        if verify:
+            with progress_bar(f"check {self.shards}", "shards", delay=2) as progress:
+                check_hashes(self.shards, manifest, self._running.num_threads, progress)
         tars, indexes = shard_paths(self.shards, [shard.name for shard in manifest.shards])
         reading = Reading(tars, indexes, manifest.encoding, manifest.shape, manifest.channels, size)
         return StreamingEpochs(self._mixing, self._running, reading, self.num_samples, window, shuffle=self.train)
 
     def _checked_window(self, asked: int | None) -> int:
-        window = choose_window(asked, self.num_samples, self.batch_size, self.shape, even=self.fdt is not None)
-        if self.fdt and window < (self.fdt.max_images or self.num_classes):
+        classes, mixed = self.num_classes, self.fdt is not None
+        window = choose_window(asked, self.num_samples, self.batch_size, classes, self.shape, even=mixed)
+        if self.fdt and self.fdt.max_images != 1 and window < min(ENOUGH_PER_CLASS * classes, self.num_samples):
             warnings.warn(
-                f"a mix window of {window} samples cannot hold all {self.num_classes} classes, so fewer images are "
-                f"superposed than asked: pass mix_window={10 * self.num_classes} or more",
+                f"a mix window of {window} samples will often lack some of the {classes} classes, so fewer images are "
+                f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * classes} or more, memory allowing",
                 stacklevel=4,
             )
         return window

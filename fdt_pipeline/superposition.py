@@ -66,7 +66,9 @@ class FDT:
                 raise ValueError(
                     f"FDT: {name} {value} is over the number of classes, {num_classes}: each may be used once"
                 )
-        checked_weights(self.series, self.max_images or num_classes)
+        most = self.max_images or num_classes
+        for k in {*range(1, min(most, 256) + 1), most}:
+            checked_weights(self.series, k)
 
 
 # Plain training is the same machine with one image an output, each leading once an epoch.

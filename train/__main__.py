@@ -20,11 +20,14 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["demo", *argv]
+    arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command (fit: with --resume) goes on from here", file=sys.stderr)
+        print(f"\ninterrupted: {arguments.interrupted}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,10 +39,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _with_help(argparse.ArgumentParser(prog="python -m train"), __doc__ or "")
-    _demo_options(parser)
-    parser.set_defaults(run=_demo)
-    verbs = parser.add_subparsers(metavar="{demo,fit,robustness}")
-    demo = _with_help(verbs.add_parser("demo", help="what runs without a verb"), DEMO_HELP)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    demo = _with_help(verbs.add_parser("demo", help="what runs without a verb, and takes the options"), DEMO_HELP)
     _demo_options(demo)
     fit = _with_help(verbs.add_parser("fit", help="train one recipe on shards"), FIT_HELP)
     _fit_options(fit)
@@ -58,7 +59,7 @@ DEMO_HELP = """Shard the Fashion-MNIST subset that comes with the code, train pl
 
     python -m train demo --out runs/demo
 
-About three minutes on two cores. Leaves results.json, table.md, robustness.png, batch.png and the logs in --out.
+About two minutes on two cores. Leaves results.json, table.md, robustness.png, batch.png and the logs in --out.
 """
 
 
@@ -71,7 +72,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of shards, weights and mixing (default: %(default)s)")
     _device_option(parser)
-    parser.set_defaults(run=_demo)
+    parser.set_defaults(run=_demo, interrupted="the same command goes on from here")
 
 
 def _device_option(parser: argparse.ArgumentParser) -> None:
@@ -115,9 +116,10 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         ("--stem", str, "cifar, cifar-pool or imagenet (ResNets; default: cifar)"),
     ):
         parser.add_argument(flag, type=kind, help=text)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize, where images differ in size")
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
     _device_option(parser)
-    parser.set_defaults(run=_fit)
+    parser.set_defaults(run=_fit, interrupted="the same command with --resume goes on from the last whole epoch")
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -127,7 +129,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     from train.trainer import fit
 
     changes = {name: getattr(arguments, name) for name in ("epochs", "max_steps", "batch_size", "lr", "seed", "stem")}
-    recipe = make_recipe(arguments.recipe, **changes)
+    recipe = make_recipe(arguments.recipe, **changes, size=tuple(arguments.size) if arguments.size else None)
     recipe = replace(recipe, augment=None) if arguments.no_augment else recipe
     results = fit(recipe, arguments.data, arguments.out, arguments.resume, arguments.device)
     final, best = results["final"], results["best"]
@@ -161,7 +163,7 @@ def _robustness_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="default: where the run found them")
     parser.add_argument("--json", type=Path, metavar="F", help="write the counts, versions and hardware to F")
     _device_option(parser)
-    parser.set_defaults(run=_robustness)
+    parser.set_defaults(run=_robustness, interrupted="the runs that are done are in the --json file, if one was given")
 
 
 def _robustness(arguments: argparse.Namespace) -> int:

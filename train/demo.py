@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import torch
 
 from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.shards import verify_shards, write_shards
@@ -98,18 +98,18 @@ def _verify(folder: Path) -> None:
         raise ValueError(f"{folder} is damaged: {problems[0]} ({len(problems)} in all). Delete it and run again")
 
 
-def _attack(run: Path, shards: Path, settings: Settings, device: Any) -> Robustness:
+def _attack(run: Path, shards: Path, settings: Settings, device: torch.device) -> Robustness:
     path = run / "robustness.json"
     if path.exists():
         return Robustness.from_dict(read_json(path))
     saved = open_run(run, device)
-    loader = saved.test_loader(shards)
-    gradients = 2 if saved.config["recipe"]["tensor_norm"] else 1
-    total = settings.attack_images * settings.attack_steps * len(settings.eps_values) * gradients
-    with tqdm(total=total, desc=f"attack {saved.name}", unit="image-step", unit_scale=True) as bar:
-        result = attack_run(
-            saved, loader, settings.eps_values, settings.attack_steps, True, settings.attack_images, bar.update
-        )
+    result = attack_run(
+        saved,
+        saved.test_loader(shards),
+        settings.eps_values,
+        settings.attack_steps,
+        num_images=settings.attack_images,
+    )
     write_json(path, result.to_dict())
     return result
 

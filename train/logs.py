@@ -25,7 +25,7 @@ class RunLog:
 
     def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
         record: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **values}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)

@@ -20,6 +20,7 @@ class Recipe:
 
     epochs, lr_drop_every: in epochs; the learning rate is divided by 10 every lr_drop_every of them.
     max_steps: stop after so many optimizer steps, or None. channels: 3 repeats gray images, as the paper does.
+    size: (height, width) to resize images to, needed where they differ in size; they are then streamed.
     tensor_norm: None, "straight-through" (the paper's backward pass) or "exact". loss_eps: Algorithm 4's threshold.
     """
 
@@ -32,6 +33,7 @@ class Recipe:
     loss: Literal["cross-entropy", "multi-label"] = "cross-entropy"
     loss_eps: float = 1e-6
     channels: int | None = 3
+    size: tuple[int, int] | None = None
     batch_size: int = 100
     epochs: int = 150
     max_steps: int | None = None
@@ -52,6 +54,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """JSON values that tell two recipes apart; a series is named with its parameters."""
         values = asdict(self)
+        values["size"] = list(self.size) if self.size else None
         if self.fdt is not None:
             values["fdt"]["series"] = repr(self.fdt.series)
         return values
@@ -108,7 +111,7 @@ def small() -> Recipe:
 
 
 def demo() -> Recipe:
-    """`python -m train`: 5,000 images, 2 CPU cores, one or two minutes of training for each of its two rows."""
+    """`python -m train`: 5,000 images; plain trains in 31 s, tn_fdt in 36 s on two CPU cores (results/demo)."""
     return Recipe("demo", "small", epochs=40, lr_drop_every=16)
 
 

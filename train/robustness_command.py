@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from fdt_pipeline.shards.atomic import atomic_file
 from train.environment import hardware, versions
 from train.files import write_json
 from train.robustness import Robustness, format_table
@@ -18,38 +19,32 @@ from train.setup import pick_device
 def robustness_of_runs(arguments: argparse.Namespace) -> str:
     """-> the table. ValueError for a folder that holds no run, or eps, steps or images out of range."""
     device = pick_device(arguments.device)
-    rows: dict[str, Robustness] = {}
-    epochs: dict[str, int] = {}
-    for folder in arguments.runs:
-        run = open_run(folder, device, arguments.weights)
-        name = _name(run, folder, rows)
-        rows[name], epochs[name] = _attack(run, arguments), run.epoch
     if arguments.json:
-        _write(arguments.json, arguments, rows, epochs, device)
+        prepare_json(arguments.json)
+    runs = [open_run(folder, device, arguments.weights) for folder in arguments.runs]
+    loaders = [run.test_loader(arguments.data, arguments.batch_size) for run in runs]
+    rows: dict[str, Robustness] = {}
+    for run, loader, folder in zip(runs, loaders, arguments.runs, strict=True):
+        name = f"{run.name} ({folder})" if run.name in rows else run.name
+        rows[name] = attack_run(run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images)
+        if arguments.json:  # after every run, so that an interruption loses one at most
+            write_json(arguments.json, _report(arguments, rows, runs, device))
     return format_table(rows)
 
 
-def _name(run: SavedRun, folder: Path, taken: dict[str, Robustness]) -> str:
-    return f"{run.name} ({folder})" if run.name in taken else run.name
-
-
-def _attack(run: SavedRun, arguments: argparse.Namespace) -> Robustness:
-    loader = run.test_loader(arguments.data, arguments.batch_size)
-    gradients = 2 if run.config["recipe"]["tensor_norm"] else 1
-    images = loader.num_samples if arguments.images is None else arguments.images
-    total = images * arguments.steps * len(arguments.eps) * gradients
-    with tqdm(total=total, desc=f"attack {run.name}", unit="image-step", unit_scale=True) as bar:
-        return attack_run(
-            run, loader, tuple(arguments.eps), arguments.steps, not arguments.no_clip, arguments.images, bar.update
-        )
-
-
-def _write(
-    path: Path, arguments: argparse.Namespace, rows: dict[str, Robustness], epochs: dict[str, int], device: torch.device
-) -> None:
-    models = {name: {"epoch": epochs[name], **row.to_dict()} for name, row in rows.items()}
+def prepare_json(path: Path) -> None:
+    """OSError now, rather than after an hour of attacks, if the file cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
-        {"weights": arguments.weights, "models": models, "hardware": hardware(device), "versions": versions()},
-    )
+    with atomic_file(path.with_name(f"{path.name}.try")):
+        pass
+    path.with_name(f"{path.name}.try").unlink()
+
+
+def _report(
+    arguments: argparse.Namespace, rows: dict[str, Robustness], runs: list[SavedRun], device: torch.device
+) -> dict[str, Any]:
+    models = {
+        name: {"epoch": run.epoch, "recipe": run.config["recipe"], **row.to_dict()}
+        for (name, row), run in zip(rows.items(), runs, strict=False)
+    }
+    return {"weights": arguments.weights, "models": models, "hardware": hardware(device), "versions": versions()}

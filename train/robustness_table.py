@@ -63,7 +63,8 @@ def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 def _footnotes(rows: Mapping[str, Robustness], first: Robustness) -> list[str]:
     steps, clip = first.steps, "clipped" if first.clip_pixels else "not clipped"
     return [
-        f"* Accuracy in percent: clean, and under L-infinity PGD with {steps} steps of eps / 30, eps in units of the "
+        f"* Accuracy in percent on {_image_counts(rows)}: clean, and under L-infinity PGD with {steps} steps of eps / 30, "
+        "eps in units of the "
         f"model's input, {clip} to the pixel range.",
         f"* mean (Eq. 7): over the images and the iterates t = 1..{steps}, so an average over the path from radius 0 "
         "to eps, not robustness at eps.",
@@ -71,6 +72,13 @@ def _footnotes(rows: Mapping[str, Robustness], first: Robustness) -> list[str]:
         f"* worst: share of the images that are right at every iterate t = 0..{steps}.",
         *_gradient_notes(rows),
     ]
+
+
+def _image_counts(rows: Mapping[str, Robustness]) -> str:
+    counts = {name: row.num_images for name, row in rows.items()}
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values())):,} images"
+    return ", ".join(f"{count:,} images ({name})" for name, count in counts.items())
 
 
 def _gradient_notes(rows: Mapping[str, Robustness]) -> list[str]:

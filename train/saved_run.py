@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
-from models import build_model
+from models import build_model, tensor_norm_layers
 from train.files import BEST, CHECKPOINT, CONFIG, read_checkpoint, read_json
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
-from train.setup import test_folder
+from train.setup import fingerprint, output_options, test_folder
 from train.threat_model import PixelBounds
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
@@ -34,18 +35,30 @@ class SavedRun:
         return str(self.config["recipe"]["name"])
 
     def test_loader(self, data: Path | None = None, batch_size: int = 100) -> FDTLoader:
-        """The test samples, standardized as in training; data overrides where the run found its shards."""
+        """The test samples, standardized as in training. data, a folder with test/ or the test shards themselves, takes
+        the place of the run's own, and may hold other samples of the same classes."""
         folder = Path(data or self.config["data"])
-        tests = test_folder(folder)
-        if tests is None:
-            raise ValueError(f"{folder} has no test shards: shard that split to {folder / 'test'}, or pass --data")
-        channels = self.config["recipe"]["channels"]
-        loader = FDTLoader(
-            tests, batch_size, train=False, device=self.device, channels=channels, channels_last=True, prefetch=0
-        )
+        tests = _test_shards(folder, given=data is not None)
+        recipe = self.config["recipe"]
+        options = output_options(self.device, recipe["channels"], recipe["size"])
+        loader = FDTLoader(tests, batch_size, train=False, **options)
         if list(loader.classes) != self.config["classes"]:
             raise ValueError(f"{tests} has other classes than {self.name} was trained on: pass --data with its own")
+        if data is None and fingerprint(loader) != self.config["shards"]["test"]:
+            raise ValueError(
+                f"{tests} has changed since {self.name} was trained: pass --data to attack it all the same"
+            )
         return loader
+
+
+def _test_shards(folder: Path, given: bool) -> Path:
+    """folder/test, or the folder itself where the user has given it and it holds shards."""
+    tests = test_folder(folder)
+    if tests is None and given and (folder / "manifest.json").is_file():
+        return folder
+    if tests is None:
+        raise ValueError(f"{folder} has no test shards: shard that split to {folder / 'test'}, or pass --data")
+    return tests
 
 
 def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRun:
@@ -70,24 +83,26 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
 def attack_run(
     run: SavedRun,
     loader: FDTLoader,
-    eps_values: tuple[float, ...] = EPS_VALUES,
+    eps_values: Sequence[float] = EPS_VALUES,
     steps: int = 40,
     clip_pixels: bool = True,
     num_images: int | None = None,
-    progress: Any = None,
 ) -> Robustness:
-    """Eq. 6 and 7 over the first num_images test samples (all by default; shards interleave the classes)."""
-    bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
-    return evaluate_robustness(
-        run.model,
-        first_samples(loader, loader.num_samples if num_images is None else num_images),
-        bounds,
-        eps_values,
-        steps=steps,
-        clip_pixels=clip_pixels,
-        device=run.device,
-        progress=progress,
-    )
+    """Eq. 6 and 7 over the first num_images test samples (default: all; shards interleave the classes), with a bar."""
+    num_images = loader.num_samples if num_images is None else num_images
+    num_gradients = 2 if tensor_norm_layers(run.model) else 1
+    total = num_images * steps * len(eps_values) * num_gradients
+    with tqdm(total=total, desc=f"attack {run.name}", unit="image-step", unit_scale=True) as bar:
+        return evaluate_robustness(
+            run.model,
+            first_samples(loader, num_images),
+            PixelBounds.from_normalization(loader.mean, loader.scale),
+            eps_values,
+            steps=steps,
+            clip_pixels=clip_pixels,
+            device=run.device,
+            progress=bar.update,
+        )
 
 
 def first_samples(loader: FDTLoader, num_images: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fdt_pipeline import FDTLoader
+from fdt_pipeline.arguments import checked_device
 from models import build_model
 from train.full_float32 import full_float32
 from train.losses import cross_entropy, multi_label_loss
@@ -18,8 +20,8 @@ from train.recipes import Recipe
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or the GPU where there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device asked for (ValueError if it is not there), or the GPU where there is one."""
+    return checked_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def train_folder(data: Path) -> Path:
@@ -33,18 +35,29 @@ def test_folder(data: Path) -> Path | None:
 
 def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool) -> FDTLoader:
     """Training batches as the recipe asks for them, or the samples in order; channels_last, as convolutions want it."""
-    prefetch = 0 if device.type == "cpu" else 2  # on a CPU the step itself keeps the cores busy: see train/README.md
-    common: dict[str, Any] = {
-        "device": device,
-        "channels_last": True,
-        "channels": recipe.channels,
-        "prefetch": prefetch,
-    }
+    common = output_options(device, recipe.channels, recipe.size)
     if not train:
         return FDTLoader(shards, 200, train=False, **common)
     return FDTLoader(
         shards, recipe.batch_size, fdt=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
     )
+
+
+def output_options(device: torch.device, channels: int | None, size: Sequence[int] | None) -> dict[str, Any]:
+    """What training and evaluation ask of FDTLoader alike. On a CPU the step itself keeps the cores busy, so batches
+    are made in step with it: train/README.md has the ratio."""
+    return {
+        "device": device,
+        "channels": channels,
+        "channels_last": True,
+        "size": (size[0], size[1]) if size else None,
+        "prefetch": 0 if device.type == "cpu" else 2,
+    }
+
+
+def fingerprint(loader: FDTLoader) -> str:
+    """sha256 of the manifest, which holds those of the shards: tells data sets apart."""
+    return sha256((loader.shards / "manifest.json").read_bytes()).hexdigest()
 
 
 def make_model(recipe: Recipe, num_classes: int, in_channels: int, device: torch.device) -> nn.Module:
@@ -69,7 +82,8 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
     """Mixed precision is for GPUs: bfloat16 where it is native, else float16 with a scaled loss."""
     if device.type != "cuda":
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    native = torch.cuda.get_device_capability(device)[0] >= 8  # is_bf16_supported() counts emulation as support
+    return torch.bfloat16 if native else torch.float16
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:

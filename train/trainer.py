@@ -6,10 +6,10 @@ weights of one that was not. What it leaves in `out` is listed in train/README.m
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from train.setup import (
     amp_dtype,
     autocast,
     evaluate,
+    fingerprint,
     make_loader,
     make_loss,
     make_model,
@@ -83,7 +84,8 @@ class Run:
         self.loader = make_loader(recipe, train_folder(data), device, train=True)
         tests = test_folder(data)
         self.test_loader = make_loader(recipe, tests, device, train=False) if tests else None
-        check_eps(recipe.loss_eps, self.loader.num_classes)
+        if recipe.loss == "multi-label":
+            check_eps(recipe.loss_eps, self.loader.num_classes)
         self.loss = make_loss(recipe)
         torch.manual_seed(recipe.seed)
         self.model = make_model(recipe, self.loader.num_classes, self.loader.shape[0], device)
@@ -106,11 +108,16 @@ class Run:
     def train(self) -> dict[str, Any]:
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / CONFIG, self.config())
+        if self.finished:
+            return self._write_results()
         bar = tqdm(total=self.num_steps, initial=self.progress.step, unit="step", disable=not self.show_progress)
         bar.set_description(self.recipe.name)
         with RunLog(self.out, self.progress.step) as log, bar:
             while not self.finished:
                 self._epoch(log, bar)
+        return self._write_results()
+
+    def _write_results(self) -> dict[str, Any]:
         results = self.results()
         write_json(self.out / RESULTS, results)
         return results
@@ -124,8 +131,10 @@ class Run:
                 self._log_means(log, step, waiting)
         self._log_means(log, progress.step, waiting)
         self.schedule.step()
+        self._check_weights()
         if self.test_loader:
             accuracy, loss = evaluate(self.model, self.test_loader)
+            _check_finite(progress.step, "test loss after", loss)
             log.add("test", progress.step, progress.epoch, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
             bar.set_postfix(test=f"{100 * accuracy:.2f}%")
@@ -139,6 +148,11 @@ class Run:
             loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
             log.add("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
             waiting.clear()
+
+    def _check_weights(self) -> None:
+        """The last update of an epoch is not followed by a loss that would show what it did."""
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.model.parameters())
+        _check_finite(self.progress.step, "largest weight after", largest)
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress
@@ -222,16 +236,13 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the loss was not scaled: on a CPU, or with bfloat16
+            self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
 
     def _fingerprint(self) -> dict[str, str]:
         loaders = {"train": self.loader, "test": self.test_loader}
-        return {
-            split: sha256((loader.shards / "manifest.json").read_bytes()).hexdigest()
-            for split, loader in loaders.items()
-            if loader
-        }
+        return {split: fingerprint(loader) for split, loader in loaders.items() if loader}
 
 
 def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -245,10 +256,18 @@ def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None
 
 
 def _checked(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
-    for step, loss, kl in waiting:
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss of step {step} is {loss.item()}: lower the learning rate (--lr), or look at the data; "
-                "the checkpoint of the last whole epoch is kept"
-            )
-        yield step, loss.item(), kl.item()
+    """Fetches the figures at once, as each fetch waits for a GPU."""
+    if not waiting:
+        return
+    figures = torch.stack([torch.stack([loss, kl]) for _, loss, kl in waiting]).tolist()
+    for (step, _, _), (loss, kl) in zip(waiting, figures, strict=True):
+        _check_finite(step, "loss of", loss)
+        yield step, loss, kl
+
+
+def _check_finite(step: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            f"the {what} step {step} is {value}: lower the learning rate (--lr), or look at the data; "
+            "the checkpoint of the epoch before is kept, if there was one"
+        )

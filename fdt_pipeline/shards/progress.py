@@ -12,9 +12,9 @@ Progress = Callable[[int, int], None]
 
 
 @contextmanager
-def progress_bar(title: str, unit: str, always: bool = False) -> Iterator[Progress]:
-    """A bar on stderr; unless `always`, only where that is a terminal, and cleared at the end."""
-    with tqdm(desc=title, unit=f" {unit}", disable=False if always else None, leave=always) as bar:
+def progress_bar(title: str, unit: str, always: bool = False, delay: float = 0) -> Iterator[Progress]:
+    """A bar on stderr after `delay` seconds; unless `always`, only where that is a terminal, and cleared at the end."""
+    with tqdm(desc=title, unit=f" {unit}", disable=False if always else None, leave=always, delay=delay) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,32 @@ def check_shards(folder: str | Path, manifest: Manifest) -> None:
         got = path.stat().st_size
         if got != shard.num_bytes:
             raise ShardError(f"{path}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite")
+
+
+def check_hashes(
+    folder: str | Path, manifest: Manifest, num_threads: int = 1, progress: Progress | None = None
+) -> None:
+    """ShardError unless every tar and index has its sha256; reads every byte, on num_threads threads."""
+    folder = Path(folder)
+    files = [(folder / shard.name, shard.sha256) for shard in manifest.shards]
+    files += [(folder / shard.index_name, shard.index_sha256) for shard in manifest.shards]
+    with ThreadPoolExecutor(num_threads) as pool:
+        for done, _ in enumerate(pool.map(lambda file: _check_hash(*file), files), 1):
+            if progress:
+                progress(done, len(files))
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise _damaged(path, sha256, digest.hexdigest())
+
+
+def _damaged(path: Path, expected: str, got: str) -> ShardError:
+    return ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; shard again with --overwrite")
 
 
 def read_shard(
@@ -80,7 +107,7 @@ def _read(path: Path, sha256: str | None) -> bytes:
 def check_sha256(path: Path, data: bytes, expected: str) -> None:
     got = hashlib.sha256(data).hexdigest()
     if got != expected:
-        raise ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; shard again with --overwrite")
+        raise _damaged(path, expected, got)
 
 
 def _samples(path: Path, tar: bytes, index: bytes, encoding: str) -> Iterator[tuple[str, U8, int]]:

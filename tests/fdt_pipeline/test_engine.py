@@ -63,7 +63,7 @@ def test_result_does_not_depend_on_how_a_batch_is_cut():
 def test_the_last_image_of_the_pool_can_be_shifted_to_its_farthest_corner():
     images, _ = random_pool(3, (5, 6, 2), 2)
     pool = ImagePool(torch.from_numpy(images), 2)
-    crop = pool.crops(torch.tensor([2]), torch.tensor([4]), torch.tensor([4])).reshape(5, 6, 2).numpy()
+    crop = pool.crops(torch.tensor([(2 * pool.height + 4) * pool.width + 4])).reshape(5, 6, 2).numpy()
     assert np.array_equal(crop[:3, :4], images[2, 2:, 2:])
     assert not crop[3:].any()
     assert not crop[:, 4:].any()

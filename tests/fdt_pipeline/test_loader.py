@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -9,10 +10,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Power
 from fdt_pipeline.plans import batch_targets, draw_plans
-from fdt_pipeline.shards import load_shards
+from fdt_pipeline.shards import ShardError, load_shards, write_shards
+from fdt_pipeline.sources import ArraySource, open_source
 from fdt_pipeline.superposition import (
     PLAIN,
     Pool,
@@ -95,6 +98,7 @@ def test_evaluation_shows_every_sample_once_whole_and_in_order(numbered_shards, 
     first, again = epoch_of(loader), epoch_of(loader)
     numbers = image_numbers(first[0])
     assert sorted(numbers) == list(range(NUM_SAMPLES))
+    assert np.array_equal(first[0].permute(0, 2, 3, 1).numpy(), load_shards(numbered_shards)[0])
     assert first[1].dtype == torch.int64
     assert torch.equal(first[1], torch.from_numpy(LABELS[numbers]))
     assert torch.equal(first[0], again[0])
@@ -147,8 +151,9 @@ def test_two_iterations_at_once_do_not_disturb_each_other(numbered_shards, mode)
         assert torch.equal(torch.cat([pair[i] for pair in pairs]), expected[i])
 
 
-def test_batches_stay_as_they_were_when_the_next_are_made(numbered_shards):
-    loader = FDTLoader(numbered_shards, 32, mode="resident")
+@pytest.mark.parametrize("mode", MODES)
+def test_batches_stay_as_they_were_when_the_next_are_made(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 32, mode=mode)
     kept = [(images, images.clone(), targets, targets.clone()) for images, targets in loader]
     for images, images_then, targets, targets_then in kept:
         assert torch.equal(images, images_then)
@@ -184,9 +189,6 @@ def test_real_gray_images_can_be_repeated_to_three_channels(fashion_shards):
 
 
 def test_png_and_raw_shards_give_the_same_batches(numbered_shards, tmp_path):
-    from fdt_pipeline.shards import write_shards
-    from fdt_pipeline.sources import ArraySource
-
     write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "png", "png", seed=3, samples_per_shard=60)
     for mode in MODES:
         raw, png = (FDTLoader(folder, 32, mode=mode, seed=8) for folder in (numbered_shards, tmp_path / "png"))
@@ -195,11 +197,6 @@ def test_png_and_raw_shards_give_the_same_batches(numbered_shards, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["raw", "png"])
 def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_path, encoding):
-    from PIL import Image
-
-    from fdt_pipeline.shards import write_shards
-    from fdt_pipeline.sources import open_source
-
     for number in range(12):
         (tmp_path / "images" / f"class{number % 3}").mkdir(parents=True, exist_ok=True)
         flat = Image.new("RGB", (10 + number, 12), (number, 100, 200))
@@ -215,14 +212,22 @@ def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_p
     assert torch.equal(images[:, 0, 4, 4].round().long() % 3, labels)
 
 
-def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(numbered_shards):
-    """The graph of device="cuda", finished on the CPU: what can be shown of it without a GPU."""
-    for mode in MODES:
-        whole, split = (FDTLoader(numbered_shards, 32, mode=mode, seed=3) for _ in range(2))
-        split._epochs.end_at_plans()
-        for a, b in zip(whole, split, strict=True):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options", [{}, {"train": False}, {"dtype": torch.float16, "channels_last": True, "fdt": FDT(anchor="epoch")}]
+)
+def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(numbered_shards, mode, options):
+    """The graph of device="cuda", finished on the CPU: what can be shown of it without a GPU. Batches are kept, and
+    span windows."""
+    if mode == "streaming":
+        options = {**options, "mix_window": 64}
+    whole, split = (FDTLoader(numbered_shards, 50, mode=mode, seed=3, **options) for _ in range(2))
+    split._epochs.end_at_plans()
+    for _ in range(2):
+        for a, b in zip(list(whole), list(split), strict=True):
             assert torch.equal(a[0], b[0])
             assert torch.equal(a[1], b[1])
+            assert a[0].stride() == b[0].stride()
 
 
 def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(numbered_shards, monkeypatch):
@@ -235,9 +240,53 @@ def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(number
 
 
 def test_a_window_too_small_for_the_classes_warns(numbered_shards):
-    with pytest.warns(UserWarning, match="mix window of 6 samples cannot hold all 7 classes.*mix_window=70"):
+    with pytest.warns(UserWarning, match="mix window of 6 samples will often lack some of the 7.*mix_window=70"):
         loader = FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6)
     assert max((targets > 0).sum(1).max() for _, targets in loader) <= 6
+    with pytest.warns(UserWarning, match="will often lack"):
+        FDTLoader(numbered_shards, 6, mode="streaming", mix_window=33)
+    FDTLoader(numbered_shards, 6, mode="streaming", mix_window=46)
+    FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=None)
+
+
+def test_streaming_checks_every_byte_of_the_shards_when_it_is_built(numbered_shards, tmp_path):
+    shutil.copytree(numbered_shards, tmp_path / "shards")
+    tar = tmp_path / "shards" / "shard-000002.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    for mode in MODES:
+        with pytest.raises(ShardError, match=r"shard-000002\.tar: damaged"):
+            FDTLoader(tmp_path / "shards", 32, mode=mode)
+    FDTLoader(tmp_path / "shards", 32, mode="streaming", verify=False)
+
+
+def test_a_shard_that_spoils_while_it_is_streamed_is_an_error_that_says_how_to_find_it(numbered_shards, tmp_path):
+    write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "png", "png", samples_per_shard=60)
+    loader = FDTLoader(tmp_path / "png", 32, mode="streaming", mix_window=46)
+    tar = tmp_path / "png" / "shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[512 + 40 : 512 + 80] = bytes(40)  # in the first image
+    tar.write_bytes(data)
+    with pytest.raises(RuntimeError, match=rf"window 0 of epoch 0: .*python -m tools verify {tmp_path / 'png'}"):
+        list(loader)
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "8"}])
+def test_training_on_several_ranks_is_refused_as_all_would_see_the_same(numbered_shards, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="every rank would train on the same batches"):
+        FDTLoader(numbered_shards, 8)
+    FDTLoader(numbered_shards, 8, train=False)
+
+
+def test_closing_a_loader_ends_its_iterations(numbered_shards):
+    loader = FDTLoader(numbered_shards, 8)
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    assert list(batches) == []
 
 
 @pytest.mark.parametrize(
@@ -259,6 +308,9 @@ def test_a_window_too_small_for_the_classes_warns(numbered_shards):
         ({"scale": 0}, "scale must be above 0"),
         ({"size": (4, 4), "mode": "resident"}, "size resizes while streaming"),
         ({"size": (0, 4), "mode": "streaming"}, "size must be"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"channels": 0}, "channels must be 1 or more"),
+        ({"device": "cuda:99"}, "device"),
         ({"prefetch": -1}, "prefetch must be 0 or more"),
         ({"mix_window": 0}, "mix_window must be 1 or more"),
         ({"mix_window": 10, "mode": "resident"}, "mix_window is for streaming"),
@@ -276,9 +328,6 @@ def test_cuda_without_a_gpu_is_refused(numbered_shards):
 
 
 def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):
-    from fdt_pipeline.shards import write_shards
-    from fdt_pipeline.sources import ArraySource
-
     write_shards(ArraySource(numbered_images(9), np.zeros(9, np.int64)), tmp_path / "one")
     with pytest.raises(ValueError, match="needs 2 or more of them, got 1"):
         FDTLoader(tmp_path / "one", 3)

@@ -1,9 +1,25 @@
 import json
+import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tools.__main__ import main as tools
 from train.__main__ import main
 from train.recipes import RECIPES
+
+
+def test_options_without_a_verb_are_the_demos_and_are_not_lost(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr("train.demo.run_demo", lambda *arguments: seen.append(arguments) or "table")
+    for argv in (["--quick", "--seed", "5"], ["demo", "--quick", "--seed", "5"]):
+        assert main([*argv, "--out", str(tmp_path)]) == 0
+    assert seen[0] == seen[1]
+    assert (seen[0][1].seed, seen[0][1].epochs) == (5, 1)
+    for argv in (["--seed", "5", "demo"], ["--quick", "fit", "--recipe", "small_fdt"]):
+        with pytest.raises(SystemExit):
+            main(argv)
 
 
 @pytest.mark.parametrize("verb", [[], ["demo"], ["fit"], ["robustness"]])
@@ -40,6 +56,43 @@ def test_fit_then_robustness_prints_a_table_and_writes_its_counts(trained, tmp_p
     assert row["num_images"] == 40
     assert set(row["radii"][0]["attacks"]) == {"exact", "straight-through"}
     assert row["radii"][1]["last"] == row["radii"][1]["worst"] == row["clean"]
+    assert "on 40 images" in output
+
+
+def test_an_unwritable_json_is_told_before_the_attack(trained, capsys, monkeypatch):
+    monkeypatch.setattr("train.robustness_command.attack_run", None)
+    assert main(["robustness", str(trained[1]), "--json", "/proc/no/such.json"]) == 2
+    assert "/proc/no" in capsys.readouterr().err
+
+
+def test_images_of_different_sizes_are_trained_on_and_attacked_at_one_size(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 12)):
+        for number in range(count):
+            label = number % 3
+            folder = tmp_path / "photos" / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 80, (40 + number % 7, 36, 3), np.uint8) + 80 * (np.arange(3) == label)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    shards, run = str(tmp_path / "shards"), str(tmp_path / "run")
+    assert tools(["shard", str(tmp_path / "photos"), shards]) == 0
+    fit = ["fit", "--recipe", "small_tn_fdt", "--data", shards, "--batch-size", "20", "--epochs", "2"]
+    assert main([*fit, "--out", str(tmp_path / "unsized")]) == 2
+    assert "different sizes" in capsys.readouterr().err
+    assert main([*fit, "--out", run, "--size", "32", "32"]) == 0
+    assert main(["robustness", run, "--steps", "2", "--eps", "0.01"]) == 0
+    assert "on 12 images" in capsys.readouterr().out
+
+
+def test_test_shards_that_changed_are_noticed_and_can_be_given(trained, few_shards, tmp_path, capsys):
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["shards"]["test"] = "0" * 64
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["robustness", str(run), "--steps", "1", "--images", "9"]) == 2
+    assert "has changed since small_tn_fdt was trained" in capsys.readouterr().err
+    for data in (few_shards, few_shards / "test"):
+        assert main(["robustness", str(run), "--steps", "1", "--images", "9", "--data", str(data)]) == 0
 
 
 @pytest.mark.parametrize(

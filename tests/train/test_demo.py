@@ -60,10 +60,10 @@ def test_a_finished_demo_is_shown_again_and_not_made_again(quick_demo, monkeypat
 def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch):
     original, calls = demo.attack_run, iter(range(9))
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if next(calls) == 1:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(demo, "attack_run", interrupted)
     assert main(["--quick", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 130

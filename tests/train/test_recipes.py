@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from fdt_pipeline import FDT, Augment
@@ -17,6 +19,13 @@ def test_the_papers_recipe_is_its_schedule():
     assert recipe.augment == Augment(pad=4, flip=True)
     assert recipe.loss == "multi-label"
     assert recipe.tensor_norm == "straight-through"
+
+
+def test_recipes_are_told_apart_by_every_field_and_survive_json():
+    changed = make_recipe("small_fdt", size=(32, 40), lr=0.3)
+    assert json.loads(json.dumps(changed.to_dict())) == changed.to_dict()
+    assert changed.to_dict()["size"] == [32, 40]
+    assert "Harmonic()" in changed.to_dict()["fdt"]["series"]
 
 
 def test_columns_differ_as_the_papers_table_does():

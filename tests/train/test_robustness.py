@@ -69,7 +69,6 @@ def test_worst_is_never_above_any_other_figure(seed: int, normalized: bool, eps:
     assert result.clean == 0.8
     assert radius.worst <= min(result.clean, radius.last, radius.mean, *radius.path)
     assert all(radius.worst <= attack.worst <= min(attack.path) for attack in radius.attacks.values())
-    assert radius.mean <= result.clean + 1e-12 or max(radius.path[1:]) > result.clean
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -245,7 +244,7 @@ def test_table_has_a_row_a_model_and_says_what_its_columns_mean() -> None:
     ]
     assert lines[4] == ""
     assert [line.split(":")[0] for line in lines[5:]] == [
-        "* Accuracy in percent",
+        "* Accuracy in percent on 1,000 images",
         "* mean (Eq. 7)",
         "* last",
         "* worst",

@@ -143,6 +143,13 @@ def test_a_diverging_run_stops_with_its_step_and_keeps_no_spoilt_checkpoint(few_
     assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
+def test_an_epochs_last_update_that_spoils_the_weights_is_noticed(few_shards, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"the (largest weight|test loss) after step 1 is (nan|inf)"):
+        run(replace(TN_FDT, lr=1e38, max_steps=1), few_shards, tmp_path / "run")
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
+    assert not (tmp_path / "run" / BEST).exists()
+
+
 def test_a_run_is_not_overwritten_unasked(finished, few_shards):
     with pytest.raises(ValueError, match="already holds a run: pass --resume"):
         run(TN_FDT, few_shards, finished[1])
