@@ -6,7 +6,9 @@ from importlib import import_module, metadata
 from typing import Any
 
 WHEELS = ("nvidia-dali-cuda110", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
-_INSTALL = 'pip install "fdt-pipeline[cuda130]" (or [cuda120], or [cuda110]; all three run without a GPU as well)'
+_INSTALL = (
+    "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120, or nvidia-dali-cuda110==1.34.0), with or without a GPU"
+)
 
 
 def installed_wheels() -> list[str]:

@@ -63,9 +63,8 @@ def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 def _footnotes(rows: Mapping[str, Robustness], first: Robustness) -> list[str]:
     steps, clip = first.steps, "clipped" if first.clip_pixels else "not clipped"
     return [
-        f"* Accuracy in percent on {_image_counts(rows)}: clean, and under L-infinity PGD with {steps} steps of eps / 30, "
-        "eps in units of the "
-        f"model's input, {clip} to the pixel range.",
+        f"* Accuracy in percent on {_image_counts(rows)}: clean, and under L-infinity PGD with {steps} steps of "
+        f"eps / 30, eps in units of the model's input, {clip} to the pixel range.",
         f"* mean (Eq. 7): over the images and the iterates t = 1..{steps}, so an average over the path from radius 0 "
         "to eps, not robustness at eps.",
         f"* last: at the last iterate, t = {steps}.",
