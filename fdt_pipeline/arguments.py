@@ -38,6 +38,14 @@ def check_count(name: str, count: int | None, least: int) -> None:
         raise ValueError(f"{name} must be {least} or more, got {count}")
 
 
+def check_size(size: tuple[int, int] | None) -> None:
+    if size is None:
+        return
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size must be (height, width), got {size!r}")
+    check_at_least_one(**{"height of size": size[0], "width of size": size[1]})
+
+
 def check_one_rank() -> None:
     """Ranks are to come; until then, not to share out an epoch would be a silent error."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -100,13 +108,13 @@ def checked_output(
             raise ValueError(f"the default mean is for 1 or 3 channels, these images have {channels}: pass mean")
         mean = PAPER_MEAN if channels == 3 else PAPER_GRAY_MEAN
     means, scales = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("scale", scale)))
-    if min(scales) <= 0:
+    if not min(scales) > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
     return Output(means, scales, channels, dtype, channels_last)
 
 
 def _per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:
     values = (float(value),) * channels if np.ndim(value) == 0 else tuple(map(float, value))  # type: ignore[arg-type]
-    if len(values) != channels:
-        raise ValueError(f"{name} must be a number or {channels} of them, got {value}")
+    if len(values) != channels or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be a finite number or {channels} of them, got {value}")
     return values

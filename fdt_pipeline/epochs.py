@@ -8,6 +8,7 @@ the batch on the consumer's own CUDA stream, where no hand-over between streams 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from fdt_pipeline.engine import ImagePool, superpose, to_device
 from fdt_pipeline.philox import Stream, permutation, random_words
 from fdt_pipeline.pipeline import Reading, resident_pipeline, streaming_pipeline
 from fdt_pipeline.plans import unpack_plans
+from fdt_pipeline.shards import ShardError
 from fdt_pipeline.stage import Mixing, ResidentStage, WindowStage
 from fdt_pipeline.superposition import Pool
 
@@ -92,6 +94,7 @@ class StreamingEpochs:
         self.mixing, self.running, self.reading = mixing, running, reading
         self.total, self.window, self.shuffle = total, window, shuffle
         self.ends_at_plans = running.device.type == "cuda"
+        self._files = {path: _file_state(path) for path in (*reading.tars, *reading.indexes)}
 
     def end_at_plans(self) -> None:
         """Have the graph give windows and plans, and finish the batches outside of it."""
@@ -108,6 +111,7 @@ class StreamingEpochs:
                 yield batch
 
     def _windows(self, epoch: int) -> Generator[Batch, None, None]:
+        self._check_unchanged()
         options = self.running.options(self.window, self.mixing.seed % 2**31)
         pipeline = streaming_pipeline(
             self._reading(epoch),
@@ -130,9 +134,15 @@ class StreamingEpochs:
         except RuntimeError as error:
             folder = Path(self.reading.tars[0]).parent
             raise RuntimeError(
-                f"window {window} of epoch {epoch}: a sample could not be read or decoded, as shards were changed or "
-                f"removed since the loader was built? `python -m tools verify {folder}` names it. DALI says: {error}"
+                f"window {window} of epoch {epoch}: a sample of {folder} could not be read or decoded: {_gist(error)}; "
+                f"`python -m tools verify {folder}` names shard and key"
             ) from error
+
+    def _check_unchanged(self) -> None:
+        """ShardError if a file is gone, or another than the one that was checked when the loader was built."""
+        for path, state in self._files.items():
+            if _file_state(path) != state:
+                raise ShardError(f"{path}: changed or removed since the loader was built: make a new loader")
 
     def _reading(self, epoch: int) -> Reading:
         if not self.shuffle:
@@ -174,9 +184,36 @@ def _run(pipeline: Any, num_batches: int) -> Generator[list[torch.Tensor], None,
     pipeline.build()
     try:
         for _ in range(num_batches):
-            yield [torch.from_numpy(np.asarray(output.as_tensor())) for output in pipeline.run()]
+            yield [torch.from_numpy(np.asarray(output.as_tensor())) for output in _next_outputs(pipeline)]
     finally:
         pipeline._shutdown()  # DALI 1.34 keeps a pipeline with a Python operator alive for ever without this
+
+
+def _next_outputs(pipeline: Any) -> Any:
+    """With prefetch=0 the stage runs on the caller's thread, where Ctrl-C may reach it: DALI makes an error of that."""
+    try:
+        return pipeline.run()
+    except RuntimeError as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _file_state(path: str) -> tuple[int, int, int] | None:
+    """What changes when a file does: inode, size and time of its last change; None if it is gone."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _gist(error: Exception) -> str:
+    """The line of DALI's report that says what went wrong, without its frame and its stack."""
+    frame = ("Critical error", "Error when", "Error in", "The above", "Traceback")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(frame)]
+    reasons = [line for line in lines if "Error: " in line] or [line for line in lines if "rror" in line] or lines
+    return reasons[0][:400].rstrip(".") if reasons else "no reason given"
 
 
 def _from_dali(images: torch.Tensor, mixing: Mixing) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import warnings
 from collections.abc import Generator
@@ -20,6 +21,7 @@ from fdt_pipeline.arguments import (
     check_choice,
     check_count,
     check_one_rank,
+    check_size,
     checked_device,
     checked_mixing,
     checked_output,
@@ -90,7 +92,10 @@ class FDTLoader:
         check_count("prefetch", prefetch, 0)
         if train:
             check_one_rank()
+        check_count("seed", seed, 0)
+        seed = operator.index(seed)
         random_words(seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
+        check_size(size)
         self.shards = Path(shards)
         self.manifest = read_manifest(self.shards)
         check_shards(self.shards, self.manifest)
@@ -156,6 +161,7 @@ class FDTLoader:
     def __iter__(self) -> Generator[Batch, None, None]:
         if self._epochs is None:
             raise RuntimeError("this FDTLoader is closed: make a new one")
+        self.set_epoch(self._epoch)  # raises past the last one
         epoch, self._epoch = self._epoch, self._epoch + 1
         batches = self._epochs.batches(epoch, self.batch_size, len(self))
         self._iterations.add(batches)
@@ -216,8 +222,6 @@ class FDTLoader:
             raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
         if size is None and shape is None:
             raise ValueError(f"{self.shards} holds images of different sizes: pass size=(height, width)")
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ValueError(f"size must be (height, width) with both 1 or more, got {size}")
         return size or _height_and_width(shape)
 
 

@@ -5,7 +5,7 @@ Plans are ragged (K differs), so they are kept as one flat array a field, with r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -120,9 +120,17 @@ def _weights(series: Series, k: int) -> F32:
 _cached_weights: Callable[[Series, int], F32] = lru_cache(maxsize=65536)(_weights)  # type: ignore[assignment]
 
 
+def _is_hashable(series: Series) -> bool:
+    try:
+        hash(series)
+    except TypeError:  # also a frozen dataclass that holds a list, which claims to be Hashable
+        return False
+    return True
+
+
 def batch_weights(series: Series, num_images: I64) -> F32:
     """i64[n] -> f32[sum of num_images]: the weights of each plan, one after the other."""
-    weights = _cached_weights if isinstance(series, Hashable) else _weights
+    weights = _cached_weights if _is_hashable(series) else _weights
     return np.concatenate([weights(series, int(k)) for k in num_images] or [np.empty(0, np.float32)])
 
 

@@ -105,7 +105,10 @@ def _unpack_numbers(numbers: Capsules) -> tuple[int, npt.NDArray[np.int64]]:
 
 
 def _parse_label(label: Any) -> int:
-    return int(from_dlpack(label).numpy().tobytes())
+    digits = from_dlpack(label).numpy().tobytes()
+    if not digits.isdigit():
+        raise ValueError(f"a .cls member holds {digits!r}, expected a class number")
+    return int(digits)
 
 
 def _padded(batch: torch.Tensor, total: int) -> torch.Tensor:

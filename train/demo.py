@@ -21,7 +21,7 @@ from fdt_pipeline.shards import verify_shards, write_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import open_source
 from train.environment import hardware, versions
-from train.files import read_json, write_json, write_text
+from train.files import check_folder, read_json, write_json, write_text
 from train.plots import draw_batch, draw_paths
 from train.recipes import make_recipe
 from train.robustness import EPS_VALUES, Robustness, format_table
@@ -50,6 +50,7 @@ QUICK = Settings(epochs=1, attack_images=100, attack_steps=5)
 
 def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> str:
     """Runs what is not there yet; returns the table. ValueError where `out` holds a demo with other settings."""
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(out / "settings.json", settings)
     log, device, seconds = _logger(out), pick_device(device_name), _Stopwatch(out / "seconds.json")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    data = io.BytesIO()  # torch.save hides the reason of a write that fails, such as a full disk
+    torch.save(state, data)
     with atomic_file(path) as file:
-        torch.save(state, file)
+        file.write(data.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -48,3 +53,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({error}); delete it to train again") from error
+
+
+def check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, expected a folder: pass another --out")
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What is read from a damaged or foreign file as a ValueError that names it, not as an error of the code inside."""
+    what = "a run's configuration" if path.name == CONFIG else "a checkpoint of this trainer"
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} is not {what} (no {error})") from error
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} does not fit the run that it lies in ({reason}): delete it to train again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,23 @@ def robustness_of_runs(arguments: argparse.Namespace) -> str:
     runs = [open_run(folder, device, arguments.weights) for folder in arguments.runs]
     loaders = [run.test_loader(arguments.data, arguments.batch_size) for run in runs]
     rows: dict[str, Robustness] = {}
-    for run, loader, folder in zip(runs, loaders, arguments.runs, strict=True):
-        name = f"{run.name} ({folder})" if run.name in rows else run.name
+    names = _row_names(runs, arguments.runs)
+    for run, loader, name in zip(runs, loaders, names, strict=True):
         rows[name] = attack_run(run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images)
         if arguments.json:  # after every run, so that an interruption loses one at most
             write_json(arguments.json, _report(arguments, rows, runs, device))
     return format_table(rows)
+
+
+def _row_names(runs: Sequence[SavedRun], folders: Sequence[Path]) -> list[str]:
+    """The recipe's name, with the folder where several runs are of one recipe."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("a run was given twice: name each folder once")
+    recipes = [run.name for run in runs]
+    return [
+        name if recipes.count(name) == 1 else f"{name} ({folder})"
+        for name, folder in zip(recipes, folders, strict=True)
+    ]
 
 
 def prepare_json(path: Path) -> None:
@@ -44,7 +56,7 @@ def _report(
     arguments: argparse.Namespace, rows: dict[str, Robustness], runs: list[SavedRun], device: torch.device
 ) -> dict[str, Any]:
     models = {
-        name: {"epoch": run.epoch, "recipe": run.config["recipe"], **row.to_dict()}
-        for (name, row), run in zip(rows.items(), runs, strict=False)
+        name: {"run": str(folder), "epoch": run.epoch, "recipe": run.config["recipe"], **row.to_dict()}
+        for (name, row), run, folder in zip(rows.items(), runs, arguments.runs, strict=False)
     }
     return {"weights": arguments.weights, "models": models, "hardware": hardware(device), "versions": versions()}

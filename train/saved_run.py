@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
 from models import build_model, tensor_norm_layers
-from train.files import BEST, CHECKPOINT, CONFIG, read_checkpoint, read_json
+from train.files import BEST, CHECKPOINT, CONFIG, fitting, read_checkpoint, read_json
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
 from train.setup import fingerprint, output_options, test_folder
 from train.threat_model import PixelBounds
@@ -66,17 +66,19 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run} holds no run: make one with `python -m train fit --out {run} ...`")
     config = read_json(run / CONFIG)
-    recipe = config["recipe"]
+    with fitting(run / CONFIG):
+        recipe = config["recipe"]
+        model = build_model(
+            recipe["model"],
+            num_classes=len(config["classes"]),
+            in_channels=config["in_channels"],
+            stem=recipe["stem"],
+            tensor_norm=recipe["tensor_norm"],
+        )
     state = read_checkpoint(run / WEIGHTS[weights])
-    model = build_model(
-        recipe["model"],
-        num_classes=len(config["classes"]),
-        in_channels=config["in_channels"],
-        stem=recipe["stem"],
-        tensor_norm=recipe["tensor_norm"],
-    )
-    model.load_state_dict(state["model"])
-    epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
+    with fitting(run / WEIGHTS[weights]):
+        model.load_state_dict(state["model"])
+        epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
     return SavedRun(config, model.to(device).to(memory_format=torch.channels_last).eval(), epoch, device)
 
 

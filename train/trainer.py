@@ -18,7 +18,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train.environment import hardware, versions
-from train.files import BEST, CHECKPOINT, CONFIG, RESULTS, read_checkpoint, write_checkpoint, write_json
+from train.files import (
+    BEST,
+    CHECKPOINT,
+    CONFIG,
+    RESULTS,
+    check_folder,
+    fitting,
+    read_checkpoint,
+    write_checkpoint,
+    write_json,
+)
 from train.logs import RunLog
 from train.losses import check_eps, kl_to_target
 from train.recipes import Recipe
@@ -67,12 +77,14 @@ def fit(
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
+    check_folder(out)
     run = Run(recipe, data, out, pick_device(device), show_progress)
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
     if checkpoint.exists():
-        run.load_state(read_checkpoint(checkpoint))
+        with fitting(checkpoint):
+            run.load_state(read_checkpoint(checkpoint))
     return run.train()
 
 

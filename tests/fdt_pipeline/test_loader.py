@@ -261,15 +261,57 @@ def test_streaming_checks_every_byte_of_the_shards_when_it_is_built(numbered_sha
     FDTLoader(tmp_path / "shards", 32, mode="streaming", verify=False)
 
 
-def test_a_shard_that_spoils_while_it_is_streamed_is_an_error_that_says_how_to_find_it(numbered_shards, tmp_path):
-    write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "png", "png", samples_per_shard=60)
-    loader = FDTLoader(tmp_path / "png", 32, mode="streaming", mix_window=46)
-    tar = tmp_path / "png" / "shard-000001.tar"
-    data = bytearray(tar.read_bytes())
-    data[512 + 40 : 512 + 80] = bytes(40)  # in the first image
-    tar.write_bytes(data)
-    with pytest.raises(RuntimeError, match=rf"window 0 of epoch 0: .*python -m tools verify {tmp_path / 'png'}"):
+@pytest.mark.parametrize("fault", ["removed", "cut", "replaced by another of its size"])
+def test_shards_that_change_under_a_streaming_loader_are_noticed_before_an_epoch(numbered_shards, tmp_path, fault):
+    shutil.copytree(numbered_shards, tmp_path / "shards")
+    loader = FDTLoader(tmp_path / "shards", 32, mode="streaming")
+    list(loader)
+    tar = tmp_path / "shards" / "shard-000001.tar"
+    data = tar.read_bytes()
+    tar.unlink()
+    if fault != "removed":
+        tar.write_bytes(data[:-512] if fault == "cut" else data[:1000] + b"x" + data[1001:])
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: changed or removed since the loader was built"):
         list(loader)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "place", "reason"),
+    [("png", 512 + 40, ""), ("raw", 1024 + 512, "a .cls member holds .*expected a class")],
+)
+def test_a_sample_that_spoils_during_an_epoch_is_an_error_that_says_how_to_find_it(tmp_path, encoding, place, reason):
+    folder = tmp_path / "shards"
+    write_shards(ArraySource(numbered_images(), LABELS), folder, encoding, samples_per_shard=60)
+    loader = FDTLoader(folder, 32, mode="streaming", mix_window=46)
+    tar = folder / "shard-000001.tar"
+    state = tar.stat()
+    data = bytearray(tar.read_bytes())
+    data[place : place + 40] = bytes(40)
+    with tar.open("r+b") as file:
+        file.write(data)
+    os.utime(tar, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(RuntimeError, match=rf"of epoch 0: .*{reason}.*python -m tools verify {folder}") as error:
+        list(loader)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_ctrl_c_stays_a_keyboard_interrupt(numbered_shards, mode, prefetch):
+    code = f"""
+import os, signal, threading
+from fdt_pipeline import FDTLoader
+loader = FDTLoader({str(numbered_shards)!r}, 32, mode={mode!r}, prefetch={prefetch})
+threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        list(loader)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "interrupted\n", done.stderr
 
 
 @pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "8"}])
@@ -295,7 +337,13 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"mode": "fast"}, "mode must be one of"),
         ({"device": "tpu"}, "device"),
-        ({"seed": -1}, "seed must be in"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": 2**64}, "seed must be in"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"mean": float("nan")}, "mean must be a finite number"),
+        ({"scale": float("nan")}, "scale must be a finite number"),
+        ({"size": 7, "mode": "streaming"}, "size must be"),
+        ({"size": (3.5, 3), "mode": "streaming"}, "height of size must be a whole number"),
         ({"last_batch": "fill"}, "last_batch must be one of"),
         ({"batch_size": 500, "last_batch": "drop"}, "leaves no batch: 230 samples in batches of 500"),
         ({"train": False, "fdt": FDT()}, "leave fdt out"),
@@ -304,10 +352,10 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"fdt": "harmonic"}, "fdt must be an FDT or None"),
         ({"dtype": torch.bfloat16}, "cast other types after"),
         ({"channels": 1}, "only gray ones can be repeated"),
-        ({"mean": (1.0, 2.0)}, "mean must be a number or 3 of them"),
+        ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
         ({"scale": 0}, "scale must be above 0"),
         ({"size": (4, 4), "mode": "resident"}, "size resizes while streaming"),
-        ({"size": (0, 4), "mode": "streaming"}, "size must be"),
+        ({"size": (0, 4), "mode": "streaming"}, "height of size must be 1 or more"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
         ({"channels": 0}, "channels must be 1 or more"),
         ({"device": "cuda:99"}, "device"),
@@ -338,6 +386,11 @@ def test_epochs_out_of_range_and_closed_loaders_are_refused(numbered_shards):
     with FDTLoader(numbered_shards, 8) as loader:
         with pytest.raises(ValueError, match="epoch must be in"):
             loader.set_epoch(-1)
+        loader.set_epoch(2**32 - 1)
+        assert len(list(loader)) == len(loader)
+        with pytest.raises(ValueError, match="epoch must be in"):
+            iter(loader)
+        loader.set_epoch(0)
         next(iter(loader))
     with pytest.raises(RuntimeError, match="closed"):
         iter(loader)

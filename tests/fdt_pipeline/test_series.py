@@ -1,8 +1,11 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fdt_pipeline.plans import batch_weights
 from fdt_pipeline.series import Geometric, Harmonic, Power, Uniform, checked_weights
 
 SERIES = st.one_of(
@@ -62,3 +65,16 @@ class Custom:
 def test_a_custom_series_with_wrong_weights_is_refused(weights, match):
     with pytest.raises(ValueError, match=match):
         checked_weights(Custom(weights), 2)
+
+
+@dataclass(frozen=True)
+class HoldsAList:
+    terms: list[float]
+
+    def weights(self, k):
+        return np.array(self.terms[:k]) / sum(self.terms[:k])
+
+
+def test_a_series_need_not_be_hashable():
+    weights = batch_weights(HoldsAList([3.0, 1.0]), np.array([2, 1]))
+    assert weights.tolist() == [0.75, 0.25, 1.0]

@@ -59,6 +59,19 @@ def test_fit_then_robustness_prints_a_table_and_writes_its_counts(trained, tmp_p
     assert "on 40 images" in output
 
 
+def test_runs_of_one_recipe_have_a_row_each(trained, tmp_path, capsys):
+    other = shutil.copytree(trained[1], tmp_path / "other")
+    json_file = tmp_path / "both.json"
+    command = ["robustness", str(trained[1]), str(other), "--steps", "1", "--images", "5", "--json", str(json_file)]
+    assert main(command) == 0
+    models = json.loads(json_file.read_text())["models"]
+    assert [model["run"] for model in models.values()] == [str(trained[1]), str(other)]
+    output = capsys.readouterr().out
+    assert all(f"| small_tn_fdt ({folder}) " in output for folder in (trained[1], other))
+    assert main(["robustness", str(other), f"{other}/."]) == 2
+    assert "a run was given twice" in capsys.readouterr().err
+
+
 def test_an_unwritable_json_is_told_before_the_attack(trained, capsys, monkeypatch):
     monkeypatch.setattr("train.robustness_command.attack_run", None)
     assert main(["robustness", str(trained[1]), "--json", "/proc/no/such.json"]) == 2

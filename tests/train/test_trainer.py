@@ -1,5 +1,7 @@
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import torch
 
 from train import files
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
+from train.logs import RunLog
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate
@@ -72,6 +75,7 @@ import time
 from pathlib import Path
 import torch
 from train import trainer
+from train.logs import RunLog
 from train.recipes import make_recipe
 
 torch.set_num_threads({torch.get_num_threads()})
@@ -166,22 +170,50 @@ def test_a_checkpoint_of_other_shards_is_refused(finished, fashion_shards):
         run(TN_FDT, fashion_shards, finished[1], resume=True)
 
 
+def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tmp_path):
+    files.write_checkpoint(tmp_path / CHECKPOINT, {"model": {}})
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of this trainer \(no 'recipe'\)"):
+        run(TN_FDT, few_shards, tmp_path, resume=True)
+    (tmp_path / CONFIG).write_text((finished[1] / CONFIG).read_text())
+    with pytest.raises(ValueError, match=r"checkpoint\.pt does not fit"):
+        open_run(tmp_path, torch.device("cpu"))
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration \(no 'recipe'\)"):
+        open_run(tmp_path, torch.device("cpu"))
+
+
+def test_lines_that_are_no_records_end_the_log_that_a_resumed_run_keeps(finished, few_shards, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "run")
+    (out / LOG).write_text('{"kind": "train", "step": 1, "epoch": 0}\n[1]\n')
+    with RunLog(out, resume_step=24) as log:
+        log.add("test", 25, 4, accuracy=0.5)
+    assert [json.loads(line)["step"] for line in (out / LOG).read_text().splitlines()] == [1, 25]
+
+
+def test_an_out_that_is_a_file_is_refused(few_shards, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file, expected a folder"):
+        run(TN_FDT, few_shards, tmp_path / "file")
+
+
 def test_a_damaged_checkpoint_is_named(finished, few_shards, tmp_path):
     (tmp_path / CHECKPOINT).write_bytes((finished[1] / CHECKPOINT).read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
         run(TN_FDT, few_shards, tmp_path, resume=True)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(finished, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     files.write_checkpoint(tmp_path / CHECKPOINT, {"epoch": 1})
 
-    def full_disk(state, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        files.write_checkpoint(tmp_path / CHECKPOINT, {"epoch": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a real write error in the middle of the file
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            files.write_checkpoint(tmp_path / CHECKPOINT, {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
     assert read_checkpoint(tmp_path / CHECKPOINT) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
