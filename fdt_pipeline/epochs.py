@@ -8,6 +8,7 @@ the batch on the consumer's own CUDA stream, where no hand-over between streams 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -187,6 +188,15 @@ def _run(pipeline: Any, num_batches: int) -> Generator[list[torch.Tensor], None,
             yield [torch.from_numpy(np.asarray(output.as_tensor())) for output in _next_outputs(pipeline)]
     finally:
         pipeline._shutdown()  # DALI 1.34 keeps a pipeline with a Python operator alive for ever without this
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """The threads of each epoch's pipeline leave freed memory behind in glibc's arenas: streaming 400 small images grew
+    by 2.5 MB an epoch without this, and stays flat with it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def _next_outputs(pipeline: Any) -> Any:

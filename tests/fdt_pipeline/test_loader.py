@@ -410,6 +410,24 @@ def test_loaders_made_and_dropped_leave_no_threads(numbered_shards, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_many_epochs_take_no_more_memory(tmp_path, mode):
+    write_shards(ArraySource(numbered_images(400, (12, 12, 3)), np.arange(400) % 10), tmp_path / "shards")
+
+    def resident_mib():
+        gc.collect()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    loader = FDTLoader(tmp_path / "shards", 50, mode=mode)
+    figures = []
+    for _ in range(4):
+        for _ in range(15):
+            list(loader)
+        figures.append(resident_mib())
+    assert figures[-1] < figures[0] + 25
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_the_interpreter_exits_in_the_middle_of_an_epoch(numbered_shards, mode):
     code = (
         f"from fdt_pipeline import FDTLoader\ni = iter(FDTLoader({str(numbered_shards)!r}, 8, mode={mode!r}))\nnext(i)"
