@@ -71,3 +71,14 @@ def fitting(path: Path) -> Iterator[None]:
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} does not fit the run that it lies in ({reason}): delete it to train again") from error
+
+
+def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """ValueError that names every field in which a checkpoint differs from what is asked for now."""
+    differing = [
+        f"{key} was {saved.get(key)!r} and is now {wanted.get(key)!r}"
+        for key in sorted({*saved, *wanted})
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise ValueError(f"the checkpoint is of another {what}: {'; '.join(differing)}. Use another --out, or go back")

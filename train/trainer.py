@@ -6,7 +6,6 @@ weights of one that was not. What it leaves in `out` is listed in train/README.m
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from train.divergence import check_finite, check_weights, checked_figures
 from train.environment import hardware, versions
 from train.files import (
     BEST,
@@ -24,6 +24,7 @@ from train.files import (
     CONFIG,
     RESULTS,
     check_folder,
+    check_same,
     fitting,
     read_checkpoint,
     write_checkpoint,
@@ -48,10 +49,6 @@ from train.setup import (
 # Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
 LOG_EVERY = 50
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training diverged."""
 
 
 @dataclass
@@ -143,10 +140,10 @@ class Run:
                 self._log_means(log, step, waiting)
         self._log_means(log, progress.step, waiting)
         self.schedule.step()
-        self._check_weights()
+        check_weights(self.model, progress.step)
         if self.test_loader:
             accuracy, loss = evaluate(self.model, self.test_loader)
-            _check_finite(progress.step, "test loss after", loss)
+            check_finite(progress.step, "test loss after", loss)
             log.add("test", progress.step, progress.epoch, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
             bar.set_postfix(test=f"{100 * accuracy:.2f}%")
@@ -160,11 +157,6 @@ class Run:
             loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
             log.add("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
             waiting.clear()
-
-    def _check_weights(self) -> None:
-        """The last update of an epoch is not followed by a loss that would show what it did."""
-        largest = max(float(parameter.detach().abs().max()) for parameter in self.model.parameters())
-        _check_finite(self.progress.step, "largest weight after", largest)
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress
@@ -187,9 +179,9 @@ class Run:
             waiting.append((self.progress.step, loss, kl))
             bar.update()
             if len(waiting) >= CHECK_EVERY[self.device.type]:
-                yield from _checked(waiting)
+                yield from checked_figures(waiting)
                 waiting = []
-        yield from _checked(waiting)
+        yield from checked_figures(waiting)
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self.device):
@@ -255,31 +247,3 @@ class Run:
     def _fingerprint(self) -> dict[str, str]:
         loaders = {"train": self.loader, "test": self.test_loader}
         return {split: fingerprint(loader) for split, loader in loaders.items() if loader}
-
-
-def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differing = [
-        f"{key} was {saved.get(key)!r} and is now {wanted.get(key)!r}"
-        for key in sorted({*saved, *wanted})
-        if saved.get(key) != wanted.get(key)
-    ]
-    if differing:
-        raise ValueError(f"the checkpoint is of another {what}: {'; '.join(differing)}. Use another --out, or go back")
-
-
-def _checked(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
-    """Fetches the figures at once, as each fetch waits for a GPU."""
-    if not waiting:
-        return
-    figures = torch.stack([torch.stack([loss, kl]) for _, loss, kl in waiting]).tolist()
-    for (step, _, _), (loss, kl) in zip(waiting, figures, strict=True):
-        _check_finite(step, "loss of", loss)
-        yield step, loss, kl
-
-
-def _check_finite(step: int, what: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise NonFiniteLossError(
-            f"the {what} step {step} is {value}: lower the learning rate (--lr), or look at the data; "
-            "the checkpoint of the epoch before is kept, if there was one"
-        )

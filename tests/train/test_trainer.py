@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from train import files
+from train.divergence import NonFiniteLossError, check_weights
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
 from train.logs import RunLog
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate
-from train.trainer import NonFiniteLossError, fit
+from train.trainer import fit
 
 TN_FDT = make_recipe("small_tn_fdt", epochs=4, batch_size=50)
 
@@ -152,6 +153,16 @@ def test_an_epochs_last_update_that_spoils_the_weights_is_noticed(few_shards, tm
         run(replace(TN_FDT, lr=1e38, max_steps=1), few_shards, tmp_path / "run")
     assert not (tmp_path / "run" / CHECKPOINT).exists()
     assert not (tmp_path / "run" / BEST).exists()
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_a_weight_or_statistic_that_is_no_number_is_noticed(name, spoilt):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    check_weights(model, 7)
+    model.state_dict()[name].view(-1)[0] = spoilt
+    with pytest.raises(NonFiniteLossError, match="largest weight after step 7 is (nan|inf)"):
+        check_weights(model, 7)
 
 
 def test_a_run_is_not_overwritten_unasked(finished, few_shards):
