@@ -161,7 +161,7 @@ def test_a_weight_or_statistic_that_is_no_number_is_noticed(name, spoilt):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     check_weights(model, 7)
     model.state_dict()[name].view(-1)[0] = spoilt
-    with pytest.raises(NonFiniteLossError, match="largest weight after step 7 is (nan|inf)"):
+    with pytest.raises(NonFiniteLossError, match=r"largest weight after step 7 is (nan|inf)"):
         check_weights(model, 7)
 
 
