@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource, open_source
@@ -38,3 +39,12 @@ def few_shards(tmp_path_factory):
         few = ArraySource(source.images[order], source.labels[order], source.classes)
         write_shards(few, folder / split, samples_per_shard=100)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks so tiny that a second thread makes their tests seven times slower on two shared cores."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

@@ -206,7 +206,7 @@ class Run:
     def results(self) -> dict[str, Any]:
         progress = self.progress
         return {
-            **self.config(),
+            **{key: value for key, value in self.config().items() if key != "data"},  # a path of this machine
             "steps": progress.step,
             "final": {
                 "epoch": progress.epoch - 1,

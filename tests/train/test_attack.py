@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,13 +24,7 @@ UNIT = PixelBounds.from_normalization([0.0], 255.0)
 PAPER = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The networks here are tiny: on two shared cores a second thread makes the tests seven times slower."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class LocalTensorNorm(nn.Module):

@@ -21,13 +21,7 @@ EPS = (0.05, 0.005)
 STEPS = 6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The networks here are tiny: on two shared cores a second thread makes the tests seven times slower."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def conv_net(normalized: bool, seed: int = 0) -> nn.Module:
