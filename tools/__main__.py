@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a check failed, 2 usage or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -23,6 +24,7 @@ _EXAMPLE = """example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code; SystemExit(2) for a wrong usage."""
+    _escape_what_cannot_be_encoded(sys.stdout)
     arguments = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -38,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt:
             return 130
+
+
+def _escape_what_cannot_be_encoded(stream: TextIO) -> None:
+    """A class name need not be ASCII, and a terminal in the C locale may be."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _as_json(manifests: dict[Path, Manifest], out: Path) -> dict[str, Any]:
     if out in manifests:
-        return dataclasses.asdict(manifests[out])
-    return {folder.name: dataclasses.asdict(manifest) for folder, manifest in manifests.items()}
+        return manifests[out].to_dict()
+    return {folder.name: manifest.to_dict() for folder, manifest in manifests.items()}
 
 
 def table(folder: Path, manifest: Manifest) -> Iterator[str]:

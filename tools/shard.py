@@ -8,7 +8,7 @@ from typing import Any
 
 from fdt_pipeline.shards import EXTENSIONS, check_vacant, write_shards
 from fdt_pipeline.shards.progress import progress_bar
-from fdt_pipeline.sources import KINDS, download_source, open_source, source_splits
+from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits
 
 _DESCRIPTION = """Write SOURCE as shards to OUT: shuffled, indexed and hashed.
 
@@ -45,8 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     outs = _outs(arguments)
     for out in outs.values():
         check_vacant(out, arguments.overwrite)
+    # All are opened before any is written, so that a fault of one leaves nothing of the others.
+    sources = {split: open_source(arguments.source, arguments.kind, split) for split in outs}
     for split, out in outs.items():
-        _write(arguments, split, out)
+        _write(arguments, sources[split], out)
     return 0
 
 
@@ -58,8 +60,7 @@ def _outs(arguments: argparse.Namespace) -> dict[str | None, Path]:
     return {split: arguments.out / split for split in splits}
 
 
-def _write(arguments: argparse.Namespace, split: str | None, out: Path) -> None:
-    source = open_source(arguments.source, arguments.kind, split)
+def _write(arguments: argparse.Namespace, source: Source, out: Path) -> None:
     with progress_bar(str(out), "samples") as progress:
         manifest = write_shards(
             source,

@@ -15,23 +15,39 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("shard-*") if path.suffix in (".tar", ".idx"))
 
 
+def foreign_files(folder: Path, manifest: Manifest) -> list[Path]:
+    """The tars and indexes, of whatever name, that the manifest does not list."""
+    listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".tar", ".idx") and path.name not in listed
+    )
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """ShardError for a broken manifest or shards without one; ValueError where no shards are."""
     folder = Path(folder)
     path = folder / MANIFEST_NAME
+    check_is_folder(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; make one with python -m tools shard SOURCE {folder}")
     if not path.is_file():
         raise _no_manifest(folder)
     try:
-        return manifest_from_json(path.read_text(encoding="utf-8"))
+        return manifest_from_json(path.read_bytes().decode("utf-8"))
     except ValueError as error:
         raise ShardError(f"{path}: {error}; shard the source again with --overwrite") from None
 
 
+def check_is_folder(path: Path) -> None:
+    if path.is_file():
+        raise ValueError(f"{path}: is a file, expected a folder; choose a folder of shards, or one to write them to")
+
+
 def check_vacant(out: str | Path, overwrite: bool) -> None:
-    """ValueError if shards are there already and `overwrite` does not allow to remove them."""
+    """ValueError if it is a file, or if shards are there already and `overwrite` does not allow to remove them."""
     out = Path(out)
+    for folder in (out, *out.parents):
+        check_is_folder(folder)
     if overwrite:
         return
     if (out / MANIFEST_NAME).exists():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .manifest_rules import check_manifest, check_shard
+
 FORMAT_VERSION = 1
+SHA256_FIELD = "manifest_sha256"
 SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 
 _T = TypeVar("_T")
@@ -28,6 +32,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not SHARD_NAME.fullmatch(self.name):  # a name with a path in it would lead out of the folder
             raise ValueError(f"expected a shard name such as shard-000000.tar, got {self.name!r}")
+        check_shard(self)
 
     @property
     def index_name(self) -> str:
@@ -54,36 +59,48 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        of_shards = sum(shard.num_samples for shard in self.shards)
-        if not self.num_samples == sum(self.samples_per_class) == of_shards:
-            raise ValueError(
-                f"num_samples is {self.num_samples}, but samples_per_class sum to {sum(self.samples_per_class)} "
-                f"and the shards to {of_shards}"
-            )
-        if len(self.classes) != len(self.samples_per_class):
-            raise ValueError(f"{len(self.classes)} classes, but {len(self.samples_per_class)} samples_per_class")
-        if not self.channels == len(self.mean) == len(self.std):
-            raise ValueError(
-                f"channels is {self.channels}, but mean has {len(self.mean)} and std {len(self.std)} values"
-            )
+        check_manifest(self)
 
-        if self.shape is not None and (len(self.shape) != 3 or self.shape[2] != self.channels):
-            raise ValueError(f"shape must be [h w {self.channels}] or null, got {list(self.shape)}")
+    @property
+    def sha256(self) -> str:
+        """Of all fields, as JSON with sorted keys and without blanks."""
+        fields = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(fields.encode("ascii")).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and, last, manifest_sha256."""
+        return {**dataclasses.asdict(self), SHA256_FIELD: self.sha256}
 
     def to_json(self) -> str:
         """No timestamp and no path: the same set has the same manifest."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def manifest_from_json(text: str) -> Manifest:
-    """ValueError for broken JSON, another format version, and fields that are missing, unknown or of a wrong type."""
-    content = json.loads(text)
+    """ValueError unless it is, byte for byte, what `to_json` wrote: broken JSON, another format version, fields that
+    are missing, unknown, of a wrong type or at odds with each other, and any other change."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("expected a JSON object, got one nested without end") from None
     if not isinstance(content, dict):
         raise ValueError("expected a JSON object")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise ValueError(f"expected format_version {FORMAT_VERSION}, got {version}; shard the source again")
-    return _parse(Manifest, _MANIFEST_FIELDS, content)
+        raise ValueError(f"expected format_version {FORMAT_VERSION}, an integer, got {version!r}")
+    manifest = _parse(_checked_manifest, {**_MANIFEST_FIELDS, SHA256_FIELD: _a(str)}, content)
+    if text != manifest.to_json():
+        raise ValueError("was changed by hand or damaged after it was written")
+    return manifest
+
+
+def _checked_manifest(manifest_sha256: str, **fields: Any) -> Manifest:
+    manifest = Manifest(**fields)
+    if manifest_sha256 != manifest.sha256:
+        raise ValueError(
+            f"was changed by hand or damaged: expected {SHA256_FIELD} {manifest.sha256}, got {manifest_sha256[:80]}"
+        )
+    return manifest
 
 
 def _parse(record: Callable[..., _T], fields: dict[str, Callable[[Any], Any]], content: Any) -> _T:

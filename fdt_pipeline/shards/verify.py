@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .errors import ShardError
-from .folder import read_manifest, shard_files
+from .folder import foreign_files, read_manifest
 from .index import Member, index_text
 from .manifest import Manifest, Shard
 from .progress import Progress
@@ -65,9 +65,8 @@ class _Verification:
         self.statistics = PixelStatistics()
 
     def problems(self, progress: Progress | None) -> Iterator[str]:
-        listed = {name for shard in self.manifest.shards for name in (shard.name, shard.index_name)}
-        extra = [path for path in shard_files(self.folder) if path.name not in listed]
-        yield from (f"{path}: not in the manifest; remove it" for path in extra)
+        foreign = foreign_files(self.folder, self.manifest)
+        yield from (f"{path}: not in the manifest; move it elsewhere or remove it" for path in foreign)
         for done, shard in enumerate(self.manifest.shards, 1):
             yield from self._of_shard(shard)
             if progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..sources.checks import check_class_names
 from ..sources.source import Source
 from .atomic import atomic_file, explained, sync_folder
 from .codec import check_encoding
 from .encoded import EncodedSample, EncodedSamples
 from .folder import MANIFEST_NAME, check_vacant, shard_files
 from .manifest import Manifest, Shard
+from .manifest_rules import shard_name
 from .order import interleaved_order
 from .progress import Progress
 from .tar import TarShard
@@ -35,12 +38,13 @@ def write_shards(
     The same source, seed and options give the same bytes in every file. If writing fails or is interrupted, no shard
     is left. With `overwrite` the old set goes first: it is lost if writing the new one fails.
     """
-    out = Path(out)
+    out, seed = Path(out), operator.index(seed)
     check_encoding(encoding)
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     if not len(source):
         raise ValueError("the source has no samples: there is nothing to write")
+    check_class_names(source.classes)
     order = interleaved_order(source.labels, len(source.classes), seed)
     samples = EncodedSamples(source, order, encoding, progress)
     check_vacant(out, overwrite)
@@ -62,8 +66,9 @@ def write_shards(
 
 def _write_files(out: Path, samples: EncodedSamples, samples_per_shard: int) -> tuple[Shard, ...]:
     stream, num_shards = iter(samples), -(-len(samples.order) // samples_per_shard)
-    names = [f"shard-{index:06d}.tar" for index in range(num_shards)]
-    return tuple(_write_shard(out / name, islice(stream, samples_per_shard)) for name in names)
+    return tuple(
+        _write_shard(out / shard_name(index), islice(stream, samples_per_shard)) for index in range(num_shards)
+    )
 
 
 def _write_shard(path: Path, samples: Iterator[EncodedSample]) -> Shard:

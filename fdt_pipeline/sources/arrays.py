@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .checks import check_every_class_has_samples, check_labels
+from .checks import (
+    check_class_names,
+    check_every_class_has_samples,
+    check_label_array,
+    check_labels,
+    numbered_classes,
+)
 from .source import Sample
 
 
@@ -31,9 +37,9 @@ class ArraySource:
         _check_arrays(images, labels, where)
         self.classes = _class_names(labels, classes, where)
         check_labels(labels, len(self.classes), where)
-        check_every_class_has_samples(labels, self.classes, split, where)
         self.images = images if images.ndim == 4 else images[..., None]
         self.labels = labels.astype(np.int64)
+        check_every_class_has_samples(self.labels, self.classes, split, where)
         self.kind, self.split = kind, split
         height, width, channels = self.images.shape[1:]
         self.shape: tuple[int, int, int] | None = (height, width, channels)
@@ -49,10 +55,12 @@ class ArraySource:
 
 def _class_names(labels: npt.NDArray[np.integer], classes: Sequence[str] | None, where: object) -> tuple[str, ...]:
     if classes is None:
-        return tuple(str(label) for label in range(int(labels.max()) + 1))
+        return numbered_classes(labels, where)
     names = tuple(str(name) for name in classes)
-    if len(set(names)) != len(names):
-        raise ValueError(f"{where}: class names must differ, got {', '.join(names)}")
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return names
 
 
@@ -62,7 +70,6 @@ def _check_arrays(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer]
         raise ValueError(f"{where}: images must be a uint8 array with pixels 0..255, got {got}")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
         raise ValueError(f"{where}: images must have shape [n h w], [n h w 1] or [n h w 3], got {list(images.shape)}")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{where}: labels must be integers of shape [n], got {labels.dtype} {list(labels.shape)}")
+    check_label_array(labels, where)
     if len(images) != len(labels):
         raise ValueError(f"{where}: expected one label an image, got {len(images)} images and {len(labels)} labels")

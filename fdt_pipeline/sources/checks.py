@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+MAX_NUMBERED_CLASSES = 65_536
+
+
+def check_label_array(labels: npt.NDArray[np.integer], where: object) -> None:
+    """ValueError unless they are integers of shape [n], n > 0."""
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{where}: labels must be integers of shape [n], got {labels.dtype} {list(labels.shape)}")
+    if not len(labels):
+        raise ValueError(f"{where}: expected labels, got none; add samples")
+
+
+def numbered_classes(labels: npt.NDArray[np.integer], where: object) -> tuple[str, ...]:
+    """ "0", "1", ... up to the largest label; ValueError if that is too large to be the number of a class."""
+    check_label_array(labels, where)
+    largest, bound = int(labels.max()), max(MAX_NUMBERED_CLASSES, len(labels))
+    if largest >= bound:
+        raise ValueError(
+            f"{where}: label {largest} at index {labels.argmax()} is out of range: expected 0..{bound - 1} where no "
+            "class names are given; number the classes from 0, or name them"
+        )
+    return tuple(str(label) for label in range(max(largest, 0) + 1))
+
+
+def check_class_names(names: Sequence[object]) -> None:
+    """ValueError unless they are strings, not empty, and all different."""
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"class names must be strings that are not empty, got {name!r} for class {index}")
+    if len(set(names)) != len(names):
+        [(name, count)] = Counter(names).most_common(1)
+        raise ValueError(f"class names must differ, got {name!r} {count} times")
 
 
 def check_labels(labels: npt.NDArray[np.integer], num_classes: int, where: object, first: int = 0) -> None:

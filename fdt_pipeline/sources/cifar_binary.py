@@ -32,4 +32,11 @@ def read_binary(path: Path, kind: str) -> tuple[U8, U8]:
 def read_binary_names(folder: Path, kind: str) -> tuple[str, ...] | None:
     """One name a line, blank lines aside; None if the file is not there."""
     path = folder / NAMES_FILE[kind]
-    return tuple(path.read_text(encoding="ascii").split()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.object[error.start]} at position {error.start}"
+        raise ValueError(f"{path}: expected class names in ASCII, got {got}; fetch it again") from None
+    return tuple(line.strip() for line in lines if line.strip())

@@ -73,11 +73,17 @@ def read(path: Path, kind: str, split: str | None) -> ImageFolder:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> folder. Folders are splits only if one is train and no other name than a split's is among them.
 
+    Upper and lower case do not matter: Train and TEST are splits.
     val (valid, validation) is the split "test" if there is no folder test; otherwise it keeps its name.
     """
-    folders = {folder.name: folder for folder in subfolders(root)}
+    folders = {folder.name.lower(): folder for folder in subfolders(root)}
     if "train" not in folders or not set(folders) <= {"train", *_TEST_NAMES}:
         return {}
+    twice = [path for path in subfolders(root) if path not in folders.values()]
+    if twice:
+        raise ValueError(
+            f"{twice[0]}: {folders[twice[0].name.lower()].name} is the same split; merge them or rename one"
+        )
     others = [name for name in _TEST_NAMES if name in folders]
     return {"train": folders["train"], **{"test" if i == 0 else name: folders[name] for i, name in enumerate(others)}}
 
@@ -100,6 +106,8 @@ def _files_by_class(folder: Path, classes: tuple[str, ...]) -> list[list[Path]]:
     warn_ignored(folder, [*loose, *(path for paths in files for path in paths)])
     images = [list(image_files(paths)) for paths in files]
     empty = [name for name, paths in zip(classes, images, strict=True) if not paths and (folder / name).is_dir()]
+    if not any(images):
+        raise ValueError(f"{folder}: no image in it; add images in a subfolder for each class, or remove it")
     if empty:
         raise ValueError(f"{folder}: no image in the class folder {', '.join(empty[:5])}; add images or remove it")
     return images

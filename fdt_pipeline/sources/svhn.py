@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .arrays import ArraySource
 from .checks import check_file, check_labels
 from .class_names import DIGITS
-from .source import Source
+from .source import I64, Source
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
@@ -39,9 +40,20 @@ def read(folder: Path, kind: str, split: str | None) -> Source:
         raise ValueError(f"{path}: expected X of shape [32 32 3 n], got {list(np.shape(images))}")
     if not isinstance(labels, np.ndarray) or labels.size != images.shape[3]:
         raise ValueError(f"{path}: expected {images.shape[3]} labels in y, one an image, got {np.size(labels)}")
-    digits = labels.ravel().astype(np.int64)
-    check_labels(digits, 10, path, first=1)
+    digits = _digits(labels.ravel(), path)
     return ArraySource(images.transpose(3, 0, 1, 2), digits % 10, DIGITS, kind=kind, split=split, where=path)
+
+
+def _digits(labels: npt.NDArray[Any], path: Path) -> I64:
+    """MATLAB's numbers are floats unless told otherwise, so whole ones are taken."""
+    if labels.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: expected numbers in y, got {labels.dtype}; fetch it again")
+    whole = np.isfinite(labels) & (labels == np.floor(labels))
+    if not whole.all():
+        index = int(np.argmin(whole))
+        raise ValueError(f"{path}: expected whole numbers 1..10 in y, got {labels[index]} at index {index}")
+    check_labels(labels, 10, path, first=1)
+    return labels.astype(np.int64)
 
 
 def _load(path: Path) -> dict[str, Any]:

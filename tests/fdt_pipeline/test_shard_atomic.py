@@ -134,9 +134,11 @@ def test_overwriting_removes_stale_shards_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
-    with pytest.raises(OSError, match=r"could not write shards \(File exists\).*out"):
-        write_shards(SOURCE, tmp_path / "out")
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=f"^{tmp_path}/file: is a file, expected a folder"):
+                write_shards(SOURCE, out, overwrite=overwrite)
 
 
 def test_a_failure_to_read_is_not_called_one_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fdt_pipeline.shards import Manifest, ShardError, read_manifest, shard_sets, write_shards
 from fdt_pipeline.sources import ArraySource
@@ -68,6 +71,17 @@ def changed(**fields: Any) -> Callable[[str], str]:
     return lambda text: json.dumps({**json.loads(text), **fields})
 
 
+def damaged_shard(**fields: Any) -> Callable[[str], str]:
+    """Change the first shard's fields."""
+
+    def change(text: str) -> str:
+        content = json.loads(text)
+        content["shards"][0] |= fields
+        return json.dumps(content)
+
+    return change
+
+
 def without(field: str) -> Callable[[str], str]:
     return lambda text: json.dumps({key: value for key, value in json.loads(text).items() if key != field})
 
@@ -75,11 +89,40 @@ def without(field: str) -> Callable[[str], str]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-5], "Expecting"),
+        (lambda text: text[:-5], "Unterminated string"),
         (lambda text: "[1]", "expected a JSON object"),
         (lambda text: "\udcff", "decode"),
-        (changed(format_version=2), "expected format_version 1, got 2; shard the source again"),
-        (without("format_version"), "expected format_version 1, got None"),
+        (changed(format_version=2), "expected format_version 1, an integer, got 2; shard the source again with"),
+        (without("format_version"), "expected format_version 1, an integer, got None"),
+        (changed(format_version="1"), "expected format_version 1, an integer, got '1'"),
+        (changed(format_version=True), "field format_version: expected int, got True"),
+        (lambda text: "[" * 100_000, "nested without end"),
+        (without("manifest_sha256"), "missing fields: manifest_sha256; unknown: none"),
+        (
+            changed(manifest_sha256="0" * 64),
+            "was changed by hand or damaged: expected manifest_sha256 .{64}, got 0{64}",
+        ),
+        (changed(kind="mnist"), "was changed by hand or damaged: expected manifest_sha256"),
+        (lambda text: text.replace("\n", "\r"), "was changed by hand or damaged after it was written"),
+        (lambda text: text.replace("  ", "\t"), "was changed by hand or damaged after it was written"),
+        (changed(encoding="rbw"), "encoding must be one of raw, png, got 'rbw'"),
+        (changed(classes=["a", ""]), "class names must be strings that are not empty, got '' for class 1"),
+        (changed(classes=["a", "a"]), "class names must differ, got 'a' 2 times"),
+        (changed(seed=-1), r"seed must be in \[0, 2\*\*64\), got -1"),
+        (changed(seed=2**64), r"seed must be in \[0, 2\*\*64\), got 18446744073709551616"),
+        (changed(samples_per_shard=0), "samples_per_shard must be at least 1, got 0"),
+        (changed(num_samples=0), "num_samples must be at least 1, got 0"),
+        (changed(channels=0), "channels must be at least 1, got 0"),
+        (changed(samples_per_class=[8, -1]), "samples_per_class must not be negative, got -1"),
+        (changed(shape=[0, 3, 3]), r"shape must be .*, got \[0, 3, 3\]"),
+        (changed(shape=[2, 3, 1]), r"shape must be \[h w 3\].*, got \[2, 3, 1\]"),
+        (changed(mean=[1.0, 255.5, 1.0]), r"mean must be within 0..255, got \[1.0, 255.5, 1.0\]"),
+        (changed(mean=[1.0, float("nan"), 1.0]), "mean must be within 0..255"),
+        (changed(std=[1.0, -1.0, 1.0]), r"std must be within 0..255, got \[1.0, -1.0, 1.0\]"),
+        (damaged_shard(name="shard-000001.tar"), "expected shard-000000.tar, got shard-000001.tar"),
+        (damaged_shard(sha256="0" * 63), "shard-000000.tar: a sha256 must be 64 digits 0..f, got '0{63}'"),
+        (damaged_shard(index_sha256="G" * 64), "shard-000000.tar: a sha256 must be 64 digits 0..f, got 'G{64}'"),
+        (damaged_shard(num_samples=0), "shard-000000.tar: num_samples and num_bytes must be at least 1, got 0, "),
         (without("classes"), "missing fields: classes; unknown: none"),
         (changed(extra=1), "missing fields: none; unknown: extra"),
         (changed(num_samples="7"), "field num_samples: expected int, got '7'"),
@@ -90,7 +133,7 @@ def without(field: str) -> Callable[[str], str]:
         (changed(num_samples=8), "num_samples is 8, but samples_per_class sum to 7 and the shards to 7"),
         (changed(classes=["a"]), "1 classes, but 2 samples_per_class"),
         (changed(channels=1), "channels is 1, but mean has 3 and std 3 values"),
-        (changed(shape=[2, 3]), r"shape must be \[h w 3\] or null, got \[2, 3\]"),
+        (changed(shape=[2, 3]), r"shape must be \[h w 3\], .* or null, got \[2, 3\]"),
         (lambda text: text.replace("shard-000000.tar", "../shard-000000.tar"), "expected a shard name"),
     ],
 )
@@ -100,6 +143,41 @@ def test_a_broken_manifest_is_a_shard_error(tmp_path: Path, change: Callable[[st
     path.write_bytes(change(path.read_text()).encode("utf-8", "surrogateescape"))
     with pytest.raises(ShardError, match=rf"manifest.json: .*{message}"):
         read_manifest(tmp_path)
+
+
+@given(st.data())
+def test_a_single_changed_byte_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    write_shards(SOURCE, folder)
+    path = folder / "manifest.json"
+    content = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] = data.draw(st.integers(0, 255).filter(lambda byte: byte != content[position]))
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=r"manifest.json: "):
+        read_manifest(folder)
+
+
+def test_shards_out_of_order_are_refused(tmp_path: Path) -> None:
+    manifest = write_shards(SOURCE, tmp_path, samples_per_shard=3)
+    first, *others = manifest.shards
+    with pytest.raises(ValueError, match=r"expected shard-000000.tar, got shard-000001.tar"):
+        dataclasses.replace(manifest, shards=(*others, first))
+
+
+def test_the_hash_is_that_of_the_canonical_json_of_all_other_fields(tmp_path: Path) -> None:
+    """With the standard library alone, as another program would compute it."""
+    write_shards(SOURCE, tmp_path)
+    fields = json.loads((tmp_path / "manifest.json").read_text())
+    expected = fields.pop("manifest_sha256")
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(canonical.encode()).hexdigest() == expected
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    write_shards(SOURCE, tmp_path)
+    with pytest.raises(ValueError, match=r"manifest.json: is a file, expected a folder; choose a folder of shards"):
+        read_manifest(tmp_path / "manifest.json")
 
 
 def test_json_round_trips_mixed_sizes_and_splits(tmp_path: Path) -> None:

@@ -76,7 +76,17 @@ def test_a_missing_file_is_found(damaged: Path, name: str) -> None:
 
 def test_an_extra_shard_is_found(damaged: Path) -> None:
     shutil.copy(damaged / "shard-000000.tar", damaged / "shard-000002.tar")
-    assert verify_shards(damaged) == [f"{damaged}/shard-000002.tar: not in the manifest; remove it"]
+    assert verify_shards(damaged) == [
+        f"{damaged}/shard-000002.tar: not in the manifest; move it elsewhere or remove it"
+    ]
+
+
+def test_foreign_tars_and_indexes_are_named(damaged: Path) -> None:
+    for name in ("photos.TAR", "a.idx", "notes.txt"):
+        (damaged / name).touch()
+    assert verify_shards(damaged) == [
+        f"{damaged}/{name}: not in the manifest; move it elsewhere or remove it" for name in ("a.idx", "photos.TAR")
+    ]
 
 
 def test_a_broken_manifest_is_a_problem(damaged: Path) -> None:

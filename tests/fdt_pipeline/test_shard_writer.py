@@ -259,8 +259,27 @@ def test_a_sample_that_is_no_image_is_named_and_nothing_is_left(
     assert files(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"), [(("a", "a"), "class names must differ, got 'a' 2 times"), (("a", ""), "not empty, got ''")]
+)
+def test_class_names_are_checked_before_anything_is_written(
+    tmp_path: Path, classes: tuple[str, ...], message: str
+) -> None:
+    source = Named()
+    source.classes = classes
+    with pytest.raises(ValueError, match=message):
+        write_shards(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:
     source = Named()
     source.array.labels = source.array.labels[:0]
     with pytest.raises(ValueError, match="the source has no samples"):
         write_shards(source, tmp_path)
+
+
+def test_a_seed_may_be_a_numpy_integer(tmp_path: Path) -> None:
+    source = ArraySource(np.zeros((4, 2, 2, 3), np.uint8), [0, 1, 0, 1])
+    manifests = [write_shards(source, tmp_path / str(i), seed=seed) for i, seed in enumerate((7, np.uint64(7)))]
+    assert manifests[0] == manifests[1]

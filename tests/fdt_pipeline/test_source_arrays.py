@@ -51,12 +51,37 @@ def test_classes_default_to_the_labels() -> None:
         (IMAGES, LABELS, ["a", "b"], r"label 2 at index 2 is out of range: expected 0..1"),
         (IMAGES, LABELS - 1, None, r"label -1 at index 0 is out of range"),
         (IMAGES, LABELS, ["a", "b", "c", "d"], r"1 of 4 classes have no sample: 3 \(d\)"),
-        (IMAGES, LABELS, ["a", "b", "a"], "class names must differ"),
+        (IMAGES, LABELS, ["a", "b", "a"], "class names must differ, got 'a' 2 times"),
+        (IMAGES, LABELS, ["a", "b", ""], "class names must be strings that are not empty, got '' for class 2"),
+        (
+            IMAGES,
+            np.array([0, 1, 2_000_000_000, 0, 1, 2]),
+            None,
+            r"label 2000000000 at index 2 is out of range: expected 0..65535 where no class names are given",
+        ),
+        (
+            IMAGES,
+            LABELS.astype(np.uint64) + np.uint64(2**63),
+            None,
+            "label 9223372036854775810 at index 2 is out of range",
+        ),
+        (IMAGES, LABELS.astype(np.uint64), ["a", "b"], r"label 2 at index 2 is out of range: expected 0..1"),
     ],
 )
 def test_wrong_arrays_are_refused(images: Any, labels: Any, classes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ArraySource(images, labels, classes)
+
+
+def test_labels_of_any_integer_type_are_taken() -> None:
+    for dtype in ("u1", "i1", ">i4", "u8"):
+        source = ArraySource(IMAGES, LABELS.astype(dtype))
+        assert (source.labels.dtype, source.labels.tolist()) == (np.int64, LABELS.tolist()), dtype
+
+
+def test_unnamed_classes_may_be_as_many_as_the_samples() -> None:
+    n = 65_600
+    assert len(ArraySource(np.zeros((n, 1, 1), np.uint8), np.arange(n)).classes) == n
 
 
 def test_a_test_split_may_lack_a_class() -> None:
@@ -109,3 +134,49 @@ def test_a_cut_archive_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"set.npz: not a readable .npz file"):
         open_source(path)
+
+
+@pytest.mark.parametrize("classes", [np.array([b"a", "\u00e9".encode(), b"c"]), np.array(["a", "\u00e9", "c"])])
+def test_class_names_are_strings_or_utf_8(tmp_path: Path, classes: np.ndarray) -> None:
+    np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS, classes=classes)
+    assert open_source(tmp_path / "set.npz").classes == ("a", "\u00e9", "c")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (np.array("a"), r"classes must be strings of shape \[num_classes\], got <U1 \[\]"),
+        (np.array([["a", "b", "c"]]), r"classes must be strings of shape \[num_classes\], got <U1 \[1, 3\]"),
+        (np.array([0.5, 1.0, 2.0]), r"classes must be strings of shape \[num_classes\], got float64 \[3\]"),
+        (np.array([b"a", b"\xff", b"c"]), "classes must be UTF-8 where they are byte strings: .*0xff"),
+    ],
+)
+def test_other_class_names_are_refused(tmp_path: Path, classes: np.ndarray, message: str) -> None:
+    np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS, classes=classes)
+    with pytest.raises(ValueError, match=f"set.npz: {message}"):
+        open_source(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS * 1_000_000_000, "label 2000000000 at index 2 is out of range: expected 0..65535"),
+        (LABELS * 0.5, r"labels must be integers of shape \[n\], got float64"),
+        (LABELS[:0], "expected labels, got none"),
+    ],
+)
+def test_wrong_labels_of_the_train_file_are_named_when_it_gives_the_classes(
+    tmp_path: Path, labels: np.ndarray, message: str
+) -> None:
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=labels)
+    np.savez(tmp_path / "test.npz", images=IMAGES, labels=LABELS)
+    with pytest.raises(ValueError, match=f"train.npz: {message}"):
+        open_source(tmp_path, split="test")
+
+
+def test_an_npy_file_by_another_name_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "set.npy", IMAGES)
+    (tmp_path / "set.npy").rename(tmp_path / "set.npz")
+    message = r"set.npz: not a readable .npz file of plain arrays \(it is a single array, as .npy files are\)"
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path / "set.npz")

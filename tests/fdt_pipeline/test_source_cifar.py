@@ -147,6 +147,20 @@ def test_names_of_a_text_file_are_read(tmp_path: Path, kind: str, name: str) -> 
     assert open_source(tmp_path, split="test").classes == tuple(names)
 
 
+def test_a_name_is_a_line_and_may_hold_blanks(tmp_path: Path) -> None:
+    names = [f"class number {i}" for i in range(10)]
+    (write_binary(tmp_path, "cifar10") / "batches.meta.txt").write_bytes("\r\n".join([*names, ""]).encode())
+    assert open_source(tmp_path, split="test").classes == tuple(names)
+
+
+def test_a_names_file_that_is_not_ascii_is_named(tmp_path: Path) -> None:
+    (write_binary(tmp_path, "cifar10") / "batches.meta.txt").write_bytes(b"cat\nd\xf6g\n")
+    with pytest.raises(
+        ValueError, match=r"batches.meta.txt: expected class names in ASCII, got byte 246 at position 5"
+    ):
+        open_source(tmp_path, split="test")
+
+
 @pytest.mark.parametrize("dump", [dump_python2, dump_python3])
 @pytest.mark.parametrize(
     ("kind", "name", "key"), [("cifar10", "batches.meta", "label_names"), ("cifar100", "meta", "fine_label_names")]
@@ -195,6 +209,83 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path: Path) -> None
     write_pickled(tmp_path, "cifar10", dump_python2)
     (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": Evil()}, 2))
     with pytest.raises(ValueError, match=r"test_batch: refused to unpickle: it refers to posix.system"):
+        open_source(tmp_path, split="test")
+
+
+class Calls:
+    """Pickles as the call of a function with arguments."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+RECONSTRUCT = np.zeros(0).__reduce__()[0]
+OVER_POINTERS = Calls(np.ndarray, (4,), np.dtype("O"), b"ABCDEFGH" * 4)
+ATTACKS = {
+    "an array over pointers": (OVER_POINTERS, "it holds an array of dtype 'O8?'"),
+    "numpy.ndarray itself": (Calls(np.ndarray, (4,)), "it calls numpy.ndarray, which no array needs"),
+    "objects by their state": (np.array([None, 1], object), "it holds an array of dtype 'O8?'"),
+    "objects in a record": (np.zeros(2, [("x", object)]), "it holds an array of dtype 'V8'"),
+    "a dtype with changed flags": (
+        Calls(np.dtype, "O", state=(3, "|", None, None, None, -1, -1, 0)),
+        "it holds an array of dtype 'O'",
+    ),
+    "fields by the dtype's state": (
+        Calls(np.dtype, "u8", state=(3, "|", None, ("x",), {"x": 0}, 8, 1, 0)),
+        "it holds an array of a dtype with fields",
+    ),
+    "an array that is its own memory": (
+        Calls(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), np.dtype("u1"), False, [1])),
+        "it makes an array of list, expected bytes",
+    ),
+    "a subclass": (Calls(RECONSTRUCT, np.dtype, (0,), b"b"), "it makes an array of a type that is not numpy.ndarray"),
+    "a changed function": (Calls(RECONSTRUCT, np.ndarray, (0,), b"b", state={"x": 1}), "broken pickle"),
+}
+
+
+def protocol_2(content: Any) -> bytes:
+    return pickle.dumps(content, 2)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("place", ["data", "labels", "a list of labels", "label_names", "a key of its own"])
+def test_an_attack_by_numpy_is_refused_wherever_it_is(tmp_path: Path, attack: str, place: str) -> None:
+    evil, message = ATTACKS[attack]
+    write_pickled(tmp_path, "cifar10", dump_python3)
+    content = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], "label_names": [evil]}
+    content |= {"a list of labels": {"labels": [evil]}}.get(place, {place: evil})
+    name = "batches.meta" if place == "label_names" else "test_batch"
+    if place != "label_names":
+        del content["label_names"]
+    (tmp_path / name).write_bytes(protocol_2(content))
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        open_source(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("opcode", [b"}b", b"N}U\x01xK\x01s\x86b"])
+def test_a_pickle_cannot_change_what_the_next_one_uses(tmp_path: Path, opcode: bytes) -> None:
+    """BUILD on a global: it would set attributes of a function that is shared."""
+    write_pickled(tmp_path, "cifar10", dump_python2)
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02cnumpy\ndtype\n" + opcode + b".")
+    with pytest.raises(ValueError, match=r"refused to unpickle: it changes numpy.dtype, which no array needs"):
+        open_source(tmp_path, split="test")
+
+
+def test_numpy_ndarray_cannot_be_made_by_newobj(tmp_path: Path) -> None:
+    write_pickled(tmp_path, "cifar10", dump_python2)
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02cnumpy\nndarray\nK\x04\x85\x81.")
+    with pytest.raises(ValueError, match=r"test_batch: (refused to unpickle|broken pickle)"):
+        open_source(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("label", [2**70, -1, 100, 2**20_000], ids=["70 bits", "-1", "100", "20,000 bits"])
+def test_a_pickled_label_of_any_size_is_refused(tmp_path: Path, label: int) -> None:
+    content = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, label]}
+    dump_python3(content, write_pickled(tmp_path, "cifar10", dump_python3) / "test_batch")
+    with pytest.raises(ValueError, match=r"test_batch: the label at index 1 is out of range: expected 0..99"):
         open_source(tmp_path, split="test")
 
 

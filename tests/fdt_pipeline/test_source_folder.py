@@ -61,14 +61,30 @@ def test_classes_and_samples_are_sorted_and_keys_are_paths(tmp_path: Path) -> No
         (("train", "valid"), ("train", "test")),
         (("train", "test", "val"), ("train", "test", "val")),
         (("train",), ("train",)),
+        (("Train", "VAL", "Test"), ("train", "val", "test")),
     ],
 )
 def test_split_folders_are_splits(tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...]) -> None:
     for folder in folders:
         two_classes(tmp_path / folder)
-    assert source_splits(tmp_path) == splits
+    assert set(source_splits(tmp_path)) == set(splits)
     for folder, split in zip(folders, splits, strict=True):
         assert open_source(tmp_path, split=split)[1].key == "dog/1.png", folder
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for folder in ("train", "Train", "test"):
+        two_classes(tmp_path / folder)
+    with pytest.raises(ValueError, match=r"Train: train is the same split; merge them or rename one"):
+        source_splits(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["test", "test/cat"])
+def test_a_split_without_images_is_named(tmp_path: Path, below: str) -> None:
+    two_classes(tmp_path / "train")
+    (tmp_path / below).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"/test: no image in it; add images"):
+        open_source(tmp_path, split="test")
 
 
 def test_a_class_named_train_is_a_class(tmp_path: Path) -> None:

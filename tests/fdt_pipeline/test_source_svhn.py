@@ -39,12 +39,22 @@ def test_images_are_read_and_label_10_is_digit_0(tmp_path: Path, below: str) -> 
         ((28, 32, 3, 20), None, r"expected X of shape \[32 32 3 n\], got \[28, 32, 3, 20\]"),
         ((32, 32, 3, 21), None, "expected 21 labels in y, one an image, got 20"),
         ((32, 32, 3, 20), np.full((20, 1), 11, np.uint8), r"label 11 at index 0 is out of range: expected 1..10"),
+        ((32, 32, 3, 20), np.full((20, 1), 1.5), "expected whole numbers 1..10 in y, got 1.5 at index 0"),
+        ((32, 32, 3, 20), np.full((20, 1), np.nan), "expected whole numbers 1..10 in y, got nan at index 0"),
+        ((32, 32, 3, 20), np.full((20, 1), np.inf), "expected whole numbers 1..10 in y, got inf at index 0"),
+        ((32, 32, 3, 20), np.full((20, 1), 1e300), "label 10+[0-9]* at index 0 is out of range"),
+        ((32, 32, 3, 20), np.full((20, 1), 1, object), "expected numbers in y, got object; fetch it again"),
     ],
 )
 def test_wrong_content_is_named(tmp_path: Path, shape: tuple[int, ...], labels: Any, message: str) -> None:
     write_svhn(tmp_path, shape, labels)
     with pytest.raises(ValueError, match=f"train_32x32.mat: {message}"):
         open_source(tmp_path, split="train")
+
+
+def test_whole_floats_are_labels(tmp_path: Path) -> None:
+    write_svhn(tmp_path, labels=np.arange(20.0)[:, None] % 10 + 1)
+    assert open_source(tmp_path, split="train").labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
 
 
 def test_a_cut_file_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,30 @@ def test_no_split_is_written_if_one_of_them_is_there(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "train").exists()
 
 
+def test_no_split_is_written_if_one_of_the_source_is_faulty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source" / "train" / "cat").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "source" / "train" / "cat" / "1.png")
+    (tmp_path / "source" / "test").mkdir()
+    assert run("shard", tmp_path / "source", tmp_path / "out") == 2
+    assert "source/test: no image in it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
+    write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0], ["\u732b"]), tmp_path)
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
+    command = [sys.executable, "-m", "tools", "info", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\\u732b" in result.stdout
+
+
 def test_verify_prints_every_problem_and_returns_1(
     tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +154,7 @@ def test_warnings_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureF
     ("arguments", "message"),
     [
         (("shard", "{tmp}/nowhere", "{tmp}/out"), "nowhere: no such file or folder"),
-        (("shard", SUBSET, "{tmp}/file/out"), "could not write shards (Not a directory)"),
+        (("shard", SUBSET, "{tmp}/file/out"), "file: is a file, expected a folder"),
         (("shard", SUBSET, "{tmp}/out", "--split", "val"), "has the splits train, test"),
         (("shard", SUBSET, "{tmp}/out", "--source", "imagenet"), "unknown kind of source 'imagenet'"),
         (("shard", SUBSET, "{tmp}/out", "--seed", "-1"), "seed must be in"),
@@ -138,6 +163,8 @@ def test_warnings_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureF
         (("verify", "{tmp}/empty"), "no shards here"),
         (("verify", "{tmp}/nowhere"), "no such folder"),
         (("info", "{tmp}/empty"), "no shards here"),
+        (("info", "{tmp}/file"), "file: is a file, expected a folder"),
+        (("verify", "{tmp}/file"), "file: is a file, expected a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
