@@ -1,7 +1,7 @@
 """The torch engine: plans in, superposed and standardized batches out. It runs where no native operator does.
 
 A pool is kept padded, so that a shifted crop is a strided view of it and `index_select` fetches shift and all in one
-pass (0.22 ms for 1,350 crops of 32x32x3 on 2 cores, against 1.29 ms by advanced indexing: README.md).
+pass, 4 to 7 times faster than advanced indexing (README.md).
 """
 
 from __future__ import annotations
