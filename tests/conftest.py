@@ -1,5 +1,6 @@
 """Data sets for the tests: real Fashion-MNIST in shards, and made-up images that identify themselves."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource, open_source
 from tests.numbered import LABELS, numbered_images
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell: the processes of the tests about Ctrl-C would inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUBSET = Path(__file__).parents[1] / "train" / "data" / "fashion_mnist_subset"
 

@@ -111,7 +111,7 @@ def small() -> Recipe:
 
 
 def demo() -> Recipe:
-    """`python -m train`: 5,000 images; plain trains in 31 s, tn_fdt in 36 s on two CPU cores (results/demo)."""
+    """`python -m train`: 5,000 images; plain trains in 33 s, tn_fdt in 36 s on two CPU cores (results/demo)."""
     return Recipe("demo", "small", epochs=40, lr_drop_every=16)
 
 
