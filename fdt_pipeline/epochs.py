@@ -187,8 +187,24 @@ def _run(pipeline: Any, num_batches: int) -> Generator[list[torch.Tensor], None,
         for _ in range(num_batches):
             yield [torch.from_numpy(np.asarray(output.as_tensor())) for output in _next_outputs(pipeline)]
     finally:
-        pipeline._shutdown()  # DALI 1.34 keeps a pipeline with a Python operator alive for ever without this
+        _end(pipeline)
         _return_freed_memory()
+
+
+class _Ended:
+    """What a pipeline is made into after its end."""
+
+
+def _end(pipeline: Any) -> None:
+    """DALI 1.34 keeps a pipeline with a Python operator alive for ever unless it is shut down, and in reference cycles
+    after that. Collected some day, its __del__ would swallow a Ctrl-C that came meanwhile, so it loses that here."""
+    try:
+        pipeline._shutdown()
+    except KeyboardInterrupt:
+        pipeline._shutdown()
+        raise
+    finally:
+        pipeline.__class__ = _Ended
 
 
 def _return_freed_memory() -> None:
