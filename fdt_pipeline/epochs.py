@@ -121,8 +121,9 @@ class StreamingEpochs:
             4 if self.ends_at_plans else 2,
             **options,
         )
-        with closing(_run(pipeline, -(-self.total // self.window))) as outputs:
-            for number in range(-(-self.total // self.window)):
+        num_windows = -(-self.total // self.window)
+        with closing(_run(pipeline, num_windows)) as outputs:
+            for number in range(num_windows):
                 with self._explained(epoch, number):
                     output = next(outputs)
                 yield self._finish([part[: self.total - number * self.window] for part in output])

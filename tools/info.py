@@ -10,6 +10,8 @@ from typing import Any
 
 from fdt_pipeline.shards import Manifest, read_manifest, shard_sets
 
+from .verb import verb_parser
+
 _DESCRIPTION = """Print what the shards in OUT, or in its subfolders (train, test), hold, as their manifests say.
 
 With --json the manifest itself, or an object of them by subfolder."""
@@ -19,13 +21,7 @@ _EXAMPLE = """example:
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "info",
-        help="print what a set of shards holds",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser(verbs, "info", "print what a set of shards holds", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards, or of train/ and test/")
     parser.add_argument("--json", action="store_true", help="print the manifests as JSON")
     parser.set_defaults(run=run)

@@ -10,6 +10,8 @@ from fdt_pipeline.shards import EXTENSIONS, check_vacant, write_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits
 
+from .verb import verb_parser
+
 _DESCRIPTION = """Write SOURCE as shards to OUT: shuffled, indexed and hashed.
 
 All splits of SOURCE go to OUT/train, OUT/test; the one of --split, or a SOURCE without splits, to OUT itself."""
@@ -18,13 +20,7 @@ _EXAMPLE = """example:
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "shard",
-        help="write a data set as shards",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser(verbs, "shard", "write a data set as shards", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder or file of the data set")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to; made if it is not there")
     parser.add_argument("--split", help="write this split alone, such as train or test (default: all)")

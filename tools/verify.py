@@ -9,6 +9,8 @@ from typing import Any
 from fdt_pipeline.shards import shard_sets, verify_shards
 from fdt_pipeline.shards.progress import progress_bar
 
+from .verb import verb_parser
+
 _DESCRIPTION = """Check the shards in OUT, or in its subfolders (train, test), and print every problem.
 
 Hashes, sizes, indexes, keys, labels, counts, and every image. Exit code 1 if anything is wrong."""
@@ -17,13 +19,7 @@ _EXAMPLE = """example:
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "verify",
-        help="check every byte of a set of shards",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser(verbs, "verify", "check every byte of a set of shards", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards, or of train/ and test/")
     parser.set_defaults(run=run)
 

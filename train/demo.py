@@ -44,6 +44,10 @@ class Settings:
     attack_steps: int = 40
     eps_values: tuple[float, ...] = EPS_VALUES
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "eps_values": list(self.eps_values)}
+
 
 QUICK = Settings(epochs=1, attack_images=100, attack_steps=5)
 
@@ -80,7 +84,7 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
 
 
 def _check_settings(path: Path, settings: Settings) -> None:
-    wanted = {**asdict(settings), "eps_values": list(settings.eps_values)}
+    wanted = settings.to_dict()
     if path.exists() and (saved := read_json(path)) != wanted:
         raise ValueError(f"{path.parent} holds a demo with other settings ({saved}): delete it, or pass another --out")
     write_json(path, wanted)
@@ -119,7 +123,7 @@ def _results(
     out: Path, settings: Settings, rows: dict[str, Robustness], seconds: dict[str, float], machine: dict[str, Any]
 ) -> dict[str, Any]:
     return {
-        "settings": {**asdict(settings), "eps_values": list(settings.eps_values)},
+        "settings": settings.to_dict(),
         "models": {
             name: {"training": read_json(out / recipe / "results.json"), "robustness": rows[name].to_dict()}
             for recipe, name in NAMES.items()

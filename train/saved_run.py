@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
-from models import build_model, tensor_norm_layers
+from models import tensor_norm_layers
 from train.files import BEST, CHECKPOINT, CONFIG, fitting, read_checkpoint, read_json
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
-from train.setup import fingerprint, output_options, test_folder
+from train.setup import fingerprint, make_model, output_options, test_folder
 from train.threat_model import PixelBounds
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
@@ -67,19 +67,12 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
         raise ValueError(f"{run} holds no run: make one with `python -m train fit --out {run} ...`")
     config = read_json(run / CONFIG)
     with fitting(run / CONFIG):
-        recipe = config["recipe"]
-        model = build_model(
-            recipe["model"],
-            num_classes=len(config["classes"]),
-            in_channels=config["in_channels"],
-            stem=recipe["stem"],
-            tensor_norm=recipe["tensor_norm"],
-        )
+        model = make_model(config["recipe"], len(config["classes"]), config["in_channels"], device)
     state = read_checkpoint(run / WEIGHTS[weights])
     with fitting(run / WEIGHTS[weights]):
         model.load_state_dict(state["model"])
         epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
-    return SavedRun(config, model.to(device).to(memory_format=torch.channels_last).eval(), epoch, device)
+    return SavedRun(config, model.eval(), epoch, device)
 
 
 def attack_run(

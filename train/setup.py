@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +55,18 @@ def output_options(device: torch.device, channels: int | None, size: Sequence[in
 
 
 def fingerprint(loader: FDTLoader) -> str:
-    """sha256 of the manifest, which holds those of the shards: tells data sets apart."""
-    return sha256((loader.shards / "manifest.json").read_bytes()).hexdigest()
+    """The manifest's sha256 of itself, and so of the shards' hashes: tells data sets apart."""
+    return loader.manifest.sha256
 
 
-def make_model(recipe: Recipe, num_classes: int, in_channels: int, device: torch.device) -> nn.Module:
-    """Initial weights are a function of torch's global generator alone, which the caller seeds."""
+def make_model(recipe: Mapping[str, Any], num_classes: int, in_channels: int, device: torch.device) -> nn.Module:
+    """The network of `Recipe.to_dict()`: weights depend on torch's global generator alone, which the caller seeds."""
     model = build_model(
-        recipe.model,
+        recipe["model"],
         num_classes=num_classes,
         in_channels=in_channels,
-        stem=recipe.stem,
-        tensor_norm=recipe.tensor_norm,
+        stem=recipe["stem"],
+        tensor_norm=recipe["tensor_norm"],
     )
     return model.to(device).to(memory_format=torch.channels_last)
 

@@ -97,7 +97,7 @@ class Run:
             check_eps(recipe.loss_eps, self.loader.num_classes)
         self.loss = make_loss(recipe)
         torch.manual_seed(recipe.seed)
-        self.model = make_model(recipe, self.loader.num_classes, self.loader.shape[0], device)
+        self.model = make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
