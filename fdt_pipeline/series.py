@@ -1,6 +1,8 @@
 """Weight series: how much each image of a superposition counts.
 
-A series is any object with `weights(k) -> f64[k]`: positive, never rising, with sum 1. The paper's is `Harmonic`.
+A series is any object with `weights(k) -> f64[k]`: positive, never rising, with sum 1. The paper's is `Harmonic`. Where
+the weights are the first k of fixed terms over their sum, a method `terms(k) -> f64[k]` lets the native operator take
+them for any k; otherwise it takes a table, for up to 2,048 images.
 Frozen dataclasses make a series comparable, so a run can tell that it is resumed with another one.
 """
 
@@ -32,8 +34,11 @@ def _normalized(terms: F64) -> F64:
 class Harmonic:
     """F_i = (1/i) / H_k with H_k = sum_{j<=k} 1/j (Eq. 2, Algorithm 2)."""
 
+    def terms(self, k: int) -> F64:
+        return 1.0 / np.arange(1, k + 1)
+
     def weights(self, k: int) -> F64:
-        return _normalized(1.0 / np.arange(1, k + 1))
+        return _normalized(self.terms(k))
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,11 @@ class Power:
         if not 0 <= self.gamma < np.inf:
             raise ValueError(f"Power: gamma must be 0 or more, got {self.gamma}")
 
+    def terms(self, k: int) -> F64:
+        return np.asarray(np.arange(1, k + 1, dtype=np.float64) ** -self.gamma)
+
     def weights(self, k: int) -> F64:
-        return _normalized(np.arange(1, k + 1, dtype=np.float64) ** -self.gamma)
+        return _normalized(self.terms(k))
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,22 @@ class Geometric:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"Geometric: ratio must be in (0, 1], got {self.ratio}")
 
+    def terms(self, k: int) -> F64:
+        return np.asarray(self.ratio ** np.arange(k, dtype=np.float64))
+
     def weights(self, k: int) -> F64:
-        return _normalized(self.ratio ** np.arange(k, dtype=np.float64))
+        return _normalized(self.terms(k))
 
 
 @dataclass(frozen=True)
 class Uniform:
     """F_i = 1/k."""
 
+    def terms(self, k: int) -> F64:
+        return np.ones(k)
+
     def weights(self, k: int) -> F64:
-        return np.full(k, 1.0 / k)
+        return _normalized(self.terms(k))
 
 
 def checked_weights(series: Series, k: int) -> F64:

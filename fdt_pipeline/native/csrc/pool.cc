@@ -1,0 +1,110 @@
+#include "pool.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+namespace fdt {
+
+namespace {
+constexpr size_t kHugePage = size_t{2} << 20;
+}
+
+HugeMemory::HugeMemory(size_t num_bytes) : size_(num_bytes) {
+  mapped_size_ = num_bytes + 2 * kHugePage;
+  void *mapped = mmap(nullptr, mapped_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  mapped_ = static_cast<uint8_t *>(mapped);
+  const auto address = reinterpret_cast<uintptr_t>(mapped_);
+  data_ = mapped_ + ((address + kHugePage - 1) / kHugePage * kHugePage - address);
+#ifdef MADV_HUGEPAGE
+  // Only asked for: a system without them serves small pages.
+  if (num_bytes >= kHugePage) madvise(data_, (num_bytes + kHugePage - 1) / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+}
+
+HugeMemory::~HugeMemory() {
+  if (mapped_) munmap(mapped_, mapped_size_);
+}
+
+HugeMemory &HugeMemory::operator=(HugeMemory &&other) noexcept {
+  std::swap(mapped_, other.mapped_);
+  std::swap(data_, other.data_);
+  std::swap(mapped_size_, other.mapped_size_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Pool::Pool(size_t n, const Shape &shape, int64_t pad) { resize(n, shape, pad); }
+
+void Pool::resize(size_t n, const Shape &shape, int64_t pad) {
+  const size_t guard = static_cast<size_t>((guard_bytes(pad) + 63) / 64 * 64);
+  const size_t needed = n * static_cast<size_t>(shape.size()) + 2 * guard;
+  if (memory_.size() < needed) memory_ = HugeMemory(needed);
+  size_ = n;
+  shape_ = shape;
+  pad_ = pad;
+  pixels_ = memory_.data() + guard;
+}
+
+void Pool::set_image(size_t i, const uint8_t *pixels) {
+  kernels().to_planes(pixels, shape_, pixels_ + i * static_cast<size_t>(shape_.size()));
+}
+
+void Pool::get_image(size_t i, uint8_t *pixels) const {
+  const uint8_t *planes = image(i);
+  for (int64_t channel = 0; channel < shape_.c; channel++)
+    for (int64_t at = 0; at < shape_.plane(); at++) pixels[at * shape_.c + channel] = *planes++;
+}
+
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<const Pool>> registered;
+  // Folders that were read, by their name and padding; kept by those who use them.
+  std::map<std::pair<std::string, int64_t>, std::weak_ptr<const Pool>> folders;
+};
+
+// Never destroyed: operators may outlive the static objects of this library when the interpreter exits.
+Registry &registry() {
+  static Registry *const only = new Registry;
+  return *only;
+}
+
+}  // namespace
+
+void register_pool(const std::string &name, std::shared_ptr<const Pool> pool) {
+  Registry &all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.registered[name] = std::move(pool);
+}
+
+void unregister_pool(const std::string &name) {
+  Registry &all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.registered.erase(name);
+}
+
+std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int num_threads) {
+  Registry &all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.registered.find(name);
+  if (found != all.registered.end()) {
+    if (found->second->pad() < pad)
+      throw std::invalid_argument("pool \"" + name + "\" was made for a pad of up to " +
+                                  std::to_string(found->second->pad()) + " pixels, got " + std::to_string(pad));
+    return found->second;
+  }
+  std::weak_ptr<const Pool> &kept = all.folders[{name, pad}];
+  std::shared_ptr<const Pool> pool = kept.lock();
+  if (!pool) kept = pool = read_shards(name, pad, num_threads);
+  return pool;
+}
+
+}  // namespace fdt

@@ -1,0 +1,81 @@
+#include "superposer.h"
+
+#include <cstring>
+
+namespace fdt {
+namespace {
+
+// Plans drawn before their images are summed, so that these can be fetched ahead: 4,096 sources are 100 kB.
+constexpr size_t kDrawnAhead = 4096;
+
+size_t output_bytes(const Shape &shape, const Output &output) {
+  return static_cast<size_t>(shape.h * shape.w * output.channels) * (output.half ? 2 : 4);
+}
+
+void write_target(const std::vector<Constituent> &plan, const WeightSeries &series, Targets targets, uint32_t num_classes,
+                  void *target) {
+  const uint32_t k = static_cast<uint32_t>(plan.size());
+  if (targets == Targets::kLabel) {
+    const int64_t label = k ? plan[0].label : -1;
+    std::memcpy(target, &label, sizeof label);
+    return;
+  }
+  float *row = static_cast<float *>(target);
+  std::memset(row, 0, num_classes * sizeof(float));
+  if (targets == Targets::kDominant && k) row[plan[0].label] = 1;
+  if (targets == Targets::kSoft)
+    for (uint32_t i = 0; i < k; i++) row[plan[i].label] = series(k, i);
+}
+
+}  // namespace
+
+void Superposer::reset(const Pool &pool, const PlanOptions &options) {
+  drawer_.reset(options, pool.classes);
+  if (!space_ || !(space_->shape == pool.shape()) || space_->pad != options.pad)
+    space_ = std::make_unique<Workspace>(pool.shape(), options.pad);
+}
+
+// Images are summed in the order of their vertical shifts, those that are mirrored last: those of one pass then lack the
+// same rows, which took 1.2 times as long in the order of the plan.
+void Superposer::draw(const Pool &pool, const WeightSeries &series, Targets targets, const Id &id, void *target) {
+  plan_.clear();
+  const uint32_t k = id.index >= 0 ? drawer_.draw(id, plan_) : 0;
+  const int32_t pad = static_cast<int32_t>(space_->pad);
+  const size_t shifts = 2 * static_cast<size_t>(pad) + 1, before = sources_.size();
+  const auto kind = [&](const Constituent &c) { return static_cast<size_t>(c.dy) + (c.flip ? shifts : 0); };
+  places_.assign(2 * shifts + 1, 0);
+  for (const Constituent &c : plan_) places_[kind(c) + 1]++;
+  for (size_t i = 1; i <= 2 * shifts; i++) places_[i] += places_[i - 1];
+  drawn_.push_back(k);
+  sources_.resize(before + k);
+  for (uint32_t i = 0; i < k; i++) {
+    const Constituent &c = plan_[i];
+    sources_[before + places_[kind(c)]++] = {pool.image(c.image), c.dy - pad, c.dx - pad, series(k, i), c.flip};
+  }
+  write_target(plan_, series, targets, pool.classes.num_classes, target);
+}
+
+void Superposer::run(const Pool &pool, const WeightSeries &series, const Output &output, Targets targets, const Id *ids,
+                     int64_t first, int64_t last, const Batch &batch) {
+  const auto superpose = kernels().superpose;
+  for (int64_t at = first; at < last;) {
+    sources_.clear();
+    drawn_.clear();
+    int64_t end = at;
+    while (end < last && sources_.size() < kDrawnAhead) {
+      draw(pool, series, targets, ids[end], batch.targets[end]);
+      end++;
+    }
+    int64_t used = 0, total = static_cast<int64_t>(sources_.size());
+    for (; at < end; at++) {
+      const int64_t k = drawn_[drawn_.size() - static_cast<size_t>(end - at)];
+      if (k == 0)
+        std::memset(batch.images[at], 0, output_bytes(pool.shape(), output));
+      else
+        superpose(*space_, output, &sources_[static_cast<size_t>(used)], k, total - used - k, batch.images[at]);
+      used += k;
+    }
+  }
+}
+
+}  // namespace fdt
