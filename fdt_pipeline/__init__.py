@@ -12,11 +12,15 @@ when it is first asked for, and says what to install where they are missing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fdt_pipeline.native import fn_module
+from fdt_pipeline.native.series import series_argument
 from fdt_pipeline.series import Geometric, Harmonic, Power, Series, Uniform
 from fdt_pipeline.superposition import FDT, Augment, Plan, Pool, draw_plan, superpose_images, superpose_targets
 
 if TYPE_CHECKING:
     from fdt_pipeline.loader import FDTLoader
+
+fn_module.install()  # nvidia.dali.fn.fdt exists from here on; it is built when it is first used
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +35,8 @@ __all__ = [
     "Series",
     "Uniform",
     "draw_plan",
+    "load_operators",
+    "series_argument",
     "superpose_images",
     "superpose_targets",
 ]
@@ -40,4 +46,7 @@ def __getattr__(name: str) -> Any:
     if name == "FDTLoader":
         import_module("fdt_pipeline.dali").import_dali()  # first, so that what is missing is named whole
         return import_module("fdt_pipeline.loader").FDTLoader
+    if name == "load_operators":
+        import_module("fdt_pipeline.dali").import_dali()
+        return import_module("fdt_pipeline.native.loading").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

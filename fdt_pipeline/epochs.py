@@ -2,17 +2,17 @@
 
 Each epoch runs a DALI pipeline of its own and closes it at its end, so breaking off leaves nothing behind that a later
 epoch could see (25 ms until the first batch with DALI 1.34, 31 with 2.4: README.md).
-On a GPU the graph ends at the plans (resident) or at window and plans (streaming), and the same torch code finishes
-the batch on the consumer's own CUDA stream, where no hand-over between streams can go wrong.
+What the graph ends with, and how a batch is made of it, is the engine's (engines.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,86 +20,63 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fdt_pipeline.engine import ImagePool, superpose, to_device
+from fdt_pipeline.engines import Batch, ResidentEngine, StreamingEngine
 from fdt_pipeline.philox import Stream, permutation, random_words
-from fdt_pipeline.pipeline import Reading, resident_pipeline, streaming_pipeline
-from fdt_pipeline.plans import unpack_plans
+from fdt_pipeline.pipeline import Numbers, Reading
 from fdt_pipeline.shards import ShardError
-from fdt_pipeline.stage import Mixing, ResidentStage, WindowStage
-from fdt_pipeline.superposition import Pool
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Running:
-    """How DALI runs: where batches go, and its own knobs."""
+    """How DALI runs. device_id: of the GPU that its operators use, None where there are none."""
 
-    device: torch.device
     num_threads: int
     prefetch: int
+    device_id: int | None = None
 
     def options(self, batch_size: int, seed: int) -> dict[str, Any]:
-        """Arguments of a `@pipeline_def` function. No GPU is asked for: see above."""
+        """Arguments of a `@pipeline_def` function."""
         return {
             "batch_size": batch_size,
             "num_threads": self.num_threads,
             "prefetch_queue_depth": max(1, self.prefetch),
             "exec_async": self.prefetch > 0,
             "exec_pipelined": self.prefetch > 0,
-            "device_id": None,
+            "device_id": self.device_id,
             "seed": seed,
         }
 
 
 class ResidentEpochs:
-    """The whole set as one pool: images u8[n h w c], labels i64[n]."""
+    """`total` outputs an epoch, drawn from a set in memory."""
 
-    def __init__(
-        self, mixing: Mixing, running: Running, images: npt.NDArray[np.uint8], labels: Pool, in_order: bool
-    ) -> None:
-        self.mixing, self.running, self.labels = mixing, running, labels
-        self.images = ImagePool(torch.from_numpy(images).to(running.device), mixing.augment.pad)
-        self.stage = ResidentStage(mixing, labels, self.images, in_order)
-        if running.device.type == "cuda":
-            self.end_at_plans()
-
-    def end_at_plans(self) -> None:
-        """Have the graph give plans, and finish the batches outside of it."""
-        self.stage.images = None
+    def __init__(self, engine: ResidentEngine, running: Running, total: int, seed: int) -> None:
+        self.engine, self.running, self.total, self.seed = engine, running, total, seed
 
     def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
-        total = len(self.labels)
-        options = self.running.options(batch_size, self.mixing.seed % 2**31)
-        pipeline = resident_pipeline(
-            _numbers(epoch, batch_size, total), self.stage, 3 if self.stage.images is None else 2, **options
-        )
+        options = self.running.options(batch_size, self.seed % 2**31)
+        pipeline = self.engine.pipeline(_numbers(epoch, batch_size, self.total), options)
         with closing(_run(pipeline, num_batches)) as outputs:
-            for number, output in enumerate(outputs):
-                yield self._finish([part[: total - number * batch_size] for part in output])
-
-    def _finish(self, output: Sequence[torch.Tensor]) -> Batch:
-        if self.stage.images is not None:
-            return _from_dali(output[0], self.mixing), output[1].clone()
-        numbers, weights, targets = output
-        plans = unpack_plans(numbers.numpy(), weights.numpy(), self.labels.labels)
-        return superpose(self.images, plans, self.mixing.output), to_device(targets, self.running.device)
+            for number, (output, shared) in enumerate(outputs):
+                yield self.engine.finish([part[: self.total - number * batch_size] for part in output], shared)
 
 
 class StreamingEpochs:
     """The shards in a new order every epoch; shuffle and mixing within a window."""
 
     def __init__(
-        self, mixing: Mixing, running: Running, reading: Reading, total: int, window: int, shuffle: bool
+        self,
+        engine: StreamingEngine,
+        running: Running,
+        reading: Reading,
+        total: int,
+        window: int,
+        seed: int,
+        shuffle: bool,
     ) -> None:
-        self.mixing, self.running, self.reading = mixing, running, reading
-        self.total, self.window, self.shuffle = total, window, shuffle
-        self.ends_at_plans = running.device.type == "cuda"
+        self.engine, self.running, self.reading = engine, running, reading
+        self.total, self.window, self.seed, self.shuffle = total, window, seed, shuffle
         self._files = {path: _file_state(path) for path in (*reading.tars, *reading.indexes)}
-
-    def end_at_plans(self) -> None:
-        """Have the graph give windows and plans, and finish the batches outside of it."""
-        self.ends_at_plans = True
 
     def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
@@ -113,27 +90,22 @@ class StreamingEpochs:
 
     def _windows(self, epoch: int) -> Generator[Batch, None, None]:
         self._check_unchanged()
-        options = self.running.options(self.window, self.mixing.seed % 2**31)
-        pipeline = streaming_pipeline(
-            self._reading(epoch),
-            _numbers(epoch, self.window, self.total),
-            WindowStage(self.mixing, pass_images=self.ends_at_plans),
-            4 if self.ends_at_plans else 2,
-            **options,
-        )
+        options = self.running.options(self.window, self.seed % 2**31)
+        numbers = _numbers(epoch, self.window, self.total)
+        pipeline = self.engine.pipeline(self._reading(epoch), numbers, options)
         num_windows = -(-self.total // self.window)
         with closing(_run(pipeline, num_windows)) as outputs:
             for number in range(num_windows):
                 with self._explained(epoch, number):
-                    output = next(outputs)
-                yield self._finish([part[: self.total - number * self.window] for part in output])
+                    output, shared = next(outputs)
+                yield self.engine.finish([part[: self.total - number * self.window] for part in output], shared)
 
     @contextmanager
     def _explained(self, epoch: int, window: int) -> Iterator[None]:
         """DALI loses a whole batch to one bad sample, and does not say which: name the way to find it."""
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # DALI 2 keeps what C++ calls an invalid argument
             folder = Path(self.reading.tars[0]).parent
             raise RuntimeError(
                 f"window {window} of epoch {epoch}: a sample of {folder} could not be read or decoded: {_gist(error)}; "
@@ -149,18 +121,10 @@ class StreamingEpochs:
     def _reading(self, epoch: int) -> Reading:
         if not self.shuffle:
             return self.reading
-        order = permutation(self.mixing.seed, Stream.SHARD_ORDER, epoch, len(self.reading.tars))
-        seed = int(random_words(self.mixing.seed, Stream.READER, epoch, 0, 0)[0]) >> 1
+        order = permutation(self.seed, Stream.SHARD_ORDER, epoch, len(self.reading.tars))
+        seed = int(random_words(self.seed, Stream.READER, epoch, 0, 0)[0]) >> 1
         tars, indexes = ([paths[i] for i in order] for paths in (self.reading.tars, self.reading.indexes))
         return replace(self.reading, tars=tars, indexes=indexes, shuffle=self.window, seed=seed)
-
-    def _finish(self, output: Sequence[torch.Tensor]) -> Batch:
-        if not self.ends_at_plans:
-            return _from_dali(output[0], self.mixing), output[1].clone()
-        images, numbers, weights, targets = output
-        plans = unpack_plans(numbers.numpy(), weights.numpy(), np.zeros(len(images), np.int64))
-        pool = ImagePool(to_device(images, self.running.device), self.mixing.augment.pad)
-        return superpose(pool, plans, self.mixing.output), to_device(targets, self.running.device)
 
 
 def shard_paths(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -168,28 +132,43 @@ def shard_paths(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str
     return [str(folder / name) for name in names], [str((folder / name).with_suffix(".idx")) for name in names]
 
 
-def _numbers(epoch: int, batch_size: int, total: int) -> Callable[[int], list[npt.NDArray[np.int64]]]:
+def _numbers(epoch: int, batch_size: int, total: int) -> Numbers:
     """Batch -> its samples' (epoch, number), -1 past the end. StopIteration keeps DALI, which works ahead, from
     reading windows that nobody will ask for."""
 
-    def numbers(batch: int) -> list[npt.NDArray[np.int64]]:
+    def numbers(batch: int) -> npt.NDArray[np.int64]:
         index = batch * batch_size + np.arange(batch_size)
         if index[0] >= total:
             raise StopIteration
-        return list(np.stack([np.full(batch_size, epoch), np.where(index < total, index, -1)], axis=1))
+        return np.stack([np.full(batch_size, epoch), np.where(index < total, index, -1)], axis=1)
 
     return numbers
 
 
-def _run(pipeline: Any, num_batches: int) -> Generator[list[torch.Tensor], None, None]:
-    """Each batch's outputs as tensors over DALI's own buffers, good until the next is asked for."""
+def _run(pipeline: Any, num_batches: int) -> Generator[tuple[list[torch.Tensor], bool], None, None]:
+    """Each batch's outputs as tensors, and whether DALI will write to their memory again: it does unless its executor is
+    the dynamic one (2.x, when it works ahead), which leaves a buffer alone as long as somebody has it. Those of a GPU are
+    copies, made in the order of torch's current stream."""
     pipeline.build()
+    shared = not getattr(pipeline, "exec_dynamic", False)
     try:
         for _ in range(num_batches):
-            yield [torch.from_numpy(np.asarray(output.as_tensor())) for output in _next_outputs(pipeline)]
+            outputs = _next_outputs(pipeline)
+            tensors = [_to_torch(output) for output in outputs]
+            yield tensors, shared and tensors[0].device.type == "cpu"
     finally:
         _end(pipeline)
         _return_freed_memory()
+
+
+def _to_torch(output: Any) -> torch.Tensor:
+    tensor = output.as_tensor()
+    if type(tensor).__name__ != "TensorGPU":
+        return torch.from_numpy(np.asarray(tensor))
+    plugin = import_module("nvidia.dali.plugin.pytorch")
+    copy = torch.empty(tensor.shape(), dtype=plugin.to_torch_type[tensor.dtype], device=f"cuda:{tensor.device_id()}")
+    plugin.feed_ndarray(tensor, copy, cuda_stream=torch.cuda.current_stream(copy.device))
+    return copy
 
 
 class _Ended:
@@ -238,14 +217,12 @@ def _file_state(path: str) -> tuple[int, int, int] | None:
 def _gist(error: Exception) -> str:
     """The line of DALI's report that says what went wrong, without its frame and its stack."""
     frame = ("Critical error", "Error when", "Error in", "The above", "Traceback")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(frame)]
-    reasons = [line for line in lines if "Error: " in line] or [line for line in lines if "rror" in line] or lines
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(frame)]
+    said = [line.strip() for line in text.rpartition("encountered:")[2].splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line]
+    reasons = errors or said[: "encountered:" in text] or [line for line in lines if "rror" in line] or lines
     return reasons[0][:400].rstrip(".") if reasons else "no reason given"
-
-
-def _from_dali(images: torch.Tensor, mixing: Mixing) -> torch.Tensor:
-    copy = images.clone()
-    return copy.permute(0, 3, 1, 2) if mixing.output.channels_last else copy
 
 
 def _split(parts: list[Batch], size: int) -> tuple[Batch, list[Batch]]:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Literal
 from weakref import WeakSet
 
+import numpy as np
 import torch
 
 from fdt_pipeline.arguments import (
@@ -26,12 +27,22 @@ from fdt_pipeline.arguments import (
     checked_mixing,
     checked_output,
 )
-from fdt_pipeline.epochs import Batch, ResidentEpochs, Running, StreamingEpochs, shard_paths
+from fdt_pipeline.engines import (
+    Batch,
+    NativeResident,
+    NativeStreaming,
+    TorchResident,
+    TorchStreaming,
+    choose_engine,
+    native_core,
+)
+from fdt_pipeline.epochs import ResidentEpochs, Running, StreamingEpochs, shard_paths
+from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.pipeline import Reading
 from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode, choose_window
-from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_manifest
-from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.shards import check_hashes, check_shards, iterate_shards, load_shards, read_manifest
+from fdt_pipeline.shards.progress import Progress, progress_bar
 from fdt_pipeline.stage import Mixing
 from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
 
@@ -51,6 +62,9 @@ class FDTLoader:
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the padded u8 set
         takes at most half of the free memory.
+    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does it
+        ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native wherever
+        it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     size: (height, width) that streaming resizes to; needed where images differ in size.
     verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
     num_threads: of DALI. prefetch: batches that it works ahead, on threads of its own; 0 makes each batch when it is
@@ -73,6 +87,7 @@ class FDTLoader:
         augment: Augment | Literal["default"] | None = "default",
         device: str | torch.device = "cpu",
         mode: Literal["auto", "resident", "streaming"] = "auto",
+        engine: Literal["auto", "native", "torch"] = "auto",
         seed: int = 0,
         mean: PerChannel | None = None,
         scale: PerChannel = PAPER_SCALE,
@@ -87,6 +102,7 @@ class FDTLoader:
         prefetch: int = 2,
     ) -> None:
         check_choice("mode", mode, ("auto", "resident", "streaming"))
+        check_choice("engine", engine, ("auto", "native", "torch"))
         check_choice("last_batch", last_batch, ("partial", "drop"))
         check_at_least_one(batch_size=batch_size, num_threads=num_threads, mix_window=mix_window, channels=channels)
         check_count("prefetch", prefetch, 0)
@@ -111,7 +127,9 @@ class FDTLoader:
         output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
         self.shape = (output.channels, height, width)
         self._mixing = Mixing(seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
-        self._running = Running(self.device, num_threads, prefetch)
+        self.engine = choose_engine(engine, self.device)
+        on_gpu = self.engine == "native" and self.device.type == "cuda"
+        self._running = Running(num_threads, prefetch, self.device.index if on_gpu else None)
         self._epochs: ResidentEpochs | StreamingEpochs | None
         self._epochs = self._resident() if self.mode == "resident" else self._streaming(size, mix_window, verify)
         self._iterations: WeakSet[Generator[Batch, None, None]] = WeakSet()
@@ -181,15 +199,27 @@ class FDTLoader:
 
     def __repr__(self) -> str:
         kind = f"fdt={self.fdt}" if self.train else "train=False"
-        where = f"mode={self.mode!r}, device={str(self.device)!r}"
+        where = f"mode={self.mode!r}, engine={self.engine!r}, device={str(self.device)!r}"
         return f"FDTLoader({str(self.shards)!r}, {self.batch_size}, {kind}, {where})"
 
     def _resident(self) -> ResidentEpochs:
+        engine: NativeResident | TorchResident
+        in_order = not self.train
         with progress_bar(f"load {self.shards}", "images", delay=2) as progress:
-            images, labels, _ = load_shards(self.shards, progress)
-        return ResidentEpochs(
-            self._mixing, self._running, images, Pool(labels, self.num_classes), in_order=not self.train
-        )
+            if self.engine == "native":
+                engine = NativeResident(self._mixing, self.device, self._native_pool(progress), in_order)
+            else:
+                images, labels, _ = load_shards(self.shards, progress)
+                engine = TorchResident(self._mixing, self.device, images, Pool(labels, self.num_classes), in_order)
+        return ResidentEpochs(engine, self._running, self.num_samples, self.seed)
+
+    def _native_pool(self, progress: Progress) -> NativePool:
+        pool = native_core().begin_pool(self.num_samples, self.manifest.shape or (), self.augment.pad)
+        labels = np.empty(self.num_samples, np.int64)
+        for shard in iterate_shards(self.shards, self.manifest, progress):
+            pool.set_images(shard.first, shard.images)
+            labels[shard.first : shard.first + len(shard.labels)] = shard.labels
+        return pool.finish(Pool(labels, self.num_classes))
 
     def _streaming(self, size: tuple[int, int] | None, mix_window: int | None, verify: bool) -> StreamingEpochs:
         manifest, window = self.manifest, self._checked_window(mix_window)
@@ -198,7 +228,14 @@ class FDTLoader:
                 check_hashes(self.shards, manifest, self._running.num_threads, progress)
         tars, indexes = shard_paths(self.shards, [shard.name for shard in manifest.shards])
         reading = Reading(tars, indexes, manifest.encoding, manifest.shape, manifest.channels, size)
-        return StreamingEpochs(self._mixing, self._running, reading, self.num_samples, window, shuffle=self.train)
+        engine: NativeStreaming | TorchStreaming
+        if self.engine == "native":
+            engine = NativeStreaming(self._mixing, self.device, window)
+        else:
+            engine = TorchStreaming(self._mixing, self.device)
+        return StreamingEpochs(
+            engine, self._running, reading, self.num_samples, window, self.seed, shuffle=self.train
+        )
 
     def _checked_window(self, asked: int | None) -> int:
         classes, mixed = self.num_classes, self.fdt is not None

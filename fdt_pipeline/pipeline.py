@@ -2,6 +2,8 @@
 
 resident:   numbers -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
 streaming:  shards -> read -> decode -> (resize) -> the same within one DALI batch, the mix window
+
+The last stage is one native operator (native/csrc/operators.cc), or a Python operator that does the same in torch.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from nvidia.dali import fn, pipeline_def  # noqa: E402
 
 types: Any = _dali.types
 
-# A batch's (epoch, number) pairs from its place in the epoch; numbers below zero are padding.
-Numbers = Callable[[int], list[npt.NDArray[np.int64]]]
+# i64[n 2], a batch's (epoch, number) pairs, from its place in the epoch; numbers below zero are padding.
+Numbers = Callable[[int], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,21 @@ class Reading:
 
 
 @pipeline_def
+def native_resident_pipeline(numbers: Numbers, arguments: dict[str, Any], device: str) -> Any:
+    number = _numbers(numbers)
+    return tuple(fn.fdt.superpose_resident(number, device=_backend(device), **arguments))
+
+
+@pipeline_def
+def native_streaming_pipeline(reading: Reading, numbers: Numbers, arguments: dict[str, Any], device: str) -> Any:
+    encoded, label = _read(reading)
+    u8 = _decode(encoded, reading)
+    u8 = fn.resize(u8, size=reading.size) if reading.size else u8
+    u8 = u8.gpu() if device == "cuda" else u8
+    return tuple(fn.fdt.superpose(u8, label, _numbers(numbers), device=_backend(device), **arguments))
+
+
+@pipeline_def
 def resident_pipeline(numbers: Numbers, superpose: Stage, num_outputs: int) -> Any:
     number = _numbers(numbers)
     return tuple(_python(number, function=superpose, num_outputs=num_outputs))
@@ -52,6 +69,11 @@ def streaming_pipeline(reading: Reading, numbers: Numbers, superpose: Stage, num
     u8 = _decode(encoded, reading)
     u8 = fn.resize(u8, size=reading.size) if reading.size else u8
     return tuple(_python(u8, label, _numbers(numbers), function=superpose, num_outputs=num_outputs))
+
+
+def _backend(device: str) -> str:
+    """torch's name of a device as DALI's."""
+    return "gpu" if device == "cuda" else "cpu"
 
 
 def _numbers(source: Numbers) -> Any:

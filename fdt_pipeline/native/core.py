@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -55,37 +55,48 @@ class CoreOutput:
     targets: str = "soft"
 
 
-@dataclass
 class NativePool:
-    """u8[n h w c] in huge pages, and its labels. `name` is what the operator `superpose_resident` finds it by.
+    """u8[n h w c] in huge pages, plane after plane. `name` is what the operator `superpose_resident` finds it by.
 
     The memory is let go of by `close`, or with this object, once no operator uses it any more.
     """
 
-    core: Core
-    handle: int | None
-    name: str | None
-    labels: LabelledPool
-    shape: tuple[int, int, int]
-    pad: int
+    def __init__(self, core: Core, handle: int, shape: tuple[int, int, int, int], pad: int) -> None:
+        self.core, self.handle, self.shape, self.pad = core, handle, shape, pad
+        self.name: str | None = None
+        self.labels: LabelledPool | None = None
 
     def set_images(self, first: int, images: U8) -> None:
-        """u8[m h w c] become images first .. first + m - 1; to be called by `fill` alone, see `Core.pool`."""
-        if images.shape[1:] != self.shape or images.dtype != np.uint8 or first + len(images) > len(self.labels):
-            raise ValueError(f"expected u8[m {self.shape}], got {images.dtype} {images.shape} for image {first} and on")
+        """u8[m h w c] become images first .. first + m - 1; before the pool is finished."""
+        if images.shape[1:] != self.shape[1:] or images.dtype != np.uint8 or first + len(images) > self.shape[0]:
+            raise ValueError(
+                f"expected u8[m h w c] of {self.shape}, got {images.dtype} {images.shape} for image {first} and on"
+            )
         images = np.ascontiguousarray(images)
         self.core.library.fdt_pool_set(self.handle, first, len(images), _address(images))
 
+    def finish(self, labels: LabelledPool) -> NativePool:
+        """Give every image its label, and the pool its name."""
+        if len(labels) != self.shape[0]:
+            raise ValueError(f"expected a label for each of {self.shape[0]} images, got {len(labels)}")
+        name = f"pool {next(_NAMES)}"
+        done = self.core.library.fdt_pool_finish(
+            self.handle, _address(labels.labels), labels.num_classes, name.encode()
+        )
+        self.core.check(done == 0)
+        self.name, self.labels = name, labels
+        return self
+
     def images(self) -> U8:
         """u8[n h w c], a copy."""
-        pixels = np.empty((len(self.labels), *self.shape), np.uint8)
+        pixels = np.empty(self.shape, np.uint8)
         self.core.library.fdt_pool_get(self.handle, 0, len(pixels), _address(pixels))
         return pixels
 
     def close(self) -> None:
-        if self.handle is not None:
+        if self.handle:
             self.core.library.fdt_pool_release(self.handle, self.name.encode() if self.name else None)
-            self.handle = None
+            self.handle = 0
 
     def __del__(self) -> None:
         self.close()
@@ -125,44 +136,30 @@ class Core:
     def isa(self) -> str:
         """The level of the instruction set that is used here, such as "v4"."""
         name = self.library.fdt_isa()
-        return self._checked(name).decode()
+        return self.check(name).decode()
 
     def pool(self, images: U8, labels: npt.ArrayLike, num_classes: int, pad: int) -> NativePool:
         """A pool of u8[n h w c] images, registered under a name of its own."""
+        pool = self.begin_pool(len(images), images.shape[1:], pad)
+        pool.set_images(0, images)
+        return pool.finish(LabelledPool(labels, num_classes))
 
-        def fill(pool: NativePool) -> None:
-            pool.set_images(0, images)
-
-        return self.filled_pool(images.shape[1:], labels, num_classes, pad, fill)
-
-    def filled_pool(
-        self,
-        shape: tuple[int, ...],
-        labels: npt.ArrayLike,
-        num_classes: int,
-        pad: int,
-        fill: Callable[[NativePool], None],
-    ) -> NativePool:
-        """The same, of (h, w, c) images that `fill` sets, some at a time."""
-        index = LabelledPool(labels, num_classes)
+    def begin_pool(self, n: int, shape: Sequence[int], pad: int) -> NativePool:
+        """Room for n images of (h, w, c), to be set and then finished; plans may ask for shifts by up to `pad` pixels."""
         h, w, c = shape
-        handle = self._checked(self.library.fdt_pool_create(len(index), h, w, c, pad))
-        name = f"pool {next(_NAMES)}"
-        pool = NativePool(self, handle, None, index, (h, w, c), pad)
-        fill(pool)
-        self._checked(self.library.fdt_pool_finish(handle, _address(index.labels), num_classes, name.encode()) == 0)
-        pool.name = name
-        return pool
+        return NativePool(self, self.check(self.library.fdt_pool_create(n, h, w, c, pad)), (n, h, w, c), pad)
 
     def read_pool(self, folder: str, pad: int = 0, num_threads: int = 1) -> NativePool:
         """A folder of raw shards, as the operator reads it."""
-        handle = self._checked(self.library.fdt_pool_read(folder.encode(), pad, num_threads))
+        handle = self.check(self.library.fdt_pool_read(folder.encode(), pad, num_threads))
         values = np.empty(5, np.int64)
         self.library.fdt_pool_shape(handle, _address(values))
         n, h, w, c, num_classes = map(int, values)
         labels = np.empty(n, np.int64)
         self.library.fdt_pool_labels(handle, _address(labels))
-        return NativePool(self, handle, None, LabelledPool(labels, num_classes), (h, w, c), pad)
+        pool = NativePool(self, handle, (n, h, w, c), pad)
+        pool.labels = LabelledPool(labels, num_classes)
+        return pool
 
     def epoch_order(self, seed: int, epoch: int, n: int) -> I64:
         order = np.empty(n, np.int64)
@@ -172,7 +169,7 @@ class Core:
     def weights(self, series: str, most: int) -> npt.NDArray[np.float32]:
         """f32[most (most + 1) / 2]: the weights of sums of 1, 2, .. most images, one after the other."""
         triangle = np.empty(most * (most + 1) // 2, np.float32)
-        self._checked(self.library.fdt_series(series.encode(), most, _address(triangle)) == 0)
+        self.check(self.library.fdt_series(series.encode(), most, _address(triangle)) == 0)
         return triangle
 
     def draw_plans(
@@ -195,7 +192,7 @@ class Core:
                 pool.handle, ctypes.byref(options), epoch, _address(index), _address(leader), len(index),
                 len(fields[0]), _address(offsets), *map(_address, fields)
             )  # fmt: skip
-            self._checked(m >= 0)
+            self.check(m >= 0)
             fields = fields if len(fields[0]) == m else [np.empty(m, array.dtype) for array in fields]
         images, classes, dy, dx, flip = fields
         weights = batch_weights(fdt.series, np.diff(offsets))
@@ -215,6 +212,7 @@ class Core:
         repeats: int = 1,
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], float]:
         """Images [n channels h w] or [n h w channels], targets f32[n num_classes] or i64[n], and seconds."""
+        assert pool.labels is not None
         channels = len(output.mean)
         series = series_argument(fdt.series, image_range(fdt, pool.labels)[1]).encode()
         options = _options(seed, fdt, augment)
@@ -223,7 +221,7 @@ class Core:
         options.mean[:channels] = output.mean
         options.inv_std[:channels] = [1 / value for value in output.scale]
         index, leader = _i64(indices), None if leaders is None else _i64(leaders)
-        h, w, _ = pool.shape
+        _, h, w, _ = pool.shape
         size = (h, w, channels) if output.channels_last else (channels, h, w)
         images = np.empty((len(index), *size), np.float16 if output.half else np.float32)
         labels_only = output.targets == "label"
@@ -237,7 +235,7 @@ class Core:
             pool.handle, ctypes.byref(options), epoch, _address(index), _address(leader), len(index), num_threads,
             repeats, _address(images), _address(targets), ctypes.byref(seconds)
         )  # fmt: skip
-        self._checked(done == 0)
+        self.check(done == 0)
         return images, targets, seconds.value
 
     def yardstick(self, pool: NativePool, plans: Plans, num_threads: int = 1, repeats: int = 1) -> float:
@@ -246,10 +244,11 @@ class Core:
         seconds: float = self.library.fdt_yardstick(
             pool.handle, _address(counts), _address(images), len(counts), num_threads, repeats
         )
-        self._checked(seconds >= 0)
+        self.check(seconds >= 0)
         return seconds
 
-    def _checked(self, result: Any) -> Any:
+    def check(self, result: Any) -> Any:
+        """The result, or a ValueError with what the library says of it."""
         if not result:
             raise ValueError(self.library.fdt_error().decode())
         return result

@@ -5,7 +5,7 @@ from .errors import ShardError
 from .folder import check_vacant, read_manifest, shard_sets
 from .manifest import Manifest, Shard
 from .progress import Progress
-from .reader import check_hashes, check_shards, load_shards, read_shard
+from .reader import check_hashes, check_shards, iterate_shards, load_shards, read_shard
 from .verify import verify_shards
 from .writer import write_shards
 
@@ -18,6 +18,7 @@ __all__ = [
     "check_hashes",
     "check_shards",
     "check_vacant",
+    "iterate_shards",
     "load_shards",
     "read_manifest",
     "read_shard",

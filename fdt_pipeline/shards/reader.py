@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,29 +69,51 @@ def read_shard(
     return _samples(path, tar, index, encoding)
 
 
+class Loaded(NamedTuple):
+    """The samples of one shard: images first .. first + m - 1 of the set."""
+
+    first: int
+    images: U8  # [m h w c]
+    labels: I64  # [m]
+    keys: list[str]
+
+
 def load_shards(folder: str | Path, progress: Progress | None = None) -> tuple[U8, I64, list[str]]:
     """(images u8[n h w c], labels i64[n], keys) of a whole set, in the order of its shards.
 
     Hashes are checked on the way. ValueError if the images differ in size.
     """
     manifest = read_manifest(folder)
+    shards = iterate_shards(folder, manifest, progress)
+    images = np.empty((manifest.num_samples, *(manifest.shape or ())), np.uint8)
+    labels = np.empty(manifest.num_samples, np.int64)
+    keys: list[str] = []
+    for shard in shards:
+        part = slice(shard.first, shard.first + len(shard.labels))
+        images[part], labels[part] = shard.images, shard.labels
+        keys += shard.keys
+    return images, labels, keys
+
+
+def iterate_shards(folder: str | Path, manifest: Manifest, progress: Progress | None = None) -> Iterator[Loaded]:
+    """The same, one shard at a time."""
     if manifest.shape is None:
         raise ValueError(
             f"{folder}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one size"
         )
     check_shards(folder, manifest)
-    images = np.empty((manifest.num_samples, *manifest.shape), np.uint8)
-    labels = np.empty(manifest.num_samples, np.int64)
-    keys: list[str] = []
+    first = 0
     for shard in manifest.shards:
         path = Path(folder) / shard.name
-        samples = read_shard(path, manifest.encoding, shard.sha256, shard.index_sha256)
-        for position, (key, image, label) in enumerate(samples, len(keys)):
-            images[position], labels[position] = image, label
-            keys.append(key)
-            if progress:
-                progress(position + 1, manifest.num_samples)
-    return images, labels, keys
+        samples = list(read_shard(path, manifest.encoding, shard.sha256, shard.index_sha256))
+        keys, images, labels = zip(*samples, strict=True)
+        for key, image in zip(keys, images, strict=True):
+            if image.shape != manifest.shape:
+                raise ShardError(f"{path}: sample {key}: expected an image of {manifest.shape}, got {image.shape}")
+        yield Loaded(first, np.stack(images), np.array(labels, np.int64), list(keys))
+        first += len(samples)
+        if progress:
+            progress(first, manifest.num_samples)
 
 
 def _read(path: Path, sha256: str | None) -> bytes:

@@ -31,6 +31,13 @@ MODES = ("resident", "streaming")
 PIXELS = {"mean": 0, "scale": 1}  # leaves pixels in 0..255, so that images can be told apart
 
 
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def engine(request, monkeypatch):
+    """Every test runs with both; loaders of other processes take the default, native."""
+    monkeypatch.setitem(FDTLoader.__init__.__kwdefaults__, "engine", request.param)
+    return request.param
+
+
 def epoch_of(loader):
     images, targets = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(targets)
@@ -217,12 +224,13 @@ def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_p
     "options", [{}, {"train": False}, {"dtype": torch.float16, "channels_last": True, "fdt": FDT(anchor="epoch")}]
 )
 def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(numbered_shards, mode, options):
-    """The graph of device="cuda", finished on the CPU: what can be shown of it without a GPU. Batches are kept, and
-    span windows."""
+    """The torch engine's graph of device="cuda", finished on the CPU: what can be shown of it without a GPU. Batches are
+    kept, and span windows."""
+    options = {"engine": "torch", **options}
     if mode == "streaming":
         options = {**options, "mix_window": 64}
     whole, split = (FDTLoader(numbered_shards, 50, mode=mode, seed=3, **options) for _ in range(2))
-    split._epochs.end_at_plans()
+    split._epochs.engine.end_at_plans()
     for _ in range(2):
         for a, b in zip(list(whole), list(split), strict=True):
             assert torch.equal(a[0], b[0])

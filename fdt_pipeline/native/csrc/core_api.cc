@@ -201,7 +201,8 @@ FDT_EXPORT int64_t fdt_superpose(void *handle, const FdtOptions *o, uint32_t epo
     const auto kind = static_cast<fdt::Targets>(o->targets);
     const fdt::WeightSeries series(o->series, options.highest(pool.classes));
     const auto ids = ids_of(epoch, indices, leaders, n);
-    const auto image_bytes = static_cast<size_t>(pool.shape().h * pool.shape().w * output.channels) * (output.half ? 2 : 4);
+    const auto image_bytes =
+        static_cast<size_t>(pool.shape().h * pool.shape().w * output.channels) * (output.half ? 2 : 4);
     const size_t target_bytes = kind == fdt::Targets::kLabel ? 8 : 4 * size_t{pool.classes.num_classes};
     std::vector<void *> image_at, target_at;
     for (size_t i = 0; i < static_cast<size_t>(n); i++) {
@@ -221,8 +222,8 @@ FDT_EXPORT int64_t fdt_superpose(void *handle, const FdtOptions *o, uint32_t epo
   });
 }
 
-// The yardstick of the above: seconds for as many sums of the pool's images, plain multiply-adds of u8 into float32, each
-// of counts[i] images, no plans, no shifts, nothing written but the sums. -1 if out of memory.
+// The yardstick of the above: seconds for as many sums of the pool's images, plain multiply-adds of u8 into float32,
+// each of counts[i] images, no plans, no shifts, nothing written but the sums. -1 if out of memory.
 FDT_EXPORT double fdt_yardstick(void *handle, const int64_t *counts, const int64_t *images, int64_t n, int num_threads,
                                 int repeats) {
   double seconds = -1;

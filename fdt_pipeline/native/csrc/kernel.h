@@ -1,5 +1,5 @@
-// The image kernel of the CPU. kernel.cc is compiled once for each level of the instruction set, and the machine's own is
-// chosen when the library is loaded, so a library that was built on one machine runs on another.
+// The image kernel of the CPU. kernel.cc is compiled once for each level of the instruction set, and the machine's own
+// is chosen when the library is loaded, so a library that was built on one machine runs on another.
 #ifndef FDT_KERNEL_H_
 #define FDT_KERNEL_H_
 
@@ -37,8 +37,8 @@ struct Output {
 constexpr int64_t kLanes = 16;
 FDT_INLINE int64_t guard_bytes(int64_t pad) { return pad + 4 * kLanes; }
 
-// One image of a sum: row y, column x of the crop reads row y + dy, column x + dx, zero outside of it; the output is the
-// crop, or its mirror image.
+// One image of a sum: row y, column x of the crop reads row y + dy, column x + dx, zero outside of it; the output is
+// the crop, or its mirror image.
 struct Source {
   const uint8_t *pixels;
   int32_t dy, dx;
@@ -57,8 +57,9 @@ class Workspace {
   const int64_t tile_rows;   // rows of every channel that are summed before they are written
   // Which bytes of a row are in the image, once it is shifted by dx pixels: 0xFF or 0.
   FDT_INLINE const uint8_t *valid(int64_t dx) const { return unshifted_ + dx; }
-  FDT_INLINE float *sums() const { return sums_at_; }  // [c tile_rows row_floats]
-  FDT_INLINE float *rows() const { return rows_at_; }  // a row of every channel
+  FDT_INLINE float *sums() const { return sums_at_; }                                       // [c tile_rows row_floats]
+  FDT_INLINE float *totals() const { return sums_at_ + shape.c * tile_rows * row_floats; }  // as many
+  FDT_INLINE float *rows() const { return rows_at_; }                                       // a row of every channel
 
  private:
   std::vector<uint8_t> valid_;
@@ -77,11 +78,12 @@ struct ClassSums {
 
 struct Kernels {
   const char *name;
-  // out: float or half [channels h w] or [h w channels]. sources: `num` images, 1 or more, those that are mirrored last;
-  // after them `ahead` images of later outputs, which are fetched ahead.
-  void (*superpose)(Workspace &space, const Output &output, const Source *sources, int64_t num, int64_t ahead, void *out);
-  // Words w of the blocks first .. first + n - 1: words[w * stride + i] of block first + i. They come in whole groups of
-  // kPhiloxBlocks, and there must be room for that.
+  // out: float or half [channels h w] or [h w channels]. sources: `num` images, 1 or more, those that are mirrored
+  // last; after them `ahead` images of later outputs, which are fetched ahead.
+  void (*superpose)(Workspace &space, const Output &output, const Source *sources, int64_t num, int64_t ahead,
+                    void *out);
+  // Words w of the blocks first .. first + n - 1: words[w * stride + i] of block first + i. They come in whole groups
+  // of kPhiloxBlocks, and there must be room for that.
   void (*philox_blocks)(uint64_t seed, uint32_t stream, uint32_t epoch, uint32_t index, uint32_t first, uint32_t n,
                         uint32_t stride, uint32_t *words);
   // Classes from `begin` to k - 1 of a plan, each of the image at a random rank among the `unused` ones, whose class is

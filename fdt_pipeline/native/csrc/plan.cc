@@ -52,7 +52,8 @@ std::vector<T> from_hex(const std::string &text) {
   for (size_t i = 0; i < bytes.size(); i++)
     bytes[i] = static_cast<unsigned char>(16 * digit(text[2 * i]) + digit(text[2 * i + 1]));
   std::vector<T> values(bytes.size() / sizeof(T));
-  if (text.size() != 2 * sizeof(T) * values.size()) throw std::invalid_argument("series: cut in the middle of a number");
+  if (text.size() != 2 * sizeof(T) * values.size())
+    throw std::invalid_argument("series: cut in the middle of a number");
   if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
 }
@@ -87,8 +88,9 @@ WeightSeries::WeightSeries(const std::string &text, uint32_t most) : most_(most)
                                 text.substr(0, 40) + "\"");
   }
   if (given < most)
-    throw std::invalid_argument("series has weights for sums of up to " + std::to_string(given) + " images, but up to " +
-                                std::to_string(most) + " are superposed: make it for that number, or lower max_images");
+    throw std::invalid_argument("series has weights for sums of up to " + std::to_string(given) +
+                                " images, but up to " + std::to_string(most) +
+                                " are superposed: make it for that number, or lower max_images");
   check_numbers(terms_);
   check_numbers(sums_);
   check_numbers(table_);
@@ -169,8 +171,8 @@ uint32_t PlanDrawer::draw(const Id &id, std::vector<Constituent> &plan) {
   for (uint32_t i = 0; i < k; i++) {
     const uint32_t label = labels_[i];
     const bool leads = led && i == 0;
-    const uint32_t image = leads ? static_cast<uint32_t>(id.leader)
-                                 : classes_->by_class[classes_->starts[label] + ranks_[i]];
+    const uint32_t image =
+        leads ? static_cast<uint32_t>(id.leader) : classes_->by_class[classes_->starts[label] + ranks_[i]];
     plan.push_back({image, label, static_cast<int32_t>(bounded32(words[2][i + 1], shifts)),
                     static_cast<int32_t>(bounded32(words[3][i + 1], shifts)), options_.flip && (words[3][i + 1] & 1)});
   }

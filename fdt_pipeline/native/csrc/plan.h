@@ -33,7 +33,7 @@ struct ClassIndex {
 struct PlanOptions {
   uint64_t seed = 0;
   uint32_t min_images = 1;
-  uint32_t max_images = 0;  // 0: the number of classes
+  uint32_t max_images = 0;                     // 0: the number of classes
   uint64_t mix_threshold = uint64_t{1} << 32;  // an output is mixed if a random 32-bit word is below it
   uint32_t pad = 0;
   bool flip = false;

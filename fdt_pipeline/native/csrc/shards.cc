@@ -31,8 +31,10 @@ std::string read_file(const std::string &path) {
     content.resize(static_cast<size_t>(state.st_size));
     for (size_t at = 0; at < content.size(); at += static_cast<size_t>(got)) {
       got = read(file, &content[at], content.size() - at);
-      if (got < 0 && errno == EINTR) got = 0;
-      else if (got <= 0) break;
+      if (got < 0 && errno == EINTR)
+        got = 0;
+      else if (got <= 0)
+        break;
     }
   } else {
     got = -1;
@@ -109,8 +111,10 @@ std::string member(const std::string &tar, std::istringstream &line, const std::
   std::string kind;
   size_t offset = 0, size = 0;
   line >> kind >> offset >> size >> name;
-  if (line.fail() || kind != extension) throw std::invalid_argument("its index names no ." + extension + " where expected");
-  if (offset > tar.size() || size > tar.size() - offset) throw std::invalid_argument("its index points outside of the tar");
+  if (line.fail() || kind != extension)
+    throw std::invalid_argument("its index names no ." + extension + " where expected");
+  if (offset > tar.size() || size > tar.size() - offset)
+    throw std::invalid_argument("its index points outside of the tar");
   return tar.substr(offset, size);
 }
 

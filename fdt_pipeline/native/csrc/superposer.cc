@@ -12,8 +12,8 @@ size_t output_bytes(const Shape &shape, const Output &output) {
   return static_cast<size_t>(shape.h * shape.w * output.channels) * (output.half ? 2 : 4);
 }
 
-void write_target(const std::vector<Constituent> &plan, const WeightSeries &series, Targets targets, uint32_t num_classes,
-                  void *target) {
+void write_target(const std::vector<Constituent> &plan, const WeightSeries &series, Targets targets,
+                  uint32_t num_classes, void *target) {
   const uint32_t k = static_cast<uint32_t>(plan.size());
   if (targets == Targets::kLabel) {
     const int64_t label = k ? plan[0].label : -1;
@@ -35,8 +35,8 @@ void Superposer::reset(const Pool &pool, const PlanOptions &options) {
     space_ = std::make_unique<Workspace>(pool.shape(), options.pad);
 }
 
-// Images are summed in the order of their vertical shifts, those that are mirrored last: those of one pass then lack the
-// same rows, which took 1.2 times as long in the order of the plan.
+// Images are summed in the order of their vertical shifts, those that are mirrored last: those of one pass then lack
+// the same rows, which took 1.2 times as long in the order of the plan.
 void Superposer::draw(const Pool &pool, const WeightSeries &series, Targets targets, const Id &id, void *target) {
   plan_.clear();
   const uint32_t k = id.index >= 0 ? drawer_.draw(id, plan_) : 0;

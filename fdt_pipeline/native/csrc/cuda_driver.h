@@ -1,0 +1,76 @@
+// CUDA's driver API and NVRTC, looked up when the GPU is first used: nothing is linked, and no CUDA header is needed.
+#ifndef FDT_CUDA_DRIVER_H_
+#define FDT_CUDA_DRIVER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace fdt {
+
+using CudaPointer = unsigned long long;  // CUdeviceptr
+
+// The functions of libcuda that are used, with CUDA's handles as void pointers and its errors as numbers.
+struct CudaDriver {
+  int (*cuInit)(unsigned flags);
+  int (*cuGetErrorString)(int error, const char **text);
+  int (*cuDeviceGet)(int *device, int number);
+  int (*cuDeviceGetAttribute)(int *value, int attribute, int device);
+  int (*cuDevicePrimaryCtxRetain)(void **context, int device);
+  int (*cuDevicePrimaryCtxRelease_v2)(int device);
+  int (*cuCtxGetCurrent)(void **context);
+  int (*cuCtxGetDevice)(int *device);
+  int (*cuCtxPushCurrent_v2)(void *context);
+  int (*cuCtxPopCurrent_v2)(void **context);
+  int (*cuCtxSynchronize)();
+  int (*cuModuleLoadData)(void **module, const void *image);
+  int (*cuModuleGetFunction)(void **function, void *module, const char *name);
+  int (*cuLaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **parameters,
+                        void **extra);
+  int (*cuMemAlloc_v2)(CudaPointer *pointer, size_t bytes);
+  int (*cuMemFree_v2)(CudaPointer pointer);
+  int (*cuMemcpyHtoD_v2)(CudaPointer to, const void *from, size_t bytes);
+  int (*cuMemcpyDtoH_v2)(void *to, CudaPointer from, size_t bytes);
+  int (*cuStreamSynchronize)(void *stream);
+};
+
+// The same for NVRTC, which compiles CUDA at run time.
+struct Nvrtc {
+  const char *(*nvrtcGetErrorString)(int error);
+  int (*nvrtcGetNumSupportedArchs)(int *num);
+  int (*nvrtcGetSupportedArchs)(int *archs);
+  int (*nvrtcCreateProgram)(void **program, const char *source, const char *name, int num_headers,
+                            const char *const *headers, const char *const *header_names);
+  int (*nvrtcCompileProgram)(void *program, int num_options, const char *const *options);
+  int (*nvrtcGetProgramLogSize)(void *program, size_t *size);
+  int (*nvrtcGetProgramLog)(void *program, char *log);
+  int (*nvrtcGetCUBINSize)(void *program, size_t *size);
+  int (*nvrtcGetCUBIN)(void *program, char *image);
+  int (*nvrtcGetPTXSize)(void *program, size_t *size);
+  int (*nvrtcGetPTX)(void *program, char *image);
+  int (*nvrtcDestroyProgram)(void **program);
+};
+
+// std::runtime_error where a library or one of its functions is missing: it says which, and what to install.
+const CudaDriver &cuda_driver();
+const Nvrtc &nvrtc();
+
+// Files to load instead of those that the system finds; to be called before the first use.
+void set_cuda_path(const std::string &path);
+void set_nvrtc_path(const std::string &path);
+
+// std::runtime_error with the driver's own words if `error` is one; `doing` completes "could not ...".
+void check_cuda(int error, const char *doing);
+
+// Makes a context current for a while.
+class CurrentContext {
+ public:
+  explicit CurrentContext(void *context);
+  ~CurrentContext();
+  CurrentContext(const CurrentContext &) = delete;
+};
+
+}  // namespace fdt
+
+#endif  // FDT_CUDA_DRIVER_H_

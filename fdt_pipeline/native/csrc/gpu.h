@@ -1,0 +1,64 @@
+// Plans and sums on a GPU: what `Superposer` does, for a whole batch in one launch (superpose.cu).
+//
+// Everything is done in the order of the stream it is given, and nothing waits for the GPU once buffers have their
+// size. All of it wants a current CUDA context, and all of it throws std::runtime_error with the driver's own words.
+#ifndef FDT_GPU_H_
+#define FDT_GPU_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "gpu_memory.h"
+#include "gpu_module.h"
+#include "kernel.h"
+#include "plan.h"
+#include "superpose.h"
+#include "superposer.h"
+
+namespace fdt {
+
+// The images of a pool and their classes, uploaded once; operators on the same GPU share it.
+class GpuPool {
+ public:
+  GpuPool(const uint8_t *pixels, const Shape &shape, const ClassIndex &classes);  // pixels: u8[n h w c] on the host
+  const Shape shape;
+  const ClassIndex summary;  // sizes alone
+  const size_t n;
+  const GpuMemory pixels, starts, by_class, labels;
+};
+
+// An operator's worth of it. Not for two threads at once.
+class GpuSuperpose {
+ public:
+  // `series` must have weights for sums of as many images as the pools it meets can give.
+  GpuSuperpose(const PlanOptions &options, const WeightSeries &series, const Output &output, Targets targets);
+
+  // A batch of n outputs from a resident pool. images: f32 or f16 [n channels h w] or [n h w channels]; targets:
+  // f32[n num_classes] or i64[n]; both on the GPU. std::invalid_argument: an id's leader is not in the pool.
+  void run(const GpuPool &pool, const Id *ids, int64_t n, void *images, void *targets, void *stream);
+
+  // The same from images that lie anywhere on the GPU: pixels[i] is u8[h w c], of the class that `classes` says.
+  void run_window(const uint8_t *const *pixels, const Shape &shape, const ClassIndex &classes, const Id *ids, int64_t n,
+                  void *images, void *targets, void *stream);
+
+  // Plans alone, back on the host: the constituents of all, one after the other, and how many each has. For tests;
+  // waits.
+  std::vector<uint32_t> draw_plans(const GpuPool &pool, const Id *ids, int64_t n, std::vector<gpu::PlanEntry> &entries);
+
+ private:
+  gpu::Parameters parameters(const Shape &shape, const ClassIndex &classes) const;
+  void set_pool(gpu::Parameters &p, const GpuPool &pool) const;
+  size_t add_ids(gpu::Parameters &p, const Id *ids, int64_t n, size_t pool_size);
+  void launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, int64_t n, void *stream);
+
+  const PlanOptions options_;
+  const Output output_;
+  const Targets targets_;
+  const uint32_t most_;
+  GpuMemory terms_, sums_, weights_;
+  GpuUpload upload_;
+};
+
+}  // namespace fdt
+
+#endif  // FDT_GPU_H_

@@ -1,0 +1,196 @@
+// What Python calls through ctypes about the GPU: the check before it is used, and plans and sums of arrays on the
+// host, for the tests. Functions that can fail return -1 and leave a message in fdt_gpu_error().
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "gpu.h"
+#include "gpu_check.h"
+
+#define FDT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// As FdtOptions of core_api.cc.
+struct FdtGpuOptions {
+  uint64_t seed, mix_threshold;
+  uint32_t min_images, max_images, pad, flip;
+  int32_t channels, half, hwc, targets;
+  float mean[4], inv_std[4];
+  const char *series;
+};
+
+// Images on the host: u8[n h w c], and where they are put: 0 a resident pool, 1 a window in one piece, 2 a scattered
+// one.
+struct FdtGpuImages {
+  const uint8_t *pixels;
+  const int64_t *labels;
+  int64_t n, h, w, c, num_classes, place;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+template <typename Work>
+int64_t guarded(Work work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc &) {
+    last_error = "out of memory";
+  } catch (const std::exception &error) {
+    last_error = error.what();
+  }
+  return -1;
+}
+
+void copy_text(const std::string &text, char *to, size_t size) {
+  if (!size) return;
+  const size_t length = std::min(size - 1, text.size());
+  std::memcpy(to, text.data(), length);
+  to[length] = 0;
+}
+
+// A GPU's primary context, which every library of a process shares.
+class PrimaryContext {
+ public:
+  explicit PrimaryContext(int number) {
+    fdt::check_cuda(fdt::cuda_driver().cuDeviceGet(&device_, number), "find the GPU");
+    fdt::check_cuda(fdt::cuda_driver().cuDevicePrimaryCtxRetain(&context_, device_), "use the GPU");
+  }
+  ~PrimaryContext() { fdt::cuda_driver().cuDevicePrimaryCtxRelease_v2(device_); }
+  PrimaryContext(const PrimaryContext &) = delete;
+  void *get() const { return context_; }
+
+ private:
+  int device_ = 0;
+  void *context_ = nullptr;
+};
+
+fdt::GpuSuperpose make(const FdtGpuOptions &o, const fdt::ClassIndex &classes) {
+  const fdt::PlanOptions plan{o.seed, o.min_images, o.max_images, o.mix_threshold, o.pad, o.flip != 0};
+  fdt::Output output;
+  output.channels = o.channels;
+  std::copy_n(o.mean, 4, output.mean);
+  std::copy_n(o.inv_std, 4, output.inv_std);
+  output.half = o.half != 0;
+  output.hwc = o.hwc != 0;
+  return {plan, fdt::WeightSeries(o.series, plan.highest(classes)), output, static_cast<fdt::Targets>(o.targets)};
+}
+
+std::vector<fdt::Id> ids_of(uint32_t epoch, const int64_t *indices, const int64_t *leaders, int64_t n) {
+  std::vector<fdt::Id> ids;
+  for (int64_t i = 0; i < n; i++) ids.push_back({epoch, indices[i], leaders ? leaders[i] : -1});
+  return ids;
+}
+
+// Where the images of a window lie on the GPU: next to each other, or in the opposite order.
+std::vector<const uint8_t *> window_of(const FdtGpuImages &images, std::vector<fdt::GpuMemory> &pieces) {
+  const size_t size = static_cast<size_t>(images.h * images.w * images.c);
+  if (images.place == 1) {
+    pieces.emplace_back(images.pixels, static_cast<size_t>(images.n) * size);
+    std::vector<const uint8_t *> places;
+    for (int64_t i = 0; i < images.n; i++)
+      places.push_back(pieces[0].as<const uint8_t>() + static_cast<size_t>(i) * size);
+    return places;
+  }
+  std::vector<const uint8_t *> places;
+  for (int64_t i = 0; i < images.n; i++) {
+    pieces.emplace_back(images.pixels + static_cast<size_t>(i) * size, size);
+    places.push_back(pieces.back().as<const uint8_t>());
+  }
+  return places;
+}
+
+}  // namespace
+
+FDT_EXPORT const char *fdt_gpu_error() { return last_error.c_str(); }
+
+// Files to load instead of the system's libcuda.so.1 and libnvrtc.so.*; to be called before the GPU is first used.
+FDT_EXPORT void fdt_set_cuda_path(const char *path) { fdt::set_cuda_path(path); }
+FDT_EXPORT void fdt_set_nvrtc_path(const char *path) { fdt::set_nvrtc_path(path); }
+
+// Compiles the kernel for `arch` ("sm_90", "compute_90"), which needs no GPU: 0, or 1 with the reason in `log`.
+FDT_EXPORT int fdt_nvrtc_compile(const char *arch, char *log, size_t log_size) {
+  std::string said;
+  const int64_t done = guarded([&] {
+    for (int c = 1; c <= fdt::kMostChannels; c++) said += std::to_string(fdt::compile_kernels(arch, c, c).size()) + " ";
+    fdt::compile_kernels(arch, 1, 3);
+    return 0;
+  });
+  copy_text(done ? last_error : "bytes for 1 to 4 channels: " + said, log, log_size);
+  return done ? 1 : 0;
+}
+
+// Compares this GPU with the CPU: 0 where they agree, or 1. `message` says what was compared, or what is wrong.
+FDT_EXPORT int fdt_gpu_self_check(int device, char *message, size_t size) {
+  std::string said;
+  const int64_t done = guarded([&] {
+    const PrimaryContext context(device);
+    const fdt::CurrentContext current(context.get());
+    said = fdt::check_gpu();
+    return 0;
+  });
+  copy_text(done ? last_error : said, message, size);
+  return done ? 1 : 0;
+}
+
+// Superposes n outputs on GPU 0 by one operator, batch_size at a time. images, targets: on the host.
+FDT_EXPORT int64_t fdt_gpu_superpose(const FdtGpuOptions *options, const FdtGpuImages *given, uint32_t epoch,
+                                     const int64_t *indices, const int64_t *leaders, int64_t n, int64_t batch_size,
+                                     void *images, void *targets) {
+  return guarded([&]() -> int64_t {
+    const fdt::ClassIndex classes(given->labels, static_cast<size_t>(given->n),
+                                  static_cast<uint32_t>(given->num_classes));
+    const fdt::Shape shape{given->h, given->w, given->c};
+    const std::vector<fdt::Id> ids = ids_of(epoch, indices, leaders, n);
+    const size_t image_bytes = static_cast<size_t>(shape.h * shape.w * options->channels * (options->half ? 2 : 4));
+    const size_t target_bytes = options->targets == 2 ? 8 : 4 * classes.num_classes;
+    const PrimaryContext context(0);
+    const fdt::CurrentContext current(context.get());
+    fdt::GpuSuperpose superpose = make(*options, classes);
+    const fdt::GpuPool pool(given->pixels, shape, classes);
+    std::vector<fdt::GpuMemory> pieces;
+    const std::vector<const uint8_t *> window =
+        given->place ? window_of(*given, pieces) : std::vector<const uint8_t *>();
+    for (int64_t at = 0; at < n; at += batch_size) {
+      const int64_t num = std::min(batch_size, n - at);
+      const fdt::GpuMemory made(image_bytes * static_cast<size_t>(num)),
+          made_targets(target_bytes * static_cast<size_t>(num));
+      if (given->place)
+        superpose.run_window(window.data(), shape, classes, &ids[static_cast<size_t>(at)], num, made.as<void>(),
+                             made_targets.as<void>(), nullptr);
+      else
+        superpose.run(pool, &ids[static_cast<size_t>(at)], num, made.as<void>(), made_targets.as<void>(), nullptr);
+      auto fetch = [&](void *to, const fdt::GpuMemory &from, size_t bytes) {
+        char *place = static_cast<char *>(to) + static_cast<size_t>(at) * bytes;
+        fdt::check_cuda(fdt::cuda_driver().cuMemcpyDtoH_v2(place, from.address(), from.size()), "superpose on the GPU");
+      };
+      fetch(images, made, image_bytes);
+      fetch(targets, made_targets, target_bytes);
+    }
+    return 0;
+  });
+}
+
+// Plans of n outputs, drawn on GPU 0: K of each, and if they are no more than `capacity` all constituents, six numbers
+// each (image, label, dy, dx, flip, and the bits of the weight). -> the number of constituents.
+FDT_EXPORT int64_t fdt_gpu_draw_plans(const FdtGpuOptions *options, const int64_t *labels, int64_t num_images,
+                                      int64_t num_classes, uint32_t epoch, const int64_t *indices,
+                                      const int64_t *leaders, int64_t n, int64_t capacity, uint32_t *k,
+                                      uint32_t *entries) {
+  static_assert(sizeof(fdt::gpu::PlanEntry) == 6 * sizeof(uint32_t), "a constituent is six numbers");
+  return guarded([&]() -> int64_t {
+    const fdt::ClassIndex classes(labels, static_cast<size_t>(num_images), static_cast<uint32_t>(num_classes));
+    const std::vector<uint8_t> pixels(static_cast<size_t>(num_images));
+    const PrimaryContext context(0);
+    const fdt::CurrentContext current(context.get());
+    fdt::GpuSuperpose superpose = make(*options, classes);
+    const fdt::GpuPool pool(pixels.data(), {1, 1, 1}, classes);
+    std::vector<fdt::gpu::PlanEntry> drawn;
+    const std::vector<uint32_t> sizes = superpose.draw_plans(pool, ids_of(epoch, indices, leaders, n).data(), n, drawn);
+    std::copy(sizes.begin(), sizes.end(), k);
+    if (static_cast<int64_t>(drawn.size()) <= capacity)
+      std::memcpy(entries, drawn.data(), drawn.size() * sizeof drawn[0]);
+    return static_cast<int64_t>(drawn.size());
+  });
+}

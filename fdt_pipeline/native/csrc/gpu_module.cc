@@ -1,0 +1,136 @@
+#include "gpu_module.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "cuda_driver.h"
+
+// The sources travel in the library: the assembler puts them there. It finds them with -I<this folder>, and so does
+// __has_include <>.
+#if __has_include(<superpose.cu>)
+#define FDT_EMBED(symbol, file)                                                            \
+  asm(".pushsection .rodata\n" #symbol ":\n.incbin \"" file "\"\n.byte 0\n.popsection\n"); \
+  extern "C" __attribute__((visibility("hidden"))) const char symbol[]
+#else
+#define FDT_EMBED(symbol, file) static const char symbol[] = ""
+#endif
+
+FDT_EMBED(fdt_text_philox, "philox.h");
+FDT_EMBED(fdt_text_superpose_h, "superpose.h");
+FDT_EMBED(fdt_text_superpose_cu, "superpose.cu");
+
+namespace fdt {
+namespace {
+
+class Program {
+ public:
+  explicit Program(const std::string &source) {
+    const char *headers[] = {fdt_text_philox, fdt_text_superpose_h}, *names[] = {"philox.h", "superpose.h"};
+    check(nvrtc().nvrtcCreateProgram(&program_, source.c_str(), "superpose.cu", 2, headers, names), "");
+  }
+  ~Program() { nvrtc().nvrtcDestroyProgram(&program_); }
+  Program(const Program &) = delete;
+
+  void compile(const std::string &arch) {
+    const std::string architecture = "--gpu-architecture=" + arch;
+    const char *options[] = {architecture.c_str(), "--std=c++17"};
+    const int error = nvrtc().nvrtcCompileProgram(program_, 2, options);
+    check(error, error ? log() : "");
+  }
+  std::string machine_code() { return fetch(nvrtc().nvrtcGetCUBINSize, nvrtc().nvrtcGetCUBIN); }
+  std::string ptx() { return fetch(nvrtc().nvrtcGetPTXSize, nvrtc().nvrtcGetPTX); }
+
+ private:
+  std::string log() { return fetch(nvrtc().nvrtcGetProgramLogSize, nvrtc().nvrtcGetProgramLog); }
+
+  std::string fetch(int (*size_of)(void *, size_t *), int (*get)(void *, char *)) {
+    size_t size = 0;
+    check(size_of(program_, &size), "");
+    std::string result(size, '\0');
+    check(get(program_, &result[0]), "");
+    return result;
+  }
+
+  static void check(int error, const std::string &log) {
+    if (!error) return;
+    throw std::runtime_error(std::string("NVRTC could not compile the GPU kernel: ") +
+                             nvrtc().nvrtcGetErrorString(error) + (log.empty() ? "" : "\n" + log));
+  }
+
+  void *program_ = nullptr;
+};
+
+// Machine code for this GPU, or for the newest that NVRTC knows as PTX, which the driver makes into machine code.
+std::string architecture_of(int capability) {
+  int num = 0;
+  nvrtc().nvrtcGetNumSupportedArchs(&num);
+  std::vector<int> known(static_cast<size_t>(std::max(num, 1)), 0);
+  nvrtc().nvrtcGetSupportedArchs(known.data());
+  if (std::find(known.begin(), known.end(), capability) != known.end()) return "sm_" + std::to_string(capability);
+  int newest = 0;
+  for (int arch : known)
+    if (arch < capability) newest = std::max(newest, arch);
+  if (newest) return "compute_" + std::to_string(newest);
+  throw std::runtime_error("this NVRTC makes no code for a GPU of compute capability " +
+                           std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
+                           ": install an older nvidia-cuda-nvrtc (for Volta, 12)");
+}
+
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  check_cuda(cuda_driver().cuDeviceGetAttribute(&major, 75, device), "ask the GPU for its compute capability");
+  check_cuda(cuda_driver().cuDeviceGetAttribute(&minor, 76, device), "ask the GPU for its compute capability");
+  return 10 * major + minor;
+}
+
+std::string superpose_name(int c, int channels) {
+  return "fdt_superpose_" + std::to_string(c) + "_" + std::to_string(channels);
+}
+
+GpuKernels load_kernels(int c, int channels) {
+  int device = 0;
+  check_cuda(cuda_driver().cuCtxGetDevice(&device), "find the current GPU");
+  const std::string image = compile_kernels(architecture_of(compute_capability(device)), c, channels);
+  void *module = nullptr;
+  check_cuda(cuda_driver().cuModuleLoadData(&module, image.c_str()),
+             "load the GPU kernel (if NVRTC is newer than the driver, install the one of the driver's CUDA version)");
+  GpuKernels kernels;
+  auto look_up = [&](void *&function, const std::string &name) {
+    check_cuda(cuda_driver().cuModuleGetFunction(&function, module, name.c_str()), "find a function in the GPU kernel");
+  };
+  look_up(kernels.store, "fdt_store");
+  look_up(kernels.draw_plans, "fdt_draw_plans");
+  look_up(kernels.superpose, superpose_name(c, channels));
+  return kernels;
+}
+
+}  // namespace
+
+std::string compile_kernels(const std::string &arch, int c, int channels) {
+  if (!*fdt_text_superpose_cu)
+    throw std::runtime_error(
+        "this library was built without the GPU kernel: compile gpu_module.cc with -I<its folder>");
+  const std::string wanted = "\nFDT_SUPERPOSE(" + std::to_string(c) + ", " + std::to_string(channels) + ")\n";
+  Program program(fdt_text_superpose_cu + wanted);
+  program.compile(arch);
+  return arch.rfind("sm_", 0) == 0 ? program.machine_code() : program.ptx();
+}
+
+const GpuKernels &gpu_kernels(int c, int channels) {
+  static std::mutex mutex;
+  static std::map<std::tuple<void *, int, int>, GpuKernels> loaded;
+  void *context = nullptr;
+  check_cuda(cuda_driver().cuCtxGetCurrent(&context), "find the GPU's context");
+  if (!context) throw std::runtime_error("no GPU is in use by this thread: expected a current CUDA context");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto key = std::make_tuple(context, c, channels);
+  auto found = loaded.find(key);
+  if (found == loaded.end()) found = loaded.emplace(key, load_kernels(c, channels)).first;
+  return found->second;
+}
+
+}  // namespace fdt

@@ -1,0 +1,476 @@
+// FDT on the GPU: plans as superposition.py draws them, bit for bit, and the sums, in one launch a batch.
+//
+// A block makes one output, or a tile of one where the image is large (every tile draws the plan anew: integers are
+// cheaper than a trip through memory). Its first warp draws, kPiece images at a time, while the others gather what it
+// has drawn before. Compiled at run time by NVRTC for the machine's own GPU, with no header but the two beside it; as
+// plain C++ by the tests (tests/native_emulation).
+#include "superpose.h"
+
+#ifndef FDT_DYNAMIC_SHARED
+#define FDT_DYNAMIC_SHARED(name) extern __shared__ uint32_t name[]
+#endif
+
+namespace fdt {
+namespace gpu {
+namespace {
+
+constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+constexpr uint32_t kPiece = 8;     // images that are drawn before they are gathered; divides 32
+constexpr uint32_t kInFlight = 4;  // images that a thread reads at once; divides kPiece
+
+// All threads of the block wait for each other. __syncthreads must be one place for all; this may be called from two,
+// as the warp that draws and those that gather have loops of their own (and so no registers for each other's work).
+__device__ void meet() {
+#ifdef __CUDA_ARCH__
+  asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x) : "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// Reads a word that nobody writes, or gives 0. As an instruction that is predicated, and not a branch: the compiler
+// would make one of it, and wait for every word before it asks for the next.
+__device__ uint32_t read_if(bool readable, const uint32_t *from) {
+#ifdef __CUDA_ARCH__
+  uint32_t word;
+  asm("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\tmov.u32 %0, 0;\n\t@p ld.global.nc.u32 %0, [%1];\n\t}"
+      : "=r"(word)
+      : "l"(from), "r"(static_cast<uint32_t>(readable)));
+  return word;
+#else
+  return readable ? *from : 0;
+#endif
+}
+
+// The sum of the values of the lanes up to this one.
+__device__ uint32_t sum_upto(uint32_t value) {
+  for (uint32_t distance = 1; distance < 32; distance *= 2) {
+    const uint32_t below = __shfl_up_sync(kAllLanes, value, distance);
+    if ((threadIdx.x & 31) >= distance) value += below;
+  }
+  return value;
+}
+
+// Which lane holds the rank-th of all that the lanes count, and the rank within it; 32 if they count no more than rank,
+// and how many are left then.
+__device__ uint32_t find_lane(uint32_t count, uint32_t &rank) {
+  const uint32_t upto = sum_upto(count);
+  const uint32_t beyond = __ballot_sync(kAllLanes, upto > rank);
+  const uint32_t lane = beyond ? __ffs(static_cast<int>(beyond)) - 1 : 32;
+  rank -= __shfl_sync(kAllLanes, beyond ? upto - count : upto, beyond ? lane : 31);
+  return lane;
+}
+
+// Draws one plan: the whole warp calls everything. Unused images are counted in three levels: by lane (`upto`, kept as
+// prefix sums, so that a step needs one ballot and no scan), by leaves of 32 classes, and by class. Up to 32 classes a
+// lane is a class, up to 1,024 a leaf.
+struct Drawer {
+  const Parameters &p;
+  const PackedId id;
+  uint32_t *const unused;  // shared, [leaves]: images of unused classes
+  uint32_t *const used;    // shared, [leaves]: a bit a class
+  const uint32_t lane;
+  uint32_t span = 1;   // classes a lane stands for
+  uint32_t upto = 0;   // unused images of the lanes up to this one
+  uint32_t total = 0;  // of all
+  uint32_t k = 0, drawn = 0;
+  Words words;  // of block `drawn` / 32 * 32 + lane + 1
+
+  __device__ Drawer(const Parameters &parameters, const PackedId &which, uint32_t *memory)
+      : p(parameters),
+        id(which),
+        unused(memory),
+        used(memory + (parameters.num_classes + 31) / 32),
+        lane(threadIdx.x & 31) {
+    const uint32_t leaves = (p.num_classes + 31) / 32;
+    if (leaves > 1) span = (leaves + 31) / 32 * 32;
+    upto = start((lane + 1) * span);  // on their way while K is drawn
+    total = start(p.num_classes);
+    const Words first = random_words(p.seed, kStreamPlan, id.epoch, id.index, 0);
+    k = first.w[2] >= p.mix_threshold ? 1 : p.lowest + bounded64(first.w[0], first.w[1], p.highest - p.lowest + 1);
+    if (leaves == 1) return;
+    for (uint32_t leaf = lane; leaf < leaves; leaf += 32) {
+      unused[leaf] = start(32 * leaf + 32) - start(32 * leaf);
+      used[leaf] = 0;
+    }
+    __syncwarp();
+  }
+
+  __device__ uint32_t start(uint32_t label) const {
+    return __ldg(p.starts + (label < p.num_classes ? label : p.num_classes));
+  }
+
+  // Unused images of a lane's class in this leaf.
+  __device__ uint32_t unused_of_class(uint32_t leaf) const {
+    const uint32_t label = 32 * leaf + lane;
+    return (used[leaf] >> lane) & 1 ? 0 : start(label + 1) - start(label);
+  }
+
+  __device__ uint32_t find_leaf(uint32_t segment, uint32_t &rank) const {
+    const uint32_t per_lane = span / 32, leaves = (p.num_classes + 31) / 32;
+    const uint32_t first = segment * per_lane;
+    if (per_lane == 1) return first;
+    const uint32_t end = first + per_lane < leaves ? first + per_lane : leaves;
+    for (uint32_t at = first; at < end; at += 32) {
+      const uint32_t found = find_lane(at + lane < end ? unused[at + lane] : 0, rank);
+      if (found < 32) return at + found;
+    }
+    return first;  // never: rank is below the segment's sum
+  }
+
+  // The class of the rank-th unused image; `rank` becomes its place in the class.
+  __device__ uint32_t find_class(uint32_t &rank) const {
+    const uint32_t segment = __ffs(static_cast<int>(__ballot_sync(kAllLanes, upto > rank))) - 1;
+    const uint32_t before = __shfl_sync(kAllLanes, upto, (segment - 1) & 31);
+    rank -= segment ? before : 0;
+    if (span == 1) return segment;
+    const uint32_t leaf = find_leaf(segment, rank);
+    return 32 * leaf + find_lane(unused_of_class(leaf), rank);
+  }
+
+  __device__ void take(uint32_t label) {
+    const uint32_t count = start(label + 1) - start(label);
+    total -= count;
+    if (lane >= label / span) upto -= count;
+    if (span == 1) return;
+    if (lane == 0) {
+      unused[label / 32] -= count;
+      used[label / 32] |= 1u << (label & 31);
+    }
+    __syncwarp();
+  }
+
+  __device__ float weight(uint32_t i) const {
+    if (p.weights) return p.weights[static_cast<uint64_t>(k) * (k - 1) / 2 + i];
+    return static_cast<float>(p.terms[i] / p.sums[k - 1]);
+  }
+
+  // Draws the next kPiece images, or those that are left, and returns their number; lane i holds the i-th.
+  __device__ uint32_t draw(PlanEntry &mine) {
+    const uint32_t left = k - drawn, num = left < kPiece ? left : kPiece;
+    if (drawn % 32 == 0) words = random_words(p.seed, kStreamPlan, id.epoch, id.index, drawn + lane + 1);
+    uint32_t label = 0, place = 0;
+    for (uint32_t i = 0; i < num; i++) {
+      const uint32_t source = (drawn + i) & 31;
+      uint32_t rank =
+          bounded64(__shfl_sync(kAllLanes, words.w[0], source), __shfl_sync(kAllLanes, words.w[1], source), total);
+      const bool leads = drawn + i == 0 && id.leader != kNone;
+      const uint32_t found = leads ? p.labels[id.leader] : find_class(rank);
+      if (lane == i) {
+        label = found;
+        place = rank;
+      }
+      take(found);
+    }
+    const uint32_t row = __shfl_sync(kAllLanes, words.w[2], (drawn + lane) & 31);
+    const uint32_t column = __shfl_sync(kAllLanes, words.w[3], (drawn + lane) & 31);
+    if (lane < num) {
+      const bool leads = drawn + lane == 0 && id.leader != kNone;
+      const uint32_t shifts = 2 * static_cast<uint32_t>(p.pad) + 1;
+      mine.image = leads ? id.leader : p.by_class[start(label) + place];
+      mine.label = label;
+      mine.dy = static_cast<int32_t>(bounded32(row, shifts));
+      mine.dx = static_cast<int32_t>(bounded32(column, shifts));
+      mine.flip = p.flip ? column & 1 : 0;
+      mine.weight = weight(drawn + lane);
+    }
+    drawn += num;
+    return num;
+  }
+};
+
+__device__ PackedId id_of(const Parameters &p, uint32_t output) {
+  if (p.ids) return p.ids[output];
+  return PackedId{p.epoch0, p.index0 + output, kNone, 0};
+}
+
+// One image of a sum as the gathering threads need it. It is read in aligned words of 4 bytes, and never a word that
+// holds no byte of it, wherever it lies.
+struct alignas(16) Source {
+  const uint32_t *words;  // the one that holds the image's first byte
+  int32_t last;           // the number of the one that holds its last byte
+  int32_t offset;         // bytes from `words` to where the unshifted pixel (0, 0) comes from
+  int32_t dy, dx;         // -pad .. pad
+  uint32_t flip;
+  float weight;
+};
+
+// kInFlight times this fills up a piece: every row is outside of it, so nothing is read.
+__device__ Source nothing(int32_t h) { return Source{nullptr, -1, 0, h, 0, 0, 0.0f}; }
+
+template <int c>
+__device__ Source source_of(const Parameters &p, const PlanEntry &entry) {
+  const int32_t size = p.h * p.w * c;
+  const uint8_t *image = p.table ? p.table[entry.image] : p.pixels + static_cast<uint64_t>(entry.image) * size;
+  const int32_t misaligned = static_cast<int32_t>(reinterpret_cast<uint64_t>(image) & 3);
+  const int32_t dy = entry.dy - p.pad, dx = entry.dx - p.pad;
+  return Source{reinterpret_cast<const uint32_t *>(image - misaligned),
+                (misaligned + size - 1) / 4,
+                misaligned + (dy * p.w + dx) * c,
+                dy,
+                dx,
+                entry.flip,
+                entry.weight};
+}
+
+// Pixels x .. x + 3 of row y of the output: what one thread sums. The last ones of a row may be beyond its end.
+template <int c>
+struct Unit {
+  int32_t h, w, y, x;
+  float sums[kUnitPixels * c];
+
+  // Bytes of an image as they were read: c aligned words and one more, since the pixels may begin within the first.
+  struct Read {
+    uint32_t words[c + 1];
+    uint32_t bits;  // where in words[0] the pixels begin
+    int32_t x;      // the first one's column in the image; outside of [0, w) they count as zero
+  };
+
+  __device__ Unit(const Parameters &p, uint32_t number) : h(p.h), w(p.w) {
+    const uint32_t per_row = (static_cast<uint32_t>(w) + kUnitPixels - 1) / kUnitPixels;
+    y = static_cast<int32_t>(number / per_row);
+    x = static_cast<int32_t>(number % per_row) * kUnitPixels;
+    for (int i = 0; i < kUnitPixels * c; i++) sums[i] = 0;
+  }
+
+  // A mirrored unit reads the same four pixels as its mirror image would, in ascending order: a coalesced read.
+  __device__ void read(const Source &source, Read &to) const {
+    const int32_t first = source.flip ? w - kUnitPixels - x : x;
+    const int32_t at = source.offset + (y * w + first) * c;
+    const int32_t word = at >> 2;
+    const bool inside = static_cast<uint32_t>(y + source.dy) < static_cast<uint32_t>(h);
+    to.x = first + source.dx;
+    to.bits = static_cast<uint32_t>(at & 3) * 8;
+#pragma unroll
+    for (int i = 0; i <= c; i++) {
+      const bool readable = inside && static_cast<uint32_t>(word + i) <= static_cast<uint32_t>(source.last);
+      to.words[i] = read_if(readable, source.words + word + i);
+    }
+  }
+
+  // A byte b becomes a float as 2^23 + b less 2^23: exact, and faster than a conversion, of which a GPU does few at
+  // once.
+  template <bool flip>
+  __device__ void add(const Read &read, float weight) {
+    float weights[kUnitPixels];
+#pragma unroll
+    for (int i = 0; i < kUnitPixels; i++)
+      weights[i] = static_cast<uint32_t>(read.x + i) < static_cast<uint32_t>(w) ? weight : 0.0f;
+#pragma unroll
+    for (int i = 0; i < c; i++) {
+      const uint32_t bytes = __funnelshift_r(read.words[i], read.words[i + 1], read.bits);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int pixel = (4 * i + j) / c, channel = (4 * i + j) % c;
+        const float value = __uint_as_float(__byte_perm(bytes, 0x4B000000u, 0x7540u + j)) - 8388608.0f;
+        float &sum = sums[(flip ? kUnitPixels - 1 - pixel : pixel) * c + channel];
+        sum = __fmaf_rn(weights[pixel], value, sum);  // the compiler would add after the branch that chose `flip`
+      }
+    }
+  }
+
+  __device__ void gather(const Source *sources, uint32_t num) {
+    for (uint32_t at = 0; at < num; at += kInFlight) {
+      Read reads[kInFlight];
+#pragma unroll
+      for (uint32_t i = 0; i < kInFlight; i++) read(sources[at + i], reads[i]);
+#pragma unroll
+      for (uint32_t i = 0; i < kInFlight; i++) {
+        const float weight = sources[at + i].weight;
+        if (sources[at + i].flip)
+          add<true>(reads[i], weight);
+        else
+          add<false>(reads[i], weight);
+      }
+    }
+  }
+};
+
+// Where a gathering thread keeps sums that it has set aside.
+struct Aside {
+  float *first;  // shared; of the others every kGatherThreads-th
+
+  template <int c>
+  __device__ void put(Unit<c> &unit, bool begin) const {
+    for (int i = 0; i < kUnitPixels * c; i++) {
+      float &sum = first[i * kGatherThreads];
+      sum = begin ? unit.sums[i] : sum + unit.sums[i];
+      unit.sums[i] = 0;
+    }
+  }
+
+  template <int c>
+  __device__ void add_to(Unit<c> &unit) const {
+    for (int i = 0; i < kUnitPixels * c; i++) unit.sums[i] += first[i * kGatherThreads];
+  }
+};
+
+// float -> float16, to the nearest. An instruction, as NVRTC has no cuda_fp16.h.
+__device__ uint16_t to_half(float value) {
+#ifdef __CUDA_ARCH__
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  return emulated_half(value);
+#endif
+}
+
+// Writes n of 4 neighbouring values to element `at`; whole: all four, and the address is a multiple of their size.
+__device__ void write(void *to, uint64_t at, const float *values, int n, bool half, bool whole) {
+  if (half) {
+    uint16_t *out = static_cast<uint16_t *>(to) + at;
+    uint16_t halves[4];
+    for (int i = 0; i < 4; i++) halves[i] = to_half(values[i]);
+    if (whole)
+      *reinterpret_cast<ushort4 *>(out) = ushort4{halves[0], halves[1], halves[2], halves[3]};
+    else
+      for (int i = 0; i < 4; i++)
+        if (i < n) out[i] = halves[i];
+  } else {
+    float *out = static_cast<float *>(to) + at;
+    if (whole)
+      *reinterpret_cast<float4 *>(out) = float4{values[0], values[1], values[2], values[3]};
+    else
+      for (int i = 0; i < 4; i++)
+        if (i < n) out[i] = values[i];
+  }
+}
+
+template <int c, int channels>
+__device__ void write_unit(const Parameters &p, uint32_t output, const Unit<c> &unit, bool padding) {
+  float values[kUnitPixels * channels];
+#pragma unroll
+  for (int i = 0; i < kUnitPixels * channels; i++) {
+    const int pixel = i / channels, channel = i % channels;
+    const float sum = unit.sums[pixel * c + (c == 1 ? 0 : channel)];
+    values[i] = padding ? 0.0f : (sum - p.mean[channel]) * p.inv_std[channel];
+  }
+  const uint64_t area = static_cast<uint64_t>(p.h) * p.w, first = output * area * channels;
+  const uint64_t pixel = static_cast<uint64_t>(unit.y) * p.w + unit.x;
+  const int left = p.w - unit.x < kUnitPixels ? p.w - unit.x : kUnitPixels;
+  // Then every row of every channel is aligned.
+  const bool whole = p.w % kUnitPixels == 0 && reinterpret_cast<uint64_t>(p.images) % 16 == 0;
+  if (p.hwc) {
+#pragma unroll
+    for (int i = 0; i < channels; i++)
+      write(p.images, first + pixel * channels + 4 * i, values + 4 * i, left * channels - 4 * i, p.half, whole);
+  } else {
+#pragma unroll
+    for (int channel = 0; channel < channels; channel++) {
+      const float row[4] = {values[channel], values[channels + channel], values[2 * channels + channel],
+                            values[3 * channels + channel]};
+      write(p.images, first + channel * area + pixel, row, left, p.half, whole);
+    }
+  }
+}
+
+// All threads: a row of zeros, where the weights are written later.
+__device__ void clear_target(const Parameters &p, uint32_t output) {
+  if (p.target_kind == kLabelTargets) return;
+  float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
+  for (uint32_t i = threadIdx.x; i < p.num_classes; i += blockDim.x) row[i] = 0;
+}
+
+// What image i of the plan adds to the target.
+__device__ void write_target(const Parameters &p, uint32_t output, uint32_t i, const PlanEntry &entry) {
+  if (p.target_kind == kLabelTargets) {
+    if (i == 0) static_cast<int64_t *>(p.targets)[output] = entry.label;
+    return;
+  }
+  float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
+  if (p.target_kind == kSoftTargets)
+    row[entry.label] = entry.weight;
+  else if (i == 0)
+    row[entry.label] = 1.0f;
+}
+
+// The warp that draws: the next piece as sources, filled up to a multiple of kInFlight.
+template <int c>
+__device__ uint32_t draw_sources(const Parameters &p, Drawer &drawer, uint32_t output, bool first_tile, Source *piece) {
+  const uint32_t lane = threadIdx.x & 31, before = drawer.drawn;
+  PlanEntry entry;
+  const uint32_t num = drawer.draw(entry);
+  if (lane < num && first_tile) write_target(p, output, before + lane, entry);
+  if (lane < kPiece) piece[lane] = lane < num ? source_of<c>(p, entry) : nothing(p.h);
+  return num;
+}
+
+template <int c, int channels>
+__device__ void write_padding(const Parameters &p, uint32_t output, const Unit<c> &unit, bool in_image) {
+  if (p.target_kind == kLabelTargets && blockIdx.y == 0 && threadIdx.x == 0)
+    static_cast<int64_t *>(p.targets)[output] = -1;
+  if (in_image) write_unit<c, channels>(p, output, unit, true);
+}
+
+// Grid (outputs, tiles), block kDrawThreads + up to kGatherThreads. c: channels of an image, channels: of an output.
+template <int c, int channels>
+__device__ void superpose(const Parameters &p) {
+  FDT_DYNAMIC_SHARED(memory);
+  __shared__ Source pieces[2][kPiece];
+  __shared__ uint32_t shared_k;
+  const uint32_t output = blockIdx.x;
+  const bool draws = threadIdx.x < kDrawThreads, first_tile = blockIdx.y == 0;
+  const uint32_t number = blockIdx.y * (blockDim.x - kDrawThreads) + (threadIdx.x - kDrawThreads);
+  Unit<c> unit(p, draws ? 0 : number);
+  const bool in_image = !draws && unit.y < p.h;
+  const PackedId id = id_of(p, output);
+
+  if (first_tile) clear_target(p, output);
+  if (id.padding) return write_padding<c, channels>(p, output, unit, in_image);
+  meet();  // zeros are written before weights are
+  if (draws) {
+    Drawer drawer(p, id, memory);
+    if (threadIdx.x == 0) shared_k = drawer.k;
+    draw_sources<c>(p, drawer, output, first_tile, pieces[0]);
+    for (uint32_t at = 0; at < drawer.k; at += kPiece) {
+      meet();
+      if (at + kPiece < drawer.k) draw_sources<c>(p, drawer, output, first_tile, pieces[(at / kPiece + 1) & 1]);
+    }
+    return;
+  }
+  const Aside aside{reinterpret_cast<float *>(memory + drawing_words(p.num_classes)) + threadIdx.x - kDrawThreads};
+  uint32_t k = 1;
+  for (uint32_t at = 0; at < k; at += kPiece) {
+    meet();
+    k = shared_k;
+    const uint32_t left = k - at;
+    if (in_image) unit.gather(pieces[(at / kPiece) & 1], left < kPiece ? left : kPiece);
+    if (left >= kPiece && (at + kPiece) % kSetAside == 0) aside.put(unit, at < kSetAside);
+  }
+  if (k >= kSetAside) aside.add_to(unit);
+  if (in_image) write_unit<c, channels>(p, output, unit, false);
+}
+
+}  // namespace
+}  // namespace gpu
+}  // namespace fdt
+
+// The plan alone, a warp an output: entries [outputs, most], num_images [outputs].
+extern "C" __global__ void fdt_draw_plans(fdt::gpu::Parameters p, fdt::gpu::PlanEntry *entries, uint32_t *num_images,
+                                          uint32_t most) {
+  FDT_DYNAMIC_SHARED(memory);
+  const uint32_t output = blockIdx.x, lane = threadIdx.x & 31;
+  const fdt::gpu::PackedId id = fdt::gpu::id_of(p, output);
+  if (threadIdx.x == 0) num_images[output] = 0;
+  if (id.padding) return;
+  fdt::gpu::Drawer drawer(p, id, memory);
+  if (threadIdx.x == 0) num_images[output] = drawer.k;
+  while (drawer.drawn < drawer.k) {
+    const uint32_t before = drawer.drawn;
+    fdt::gpu::PlanEntry entry;
+    if (lane < drawer.draw(entry)) entries[static_cast<uint64_t>(output) * most + before + lane] = entry;
+  }
+}
+
+// Copies what it was given as a parameter: data for a batch, in the order of the stream, and without pinned memory.
+extern "C" __global__ void fdt_store(uint32_t *to, uint32_t num_words, fdt::gpu::Chunk chunk) {
+  for (uint32_t i = threadIdx.x; i < num_words; i += blockDim.x) to[i] = chunk.words[i];
+}
+
+// FDT_SUPERPOSE(c, channels) makes a kernel of the above for images of c channels and outputs of `channels`.
+#define FDT_SUPERPOSE(c, channels)                                                                                 \
+  extern "C" __global__ void __launch_bounds__(fdt::gpu::kDrawThreads + fdt::gpu::kGatherThreads, (c) < 4 ? 4 : 3) \
+      fdt_superpose_##c##_##channels(fdt::gpu::Parameters p) {                                                     \
+    fdt::gpu::superpose<c, channels>(p);                                                                           \
+  }

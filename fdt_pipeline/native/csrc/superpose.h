@@ -1,0 +1,85 @@
+// What the host and the GPU's kernels (superpose.cu) agree on. NVRTC reads this file too, so it includes nothing else.
+#ifndef FDT_SUPERPOSE_H_
+#define FDT_SUPERPOSE_H_
+
+#include "philox.h"
+
+#ifdef __CUDACC_RTC__
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+#endif
+
+namespace fdt {
+namespace gpu {
+
+constexpr uint32_t kNone = 0xFFFFFFFFu;
+
+// An output's id (plan.h) in four words.
+struct PackedId {
+  uint32_t epoch;
+  uint32_t index;
+  uint32_t leader;   // kNone: the first image is drawn too
+  uint32_t padding;  // not 0: an output of zeros
+};
+
+enum TargetKind : uint32_t { kSoftTargets = 0, kDominantTargets = 1, kLabelTargets = 2 };
+
+// All pointers are the device's. Arrays that are not needed are null.
+struct Parameters {
+  const uint8_t *pixels;        // u8[n h w c], or null where there is a table
+  const uint8_t *const *table;  // [n] where each image is
+  const uint32_t *starts;       // [num_classes + 1]: images of class j are by_class[starts[j] .. starts[j + 1] - 1]
+  const uint32_t *by_class;     // [n]
+  const uint32_t *labels;       // [n], for leaders
+  const double *terms, *sums;   // F_i(k) = float(terms[i - 1] / sums[k - 1])
+  const float *weights;         // or row after row: F_1(1), F_1(2), F_2(2), ...
+  const PackedId *ids;          // [outputs], or null: index0 + i of epoch0, all drawn
+  void *images;                 // f32 or f16 [outputs channels h w] or [outputs h w channels]
+  void *targets;                // f32[outputs num_classes] or i64[outputs]
+  uint64_t seed, mix_threshold;
+  uint32_t epoch0, index0;
+  uint32_t lowest, highest;  // the range of K
+  uint32_t num_classes;
+  int32_t pad, h, w;
+  uint32_t flip, half, hwc, target_kind;
+  float mean[4], inv_std[4];
+};
+
+// One constituent as it leaves the kernel that draws plans alone.
+struct PlanEntry {
+  uint32_t image, label;
+  int32_t dy, dx;  // 0 .. 2 * pad
+  uint32_t flip;
+  float weight;
+};
+
+// A thread sums so many neighbouring pixels of a row; so many threads sum a tile of an image, and one warp draws plans.
+constexpr int32_t kUnitPixels = 4;
+constexpr int32_t kGatherThreads = 256;
+constexpr int32_t kDrawThreads = 32;
+
+// Bytes on their way to the device as a kernel's parameter: with the rest of the parameters below the limit of 4 kB.
+constexpr uint32_t kChunkWords = 896;
+struct Chunk {
+  uint32_t words[kChunkWords];
+};
+
+// Words of shared memory that drawing needs: for every 32 classes how many images are unused, and which classes are
+// used.
+FDT_HD inline uint32_t drawing_words(uint32_t num_classes) {
+  return num_classes <= 32 ? 0 : 2 * ((num_classes + 31) / 32);
+}
+
+// Sums of so many images are set aside, and the next begin at zero: of 5,000 in one go, roundings add up to 4e-6.
+constexpr uint32_t kSetAside = 256;
+
+// Words of shared memory for what is set aside: of every thread of a block, where plans may be as long as that.
+FDT_HD inline uint32_t set_aside_words(uint32_t highest, uint32_t c) {
+  return highest < kSetAside ? 0 : kGatherThreads * kUnitPixels * c;
+}
+
+}  // namespace gpu
+}  // namespace fdt
+
+#endif  // FDT_SUPERPOSE_H_

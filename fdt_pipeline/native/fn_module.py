@@ -1,0 +1,70 @@
+"""`fn.fdt` in DALI, from `import fdt_pipeline` on: the operators are built and loaded when the first one is asked for.
+
+Neither DALI nor a compiler is touched by the import itself. DALI puts the operators of a library into the module that
+stands here, so after that it is a module like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+_FN = "nvidia.dali.fn"
+OPERATORS = ("superpose", "superpose_resident")
+
+
+class FdtModule(ModuleType):
+    """Without the operators until one of them is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in OPERATORS:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}: it has {', '.join(OPERATORS)}")
+        from fdt_pipeline.native.loading import load
+
+        load()
+        return vars(self)[name]
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *OPERATORS})
+
+
+class _AfterImport(MetaPathFinder):
+    """Gives `nvidia.dali.fn` its attribute `fdt` as soon as it is imported, by whomever."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _FN:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _attach(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _attach(fn: ModuleType) -> None:
+    if not hasattr(fn, "fdt"):
+        module = FdtModule(f"{_FN}.fdt", "Full Distribution Training: superpose, superpose_resident.")
+        sys.modules[module.__name__] = module
+        fn.fdt = module  # type: ignore[attr-defined]
+
+
+def install() -> None:
+    """Once a process, by `import fdt_pipeline`."""
+    if _FN in sys.modules:
+        _attach(sys.modules[_FN])
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
