@@ -18,6 +18,7 @@ import torch
 from fdt_pipeline import pipeline as pipelines
 from fdt_pipeline.engine import ImagePool, superpose, to_device
 from fdt_pipeline.native.core import Core, NativePool, mix_threshold
+from fdt_pipeline.native.gpu_check import require_checked_gpu
 from fdt_pipeline.native.loading import load, symbols
 from fdt_pipeline.native.series import series_argument
 from fdt_pipeline.native.unavailable import NativeUnavailable
@@ -40,11 +41,15 @@ class StreamingEngine(Protocol):
 
 
 def choose_engine(asked: str, device: torch.device) -> str:
-    """"native" or "torch". "auto" is native wherever that can be built, and says once why it is not."""
+    """ "native" or "torch". "auto" is native wherever that can be built and, on a GPU, passes its check; where not, it
+    says why."""
     if asked == "torch":
         return asked
     try:
         load()
+        if asked == "auto" and device.type == "cuda":
+            index = device.index or 0
+            require_checked_gpu(index, f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
     except NativeUnavailable as obstacle:
         if asked == "native":
             raise

@@ -146,9 +146,9 @@ def _numbers(epoch: int, batch_size: int, total: int) -> Numbers:
 
 
 def _run(pipeline: Any, num_batches: int) -> Generator[tuple[list[torch.Tensor], bool], None, None]:
-    """Each batch's outputs as tensors, and whether DALI will write to their memory again: it does unless its executor is
-    the dynamic one (2.x, when it works ahead), which leaves a buffer alone as long as somebody has it. Those of a GPU are
-    copies, made in the order of torch's current stream."""
+    """Each batch's outputs as tensors, and whether DALI will write to their memory again: it does unless its executor
+    is the dynamic one (2.x, when it works ahead), which leaves a buffer alone as long as somebody has it. Those of a
+    GPU are copies, made in the order of torch's current stream."""
     pipeline.build()
     shared = not getattr(pipeline, "exec_dynamic", False)
     try:

@@ -62,9 +62,9 @@ class FDTLoader:
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the padded u8 set
         takes at most half of the free memory.
-    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does it
-        ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native wherever
-        it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
+    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
+        it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
+        wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     size: (height, width) that streaming resizes to; needed where images differ in size.
     verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
     num_threads: of DALI. prefetch: batches that it works ahead, on threads of its own; 0 makes each batch when it is
@@ -233,9 +233,7 @@ class FDTLoader:
             engine = NativeStreaming(self._mixing, self.device, window)
         else:
             engine = TorchStreaming(self._mixing, self.device)
-        return StreamingEpochs(
-            engine, self._running, reading, self.num_samples, window, self.seed, shuffle=self.train
-        )
+        return StreamingEpochs(engine, self._running, reading, self.num_samples, window, self.seed, shuffle=self.train)
 
     def _checked_window(self, asked: int | None) -> int:
         classes, mixed = self.num_classes, self.fdt is not None

@@ -20,8 +20,9 @@ from fdt_pipeline.dali import import_dali
 from fdt_pipeline.stage import Stage, decode_npy
 
 _dali = import_dali()
-from nvidia.dali import fn, pipeline_def  # noqa: E402
+from nvidia.dali import pipeline_def  # noqa: E402
 
+fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
 
 # i64[n 2], a batch's (epoch, number) pairs, from its place in the epoch; numbers below zero are padding.

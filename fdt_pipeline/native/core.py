@@ -145,7 +145,7 @@ class Core:
         return pool.finish(LabelledPool(labels, num_classes))
 
     def begin_pool(self, n: int, shape: Sequence[int], pad: int) -> NativePool:
-        """Room for n images of (h, w, c), to be set and then finished; plans may ask for shifts by up to `pad` pixels."""
+        """Room for n images of (h, w, c), to be set, then finished; plans may ask for shifts by up to `pad` pixels."""
         h, w, c = shape
         return NativePool(self, self.check(self.library.fdt_pool_create(n, h, w, c, pad)), (n, h, w, c), pad)
 

@@ -160,4 +160,5 @@ def _engine_on_gpu(native: Availability, driver: Driver, nvrtc: Nvrtc | None) ->
         return "torch", "for the same reason"
     if nvrtc is None:
         return "torch", "as NVRTC is missing"
-    return "native", f"compiled by NVRTC {nvrtc.version} for compute capability {driver.gpus[0].capability}"
+    gpu = driver.gpus[0]
+    return "native", f"if its check passes; compiled by NVRTC {nvrtc.version} for compute capability {gpu.capability}"

@@ -27,6 +27,8 @@ class FdtModule(ModuleType):
         from fdt_pipeline.native.loading import load
 
         load()
+        if name not in vars(self):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}, though its library was loaded")
         return vars(self)[name]
 
     def __dir__(self) -> list[str]:

@@ -13,8 +13,8 @@ MOST_OF_A_TABLE = 2048
 def series_argument(series: Series, most: int) -> str:
     """What the operators take for sums of up to `most` images.
 
-    Where `series` has `terms(k) -> f64[k]` and its weights are terms(k) / sum(terms(k)), as those of this package, these
-    are passed; otherwise a table of `weights(k)` for every k up to `most`, 2,048 at the most. ValueError beyond.
+    Where `series` has `terms(k) -> f64[k]` and its weights are terms(k) / sum(terms(k)), as those of this package,
+    these are passed; otherwise a table of `weights(k)` for every k up to `most`, 2,048 at the most. ValueError beyond.
     """
     terms = getattr(series, "terms", None)
     if terms is not None:

@@ -224,8 +224,8 @@ def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_p
     "options", [{}, {"train": False}, {"dtype": torch.float16, "channels_last": True, "fdt": FDT(anchor="epoch")}]
 )
 def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(numbered_shards, mode, options):
-    """The torch engine's graph of device="cuda", finished on the CPU: what can be shown of it without a GPU. Batches are
-    kept, and span windows."""
+    """The torch engine's graph of device="cuda", finished on the CPU: what can be shown of it without a GPU. Batches
+    are kept, and span windows."""
     options = {"engine": "torch", **options}
     if mode == "streaming":
         options = {**options, "mix_window": 64}

@@ -1,0 +1,168 @@
+"""Operators that were built against the installed DALI come to life in it; they are a stand-in, of one operator."""
+
+import shutil
+
+import pytest
+
+from fdt_pipeline import native
+from fdt_pipeline.native import driver, library, loading
+from fdt_pipeline.native.compiling import BuildFailed
+from fdt_pipeline.native.recipe import operator_recipe
+from fdt_pipeline.native.unavailable import NativeUnavailable
+from tests.native_stand_in import DALI_OPERATORS, PATIENCE, start, write_sources
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache_folder):
+    """Runs code in a process whose native operators are the stand-in; -> what it printed, in words."""
+    sources = write_sources(tmp_path_factory.mktemp("stand_in"), operators=DALI_OPERATORS)
+    prelude = f"""
+import os, time
+from functools import partial
+from pathlib import Path
+import numpy as np
+from fdt_pipeline import native
+from fdt_pipeline.native import library, recipe, verdict
+
+stand_in = partial(recipe.operator_recipe, Path({str(sources)!r}))
+library.operator_recipe = verdict.operator_recipe = stand_in
+recipe.import_module("nvidia.dali")
+
+def answer():
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=2, num_threads=1, device_id=None)
+    def graph():
+        return fn.fdt.superpose(fn.external_source(lambda: np.zeros((2, 3), np.uint8), batch=False))
+
+    pipeline = graph()
+    pipeline.build()
+    return np.unique(np.array(pipeline.run()[0].as_array()))
+"""
+
+    def run(code, **environment):
+        process = start(prelude + code, FDT_PIPELINE_CACHE=cache_folder, **environment)
+        output, errors = process.communicate(timeout=PATIENCE)
+        assert output, errors
+        return output.split()
+
+    return run
+
+
+@needs_compiler
+def test_the_operator_is_in_dali_after_load_and_later_loads_take_milliseconds(run):
+    code = "started = time.perf_counter(); native.load(); print(time.perf_counter() - started, *answer())"
+    assert run(code)[1] == "42"
+    seconds, answer = run(code)  # another process, which finds it
+    assert answer == "42"
+    assert float(seconds) < 1.0  # 0.02 on an idle machine
+
+
+@needs_compiler
+def test_asking_dali_for_the_operator_loads_it(run):
+    assert run("print(*answer())") == ["42"]
+
+
+@needs_compiler
+def test_threads_and_forks_share_one_load(run):
+    code = """
+import threading
+threads = [threading.Thread(target=native.load) for _ in range(4)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+child = os.fork()
+if child == 0:
+    os._exit(0 if native.load().exists() and native.symbols().fdt_answer() == 42 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *answer())
+"""
+    assert run(code) == ["0", "42"]
+
+
+@needs_compiler
+def test_the_library_is_told_where_nvrtc_is(run):
+    code = """
+from ctypes import c_char_p
+core = native.symbols()
+core.fdt_nvrtc_path.restype = c_char_p
+print(core.fdt_answer(), core.fdt_nvrtc_path().decode() or None)
+"""
+    assert run(code) == ["42", str(driver.nvrtc_path())]
+
+
+@needs_compiler
+def test_availability_knows_what_has_been_built(run):
+    assert run("native.load(); print(native.availability().usable, native.availability().library)") == [
+        "True",
+        run("print(native.library_path())")[0],
+    ]
+
+
+def test_the_switch_turns_it_off(monkeypatch):
+    monkeypatch.setattr(loading, "_process", loading._Process())
+    monkeypatch.setenv("FDT_PIPELINE_NATIVE", "0")
+    assert not native.availability()
+    assert "FDT_PIPELINE_NATIVE=0" in native.availability().reason
+    with pytest.raises(NativeUnavailable, match="turned off by FDT_PIPELINE_NATIVE=0"):
+        native.load()
+
+
+def test_the_switch_has_two_positions(monkeypatch):
+    monkeypatch.setenv("FDT_PIPELINE_NATIVE", "off")
+    with pytest.raises(ValueError, match=r"must be 0 \(off\) or 1 .* got 'off'"):
+        native.availability()
+
+
+def test_a_build_that_failed_is_not_tried_again_in_the_same_process(monkeypatch):
+    asked = []
+
+    def fail():
+        asked.append(1)
+        raise BuildFailed("the compiler's words")
+
+    monkeypatch.setattr(loading, "_process", loading._Process())
+    monkeypatch.setattr(loading, "library_path", fail)
+    for _ in range(2):
+        with pytest.raises(NativeUnavailable, match="the compiler's words"):
+            native.load()
+    assert len(asked) == 1
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_is_named_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "nothing.so").write_text("not a library")
+    monkeypatch.setattr(loading, "_process", loading._Process())
+    monkeypatch.setattr(loading, "library_path", lambda: tmp_path / "nothing.so")
+    with pytest.raises(NativeUnavailable, match=r"nothing\.so.*build --force"):
+        native.load()
+
+
+@needs_compiler
+def test_after_a_failed_build_the_engine_does_not_count_as_available(tmp_path, monkeypatch):
+    sources = write_sources(tmp_path / "sources", operators="#error no such thing\n")
+    monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fdt_pipeline.native.verdict.operator_recipe", lambda: operator_recipe(sources))
+    assert native.availability().reason.startswith("not built yet")
+    with pytest.raises(BuildFailed):
+        library.obtain(operator_recipe(sources))
+    found = native.availability()
+    assert not found
+    assert "the last build failed, python -m fdt_pipeline build tries again" in found.reason
+    assert "no such thing" in found.reason
+
+
+def test_nvrtc_is_never_of_a_later_major_version_than_the_driver(tmp_path, monkeypatch):
+    for name in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(driver, "nvidia_folders", lambda: [tmp_path])
+    monkeypatch.setattr(driver, "_cuda", lambda: None)
+    assert driver.nvrtc_path() == str(tmp_path / "cu13/lib/libnvrtc.so.13")
+    monkeypatch.setattr(driver, "_cuda", object)
+    monkeypatch.setattr(driver, "_version_of", lambda cuda: "12.8")
+    assert driver.nvrtc_path() == str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12")

@@ -1,0 +1,156 @@
+"""Small sources with the native ones' names, a compiler that keeps a diary, and processes that build with it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+KERNEL = """\
+#include "answer.h"
+namespace FDT_ISA { int answer() { return kAnswer; } }
+"""
+CORE = """\
+#include <string>
+#include "answer.h"
+#define FDT_API extern "C" __attribute__((visibility("default")))
+static std::string nvrtc_path;
+FDT_API int fdt_answer() { return kAnswer; }
+FDT_API void fdt_set_nvrtc_path(const char *path) { nvrtc_path = path; }
+FDT_API const char *fdt_nvrtc_path() { return nvrtc_path.c_str(); }
+"""
+DALI_OPERATORS = """\
+#include <cstring>
+#include <string>
+#include <vector>
+#include "dali/pipeline/operator/checkpointing/op_checkpoint.h"
+#include "dali/pipeline/operator/operator.h"
+#include "answer.h"
+
+namespace fdt {
+using namespace ::dali;
+
+class Answer : public Operator<CPUBackend> {
+ public:
+  explicit Answer(const OpSpec &spec) : Operator<CPUBackend>(spec) {}
+  bool CanInferOutputs() const { return true; }
+  bool SetupImpl(std::vector<OutputDesc> &out, const Workspace &ws) override {
+    out.resize(1);
+    out[0] = {ws.Input<CPUBackend>(0).shape(), DALI_UINT8};
+    return true;
+  }
+  void RunImpl(Workspace &ws) override {
+    auto &out = ws.Output<CPUBackend>(0);
+    for (int i = 0; i < out.num_samples(); i++)
+      std::memset(out.raw_mutable_tensor(i), kAnswer, out.shape()[i].num_elements());
+  }
+  void SaveState(OpCheckpoint &cpt, AccessOrder) override { cpt.MutableCheckpointState() = kAnswer; }
+};
+}  // namespace fdt
+
+namespace dali {
+DALI_SCHEMA(fdt__Superpose).DocStr("a stand-in").NumInput(1).NumOutput(1);
+DALI_REGISTER_OPERATOR(fdt__Superpose, ::fdt::Answer, CPU);
+}  // namespace dali
+"""
+
+PATIENCE = 120  # seconds, for processes that should end by themselves
+ROOT = Path(__file__).parents[1]
+
+
+def write_sources(folder, answer=42, operators="int operators_are_here;\n"):
+    """A folder with kernel.cc, core_api.cc, operators.cc (without DALI) and answer.h; a third of a second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"kernel.cc": KERNEL, "core_api.cc": CORE, "operators.cc": operators}
+    for name, text in {**files, "answer.h": f"#pragma once\nconstexpr int kAnswer = {answer};\n"}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+class DiaryCompiler:
+    """A script that writes down its process id and its arguments, does something first, and then is g++."""
+
+    def __init__(self, folder, first="", version=None):
+        folder.mkdir()
+        self.path, self.diary = folder / "g++", folder / "diary"
+        self.diary.touch()
+        answers = f"echo {version!r}; exit" if version else f"exec {shutil.which('g++')} $*"
+        self.path.write_text(
+            f"#!/bin/sh\ncase $1 in --version|-dumpversion) {answers};; esac\n"
+            f'echo $$ $* >> {self.diary}\n{first}\nexec {shutil.which("g++")} "$@"\n'
+        )
+        self.path.chmod(0o755)
+
+    def runs(self):
+        """(process id, arguments) of every run so far but those that ask for the version."""
+        words = [line.split() for line in self.diary.read_text().splitlines()]
+        return [(int(first), rest) for first, *rest in words]
+
+    def num_links(self):
+        return sum("-shared" in arguments for _, arguments in self.runs())
+
+
+def start(code, **environment):
+    """A Python process that runs code with the checkout at hand; `environment` replaces variables."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "default", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,  # as a shell does: a Ctrl-C reaches it and its compilers, and not these tests
+        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
+    )
+
+
+def building(sources):
+    """Code that builds the core of these sources and prints its path."""
+    return f"""
+from pathlib import Path
+from fdt_pipeline.native.library import obtain
+from fdt_pipeline.native.recipe import core_recipe
+
+print(obtain(core_recipe(sources=Path({str(sources)!r}))).path)
+"""
+
+
+def at_once(count, folder, code, **environment):
+    """(stdout, stderr) of processes that all have imported the package before any of them runs the code."""
+    folder.mkdir()
+    wait = f"""
+import os, time
+from pathlib import Path
+import fdt_pipeline.native
+Path({str(folder)!r}, str(os.getpid())).touch()
+while not Path({str(folder)!r}, "go").exists():
+    time.sleep(0.01)
+"""
+    processes = [start(wait + code, **environment) for _ in range(count)]
+    while len(list(folder.iterdir())) < count and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
+    (folder / "go").touch()
+    return [process.communicate(timeout=PATIENCE) for process in processes]
+
+
+def read_only(folder, but_locks=True):
+    """Code after which Python finds a folder on a file system that is mounted read-only, which holds for root as well.
+
+    Without `but_locks` no lock may be taken at all.
+    """
+    return f"""
+import os, sys
+
+def refuse(event, arguments):
+    if event == "fcntl.lockf" and not {but_locks}:
+        raise AssertionError("a lock was taken")
+    if event == "open":
+        if not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+    elif event not in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.utime", "os.chmod"):
+        return
+    if isinstance(arguments[0], (str, bytes)) and os.fsdecode(arguments[0]).startswith({str(folder)!r}):
+        raise OSError(30, "Read-only file system", os.fsdecode(arguments[0]))
+
+sys.addaudithook(refuse)
+"""
