@@ -250,7 +250,7 @@ class Core:
     def check(self, result: Any) -> Any:
         """The result, or a ValueError with what the library says of it."""
         if not result:
-            raise ValueError(self.library.fdt_error().decode())
+            raise ValueError(self.library.fdt_error().decode(errors="replace"))
         return result
 
 

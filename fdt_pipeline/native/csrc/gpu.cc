@@ -134,8 +134,8 @@ size_t GpuSuperpose::add_ids(gpu::Parameters &p, const Id *ids, int64_t n, size_
 
 void GpuSuperpose::launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, int64_t n, void *stream) {
   const int64_t units = num_units(shape), threads = std::min<int64_t>((units + 31) / 32 * 32, gpu::kGatherThreads);
-  const uint32_t shared_bytes = bytes_of(gpu::drawing_words(p.num_classes) +
-                                         gpu::set_aside_words(p.highest, static_cast<uint32_t>(shape.c)));
+  const uint32_t shared_bytes =
+      bytes_of(gpu::drawing_words(p.num_classes) + gpu::set_aside_words(p.highest, static_cast<uint32_t>(shape.c)));
   void *arguments[] = {&p};
   const auto grid_x = static_cast<unsigned>(n), grid_y = static_cast<unsigned>((units + threads - 1) / threads);
   check_cuda(cuda_driver().cuLaunchKernel(kernels.superpose, grid_x, grid_y, 1,
@@ -202,8 +202,8 @@ std::vector<uint32_t> GpuSuperpose::draw_plans(const GpuPool &pool, const Id *id
   CudaPointer to = all.address(), sizes_to = sizes.address();
   uint32_t most = p.highest;
   void *arguments[] = {&p, &to, &sizes_to, &most};
-  check_cuda(cuda_driver().cuLaunchKernel(kernels.draw_plans, static_cast<unsigned>(n), 1, 1, 32, 1, 1, bytes_of(gpu::drawing_words(p.num_classes)),
-                                          nullptr, arguments, nullptr),
+  check_cuda(cuda_driver().cuLaunchKernel(kernels.draw_plans, static_cast<unsigned>(n), 1, 1, 32, 1, 1,
+                                          bytes_of(gpu::drawing_words(p.num_classes)), nullptr, arguments, nullptr),
              "launch the drawing of plans");
   std::vector<uint32_t> k(static_cast<size_t>(n));
   check_cuda(cuda_driver().cuMemcpyDtoH_v2(k.data(), sizes.address(), sizes.size()), "draw plans on the GPU");

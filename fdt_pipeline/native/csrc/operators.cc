@@ -20,6 +20,7 @@
 #include "plan.h"
 #include "pool.h"
 #include "superposer.h"
+#include "text.h"
 
 namespace fdt_operators {
 
@@ -166,20 +167,13 @@ void read_ids(const TensorList<CPUBackend> &from, std::vector<Id> &ids) {
   }
 }
 
-// Text that came from a file, in one line: what is not printable becomes '?'.
-std::string printable(std::string text) {
-  for (char &c : text)
-    if (c < ' ' || c > '~') c = '?';
-  return text.size() <= 40 ? text : text.substr(0, 40) + "..";
-}
-
 int64_t read_label(const TensorList<CPUBackend> &from, int i) {
   const auto shape = from.tensor_shape(i);
   const void *data = from.raw_tensor(i);
   if (from.type() == DALI_UINT8 && shape.sample_dim() == 1) {  // as readers.webdataset gives a .cls member
     const std::string digits(static_cast<const char *>(data), static_cast<size_t>(volume(shape)));
     require(!digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos,
-            "label of sample ", i, ": a .cls member holds \"", printable(digits), "\", expected a class number");
+            "label of sample ", i, ": a .cls member holds \"", fdt::printable(digits), "\", expected a class number");
     return std::stoll(digits);
   }
   require(volume(shape) == 1, "labels must be one number a sample, got shape ", shape, " for sample ", i);

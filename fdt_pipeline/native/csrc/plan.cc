@@ -93,6 +93,8 @@ WeightSeries::WeightSeries(const std::string &text, uint32_t most) : most_(most)
                                 " are superposed: make it for that number, or lower max_images");
   check_numbers(terms_);
   check_numbers(sums_);
+  for (double sum : sums_)
+    if (sum == 0) throw std::invalid_argument("series: sums must be finite, above 0");
   check_numbers(table_);
 }
 

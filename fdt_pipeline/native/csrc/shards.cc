@@ -13,6 +13,7 @@
 
 #include "json.h"
 #include "pool.h"
+#include "text.h"
 
 namespace fdt {
 namespace {
@@ -83,6 +84,9 @@ Set parse_manifest(const std::string &folder, const Json &manifest) {
     throw std::invalid_argument("num_samples is " + std::to_string(expected) + ", but its shards hold " +
                                 std::to_string(set.num_samples));
   if (set.num_samples == 0) throw std::invalid_argument("the pool is empty: expected one image or more");
+  constexpr int64_t most = (int64_t{1} << 31) / kMostChannels;
+  if (set.shape.h >= most || set.shape.w >= most || set.shape.plane() >= most)
+    throw std::invalid_argument("expected images of less than 2^31 bytes");
   if (set.shape.c > kMostChannels)
     throw std::invalid_argument("expected 1 to 4 channels, got " + std::to_string(set.shape.c));
   return set;
@@ -102,7 +106,7 @@ std::string npy_header(const Shape &shape) {
 
 int64_t parse_label(const std::string &digits) {
   if (digits.empty() || digits.size() > 9 || digits.find_first_not_of("0123456789") != std::string::npos)
-    throw std::invalid_argument("expected a class number, got \"" + digits.substr(0, 20) + "\"");
+    throw std::invalid_argument("expected a class number, got \"" + printable(digits) + "\"");
   return std::stoll(digits);
 }
 
