@@ -117,22 +117,38 @@ inline Floats to_floats(Mask mask, uint8_t byte) { return static_cast<float>(mas
 #endif
 static_assert(kLanes % kStep == 0, "rows of sums are whole steps");
 
+// Where the rows of a pass go: sums, kept for the next pass, or, after the last, standardized float32 outputs.
+struct Target {
+  float *first;  // of the row that the tile begins with
+  int64_t row;   // floats from row to row
+};
+
 // One pass: `num` images into one column of kStep sums, of one channel.
 struct Pass {
-  int64_t first;                  // the row that `sums` begins with
-  int64_t h, row, row_floats;     // rows of the image; bytes and sums from row to row
+  int64_t first;                  // the row that the tile begins with
+  int64_t h, row;                 // rows of the image, bytes from row to row
   const uint8_t *const *fetched;  // of each of `num` images the bytes that are fetched meanwhile, or null
+  Target sums, outputs;
+  Floats mean, inv_std;
 };
+
+// A row of sums that is complete, or not yet.
+template <bool end>
+inline void keep(const Pass &pass, int64_t y, Floats sum) {
+  if (end)
+    store_any(pass.outputs.first + (y - pass.first) * pass.outputs.row, (sum - pass.mean) * pass.inv_std);
+  else
+    store(pass.sums.first + (y - pass.first) * pass.sums.row, sum);
+}
 
 // edge: some rows are outside of some images. Their pixels are taken from the nearest row, and masked: a branch here
 // would be mispredicted every other time, and took 1.4 times as long. turn: some images are mirrored.
-template <int num, bool begin, bool turn, bool edge>
+template <int num, bool begin, bool turn, bool end, bool edge>
 inline void add_rows(const Pass &pass, int64_t first, int64_t last, const uint8_t *const *pixels, const Mask *masks,
-                     const Floats *weights, const Source *sources, float *sums) {
+                     const Floats *weights, const Source *sources) {
   for (int64_t y = first; y < last; y++) {
     if (pass.fetched && (y & 3) < num) __builtin_prefetch(pass.fetched[y & 3] + (y - pass.first) * kStep, 0, 2);
-    float *to = sums + (y - pass.first) * pass.row_floats;
-    Floats sum = begin ? zeros() : load(to);
+    Floats sum = begin ? zeros() : load(pass.sums.first + (y - pass.first) * pass.sums.row);
     for (int j = 0; j < num; j++) {
       const uint8_t *from = pixels[j] + y * pass.row;
       Mask mask = masks[j];
@@ -146,15 +162,30 @@ inline void add_rows(const Pass &pass, int64_t first, int64_t last, const uint8_
       if (turn) bytes = turned(bytes, sources[j].flip);
       sum = multiply_add(weights[j], to_floats(mask, bytes), sum);
     }
-    store(to, sum);
+    keep<end>(pass, y, sum);
   }
 }
 
-// Adds num images to sums[c tile_rows row_floats], rows first .. last - 1; `next` are fetched meanwhile.
-template <int num, bool begin, bool turn>
-void add_images(const Workspace &space, const Source *given, const Source *next, int64_t first, int64_t last,
-                float *sums) {
+// Rows that are outside of all images of a pass.
+template <bool begin, bool end>
+inline void add_nothing(const Pass &pass, int64_t first, int64_t last) {
+  if (!begin && !end) return;
+  for (int64_t y = first; y < last; y++)
+    keep<end>(pass, y, begin ? zeros() : load(pass.sums.first + (y - pass.first) * pass.sums.row));
+}
+
+// Rows first .. last - 1 of a tile, all channels. out: null, or where the image begins if these are its last sources.
+struct Tile {
+  int64_t first, last;
+  const Output *output;
+  float *out;
+};
+
+// Adds num images to the tile's sums[c tile_rows row_floats]; `next` are fetched meanwhile.
+template <int num, bool begin, bool turn, bool end>
+void add_images(const Workspace &space, const Source *given, const Source *next, const Tile &tile) {
   const Shape shape = space.shape;
+  const int64_t first = tile.first, last = tile.last;
   Source sources[num];
   Floats weights[num];
   int64_t least = given[0].dy, most = least;
@@ -168,53 +199,64 @@ void add_images(const Workspace &space, const Source *given, const Source *next,
   const auto clamp = [](int64_t y, int64_t low, int64_t high) { return y < low ? low : y > high ? high : y; };
   const int64_t begin_any = clamp(-most, first, last), end_any = clamp(shape.h - least, begin_any, last);
   const int64_t inner = clamp(-least, begin_any, end_any), inner_end = clamp(shape.h - most, inner, end_any);
-  for (int64_t channel = 0; channel < shape.c; channel++) {
-    for (int64_t x = 0; x < space.row_floats; x += kStep) {
-      const uint8_t *pixels[num], *fetched[num];
-      Mask masks[num];
+  const uint8_t *pixels[num], *fetched[num];
+  Mask masks[num];
+  Pass pass{first, shape.h, shape.w, next ? fetched : nullptr, {nullptr, space.row_floats}, {nullptr, shape.w}, {}, {}};
+  for (int64_t x = 0; x < shape.w; x += kStep) {
+    for (int j = 0; j < num; j++) {
+      const bool flip = turn && sources[j].flip;
+      const int64_t column = flip ? shape.w - kStep - x : x;
+      const auto valid = load_bytes(space.valid(sources[j].dx) + column);
+      pixels[j] = sources[j].pixels + sources[j].dy * shape.w + sources[j].dx + column;
+      masks[j] = to_mask(turn ? turned(valid, flip) : valid);
+      if (next) fetched[j] = next[j].pixels + first * shape.w + x * (last - first);
+    }
+    for (int64_t channel = 0; channel < shape.c; channel++) {
+      pass.sums.first = space.sums() + channel * space.tile_rows * space.row_floats + x;
+      if (end) {
+        pass.outputs.first = tile.out + channel * shape.plane() + first * shape.w + x;
+        pass.mean = all(tile.output->mean[channel]);
+        pass.inv_std = all(tile.output->inv_std[channel]);
+      }
+      add_nothing<begin, end>(pass, first, begin_any);
+      add_rows<num, begin, turn, end, true>(pass, begin_any, inner, pixels, masks, weights, sources);
+      add_rows<num, begin, turn, end, false>(pass, inner, inner_end, pixels, masks, weights, sources);
+      add_rows<num, begin, turn, end, true>(pass, inner_end, end_any, pixels, masks, weights, sources);
+      add_nothing<begin, end>(pass, end_any, last);
       for (int j = 0; j < num; j++) {
-        const bool flip = turn && sources[j].flip;
-        const int64_t column = flip ? shape.w - kStep - x : x;
-        const auto valid = load_bytes(space.valid(sources[j].dx) + column);
-        pixels[j] = sources[j].pixels + channel * shape.plane() + sources[j].dy * shape.w + sources[j].dx + column;
-        masks[j] = to_mask(turn ? turned(valid, flip) : valid);
-        if (next) fetched[j] = next[j].pixels + channel * shape.plane() + first * shape.w + x * (last - first);
+        pixels[j] += shape.plane();
+        if (next) fetched[j] += shape.plane();
       }
-      const Pass pass{first, shape.h, shape.w, space.row_floats, next ? fetched : nullptr};
-      float *to = sums + channel * space.tile_rows * space.row_floats + x;
-      if (begin) {
-        for (int64_t y = first; y < begin_any; y++) store(to + (y - first) * space.row_floats, zeros());
-        for (int64_t y = end_any; y < last; y++) store(to + (y - first) * space.row_floats, zeros());
-      }
-      add_rows<num, begin, turn, true>(pass, begin_any, inner, pixels, masks, weights, sources, to);
-      add_rows<num, begin, turn, false>(pass, inner, inner_end, pixels, masks, weights, sources, to);
-      add_rows<num, begin, turn, true>(pass, inner_end, end_any, pixels, masks, weights, sources, to);
     }
   }
 }
 
+using AddImages = void (*)(const Workspace &, const Source *, const Source *, const Tile &);
+
 template <int num>
-void add_group(const Workspace &space, const Source *sources, bool begin, bool turn, const Source *next, int64_t first,
-               int64_t last, float *sums) {
-  const auto add = begin  ? turn ? add_images<num, true, true> : add_images<num, true, false>
-                   : turn ? add_images<num, false, true>
-                          : add_images<num, false, false>;
-  add(space, sources, next, first, last, sums);
+AddImages choose(bool begin, bool turn, bool end) {
+  if (end)
+    return begin  ? turn ? add_images<num, true, true, true> : add_images<num, true, false, true>
+           : turn ? add_images<num, false, true, true>
+                  : add_images<num, false, false, true>;
+  return begin  ? turn ? add_images<num, true, true, false> : add_images<num, true, false, false>
+         : turn ? add_images<num, false, true, false>
+                : add_images<num, false, false, false>;
 }
 
 // What is to be fetched while sources[at] and on are summed: as many, kDistance further on, if there are so many.
 constexpr int64_t kDistance = 6;
 
 // ahead: how many sources there are from sources[num] on.
-void sum_images(const Workspace &space, const Source *sources, int64_t num, int64_t ahead, int64_t first, int64_t last,
-                float *sums) {
+void sum_images(const Workspace &space, const Source *sources, int64_t num, int64_t ahead, const Tile &tile) {
   for (int64_t at = 0; at < num;) {
     const int64_t left = num - at, group = left < 4 ? left : 4;
     const bool more = at + kDistance + group <= num + ahead;
     const Source *these = sources + at, *next = more ? these + kDistance : nullptr;
+    const bool begin = at == 0, end = tile.out && left == group;
     const bool turn = these[group - 1].flip;  // those that are mirrored come last
-    const auto add = group == 1 ? add_group<1> : group == 2 ? add_group<2> : group == 3 ? add_group<3> : add_group<4>;
-    add(space, these, at == 0, turn, next, first, last, sums);
+    const auto pick = group == 1 ? choose<1> : group == 2 ? choose<2> : group == 3 ? choose<3> : choose<4>;
+    pick(begin, turn, end)(space, these, next, tile);
     at += group;
   }
 }
@@ -327,24 +369,29 @@ void write(const Workspace &space, const Output &output, int64_t first, int64_t 
 // errors of 3.7e-6 in units of 1/256, over the bound of 2e-6.
 constexpr int64_t kLongest = 256;
 
-void sum_tile(const Workspace &space, const Source *sources, int64_t num, int64_t ahead, int64_t first, int64_t last) {
+void sum_tile(const Workspace &space, const Source *sources, int64_t num, int64_t ahead, const Tile &tile) {
+  if (num <= kLongest) return sum_images(space, sources, num, ahead, tile);
   float *sums = space.sums(), *totals = space.totals();
   const int64_t size = space.shape.c * space.tile_rows * space.row_floats;
   for (int64_t at = 0; at < num; at += kLongest) {
     const int64_t part = num - at < kLongest ? num - at : kLongest;
-    sum_images(space, sources + at, part, num - at - part + ahead, first, last, sums);
-    if (num <= kLongest) return;
+    sum_images(space, sources + at, part, num - at - part + ahead, {tile.first, tile.last, nullptr, nullptr});
     for (int64_t i = 0; i < size; i++) totals[i] = at ? totals[i] + sums[i] : sums[i];
   }
   std::memcpy(sums, totals, static_cast<size_t>(size) * sizeof(float));
 }
 
 void superpose(Workspace &space, const Output &output, const Source *sources, int64_t num, int64_t ahead, void *out) {
-  const int64_t tile = space.tile_rows, h = space.shape.h;
-  if (tile < h) ahead = 0;  // of a large image a few rows are summed at a time, and the next are its own
-  for (int64_t first = 0; first < h; first += tile) {
-    const int64_t last = first + tile < h ? first + tile : h;
-    sum_tile(space, sources, num, ahead, first, last);
+  const Shape &shape = space.shape;
+  // The last pass writes where no value needs another place or form than it has in the sums.
+  const bool direct =
+      num <= kLongest && !output.half && !output.hwc && output.channels == shape.c && shape.w % kStep == 0;
+  if (space.tile_rows < shape.h)
+    ahead = 0;  // a few rows of a large image are summed at a time, and the next are its own
+  for (int64_t first = 0; first < shape.h; first += space.tile_rows) {
+    const int64_t last = first + space.tile_rows < shape.h ? first + space.tile_rows : shape.h;
+    sum_tile(space, sources, num, ahead, {first, last, &output, direct ? static_cast<float *>(out) : nullptr});
+    if (direct) continue;
     if (output.half)
       write(space, output, first, last, static_cast<uint16_t *>(out));
     else
