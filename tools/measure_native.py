@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import pipeline_def
 from PIL import Image
 
 from fdt_pipeline import FDT, FDTLoader
@@ -41,7 +41,7 @@ from fdt_pipeline.arguments import PAPER_MEAN, PAPER_SCALE
 from fdt_pipeline.engines import native_core
 from fdt_pipeline.epochs import Running, shard_paths
 from fdt_pipeline.native.core import Core, CoreOutput
-from fdt_pipeline.pipeline import npy_header_size
+from fdt_pipeline.pipeline import fn, npy_header_size, types
 from fdt_pipeline.shards import load_shards, read_manifest
 from fdt_pipeline.shards.tar import TarShard
 from fdt_pipeline.superposition import Augment
@@ -387,9 +387,9 @@ def measure_streaming(setting: Setting) -> Group:
         ):
             fdt, plain, shifted = (f"{data.called}, {place}, {way}" for way in ("FDT", "no FDT", "no FDT, shift"))
             group.figures |= {
-                fdt: graph(source(), mixed(c), *run),  # type: ignore[no-untyped-call]
-                plain: graph(source(), whole(targets), *run),  # type: ignore[no-untyped-call]
-                shifted: graph(source(), whole(targets, "slice"), *run),  # type: ignore[no-untyped-call]
+                fdt: graph(source(), mixed(c), *run),
+                plain: graph(source(), whole(targets), *run),
+                shifted: graph(source(), whole(targets, "slice"), *run),
             }
             group.ratios += [
                 Ratio(f"streaming FDT : no FDT, from {place}, {data.called}", fdt, [plain], *bounds),
@@ -401,18 +401,22 @@ def measure_streaming(setting: Setting) -> Group:
 class SuperposedDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """FDT as one would write it for a DataLoader: images drawn from the whole set, torchvision's transforms v2.
 
-    lean: crop and flip in u8, normalize the sum; else every image goes through the whole chain before it is summed.
+    "lean": crop and flip in u8, normalize the sum. "chain": every image goes through the whole chain before it is
+    summed. "PIL": the same, of images as torchvision's own data sets give them.
     """
 
-    def __init__(self, images: U8, labels: I64, num_classes: int, lean: bool) -> None:
+    def __init__(self, images: U8, labels: I64, num_classes: int, way: str) -> None:
         from torchvision.transforms import v2
 
-        self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        planes = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.images = images if way == "PIL" else planes
         self.by_class = [torch.from_numpy(np.flatnonzero(labels == c)) for c in range(num_classes)]
         augment = [v2.RandomCrop(images.shape[1], padding=PAD), v2.RandomHorizontalFlip()]
         normalize = [v2.ToDtype(torch.float32), v2.Normalize(PAPER_MEAN, [PAPER_SCALE] * 3)]
-        self.each = v2.Compose(augment if lean else [*augment, *normalize])
-        self.last = v2.Compose(normalize if lean else [v2.Identity()])
+        begin = [v2.Lambda(Image.fromarray), v2.ToImage()] if way == "PIL" else []
+        self.size = planes.shape[1:]
+        self.each = v2.Compose(augment if way == "lean" else [*begin, *augment, *normalize])
+        self.last = v2.Compose(normalize if way == "lean" else [v2.Identity()])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -422,20 +426,20 @@ class SuperposedDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tenso
         classes = random.sample(range(num_classes), random.randint(1, num_classes))
         weights = 1 / torch.arange(1, len(classes) + 1)
         weights /= weights.sum()
-        image = torch.zeros(self.images.shape[1:])
+        image = torch.zeros(self.size)
         for weight, label in zip(weights, classes, strict=True):
             chosen = self.by_class[label]
             image += weight * self.each(self.images[chosen[random.randrange(len(chosen))]])
         return self.last(image), torch.zeros(num_classes).index_put_((torch.tensor(classes),), weights)
 
 
-def data_loader(data: Data, batch_size: int, lean: bool, num_workers: int = 2) -> Figure:
+def data_loader(data: Data, batch_size: int, way: str, num_workers: int = 2) -> Figure:
     """Workers that stay, and an epoch a figure, so that they rest when others are measured. The first batch of each
     worker is the warm-up. Spawned: a fork after DALI's threads have run is not safe."""
-    dataset = SuperposedDataset(*data.loaded, data.num_classes, lean)
+    dataset = SuperposedDataset(*data.loaded, data.num_classes, way)
     indices: list[int] = []
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size, sampler=indices, num_workers=num_workers, persistent_workers=True,  # type: ignore[arg-type]
+        dataset, batch_size, sampler=indices, num_workers=num_workers, persistent_workers=True,
         multiprocessing_context="spawn",
     )  # fmt: skip
 
@@ -455,14 +459,11 @@ def data_loader(data: Data, batch_size: int, lean: bool, num_workers: int = 2) -
 
 def measure_dataloader(setting: Setting) -> Group:
     data, group = setting.data[0], Group()
-    names = [f"DataLoader, {way}" for way in ("lean", "the whole chain for every image")]
-    group.figures = {
-        "FDT": resident(data, setting.batch_size, setting.threads),
-        names[0]: data_loader(data, setting.batch_size, lean=True),
-        names[1]: data_loader(data, setting.batch_size, lean=False),
-    }
+    ways = {"lean": "lean", "chain": "the whole chain for every image", "PIL": "the whole chain, from PIL images"}
+    group.figures = {"FDT": resident(data, setting.batch_size, setting.threads)}
+    group.figures |= {f"DataLoader, {text}": data_loader(data, setting.batch_size, way) for way, text in ways.items()}
     title = f"resident FDT : DataLoader, {data.called}"
-    group.ratios = [Ratio(title, "FDT", names, 300, 500), Ratio(f"{title}, the whole chain", "FDT", names[1:])]
+    group.ratios = [Ratio(f"{title}, {text}", "FDT", [f"DataLoader, {text}"], 300, 500) for text in ways.values()]
     return group
 
 
@@ -484,12 +485,13 @@ def measure_arithmetic(setting: Setting) -> Group:
 def _sums(core: Core, data: Data, threads: int) -> list[Figure]:
     """Of the yardstick, and of the superposition to float32 and float16; a pool of cached images, the same plans."""
     pool = core.pool(*data.of_each_class(CACHED_IMAGES), data.num_classes, PAD)
-    mix: Any = (pool, 0, 0, np.arange(CACHED_OUTPUTS), FDT(), Augment(PAD))
-    plans = core.draw_plans(*mix)
+    indices, fdt, augment = np.arange(CACHED_OUTPUTS), FDT(), Augment(PAD)
+    plans = core.draw_plans(pool, 0, 0, indices, fdt, augment)
 
     def superpose(half: bool) -> Figure:
         output = CoreOutput(PAPER_MEAN, [PAPER_SCALE] * 3, half=half)
-        return _repeated(lambda n: core.superpose(*mix, output, num_threads=threads, repeats=n)[2])
+        more: dict[str, Any] = {"num_threads": threads}
+        return _repeated(lambda n: core.superpose(pool, 0, 0, indices, fdt, augment, output, repeats=n, **more)[2])
 
     return [_repeated(lambda n: core.yardstick(pool, plans, threads, n)), superpose(False), superpose(True)]
 

@@ -612,7 +612,7 @@ def test_a_manifest_that_promises_more_than_there_is_does_not_take_that_memory(c
 
 def test_png_shards_and_mixed_sizes_are_refused_with_the_way_out(core, tmp_path):
     write_shards(ArraySource(numbered_images(20), LABELS[:20]), tmp_path / "png", "png")
-    with pytest.raises(ValueError, match="needs raw shards, these are png: .* --encode raw, or use FDTLoader"):
+    with pytest.raises(ValueError, match=r"needs raw shards, these are png: .* --encode raw, or use FDTLoader"):
         core.read_pool(str(tmp_path / "png"))
 
 

@@ -1,0 +1,580 @@
+"""fn.fdt.superpose and fn.fdt.superpose_resident in pipelines of one's own, on the CPU, with every supported DALI."""
+
+import shutil
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+
+from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, series_argument
+from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.shards import load_shards
+from fdt_pipeline.superposition import NO_AUGMENT, Pool, epoch_order, standardize, superpose_images
+from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+PAPER = {"mean": [122.0, 117.0, 104.0], "std": 256.0}
+BOUND = 2e-6  # of images, in units of pixel / 256
+BATCH = 40
+ERRORS = (RuntimeError, ValueError)  # DALI 2 keeps what C++ calls an invalid argument, 1.34 makes it a RuntimeError
+
+
+def feed(batches):
+    """One batch after the other, over and over; resumable, as it is a function of the iteration."""
+    return fn.external_source(lambda info: batches[info.iteration % len(batches)], batch=True, batch_info=True)
+
+
+@pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
+def window_graph(images, labels, ids=None, **options):
+    """Batches of images and labels, and of ids where they are given, through fn.fdt.superpose."""
+    inputs = [feed(images), feed(labels), *([] if ids is None else [feed(ids)])]
+    return tuple(fn.fdt.superpose(*inputs, **options))
+
+
+@pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
+def resident_graph(ids, **options):
+    return tuple(fn.fdt.superpose_resident(feed(ids), **options))
+
+
+def run(pipeline, iterations=1):
+    """The next outputs, joined."""
+    pipeline.build()
+    outputs = [[np.array(part.as_array()) for part in pipeline.run()] for _ in range(iterations)]
+    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+
+
+def ids_of(epoch, indices):
+    indices = np.asarray(indices)
+    return np.stack([np.full_like(indices, epoch), indices], axis=1)
+
+
+def window(n=BATCH, first=0, **options):
+    """A pipeline of the n numbered images from `first` on, 7 classes."""
+    images, labels = numbered_images()[first : first + n], LABELS[first : first + n]
+    return window_graph([images], [labels], **{"num_classes": 7, "batch_size": n, **options})
+
+
+def resident(folder, indices=range(BATCH), epoch=0, **options):
+    """A pipeline of the outputs `indices` of the numbered shards."""
+    return resident_graph([ids_of(epoch, indices)], pool=str(folder), batch_size=len(indices), **options)
+
+
+def definition(images, labels, indices, fdt, augment=NO_AUGMENT, seed=0, epoch=0, leaders=None):
+    """f64[n c h w] and f32[n 7] with the paper's mean and scale."""
+    plans = draw_plans(seed, epoch, indices, Pool(labels, 7), fdt, augment, leaders)
+    sums = np.stack([superpose_images(plans[i], images, augment.pad) for i in range(len(plans))])
+    return standardize(sums, PAPER["mean"], 256).transpose(0, 3, 1, 2), batch_targets(plans, 7, fdt.targets)
+
+
+def assert_same(got, expected):
+    assert np.abs(got[0] - expected[0]).max() < BOUND
+    assert np.array_equal(got[1], expected[1])
+
+
+OPTIONS = [
+    (FDT(), NO_AUGMENT, {}),
+    (FDT(), Augment(2), {"pad": 2, "flip": True}),
+    (FDT(min_images=3, max_images=4), Augment(5, flip=False), {"min_images": 3, "max_images": 4, "pad": 5}),
+    (FDT(probability=0.3), Augment(0), {"probability": 0.3, "flip": True}),
+    (FDT(targets="dominant"), NO_AUGMENT, {"targets": "dominant"}),
+    (FDT(series=Power(2.5)), NO_AUGMENT, {"series": series_argument(Power(2.5), 7)}),
+    (
+        FDT(series=Geometric(0.5), min_images=5),
+        NO_AUGMENT,
+        {"series": series_argument(Geometric(0.5), 7), "min_images": 5},
+    ),
+]
+
+
+@pytest.mark.parametrize(("fdt", "augment", "options"), OPTIONS)
+def test_a_window_is_mixed_as_the_definition_says(fdt, augment, options):
+    images, labels = numbered_images()[:BATCH], LABELS[:BATCH]
+    got = run(window(ids=[ids_of(3, np.arange(100, 100 + BATCH))], plan_seed=9, **options, **PAPER))
+    assert_same(got, definition(images, labels, np.arange(100, 100 + BATCH), fdt, augment, 9, 3))
+
+
+@pytest.mark.parametrize(("fdt", "augment", "options"), OPTIONS)
+def test_a_pool_is_mixed_as_the_definition_says(numbered_shards, fdt, augment, options):
+    images, labels, _ = load_shards(numbered_shards)
+    got = run(resident(numbered_shards, epoch=3, plan_seed=9, **options, **PAPER))
+    assert_same(got, definition(images, labels, np.arange(BATCH), fdt, augment, 9, 3))
+
+
+def test_each_image_leads_its_own_place_of_a_window():
+    images, labels = numbered_images()[:BATCH], LABELS[:BATCH]
+    got = run(window(anchor="epoch", **PAPER))
+    expected = definition(images, labels, np.arange(BATCH), FDT(anchor="epoch"), leaders=np.arange(BATCH))
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("anchor", ["epoch", "index"])
+def test_each_image_of_a_pool_leads_once_an_epoch(numbered_shards, anchor):
+    images, labels, _ = load_shards(numbered_shards)
+    everything = np.arange(NUM_SAMPLES)
+    got = run(resident(numbered_shards, everything, epoch=5, plan_seed=8, anchor=anchor, **PAPER))
+    leaders = epoch_order(8, 5, NUM_SAMPLES) if anchor == "epoch" else everything
+    assert_same(got, definition(images, labels, everything, FDT(anchor="epoch"), seed=8, epoch=5, leaders=leaders))
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1, 5])
+def test_seeds_are_64_bits_passed_as_a_signed_number(numbered_shards, seed):
+    images, labels, _ = load_shards(numbered_shards)
+    got = run(resident(numbered_shards, plan_seed=seed - (seed >> 63 << 64), **PAPER))
+    assert_same(got, definition(images, labels, np.arange(BATCH), FDT(), seed=seed))
+
+
+def test_a_probability_is_exact_as_a_threshold_of_2_to_the_32():
+    images, labels = numbered_images()[:BATCH], LABELS[:BATCH]
+    for probability in (0.0, 1 / 3, 1.0):
+        threshold = round(probability * 2**32)
+        got = run(window(mix_threshold=threshold, probability=0.9, **PAPER))
+        assert_same(got, definition(images, labels, np.arange(BATCH), FDT(probability=probability)))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(LABELS[:BATCH].astype(kind) for kind in (np.int64, np.int32, np.int16, np.uint8)),
+        *(LABELS[:BATCH, None].astype(kind) for kind in (np.int64, np.int32, np.int16)),
+        [np.frombuffer(b"%d" % label, np.uint8) for label in LABELS[:BATCH]],
+        [np.frombuffer(b"%05d" % label, np.uint8) for label in LABELS[:BATCH]],
+    ],
+)
+def test_labels_are_numbers_of_any_type_or_ascii_digits(labels):
+    got = run(window_graph([numbered_images()[:BATCH]], [labels], num_classes=7))
+    for part, expected in zip(got, run(window()), strict=True):
+        assert np.array_equal(part, expected)
+
+
+def test_labels_of_several_digits_are_read_whole():
+    labels = np.arange(BATCH) * 1600
+    digits = [np.frombuffer(b"%d" % label, np.uint8) for label in labels]
+    images = [numbered_images()[:BATCH]]
+    text, number = (run(window_graph(images, [kind], num_classes=65_536, max_images=3)) for kind in (digits, labels))
+    assert np.array_equal(text[1], number[1])
+    assert set(np.flatnonzero(number[1].any(0))) <= set(labels)
+
+
+def test_without_ids_samples_are_counted_over_the_batches():
+    counted = run(window(), 3)
+    expected = run(window(ids=[ids_of(0, BATCH * i + np.arange(BATCH)) for i in range(3)]), 3)
+    for part, other in zip(counted, expected, strict=True):
+        assert np.array_equal(part, other)
+    assert not np.array_equal(counted[1][:BATCH], counted[1][BATCH : 2 * BATCH])
+
+
+def test_padding_of_a_window_is_mixed_into_nothing_and_comes_out_as_zeros():
+    images, labels, indices = numbered_images()[:BATCH], LABELS[:BATCH], np.arange(BATCH)
+    real = indices % 3 != 1
+    ids = [ids_of(0, np.where(real, indices, -1))]
+    for anchor in ("random", "epoch"):
+        got = run(window(ids=ids, anchor=anchor, **PAPER))
+        leaders = np.arange(real.sum()) if anchor == "epoch" else None
+        expected = definition(images[real], labels[real], indices[real], FDT(anchor=anchor), leaders=leaders)
+        assert_same([part[real] for part in got], expected)
+        assert not any(part[~real].any() for part in got)
+
+
+def test_padding_of_a_pool_comes_out_as_zeros(numbered_shards):
+    images, targets = run(resident(numbered_shards, [-1, 3, -1, 5]))
+    expected = run(resident(numbered_shards, [3, 5]))
+    assert not images[[0, 2]].any()
+    assert not targets[[0, 2]].any()
+    assert np.array_equal(images[[1, 3]], expected[0])
+    labels = run(resident(numbered_shards, [-1, 3], targets="label"))[1]
+    assert labels[0] == -1
+
+
+def test_a_batch_of_padding_alone_is_zeros():
+    images, targets = run(window(ids=[ids_of(0, np.full(BATCH, -1))], anchor="epoch"))
+    assert not images.any()
+    assert not targets.any()
+
+
+@pytest.mark.parametrize("layout", ["CHW", "HWC"])
+@pytest.mark.parametrize(("dtype", "kind"), [(types.FLOAT, np.float32), (types.FLOAT16, np.float16)])
+def test_outputs_have_the_type_and_layout_that_was_asked_for(numbered_shards, layout, dtype, kind):
+    options = {"dtype": dtype, "output_layout": layout, "pad": 1}
+    for pipeline, plain in ((window, run(window(pad=1))), (resident, run(resident(numbered_shards, pad=1)))):
+        graph = pipeline(**options) if pipeline is window else pipeline(numbered_shards, **options)
+        graph.build()
+        images, targets = graph.run()
+        assert images.layout() == layout
+        expected = plain[0] if layout == "CHW" else plain[0].transpose(0, 2, 3, 1)
+        assert np.array(images.as_array()).dtype == kind
+        assert np.array_equal(np.array(images.as_array()), expected.astype(kind))
+        assert np.array_equal(np.array(targets.as_array()), plain[1])
+
+
+def test_labels_only_are_int64_scalars(numbered_shards):
+    for graph in (window(targets="label"), resident(numbered_shards, targets="label")):
+        labels = run(graph)[1]
+        assert labels.shape == (BATCH,)
+        assert labels.dtype == np.int64
+    dominant = run(resident(numbered_shards, targets="dominant"))[1]
+    assert np.array_equal(labels, dominant.argmax(1))
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (33, 17, 3), (64, 64, 3), (1, 1, 1), (5, 3, 4), (7, 2, 2)])
+def test_images_of_any_size_are_the_definitions(shape):
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
+    got, targets = run(window_graph([images], [LABELS[:BATCH]], num_classes=7, pad=3, flip=True, std=256.0))
+    plans = draw_plans(0, 0, np.arange(BATCH), Pool(LABELS[:BATCH], 7), FDT(), Augment(3))
+    deep = images.reshape(*images.shape[:3], -1)
+    for i in range(BATCH):
+        expected = superpose_images(plans[i], deep, 3).transpose(2, 0, 1) / 256
+        assert np.abs(got[i] - expected).max() < BOUND
+    assert np.array_equal(targets, batch_targets(plans, 7))
+
+
+def test_gray_images_are_repeated():
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, 4, 5), np.uint8)
+    one, three = (run(window_graph([images], [LABELS[:BATCH]], num_classes=7, channels=c))[0] for c in (1, 3))
+    assert np.array_equal(three, np.repeat(one, 3, axis=1))
+
+
+def test_the_size_of_images_may_change_from_batch_to_batch():
+    sizes = [(6, 5, 3), (9, 30, 3), (2, 2, 1), (6, 5, 3)]
+    images = [np.random.default_rng(0).integers(0, 256, (BATCH, *size), np.uint8) for size in sizes]
+    together = window_graph(images, [LABELS[:BATCH]], num_classes=7, pad=1)
+    together.build()
+    for number, batch in enumerate(images):
+        ids = [ids_of(0, number * BATCH + np.arange(BATCH))]
+        alone = run(window_graph([batch], [LABELS[:BATCH]], ids, num_classes=7, pad=1))
+        for part, expected in zip(together.run(), alone, strict=True):
+            assert np.array_equal(np.array(part.as_array()), expected)
+
+
+def test_a_window_that_is_smaller_than_the_batch_size_is_mixed_as_it_is():
+    images, labels = numbered_images()[:9], LABELS[:9]
+    got = run(window_graph([images], [labels], num_classes=7, batch_size=64, **PAPER))
+    assert_same(got, definition(images, labels, np.arange(9), FDT()))
+
+
+def test_a_batch_that_conditionals_leave_empty_comes_out_empty(numbered_shards):
+    @pipeline_def(batch_size=4, num_threads=2, device_id=None, enable_conditionals=True)
+    def graph():
+        number = fn.external_source(lambda info: np.full(4, info.iteration % 2), batch=True, batch_info=True)
+        ids = fn.external_source(lambda info: ids_of(0, np.arange(4)), batch=True, batch_info=True)
+        if number == 0:
+            images, _ = fn.fdt.superpose_resident(ids, pool=str(numbered_shards))
+        else:
+            images = types.Constant(np.zeros((3, 6, 5), np.float32))
+        return images
+
+    pipeline = graph()
+    pipeline.build()
+    expected = run(resident(numbered_shards, range(4)))[0]
+    for number in range(4):
+        images = np.array(pipeline.run()[0].as_array())
+        assert np.array_equal(images, expected if number % 2 == 0 else np.zeros_like(expected))
+
+
+def test_outputs_of_a_pool_do_not_depend_on_the_batch_size_threads_or_prefetch(numbered_shards):
+    everything = run(resident(numbered_shards, range(200), plan_seed=3, pad=2, flip=True))
+    for size, threads, prefetch in [(1, 1, 1), (7, 4, 3), (200, 3, 2)]:
+        ids = [ids_of(0, np.arange(first, min(first + size, 200))) for first in range(0, 200, size)]
+        options = {"plan_seed": 3, "pad": 2, "flip": True, "pool": str(numbered_shards)}
+        running = {"batch_size": size, "num_threads": threads, "prefetch_queue_depth": prefetch}
+        parts = run(resident_graph(ids, **options, **running), len(ids))
+        for part, expected in zip(parts, everything, strict=True):
+            assert np.array_equal(part, expected)
+
+
+@pytest.mark.parametrize("running", [{"exec_async": False, "exec_pipelined": False}, {"prefetch_queue_depth": 4}])
+@pytest.mark.parametrize("num_threads", [1, 3, 8])
+def test_windows_do_not_depend_on_threads_or_prefetch(num_threads, running):
+    expected = run(window(pad=2), 3)
+    for part, other in zip(run(window(pad=2, num_threads=num_threads, **running), 3), expected, strict=True):
+        assert np.array_equal(part, other)
+
+
+def test_pipelines_in_one_process_do_not_disturb_each_other(numbered_shards):
+    """Two of windows and two of one pool, each a step in turn."""
+    makers = [lambda: window(plan_seed=1), lambda: window(first=60, plan_seed=2)]
+    makers += [lambda seed=seed: resident(numbered_shards, plan_seed=seed, pad=seed) for seed in (0, 3)]
+    expected = [run(make(), 3) for make in makers]
+    pipelines = [make() for make in makers]
+    for pipeline in pipelines:
+        pipeline.build()
+    steps = [[np.array(pipeline.run()[0].as_array()) for pipeline in pipelines] for _ in range(3)]
+    for number, (images, _) in enumerate(expected):
+        assert np.array_equal(np.concatenate([step[number] for step in steps]), images)
+
+
+def test_both_operators_may_be_in_one_graph(numbered_shards):
+    @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
+    def graph():
+        ids = feed([ids_of(0, np.arange(BATCH))])
+        one = fn.fdt.superpose(feed([numbered_images()[:BATCH]]), feed([LABELS[:BATCH]]), ids, num_classes=7)
+        two = fn.fdt.superpose_resident(ids, pool=str(numbered_shards))
+        return (*one, *two)
+
+    parts = run(graph())
+    for part, expected in zip(parts, (*run(window()), *run(resident(numbered_shards))), strict=True):
+        assert np.array_equal(part, expected)
+
+
+def test_a_serialized_pipeline_is_the_same_pipeline(numbered_shards):
+    ids = [ids_of(2, np.arange(BATCH))]
+
+    @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
+    def graph():
+        numbers = fn.external_source(name="numbers")
+        options = {"plan_seed": -7, "series": series_argument(Uniform(), 7), "targets": "dominant", "pad": 1}
+        pool = fn.fdt.superpose_resident(numbers, pool=str(numbered_shards), anchor="epoch", **options)
+        images, labels = fn.external_source(name="images"), fn.external_source(name="labels")
+        return (*pool, *fn.fdt.superpose(images, labels, numbers, num_classes=7, **options))
+
+    def outputs(pipeline):
+        pipeline.build()
+        inputs = {"numbers": ids[0], "images": numbered_images()[:BATCH], "labels": LABELS[:BATCH]}
+        for name, batch in inputs.items():
+            pipeline.feed_input(name, batch)
+        return [np.array(part.as_array()) for part in pipeline.run()]
+
+    first = graph()
+    again = Pipeline.deserialize(first.serialize())
+    for part, expected in zip(outputs(again), outputs(first), strict=True):
+        assert np.array_equal(part, expected)
+
+
+@pipeline_def(batch_size=32, num_threads=2, device_id=None, enable_checkpointing=True)
+def reading_graph(folder, shuffle=True):
+    """As a trainer of one's own might have it: shards, a window, the operator's own count, and a pool."""
+    tars = sorted(map(str, folder.glob("*.tar")))
+    encoded, label = fn.readers.webdataset(
+        paths=tars, index_paths=[tar.replace(".tar", ".idx") for tar in tars], ext=["npy", "cls"],
+        missing_component_behavior="error", random_shuffle=shuffle, seed=3,
+    )  # fmt: skip
+    images = fn.reshape(encoded[128:], shape=(6, 5, 3))
+    mixed = fn.fdt.superpose(images, label, num_classes=7, plan_seed=4, pad=2, flip=True)
+    ids = fn.external_source(lambda info: np.array([1, info.idx_in_epoch % 230]), batch=False)
+    return (*mixed, *fn.fdt.superpose_resident(ids, pool=str(folder), pad=2))
+
+
+@pytest.mark.parametrize("taken", [1, 4, 11])
+def test_a_pipeline_goes_on_bit_for_bit_from_its_checkpoint(numbered_shards, taken):
+    whole = reading_graph(numbered_shards)
+    run(whole, taken)
+    checkpoint = whole.checkpoint()
+    rest = run(whole, 5)
+    restored = run(reading_graph(numbered_shards, checkpoint=checkpoint), 5)
+    for part, expected in zip(restored, rest, strict=True):
+        assert np.array_equal(part, expected)
+    fresh = run(reading_graph(numbered_shards), 5)
+    assert not np.array_equal(fresh[0], rest[0])
+
+
+def test_a_checkpoint_can_be_taken_of_a_restored_pipeline(numbered_shards):
+    whole = reading_graph(numbered_shards)
+    expected = run(whole, 9)
+    checkpoint, parts = None, []
+    for _ in range(3):
+        pipeline = reading_graph(numbered_shards, checkpoint=checkpoint)
+        parts.append(run(pipeline, 3))
+        checkpoint = pipeline.checkpoint()
+    for i, part in enumerate(expected):
+        assert np.array_equal(np.concatenate([piece[i] for piece in parts]), part)
+
+
+def test_a_batch_of_one_class_gives_single_images():
+    images = numbered_images()[:BATCH]
+    mixed, targets = run(window_graph([images], [np.full(BATCH, 3)], num_classes=7))
+    assert np.array_equal(targets, np.eye(7, dtype=np.float32)[np.full(BATCH, 3)])
+    numbers = mixed[:, 0, 0, 0].round().astype(int)
+    assert np.array_equal(mixed.transpose(0, 2, 3, 1), images[numbers])
+
+
+def test_a_batch_of_one_sample_is_that_sample():
+    image = numbered_images()[:1]
+    mixed, targets = run(window_graph([image], [LABELS[:1]], num_classes=7, batch_size=1))
+    assert np.array_equal(mixed.transpose(0, 2, 3, 1), image)
+    assert np.array_equal(targets, [[1, 0, 0, 0, 0, 0, 0]])
+
+
+def test_more_classes_than_samples_mix_what_there_is():
+    images = numbered_images()[:BATCH]
+    targets = run(window_graph([images], [np.arange(BATCH) * 1000], num_classes=65_536))[1]
+    num_images = (targets > 0).sum(1)
+    assert num_images.min() >= 1
+    assert 20 < num_images.max() <= BATCH
+    assert np.abs(targets.sum(1) - 1).max() < 1e-5
+
+
+def test_a_thousand_classes_with_one_image_each_are_all_mixed():
+    images = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), np.uint8)
+    options = {"num_classes": 1000, "batch_size": 1000, "min_images": 1000, "std": 256.0}
+    mixed, targets = run(window_graph([images], [np.arange(1000)], **options))
+    assert (targets > 0).all()
+    plans = draw_plans(0, 0, np.arange(2), Pool(np.arange(1000), 1000), FDT(min_images=1000))
+    for i in range(2):
+        assert np.abs(mixed[i] - superpose_images(plans[i], images).transpose(2, 0, 1) / 256).max() < BOUND
+
+
+def refused(pipeline, match):
+    with pytest.raises(ERRORS, match=match) as error:
+        run(pipeline)
+    assert "codec can't decode" not in str(error.value)
+
+
+ODD = numbered_images()[:BATCH]
+FEW = LABELS[:BATCH]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "match"),
+    [
+        (ODD, np.where(np.arange(BATCH) == 5, 7, FEW), r"label 7 of sample 5 is outside \[0, 7\): check num_classes"),
+        (ODD, np.where(np.arange(BATCH) == 39, -1, FEW), r"label -1 of sample 39 is outside \[0, 7\)"),
+        (ODD, np.full(BATCH, 2**62), r"label 4611686018427387904 of sample 0 is outside"),
+        ([*ODD[:3], ODD[3][:, 1:], *ODD[4:]], FEW, r"one shape, got .*6.*5.*3.*sample 0.*6.*4.*3.*sample 3.*resize"),
+        ([ODD[0][:, :, :1], *ODD[1:]], FEW, r"must have one shape, got .*sample 0.* and .*sample 1"),
+        (ODD.astype(np.float32), FEW, "images must be uint8, got float: superpose before normalizing"),
+        (ODD.astype(np.int8), FEW, "images must be uint8, got int8"),
+        (ODD.reshape(BATCH, -1), FEW, r"images must be \[h w c\] or \[h w\], got shape"),
+        (ODD[:, None], FEW, r"images must be \[h w c\] or \[h w\], got shape"),
+        (np.zeros((BATCH, 2, 2, 5), np.uint8), FEW, "images must have 1 to 4 channels, got 5"),
+        (np.zeros((BATCH, 0, 2, 3), np.uint8), FEW, "images must have pixels"),
+        (ODD, FEW.astype(np.float32), "labels must be int64, int32, int16, uint8, or ASCII digits .*, got float"),
+        (ODD, FEW.astype(bool), "labels must be int64, .*, got bool"),
+        (ODD, np.stack([FEW, FEW], 1), r"labels must be one number a sample, got shape .*2.* for sample 0"),
+        (ODD, [np.frombuffer(b"cat", np.uint8)] * BATCH, 'label of sample 0: a .cls member holds "cat", expected a'),
+        (ODD, [np.frombuffer(b"\xff\x00\n", np.uint8)] * BATCH, r'a .cls member holds "\?\?\?"'),
+        (ODD, [np.frombuffer(b"1" * 30, np.uint8)] * BATCH, r"a .cls member holds"),
+        (ODD, FEW[:, None].astype(np.uint8), r"label of sample 0: a .cls member holds"),  # ASCII by its shape
+        (ODD, [np.zeros(0, np.uint8)] * BATCH, 'a .cls member holds ""'),
+        (ODD, FEW[:-1], "."),
+    ],
+)
+def test_batches_that_cannot_be_mixed_are_errors_that_name_the_sample(images, labels, match):
+    refused(window_graph([images], [labels], num_classes=7), match)
+
+
+@pytest.mark.parametrize(
+    ("ids", "match"),
+    [
+        (ids_of(0, np.arange(BATCH)).astype(np.int32), "ids must be int64, got int32"),
+        (np.arange(BATCH), r"ids must be \(epoch, index\) pairs of shape \(2,\), got shape"),
+        (ids_of(-1, np.arange(BATCH)), r"0 <= epoch < 2\^32 and index < 2\^32, got \(-1, 0\) for sample 0"),
+        (ids_of(2**32, np.arange(BATCH)), r"got \(4294967296, 0\) for sample 0"),
+        (ids_of(0, np.arange(BATCH) + 2**32 - 1), r"got \(0, 4294967296\) for sample 1"),
+    ],
+)
+def test_ids_that_are_none_are_refused_by_both(numbered_shards, ids, match):
+    refused(window(ids=[ids]), match)
+    refused(resident_graph([ids], pool=str(numbered_shards)), match)
+
+
+@pytest.mark.parametrize("anchor", ["epoch", "index"])
+def test_an_index_beyond_the_pool_cannot_lead(numbered_shards, anchor):
+    refused(
+        resident(numbered_shards, [0, NUM_SAMPLES], anchor=anchor),
+        f'anchor "{anchor}": index 230 is not below the number of images, 230',
+    )
+    run(resident(numbered_shards, [0, NUM_SAMPLES]))
+
+
+BAD_OPTIONS = [
+    ({"min_images": 0}, "min_images must be 1 or more, got 0"),
+    ({"max_images": -1}, "max_images must be 0 or more, got -1"),
+    ({"min_images": 3, "max_images": 2}, "max_images 2 must not be below min_images 3"),
+    ({"min_images": 8}, "min_images 8 is over the number of classes, 7: each may be used once"),
+    ({"max_images": 8}, "max_images 8 is over the number of classes, 7"),
+    ({"max_images": 2**40}, "is over the number of classes, 7"),
+    ({"probability": -0.1}, r"probability must be in \[0, 1\], got -0.1"),
+    ({"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
+    ({"probability": float("nan")}, r"probability must be in \[0, 1\], got -?nan"),
+    ({"mix_threshold": 2**32 + 1}, r"mix_threshold must be in \[0, 2\^32\], got 4294967297"),
+    ({"mix_threshold": -2}, r"mix_threshold must be in \[0, 2\^32\], got -2"),
+    ({"series": "linear"}, 'series must be "harmonic", or what fdt_pipeline.series_argument returns, got "linear"'),
+    ({"series": "ä" * 30}, 'series must be "harmonic"'),
+    ({"series": series_argument(Uniform(), 6)}, "weights for sums of up to 6 images, but up to 7 are superposed"),
+    ({"targets": "hard"}, 'targets must be one of "dominant", "label", "soft", got "hard"'),
+    ({"anchor": "first"}, 'anchor must be one of "epoch".*"random", got "first"'),
+    ({"pad": -1}, "pad must be 0 or more, got -1"),
+    ({"pad": 40_000}, "pad must be 32767 or less, got 40000"),
+    ({"mean": [1.0, 2.0]}, "mean must be one number or 3 of them, got 2"),
+    ({"mean": float("nan")}, "mean must be finite"),
+    ({"std": 0.0}, "std must be finite and above 0, got 0"),
+    ({"std": [1.0, -1.0, 1.0]}, "std must be finite and above 0, got -1"),
+    ({"std": float("inf")}, "std must be finite and above 0, got inf"),
+    ({"channels": 1}, "channels=1, but the images have 3: only gray ones can be repeated"),
+    ({"channels": -1}, "channels must be 0 or more, got -1"),
+    ({"dtype": types.UINT8}, "dtype must be FLOAT or FLOAT16: cast other types after"),
+    ({"output_layout": "NCHW"}, 'output_layout must be "CHW" or "HWC", got "NCHW"'),
+    ({"plan_sed": 1}, "plan_sed"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), BAD_OPTIONS)
+def test_bad_arguments_are_refused_by_both_with_what_was_expected(numbered_shards, options, match):
+    with pytest.raises((*ERRORS, TypeError), match=match):
+        run(window(**options))
+    with pytest.raises((*ERRORS, TypeError), match=match):
+        run(resident(numbered_shards, **options))
+
+
+@pytest.mark.parametrize("num_classes", [0, -1, 65_537, 2**40])
+def test_a_number_of_classes_that_cannot_be_is_refused(num_classes):
+    refused(window(num_classes=num_classes), rf"num_classes must be in \[1, 65536\], got {num_classes}")
+
+
+def test_an_index_set_for_pools_is_refused_by_windows():
+    refused(window(anchor="index"), 'anchor must be one of "epoch", "random", got "index"')
+
+
+@pytest.mark.parametrize("change", [lambda tar: tar[:-512], lambda tar: tar + bytes(512)])
+def test_a_shard_of_another_size_than_its_manifest_says_is_named(numbered_shards, tmp_path, change):
+    folder = shutil.copytree(numbered_shards, tmp_path / "shards")
+    tar = folder / "shard-000001.tar"
+    tar.write_bytes(change(tar.read_bytes()))
+    refused(resident(folder), r"shard-000001\.tar: expected \d+ bytes as its manifest says, got \d+")
+
+
+def test_a_pool_that_is_not_there_is_named(tmp_path):
+    refused(
+        resident(tmp_path / "none"), r'pool ".*none" is neither registered nor a folder of raw shards: .*No such file'
+    )
+    (tmp_path / "none").mkdir()
+    refused(resident(tmp_path / "none"), r"manifest\.json: No such file")
+
+
+def test_a_pool_is_read_again_when_nobody_uses_it_any_more(numbered_shards, tmp_path):
+    folder = shutil.copytree(numbered_shards, tmp_path / "shards")
+    first = run(resident(folder))
+    shutil.rmtree(folder)
+    refused(resident(folder), "No such file")
+    shutil.copytree(numbered_shards, folder)
+    assert np.array_equal(run(resident(folder))[0], first[0])
+
+
+def test_a_pipeline_goes_on_after_others_have_failed():
+    good = window()
+    good.build()
+    for _ in range(20):
+        refused(window_graph([ODD], [FEW + 1], num_classes=6), "is outside")
+    expected = run(window(), 4)[0]
+    assert np.array_equal(np.concatenate([np.array(good.run()[0].as_array()) for _ in range(4)]), expected)
+
+
+@pytest.mark.parametrize("operator", [fn.fdt.superpose, fn.fdt.superpose_resident])
+def test_help_says_shapes_ranges_and_errors(operator):
+    text = operator.__doc__
+    for word in ("Errors:", "Outputs:", "(channels, h, w)", "num_classes", "K is uniform on", "min_images", "float32"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "mix_window": 500}])
+@pytest.mark.parametrize("fdt", [FDT(), FDT(anchor="epoch", min_images=4, probability=0.7)])
+def test_both_engines_of_the_loader_agree_on_real_images(fashion_shards, options, fdt):
+    shared = {"fdt": fdt, "seed": 3, "channels": 3, **options}
+    native, python = (
+        FDTLoader(fashion_shards / "train", 256, engine=engine, **shared) for engine in ("native", "torch")
+    )
+    for a, b in islice(zip(native, python, strict=True), 5):
+        assert (a[0] - b[0]).abs().max() < BOUND
+        assert torch.equal(a[1], b[1])
