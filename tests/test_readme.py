@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tools.measure_native import bounded_table
 from train.demo import NAMES
 from train.robust_accuracy import Robustness
 from train.robustness import format_table
@@ -46,3 +48,20 @@ PAGES = [
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "fdt_pipeline/native/README.md"])
+def test_the_natives_table_is_the_committed_results(page):
+    results = json.loads((ROOT / "tools" / "results" / "native-dali2.4.json").read_text())
+    assert bounded_table(results["ratios"]) in (ROOT / page).read_text()
+
+
+def test_the_pipeline_of_the_natives_page_runs(numbered_shards):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "fdt_pipeline/native/README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    pipeline = names["resident"](str(numbered_shards))
+    pipeline.build()
+    images, targets = (np.asarray(output.as_tensor()) for output in pipeline.run())
+    assert images.shape == (256, 3, 6, 5)
+    assert np.allclose(targets.sum(1), 1)

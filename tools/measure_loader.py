@@ -56,7 +56,7 @@ def images_per_second(loader: FDTLoader, num_batches: int) -> float:
 
 def loaders(shards: Path, batch_size: int) -> dict[str, FDTLoader]:
     return {
-        f"{mode} {name}": FDTLoader(shards, batch_size, fdt=fdt, mode=mode)
+        f"{mode} {name}": FDTLoader(shards, batch_size, fdt=fdt, mode=mode, engine="torch")
         for mode in ("resident", "streaming")
         for name, fdt in (("no FDT", None), ("FDT", FDT()))
     }

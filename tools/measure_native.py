@@ -124,9 +124,6 @@ class Setting:
     scratch: Path
 
 
-# ---- Figures
-
-
 def rate(step: Callable[[], int], ahead: int = 2 * PREFETCH + 1) -> Figure:
     """Outputs a second of a step, which makes one batch and says how many; after what had been made ahead is gone."""
 
@@ -197,8 +194,6 @@ def compare(ratio: Ratio, figures: dict[str, list[float]]) -> dict[str, Any]:
         "reaches_stretch": None if ratio.stretch is None else median(values) >= ratio.stretch,
     }
 
-
-# ---- DALI graphs: where samples come from, what becomes of them
 
 Feed = Callable[[], tuple[Any, Any]]
 End = Callable[[Any, Any], tuple[Any, Any]]
@@ -347,9 +342,6 @@ def whole(num_classes: int | None, shift: str = "") -> End:
 
 def graph(feed: Feed, end: End, batch_size: int, threads: int) -> Figure:
     return batches_of(_graph(feed, end, **options(batch_size, threads)))
-
-
-# ---- Groups
 
 
 def measure_resident(setting: Setting) -> Group:
@@ -678,6 +670,11 @@ def table(ratios: Sequence[dict[str, Any]]) -> str:
         bounds = " | ".join("" if r[key] is None else f"{r[key]:g}" for key in ("at_least", "stretch"))
         rows.append(f"| {r['ratio']} | {r['median']:.3g} [{r['min']:.3g}, {r['max']:.3g}] | {bounds} | {holds} |")
     return "\n".join(rows)
+
+
+def bounded_table(ratios: Sequence[dict[str, Any]]) -> str:
+    """Those that are held to a bound alone, as the READMEs have them."""
+    return table([r for r in ratios if r["at_least"] is not None])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

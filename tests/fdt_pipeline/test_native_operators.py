@@ -28,15 +28,30 @@ def feed(batches):
 
 
 @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
-def window_graph(images, labels, ids=None, **options):
-    """Batches of images and labels, and of ids where they are given, through fn.fdt.superpose."""
+def _window_graph(images, labels, ids, options):
     inputs = [feed(images), feed(labels), *([] if ids is None else [feed(ids)])]
     return tuple(fn.fdt.superpose(*inputs, **options))
 
 
 @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
-def resident_graph(ids, **options):
+def _resident_graph(ids, options):
     return tuple(fn.fdt.superpose_resident(feed(ids), **options))
+
+
+RUNNING = {"batch_size", "num_threads", "prefetch_queue_depth", "exec_async", "exec_pipelined"}
+
+
+def _of_the_pipeline(options):
+    return {name: options.pop(name) for name in RUNNING & options.keys()}
+
+
+def window_graph(images, labels, ids=None, **options):
+    """Batches of images and labels, and of ids where they are given, through fn.fdt.superpose."""
+    return _window_graph(images, labels, ids, **_of_the_pipeline(options), options=options)
+
+
+def resident_graph(ids, **options):
+    return _resident_graph(ids, **_of_the_pipeline(options), options=options)
 
 
 def run(pipeline, iterations=1):
