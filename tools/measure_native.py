@@ -49,6 +49,7 @@ from train.environment import hardware, versions
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 Figure = Callable[[float], float]  # seconds to spend -> what was measured
 
 WINDOW, JPEG_WINDOW = 1024, 128
@@ -318,26 +319,37 @@ def mixed(num_classes: int) -> End:
     return lambda u8, label: tuple(fn.fdt.superpose(u8, label, num_classes=num_classes, **MIX))
 
 
-def whole(num_classes: int | None, shift: str = "") -> End:
-    """No FDT: flipped and normalized, targets one-hot, or labels as they come where num_classes is None.
+def whole(num_classes: int | None, augment: str = "", flips: Iterator[I32] | None = None) -> End:
+    """No FDT: normalized, targets one-hot, or labels as they come where num_classes is None.
 
-    shift: "", none; "slice", by up to PAD pixels, zeros come in; "crop", the same out of an image framed by zeros.
+    augment: "", nothing; "flip", as `flips` says, or as DALI draws it (of 32x32x3 that takes a quarter of the time);
+    "slice", flip and a shift by up to PAD pixels, zeros come in; "crop", the same out of an image framed by zeros.
     """
 
     def end(u8: Any, label: Any) -> tuple[Any, Any]:
-        crop: dict[str, Any] = {}
-        if shift == "slice":
+        more: dict[str, Any] = {"mirror": _mirror(flips)} if augment else {}
+        if augment == "slice":
             start = fn.random.uniform(values=list(range(-PAD, PAD + 1)), shape=2, dtype=types.INT32)
             u8 = fn.slice(u8, start=start, shape=(32, 32), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0)
-        if shift == "crop":
+        if augment == "crop":
             x, y = (fn.random.uniform(values=[i / (2 * PAD) for i in range(2 * PAD + 1)]) for _ in "xy")
-            crop = {"crop": (32, 32), "crop_pos_x": x, "crop_pos_y": y}
-        images = fn.crop_mirror_normalize(
-            u8, mirror=fn.random.coin_flip(), dtype=types.FLOAT, output_layout="CHW", **NORMALIZE, **crop
-        )
+            more |= {"crop": (32, 32), "crop_pos_x": x, "crop_pos_y": y}
+        images = fn.crop_mirror_normalize(u8, dtype=types.FLOAT, output_layout="CHW", **NORMALIZE, **more)
         return images, label if num_classes is None else fn.one_hot(label, num_classes=num_classes)
 
     return end
+
+
+def _mirror(flips: Iterator[I32] | None) -> Any:
+    if flips is None:
+        return fn.random.coin_flip()
+    return fn.external_source(source=flips, batch=True, dtype=types.INT32, ndim=0)
+
+
+def drawn_flips(batch_size: int) -> Iterator[I32]:
+    rng = np.random.default_rng(0)
+    while True:
+        yield rng.integers(0, 2, batch_size, np.int32)
 
 
 def graph(feed: Feed, end: End, batch_size: int, threads: int) -> Figure:
@@ -345,49 +357,60 @@ def graph(feed: Feed, end: End, batch_size: int, threads: int) -> Figure:
 
 
 def measure_resident(setting: Setting) -> Group:
-    """From memory, all cores: the first two rows of the table, and what a shift costs the other side."""
-    group, run = Group(), (setting.batch_size, setting.threads)
+    """From memory, all cores: the first two rows of the table, by what the other side does to its images."""
+    group, run = Group(share=0.5), (setting.batch_size, setting.threads)
     for data, bounds in zip(setting.data, ((1.3, 1.8), (0.3, 0.5)), strict=True):
-        (images, labels), c = data.loaded, data.num_classes
-        name = f"{data.called}, FDT"
-        others = {
-            "copied": graph(memory(images, labels, run[0], copied=True), whole(c), *run),
-            "not copied": graph(memory(images, labels, run[0]), whole(c), *run),
-            "shift by slice": graph(memory(images, labels, run[0]), whole(c, "slice"), *run),
-            "shift by crop": graph(memory(data.framed, labels, run[0]), whole(c, "crop"), *run),
-        }
-        plain, shifted = ([f"{data.called}, no FDT, {way}" for way in list(others)[part]] for part in _HALVES)
-        group.figures |= {name: resident(data, *run), **dict(zip([*plain, *shifted], others.values(), strict=True))}
-        group.ratios += [
-            Ratio(f"resident FDT : no FDT, {data.called}", name, plain, *bounds),
-            Ratio(f"resident FDT : no FDT with shift, {data.called}", name, shifted),
-        ]
+        fdt = f"{data.called}, FDT"
+        group.figures[fdt] = resident(data, *run)
+        for does, ways in _without_fdt(data, run[0]).items():
+            names = [f"{data.called}, no FDT, {does}, {way}" for way in ways]
+            figures = [graph(feed, end, *run) for feed, end in ways.values()]
+            group.figures |= dict(zip(names, figures, strict=True))
+            held = () if does == "flip and shift" else bounds
+            group.ratios.append(Ratio(f"resident FDT : no FDT, {does}, {data.called}", fdt, names, *held))
     return group
 
 
-_HALVES = (slice(2), slice(2, None))
+def _without_fdt(data: Data, batch_size: int) -> dict[str, dict[str, tuple[Feed, End]]]:
+    """What is done to images -> ways to do it."""
+    (images, labels), c = data.loaded, data.num_classes
+
+    def plain(copied: bool = False) -> Feed:
+        return memory(images, labels, batch_size, copied)
+
+    return {
+        "normalize alone": {"copied": (plain(True), whole(c)), "not copied": (plain(), whole(c))},
+        "flip": {
+            "by DALI": (plain(), whole(c, "flip")),
+            "by NumPy": (plain(), whole(c, "flip", drawn_flips(batch_size))),
+        },
+        "flip and shift": {
+            "by slice": (plain(), whole(c, "slice")),
+            "by crop": (memory(data.framed, labels, batch_size), whole(c, "crop")),
+        },
+    }
 
 
 def measure_streaming(setting: Setting) -> Group:
     """A mix window of one DALI batch, from raw shards and from memory."""
-    group, run = Group(), (WINDOW, setting.threads)
+    group, run = Group(share=0.5), (WINDOW, setting.threads)
     for data, of_shards, of_memory in zip(setting.data, ((1.0, 1.2), (0.6, 1.0)), ((), (0.6, 1.0)), strict=True):
-        (images, labels), c = data.loaded, data.num_classes
-        for place, source, targets, bounds in (
-            ("shards", lambda data=data: shards(data.folder), None, of_shards),
-            ("memory", lambda i=images, n=labels: memory(i, n, WINDOW), c, of_memory),
-        ):
-            fdt, plain, shifted = (f"{data.called}, {place}, {way}" for way in ("FDT", "no FDT", "no FDT, shift"))
-            group.figures |= {
-                fdt: graph(source(), mixed(c), *run),
-                plain: graph(source(), whole(targets), *run),
-                shifted: graph(source(), whole(targets, "slice"), *run),
-            }
-            group.ratios += [
-                Ratio(f"streaming FDT : no FDT, from {place}, {data.called}", fdt, [plain], *bounds),
-                Ratio(f"streaming FDT : no FDT with shift, from {place}, {data.called}", fdt, [shifted]),
-            ]
+        for place, bounds in (("shards", of_shards), ("memory", of_memory)):
+            label = f"from {place}, {data.called}"
+            targets = data.num_classes if place == "memory" else None
+            ends = {"normalize alone": "", "flip": "flip", "flip and shift": "slice"}
+            fdt = f"{label}, FDT"
+            group.figures[fdt] = graph(_streamed(data, place), mixed(data.num_classes), *run)
+            for does, augment in ends.items():
+                name, held = f"{label}, no FDT, {does}", () if augment == "slice" else bounds
+                group.figures[name] = graph(_streamed(data, place), whole(targets, augment), *run)
+                group.ratios.append(Ratio(f"streaming FDT : no FDT, {does}, {label}", fdt, [name], *held))
     return group
+
+
+def _streamed(data: Data, place: str) -> Feed:
+    """Of shards the labels are text, which without FDT stays as it is: so the other side does a little less."""
+    return shards(data.folder) if place == "shards" else memory(*data.loaded, WINDOW)
 
 
 class SuperposedDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -515,7 +538,7 @@ def measure_batch_sizes(setting: Setting) -> Group:
 
 
 def write_jpegs(data: Data, n: int, folder: Path) -> Path:
-    """Real images of the set, enlarged to 224x224, as a tar of JPEGs with its index; no class next to itself."""
+    """Real images of the set, enlarged to 224x224, in random order, as a tar of JPEGs with its index."""
     images, labels = data.of_each_class(n)
     path = folder / "jpegs.tar"
     with path.open("wb") as file:
@@ -536,9 +559,9 @@ def measure_jpeg(setting: Setting) -> Group:
     tar = write_jpegs(data, setting.num_jpegs, setting.scratch)
     group.figures = {
         "FDT": graph(jpegs(tar), mixed(data.num_classes), *run),
-        "no FDT": graph(jpegs(tar), whole(None), *run),
+        "no FDT": graph(jpegs(tar), whole(None, "flip"), *run),
     }
-    group.ratios = [Ratio(f"JPEG 224x224, FDT : no FDT, {data.called}", "FDT", ["no FDT"])]
+    group.ratios = [Ratio(f"JPEG 224x224, FDT : no FDT, flip, {data.called}", "FDT", ["no FDT"])]
     return group
 
 
@@ -601,7 +624,7 @@ print(time.perf_counter() - start)"""
 
 
 def measure_first_use(setting: Setting) -> Group:
-    """A build into an empty cache, in the first round (which counts here), and what loading it takes from then on."""
+    """A build into an empty cache, once, and what it takes a new process to load it from then on."""
     environment = {**os.environ, "FDT_PIPELINE_CACHE": str(setting.scratch / "cache")}
 
     def python(*arguments: str) -> str:

@@ -342,6 +342,8 @@ def test_negative_indices_are_padding_of_zeros(core):
     assert not got[[0, 2]].any()
     assert not targets[[0, 2]].any()
     assert np.array_equal(got[1], core.superpose(pool, 0, 0, [5], FDT(), NO_AUGMENT, output)[0][0])
+    labels_only = CoreOutput((117.0,), (256.0,), targets="label")
+    assert core.superpose(pool, 0, 0, [-1, 5], FDT(), NO_AUGMENT, labels_only)[1][0] == -1
 
 
 def test_pixels_that_are_their_class_come_out_as_the_target_where_classes_repeat(cores):

@@ -42,7 +42,9 @@ def test_a_check_that_passes_is_asked_once(checks):
 def test_a_check_that_fails_is_an_error_with_its_words_and_is_asked_again(checks):
     checks.code = "print('plans differ at output 3'); raise SystemExit(1)"
     for _ in range(2):
-        with pytest.raises(NativeUnavailable, match=r'check of H100 failed \(plans differ at output 3\); engine="torch"'):
+        with pytest.raises(
+            NativeUnavailable, match=r'check of H100 failed \(plans differ at output 3\); engine="torch"'
+        ):
             gpu_check.require_checked_gpu(0, "H100")
     assert checks.asked == 2
 

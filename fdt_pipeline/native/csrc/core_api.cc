@@ -7,65 +7,17 @@
 #include <stdexcept>
 #include <thread>
 
+#include "api.h"
 #include "kernel.h"
 #include "plan.h"
 #include "pool.h"
 #include "superposer.h"
 
-#define FDT_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace {
-
-thread_local std::string last_error;
-
-template <typename Work>
-int64_t guarded(Work work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc &) {
-    last_error = "out of memory";
-  } catch (const std::exception &error) {
-    last_error = error.what();
-  }
-  return -1;
-}
 
 using PoolHandle = std::shared_ptr<fdt::Pool>;
 
 fdt::Pool &pool_of(void *handle) { return **static_cast<PoolHandle *>(handle); }
-
-}  // namespace
-
-// Mirrored by ctypes in fdt_pipeline/native/core.py.
-struct FdtOptions {
-  uint64_t seed, mix_threshold;
-  uint32_t min_images, max_images, pad, flip;
-  int32_t channels, half, hwc, targets;
-  float mean[4], inv_std[4];
-  const char *series;
-};
-
-namespace {
-
-fdt::PlanOptions plan_options(const FdtOptions &o) {
-  return {o.seed, o.min_images, o.max_images, o.mix_threshold, o.pad, o.flip != 0};
-}
-
-fdt::Output output_of(const FdtOptions &o) {
-  fdt::Output output;
-  output.channels = o.channels;
-  std::copy_n(o.mean, 4, output.mean);
-  std::copy_n(o.inv_std, 4, output.inv_std);
-  output.half = o.half != 0;
-  output.hwc = o.hwc != 0;
-  return output;
-}
-
-std::vector<fdt::Id> ids_of(uint32_t epoch, const int64_t *indices, const int64_t *leaders, int64_t n) {
-  std::vector<fdt::Id> ids(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; i++) ids[static_cast<size_t>(i)] = {epoch, indices[i], leaders ? leaders[i] : -1};
-  return ids;
-}
 
 // work(first, last, thread) over [0, n), cut into as many parts as there are threads.
 template <typename Work>

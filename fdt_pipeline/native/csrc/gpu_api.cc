@@ -5,19 +5,9 @@
 #include <exception>
 #include <string>
 
+#include "api.h"
 #include "gpu.h"
 #include "gpu_check.h"
-
-#define FDT_EXPORT extern "C" __attribute__((visibility("default")))
-
-// As FdtOptions of core_api.cc.
-struct FdtGpuOptions {
-  uint64_t seed, mix_threshold;
-  uint32_t min_images, max_images, pad, flip;
-  int32_t channels, half, hwc, targets;
-  float mean[4], inv_std[4];
-  const char *series;
-};
 
 // Images on the host: u8[n h w c], and where they are put: 0 a resident pool, 1 a window in one piece, 2 a scattered
 // one.
@@ -28,20 +18,6 @@ struct FdtGpuImages {
 };
 
 namespace {
-
-thread_local std::string last_error;
-
-template <typename Work>
-int64_t guarded(Work work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc &) {
-    last_error = "out of memory";
-  } catch (const std::exception &error) {
-    last_error = error.what();
-  }
-  return -1;
-}
 
 void copy_text(const std::string &text, char *to, size_t size) {
   if (!size) return;
@@ -66,21 +42,9 @@ class PrimaryContext {
   void *context_ = nullptr;
 };
 
-fdt::GpuSuperpose make(const FdtGpuOptions &o, const fdt::ClassIndex &classes) {
-  const fdt::PlanOptions plan{o.seed, o.min_images, o.max_images, o.mix_threshold, o.pad, o.flip != 0};
-  fdt::Output output;
-  output.channels = o.channels;
-  std::copy_n(o.mean, 4, output.mean);
-  std::copy_n(o.inv_std, 4, output.inv_std);
-  output.half = o.half != 0;
-  output.hwc = o.hwc != 0;
-  return {plan, fdt::WeightSeries(o.series, plan.highest(classes)), output, static_cast<fdt::Targets>(o.targets)};
-}
-
-std::vector<fdt::Id> ids_of(uint32_t epoch, const int64_t *indices, const int64_t *leaders, int64_t n) {
-  std::vector<fdt::Id> ids;
-  for (int64_t i = 0; i < n; i++) ids.push_back({epoch, indices[i], leaders ? leaders[i] : -1});
-  return ids;
+fdt::GpuSuperpose make(const FdtOptions &o, const fdt::ClassIndex &classes) {
+  const fdt::PlanOptions plan = plan_options(o);
+  return {plan, fdt::WeightSeries(o.series, plan.highest(classes)), output_of(o), static_cast<fdt::Targets>(o.targets)};
 }
 
 // Where the images of a window lie on the GPU: next to each other, or in the opposite order.
@@ -135,7 +99,7 @@ FDT_EXPORT int fdt_gpu_self_check(int device, char *message, size_t size) {
 }
 
 // Superposes n outputs on GPU 0 by one operator, batch_size at a time. images, targets: on the host.
-FDT_EXPORT int64_t fdt_gpu_superpose(const FdtGpuOptions *options, const FdtGpuImages *given, uint32_t epoch,
+FDT_EXPORT int64_t fdt_gpu_superpose(const FdtOptions *options, const FdtGpuImages *given, uint32_t epoch,
                                      const int64_t *indices, const int64_t *leaders, int64_t n, int64_t batch_size,
                                      void *images, void *targets) {
   return guarded([&]() -> int64_t {
@@ -174,7 +138,7 @@ FDT_EXPORT int64_t fdt_gpu_superpose(const FdtGpuOptions *options, const FdtGpuI
 
 // Plans of n outputs, drawn on GPU 0: K of each, and if they are no more than `capacity` all constituents, six numbers
 // each (image, label, dy, dx, flip, and the bits of the weight). -> the number of constituents.
-FDT_EXPORT int64_t fdt_gpu_draw_plans(const FdtGpuOptions *options, const int64_t *labels, int64_t num_images,
+FDT_EXPORT int64_t fdt_gpu_draw_plans(const FdtOptions *options, const int64_t *labels, int64_t num_images,
                                       int64_t num_classes, uint32_t epoch, const int64_t *indices,
                                       const int64_t *leaders, int64_t n, int64_t capacity, uint32_t *k,
                                       uint32_t *entries) {

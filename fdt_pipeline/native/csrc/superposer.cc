@@ -16,7 +16,7 @@ void write_target(const std::vector<Constituent> &plan, const WeightSeries &seri
                   uint32_t num_classes, void *target) {
   const uint32_t k = static_cast<uint32_t>(plan.size());
   if (targets == Targets::kLabel) {
-    const int64_t label = k ? plan[0].label : -1;
+    const int64_t label = k ? static_cast<int64_t>(plan[0].label) : -1;
     std::memcpy(target, &label, sizeof label);
     return;
   }

@@ -1,0 +1,142 @@
+// What the DALI operators are asked for, checked as far as it can be without images.
+#ifndef FDT_OPERATOR_ARGUMENTS_H_
+#define FDT_OPERATOR_ARGUMENTS_H_
+
+#pragma GCC diagnostic ignored "-Wfree-nonheap-object"  // what GCC 12 makes of DALI's SmallVector
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dali/pipeline/operator/operator.h"
+#include "kernel.h"
+#include "plan.h"
+#include "superposer.h"
+
+namespace fdt_operators {
+
+using namespace ::dali;  // NOLINT: the names of types moved between namespaces of DALI
+
+using fdt::ClassIndex;
+using fdt::Id;
+using fdt::Output;
+using fdt::PlanOptions;
+using fdt::Pool;
+using fdt::Shape;
+using fdt::Targets;
+
+enum class Anchor { kRandom, kEpoch, kIndex };
+
+// What is wrong, in words alone: DALI's own macro would put the condition's text before them.
+template <typename... Parts>
+[[noreturn]] void refuse(const Parts &...parts) {
+  throw std::invalid_argument(make_string(parts...));
+}
+
+template <typename... Parts>
+void require(bool fine, const Parts &...parts) {
+  if (!fine) refuse(parts...);
+}
+
+template <typename T>
+T one_of(const OpSpec &spec, const std::string &name, const std::map<std::string, T> &choices) {
+  const auto asked = spec.GetArgument<std::string>(name);
+  const auto found = choices.find(asked);
+  if (found != choices.end()) return found->second;
+  std::string all;
+  for (const auto &choice : choices) all += (all.empty() ? "\"" : ", \"") + choice.first + "\"";
+  refuse(name, " must be one of ", all, ", got \"", asked, "\"");
+}
+
+int64_t at_least(const OpSpec &spec, const std::string &name, int64_t least) {
+  const auto value = spec.GetArgument<int64_t>(name);
+  require(value >= least, name, " must be ", least, " or more, got ", value);
+  return value;
+}
+
+struct Arguments {
+  explicit Arguments(const OpSpec &spec)
+      : targets(one_of<Targets>(
+            spec, "targets", {{"soft", Targets::kSoft}, {"dominant", Targets::kDominant}, {"label", Targets::kLabel}})),
+        series(spec.GetArgument<std::string>("series")),
+        mean(spec.GetRepeatedArgument<float>("mean")),
+        std(spec.GetRepeatedArgument<float>("std")),
+        channels(at_least(spec, "channels", 0)),
+        dtype(spec.GetArgument<DALIDataType>("dtype")),
+        layout(spec.GetArgument<std::string>("output_layout")) {
+    plans.seed = static_cast<uint64_t>(spec.GetArgument<int64_t>("plan_seed"));
+    plans.min_images = static_cast<uint32_t>(std::min<int64_t>(at_least(spec, "min_images", 1), fdt::kMostClasses));
+    plans.max_images = static_cast<uint32_t>(std::min<int64_t>(at_least(spec, "max_images", 0), fdt::kMostClasses));
+    require(!plans.max_images || plans.max_images >= plans.min_images, "max_images ", plans.max_images,
+            " must not be below min_images ", plans.min_images);
+    const auto probability = spec.GetArgument<float>("probability");
+    require(probability >= 0 && probability <= 1, "probability must be in [0, 1], got ", probability);
+    const auto threshold = spec.GetArgument<int64_t>("mix_threshold");
+    require(threshold >= -1 && threshold <= (int64_t{1} << 32), "mix_threshold must be in [0, 2^32], got ", threshold);
+    // The shortest decimal that is this float: 0.3 is then mixed as Python's 0.3 is.
+    plans.mix_threshold = threshold >= 0 ? static_cast<uint64_t>(threshold)
+                                         : static_cast<uint64_t>(std::nearbyint(
+                                               std::strtod(make_string(probability).c_str(), nullptr) * 4294967296.0));
+    const auto pad = at_least(spec, "pad", 0);
+    require(pad <= 32767, "pad must be 32767 or less, got ", pad);
+    plans.pad = static_cast<uint32_t>(pad);
+    plans.flip = spec.GetArgument<bool>("flip");
+    require(dtype == DALI_FLOAT || dtype == DALI_FLOAT16, "dtype must be FLOAT or FLOAT16: cast other types after");
+    require(layout == "CHW" || layout == "HWC", "output_layout must be \"CHW\" or \"HWC\", got \"", layout, "\"");
+    for (float value : mean) require(std::isfinite(value), "mean must be finite, got ", value);
+    for (float value : std) require(value > 0 && std::isfinite(value), "std must be finite and above 0, got ", value);
+  }
+
+  // How images of so many channels are written.
+  Output output(int64_t stored) const {
+    require(stored >= 1 && stored <= fdt::kMostChannels, "images must have 1 to 4 channels, got ", stored);
+    const int64_t n = channels ? channels : stored;
+    require(n == stored || (stored == 1 && n <= fdt::kMostChannels), "channels=", n, ", but the images have ", stored,
+            ": only gray ones can be repeated, up to 4 times");
+    Output result;
+    result.channels = static_cast<int>(n);
+    result.half = dtype == DALI_FLOAT16;
+    result.hwc = layout == "HWC";
+    fill("mean", mean, n, result.mean);
+    fill("std", std, n, result.inv_std);
+    for (int64_t i = 0; i < n; i++) result.inv_std[i] = 1 / result.inv_std[i];
+    return result;
+  }
+
+  void check_classes(int64_t num_classes) const {
+    require(num_classes >= 1 && num_classes <= fdt::kMostClasses, "num_classes must be in [1, ", fdt::kMostClasses,
+            "], got ", num_classes);
+    for (const auto &given :
+         {std::make_pair("min_images", plans.min_images), std::make_pair("max_images", plans.max_images)})
+      require(given.second <= num_classes, given.first, " ", given.second, " is over the number of classes, ",
+              num_classes, ": each may be used once");
+  }
+
+  uint32_t most_images(int64_t num_classes) const {
+    return plans.max_images ? plans.max_images : static_cast<uint32_t>(num_classes);
+  }
+
+  PlanOptions plans;
+  Targets targets;
+  std::string series;
+  std::vector<float> mean, std;
+  int64_t channels;
+  DALIDataType dtype;
+  std::string layout;
+
+ private:
+  static void fill(const char *name, const std::vector<float> &given, int64_t n, float *values) {
+    require(given.size() == 1 || static_cast<int64_t>(given.size()) == n, name, " must be one number or ", n,
+            " of them, got ", given.size());
+    for (int64_t i = 0; i < n; i++) values[i] = given[given.size() == 1 ? 0 : static_cast<size_t>(i)];
+  }
+};
+
+}  // namespace fdt_operators
+
+#endif  // FDT_OPERATOR_ARGUMENTS_H_

@@ -1,0 +1,169 @@
+// Batches as DALI gives and takes them: ids, labels, images, outputs, and work for its threads.
+#ifndef FDT_OPERATOR_BATCHES_H_
+#define FDT_OPERATOR_BATCHES_H_
+
+#include <string>
+#include <vector>
+
+#include "operator_arguments.h"
+#include "superposer.h"
+#include "text.h"
+
+namespace fdt_operators {
+
+std::vector<OutputDesc> describe(int n, const Shape &shape, const Output &output, const Arguments &arguments,
+                                 int64_t num_classes) {
+  const int64_t c = output.channels;
+  const TensorShape<> image = output.hwc ? TensorShape<>{shape.h, shape.w, c} : TensorShape<>{c, shape.h, shape.w};
+  const bool labels = arguments.targets == Targets::kLabel;
+  const TensorShape<> target = labels ? TensorShape<>{} : TensorShape<>{num_classes};
+  return {{uniform_list_shape(n, image), arguments.dtype},
+          {uniform_list_shape(n, target), labels ? DALI_INT64 : DALI_FLOAT}};
+}
+
+// (epoch, index) of every sample.
+void read_ids(const TensorList<CPUBackend> &from, std::vector<Id> &ids) {
+  require(from.type() == DALI_INT64, "ids must be int64, got ", from.type());
+  ids.resize(static_cast<size_t>(from.num_samples()));
+  for (int i = 0; i < from.num_samples(); i++) {
+    const auto shape = from.tensor_shape(i);
+    require(volume(shape) == 2, "ids must be (epoch, index) pairs of shape (2,), got shape ", shape, " for sample ", i);
+    const int64_t *pair = static_cast<const int64_t *>(from.raw_tensor(i));
+    require(pair[0] >= 0 && pair[0] < (int64_t{1} << 32) && pair[1] < (int64_t{1} << 32),
+            "ids must be (epoch, index) with 0 <= epoch < 2^32 and index < 2^32, got (", pair[0], ", ", pair[1],
+            ") for sample ", i);
+    ids[static_cast<size_t>(i)] = {static_cast<uint32_t>(pair[0]), pair[1], -1};
+  }
+}
+
+int64_t read_label(const TensorList<CPUBackend> &from, int i) {
+  const auto shape = from.tensor_shape(i);
+  const void *data = from.raw_tensor(i);
+  if (from.type() == DALI_UINT8 && shape.sample_dim() == 1) {  // as readers.webdataset gives a .cls member
+    const std::string digits(static_cast<const char *>(data), static_cast<size_t>(volume(shape)));
+    require(!digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos,
+            "label of sample ", i, ": a .cls member holds \"", fdt::printable(digits), "\", expected a class number");
+    return std::stoll(digits);
+  }
+  require(volume(shape) == 1, "labels must be one number a sample, got shape ", shape, " for sample ", i);
+  switch (from.type()) {
+    case DALI_UINT8:
+      return *static_cast<const uint8_t *>(data);
+    case DALI_INT16:
+      return *static_cast<const int16_t *>(data);
+    case DALI_INT32:
+      return *static_cast<const int32_t *>(data);
+    case DALI_INT64:
+      return *static_cast<const int64_t *>(data);
+    default:
+      refuse("labels must be int64, int32, int16, uint8, or ASCII digits (uint8 of shape (n,)), got ", from.type());
+  }
+}
+
+void read_labels(const TensorList<CPUBackend> &from, int64_t num_classes, std::vector<int64_t> &labels) {
+  labels.resize(static_cast<size_t>(from.num_samples()));
+  for (int i = 0; i < from.num_samples(); i++) {
+    const int64_t label = labels[static_cast<size_t>(i)] = read_label(from, i);
+    require(label >= 0 && label < num_classes, "label ", label, " of sample ", i, " is outside [0, ", num_classes,
+            "): check num_classes");
+  }
+}
+
+// The one shape of the images of a window, u8[h w c] or u8[h w].
+template <typename Backend>
+Shape window_shape(const TensorList<Backend> &images) {
+  require(images.type() == DALI_UINT8, "images must be uint8, got ", images.type(), ": superpose before normalizing");
+  const auto first = images.tensor_shape(0);
+  require(first.sample_dim() == 3 || first.sample_dim() == 2, "images must be [h w c] or [h w], got shape ", first);
+  for (int i = 1; i < images.num_samples(); i++)
+    require(images.tensor_shape(i) == first, "images of one mix window must have one shape, got ", first,
+            " (sample 0) and ", images.tensor_shape(i), " (sample ", i, "): resize them first");
+  const Shape shape{first[0], first[1], first.sample_dim() == 3 ? first[2] : 1};
+  require(shape.size() > 0 && shape.size() < (int64_t{1} << 31),
+          "images must have pixels, and less than 2^31 bytes, got shape ", first);
+  return shape;
+}
+
+// Leaders of an epoch, kept for the epoch that they were last asked for.
+class EpochOrder {
+ public:
+  void lead(uint64_t seed, size_t n, std::vector<Id> &ids) {
+    for (Id &id : ids) {
+      if (id.index < 0) continue;
+      require(static_cast<size_t>(id.index) < n, "anchor \"epoch\": index ", id.index,
+              " is not below the number of images, ", n);
+      if (order_.size() != n || id.epoch != epoch_) order_ = fdt::epoch_order(seed, epoch_ = id.epoch, n);
+      id.leader = order_[static_cast<size_t>(id.index)];
+    }
+  }
+
+ private:
+  uint32_t epoch_ = 0;
+  std::vector<int64_t> order_;
+};
+
+void set_leaders(Anchor anchor, uint64_t seed, size_t n, EpochOrder &order, std::vector<Id> &ids) {
+  if (anchor == Anchor::kEpoch) order.lead(seed, n, ids);
+  if (anchor != Anchor::kIndex) return;
+  for (Id &id : ids) {
+    require(id.index < static_cast<int64_t>(n), "anchor \"index\": index ", id.index,
+            " is not below the number of images, ", n);
+    id.leader = id.index;
+  }
+}
+
+// work(part, thread) for every part, on DALI's threads; on this one if there is but one.
+template <typename Work>
+void share_out(::dali::Workspace &ws, int64_t num_parts, Work work) {
+  if (num_parts == 1) return work(int64_t{0}, 0);
+  auto &threads = ws.GetThreadPool();
+  for (int64_t part = 0; part < num_parts; part++) threads.AddWork([=](int thread) { work(part, thread); }, -part);
+  threads.RunAll();
+}
+
+// Parts of a batch: some for each thread, so that one that comes late leaves little to wait for.
+int64_t num_parts(int64_t n, int num_threads) { return num_threads == 1 ? 1 : std::min<int64_t>(n, 4 * num_threads); }
+
+// Superposers of the threads, and a batch through them.
+class CpuSuperposers {
+ public:
+  void run(::dali::Workspace &ws, const Pool &pool, const Arguments &arguments, const fdt::WeightSeries &series,
+           const Output &output, const std::vector<Id> &ids, bool new_pool) {
+    const int num_threads = ws.GetThreadPool().NumThreads();
+    if (new_pool || superposers_.empty()) {
+      superposers_.resize(static_cast<size_t>(num_threads));
+      for (auto &superposer : superposers_) superposer.reset(pool, arguments.plans);
+    }
+    auto &images = ws.Output<CPUBackend>(0);
+    auto &targets = ws.Output<CPUBackend>(1);
+    const auto n = static_cast<int64_t>(ids.size());
+    image_at_.resize(ids.size());
+    target_at_.resize(ids.size());
+    for (int i = 0; i < n; i++) {
+      image_at_[static_cast<size_t>(i)] = images.raw_mutable_tensor(i);
+      target_at_[static_cast<size_t>(i)] = targets.raw_mutable_tensor(i);
+    }
+    const int64_t parts = num_parts(n, num_threads);
+    share_out(ws, parts, [&, n, parts](int64_t part, int thread) {
+      superposers_[static_cast<size_t>(thread)].run(pool, series, output, arguments.targets, ids.data(),
+                                                    n * part / parts, n * (part + 1) / parts,
+                                                    {image_at_.data(), target_at_.data()});
+    });
+    images.SetLayout(TensorLayout(arguments.layout));
+  }
+
+ private:
+  std::vector<fdt::Superposer> superposers_;
+  std::vector<void *> image_at_, target_at_;
+};
+
+// Where a batch goes on the GPU: one piece of memory an output.
+void *whole_output(::dali::Workspace &ws, int i) {
+  auto &output = ws.Output<GPUBackend>(i);
+  require(output.IsContiguous(), "expected DALI to give outputs in one piece of memory");
+  return output.raw_mutable_tensor(0);
+}
+
+}  // namespace fdt_operators
+
+#endif  // FDT_OPERATOR_BATCHES_H_

@@ -1,0 +1,269 @@
+"""The native operators and the life of processes: how they come and end, fork, spawn, and are interrupted.
+
+Every process here ends itself with all its stacks on stderr should it hang.
+"""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fdt_pipeline import FDT, Augment
+from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.shards import load_shards
+from fdt_pipeline.superposition import Pool, superpose_images
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+IMPORTS = (
+    "import fdt_pipeline\nfrom nvidia.dali import fn, pipeline_def",
+    "from nvidia.dali import fn, pipeline_def\nimport fdt_pipeline",
+)
+GRAPHS = """
+import faulthandler, os, signal, sys, threading, time
+from pathlib import Path
+import numpy as np
+faulthandler.dump_traceback_later(40, exit=True)
+FOLDER = Path({folder!r})
+
+@pipeline_def(batch_size=8, num_threads=2, device_id=None, prefetch_queue_depth=3)
+def resident():
+    ids = fn.external_source(lambda info: np.array([0, info.idx_in_epoch]), batch=False)
+    return tuple(fn.fdt.superpose_resident(ids, pool=str(FOLDER), plan_seed=5, pad=2, flip=True))
+
+@pipeline_def(batch_size=8, num_threads=2, device_id=None, prefetch_queue_depth=3)
+def streaming():
+    tars = sorted(map(str, FOLDER.glob("*.tar")))
+    indexes = [tar.replace(".tar", ".idx") for tar in tars]
+    encoded, label = fn.readers.webdataset(
+        paths=tars, index_paths=indexes, ext=["npy", "cls"], missing_component_behavior="error"
+    )
+    return tuple(fn.fdt.superpose(fn.reshape(encoded[128:], shape=(6, 5, 3)), label, num_classes=7, plan_seed=5))
+
+def started(graph):
+    pipeline = graph()
+    pipeline.build()
+    pipeline.run()
+    return pipeline
+
+def first(graph):
+    pipeline = graph()
+    pipeline.build()
+    return [np.array(part.as_array()) for part in pipeline.run()]
+"""
+
+
+def start(folder, code, imports=IMPORTS[0]):
+    return subprocess.Popen(
+        [sys.executable, "-W", "default", "-c", imports + GRAPHS.format(folder=str(folder)) + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process):
+    """(exit code, what it printed, its errors)"""
+    output, errors = process.communicate(timeout=60)
+    assert "Timeout" not in errors, errors
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize("imports", IMPORTS)
+def test_the_operators_are_in_dali_after_the_import_alone(numbered_shards, tmp_path, imports):
+    code = f"""
+np.savez({str(tmp_path / "resident.npz")!r}, *first(resident))
+np.savez({str(tmp_path / "streaming.npz")!r}, *first(streaming))
+"""
+    assert ended(start(numbered_shards, code, imports))[0] == 0
+    images, labels, _ = load_shards(numbered_shards)
+    for name, n, augment in (("resident", len(labels), Augment(2)), ("streaming", 8, Augment(0, False))):
+        mixed, targets = np.load(tmp_path / f"{name}.npz").values()
+        plans = draw_plans(5, 0, np.arange(8), Pool(labels[:n], 7), FDT(), augment)
+        assert np.array_equal(targets, batch_targets(plans, 7))
+        for i in range(8):
+            expected = superpose_images(plans[i], images[:n], augment.pad).transpose(2, 0, 1)
+            assert np.abs(mixed[i] - expected).max() < 2e-6 * 256
+
+
+def test_help_needs_nothing_but_the_import(numbered_shards):
+    output = ended(start(numbered_shards, "help(fn.fdt.superpose)"))[1]
+    assert "num_classes" in output
+    assert "Errors:" in output
+
+
+def test_a_serialized_pipeline_runs_in_another_process(numbered_shards, tmp_path):
+    """Which reads shards, as a source in Python would not go along."""
+    file = tmp_path / "pipeline"
+    write = f"pipeline = streaming()\nPath({str(file)!r}).write_bytes(pipeline.serialize())\nprint(*first(streaming)[1].ravel())"
+    read = f"""
+from nvidia.dali import Pipeline
+pipeline = Pipeline.deserialize(filename={str(file)!r}, batch_size=8, num_threads=2, device_id=None)
+print(*first(lambda: pipeline)[1].ravel())
+"""
+    expected, got = (ended(start(numbered_shards, code)) for code in (write, read))
+    assert got == expected
+    assert got[:2] != (0, ""), got
+
+
+ENDS = {
+    "a pipeline that is kept": "kept = started({graph})",
+    "an exception in mid-epoch": "kept = started({graph})\nraise ValueError('in mid-epoch')",
+    "an exception whose traceback is kept": """
+def fail():
+    pipeline = started({graph})
+    raise ValueError("kept")
+try:
+    fail()
+except ValueError as error:
+    sys.last_value, sys.last_traceback = error, error.__traceback__
+""",
+    "sys.exit in a function": "def leave():\n    pipeline = started({graph})\n    sys.exit()\nleave()",
+    "one in a cycle": "class Cycle: pass\ncycle = Cycle()\ncycle.itself, cycle.pipeline = cycle, started({graph})\ndel cycle",
+    "one that failed": """
+@pipeline_def(batch_size=8, num_threads=2, device_id=None)
+def failing():
+    labels = fn.external_source(lambda info: np.full(8, 9 * (info.iteration == 2)), batch=True, batch_info=True)
+    images = fn.external_source(lambda info: np.zeros((8, 4, 4, 3), np.uint8), batch=True, batch_info=True)
+    return tuple(fn.fdt.superpose(images, labels, num_classes=7))
+kept = [started({graph}), failing()]
+kept[1].build()
+try:
+    for _ in range(9): kept[1].run()
+    sys.exit(9)
+except (RuntimeError, ValueError) as error:
+    assert "label 9 of sample 0" in str(error)
+    sys.last_value, sys.last_traceback = error, error.__traceback__
+""",
+}
+
+
+@pytest.mark.parametrize("graph", ["resident", "streaming"])
+@pytest.mark.parametrize("end", ENDS)
+def test_the_interpreter_exits_in_mid_batch_and_does_not_hang(numbered_shards, graph, end):
+    """Two at a time, more often than once: a race would not show each time."""
+    for _ in range(2):
+        for process in [start(numbered_shards, ENDS[end].format(graph=graph)) for _ in range(2)]:
+            code, _, errors = ended(process)
+            assert code == (1 if end == "an exception in mid-epoch" else 0), errors
+
+
+def test_pipelines_that_are_dropped_in_mid_batch_leave_no_threads(numbered_shards):
+    code = """
+import gc
+def threads():
+    gc.collect()
+    return len(os.listdir("/proc/self/task"))
+for graph in (resident, streaming):
+    started(graph)
+    before = threads()
+    for _ in range(20): started(graph)
+    print(threads() - before)
+"""
+    assert ended(start(numbered_shards, code))[1].split() == ["0", "0"]
+
+
+FORK = """
+def same(parts, expected):
+    return all(np.array_equal(part, other) for part, other in zip(parts, expected))
+
+def in_a_child(work):
+    child = os.fork()
+    if child == 0:
+        done = False
+        try:
+            faulthandler.dump_traceback_later(30, exit=True)  # a thread, which did not come along
+            done = work()
+        finally:
+            os._exit(0 if done else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.parametrize("graph", ["resident", "streaming"])
+def test_a_child_of_a_fork_runs_pipelines_of_its_own_before_and_after_its_parent_ran_one(numbered_shards, graph):
+    code = f"""
+before = in_a_child(lambda: len(first({graph})) == 2)
+kept = started({graph})
+expected = first({graph})
+print(before, in_a_child(lambda: same(first({graph}), expected)), same(first({graph}), expected))
+"""
+    assert ended(start(numbered_shards, FORK + code))[:2] == (0, "0 0 True\n")
+
+
+def test_spawned_processes_run_pipelines_of_their_own(numbered_shards, tmp_path):
+    script = tmp_path / "spawning.py"
+    body = """
+def digest(name):
+    return [float(part.sum(dtype=np.float64)) for part in first(globals()[name])]
+
+if __name__ == "__main__":
+    import multiprocessing
+    expected = [digest(name) for name in ("resident", "streaming")]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        print(pool.map(digest, ("resident", "streaming")) == expected)
+"""
+    script.write_text(IMPORTS[0] + GRAPHS.format(folder=str(numbered_shards)) + body)
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code, output, errors = ended(process)
+    assert (code, output) == (0, "True\n"), errors
+
+
+@pytest.mark.parametrize("graph", ["resident", "streaming"])
+def test_ctrl_c_is_a_keyboard_interrupt_in_a_pipeline_of_ones_own(numbered_shards, graph):
+    code = f"""
+pipeline = started({graph})
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    while True: pipeline.run()
+except KeyboardInterrupt:
+    pipeline.run()
+    print("interrupted")
+"""
+    assert ended(start(numbered_shards, code))[:2] == (0, "interrupted\n")
+
+
+def test_operators_that_name_one_folder_share_one_pool(tmp_path):
+    """48 MiB of zeros: eight operators take that once."""
+    code = f"""
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+write_shards(ArraySource(np.zeros((64, 512, 512, 3), np.uint8), np.arange(64) % 7), {str(tmp_path / "big")!r})
+
+def resident_bytes():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def large(seed):
+    ids = fn.external_source(lambda info: np.array([0, info.idx_in_epoch]), batch=False)
+    return tuple(fn.fdt.superpose_resident(ids, pool={str(tmp_path / "big")!r}, plan_seed=seed, max_images=2))
+
+kept = [started(lambda: large(0))]
+before = resident_bytes()
+kept += [started(lambda: large(seed)) for seed in range(1, 8)]
+print((resident_bytes() - before) / 2**20)
+"""
+    grown = float(ended(start(tmp_path, code))[1])
+    assert grown < 7 * 10  # a sum is 3 MiB and is held some times over; a copy of the pool would be 7 * 48
+
+
+def test_without_the_native_engine_a_loader_takes_torch_and_says_why_once(numbered_shards):
+    code = f"""
+os.environ["FDT_PIPELINE_NATIVE"] = "0"
+from fdt_pipeline import FDTLoader
+for _ in range(2):
+    loader = FDTLoader({str(numbered_shards)!r}, 8)
+    images, targets = next(iter(loader))
+    print(loader.engine, tuple(images.shape))
+try:
+    FDTLoader({str(numbered_shards)!r}, 8, engine="native")
+except ImportError as error:
+    print(error)
+"""
+    code, output, errors = ended(start(numbered_shards, code))
+    assert output.splitlines()[:2] == ["torch (8, 3, 6, 5)"] * 2
+    assert "the native engine is turned off by FDT_PIPELINE_NATIVE=0: unset it" in output.splitlines()[2]
+    assert errors.count("UserWarning: the torch engine is used, which is slower") == 1, errors
+    assert code == 0

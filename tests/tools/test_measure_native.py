@@ -1,0 +1,97 @@
+"""The benchmark of the native operators, at a size at which its figures mean nothing and its JSON is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+
+pytest.importorskip("torchvision")
+from tools.measure_native import GROUPS, THREADS, Ratio, compare, table
+
+ROOT = Path(__file__).parents[2]
+BUILDS = "first-use"  # compiles from scratch, and has tests of its own
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """(the JSON, what was printed) of all groups but the one that builds."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("measured")
+    for num_classes in (10, 100):
+        write_noise(folder / str(num_classes), num_classes)
+    command = [
+        sys.executable,
+        "-m",
+        "tools.measure_native",
+        folder / "10",
+        folder / "100",
+        folder / "out" / "native.json",
+    ]
+    size = ["--repeats", 2, "--seconds", 0.01, "--batch-size", 16, "--jpegs", 200]
+    chosen = ["--only", *(name for name in GROUPS if name != BUILDS)]
+    ran = subprocess.run([*map(str, [*command, *size, *chosen])], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads((folder / "out" / "native.json").read_text()), ran.stdout
+
+
+def write_noise(folder: Path, num_classes: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), np.uint8)
+    write_shards(ArraySource(images, np.arange(600) % num_classes), folder, samples_per_shard=300)
+
+
+def test_every_group_has_a_figure_a_round(results):
+    groups = results[0]["groups"]
+    assert list(groups) == [name for name in GROUPS if name != BUILDS]
+    for group in groups.values():
+        for figure in group["figures"].values():
+            assert len(figure["values"]) == 2
+            assert 0 < figure["min"] <= figure["median"] <= figure["max"]
+
+
+def test_bounds_are_those_of_the_table(results):
+    """A row and its bounds: resident, streaming from shards and from memory, DataLoader, superposition alone."""
+    bounds = {r["ratio"]: (r["at_least"], r["stretch"]) for r in results[0]["ratios"] if r["at_least"] is not None}
+    assert bounds["resident FDT : no FDT, flip, C = 10"] == (1.3, 1.8)
+    assert bounds["resident FDT : no FDT, normalize alone, C = 100"] == (0.3, 0.5)
+    assert bounds["streaming FDT : no FDT, flip, from shards, C = 10"] == (1.0, 1.2)
+    assert bounds["streaming FDT : no FDT, flip, from memory, C = 100"] == (0.6, 1.0)
+    assert bounds["resident FDT : DataLoader, C = 10, lean"] == (300, 500)
+    for threads in ("1 thread", "2 threads"):
+        for c in (10, 100):
+            assert bounds[f"superposition : multiply-adds, C = {c}, {threads}"] == (0.6, 0.85)
+
+
+def test_what_was_measured_where_is_told(results):
+    told = results[0]
+    assert told["versions"]["commit"]
+    assert told["hardware"]["cpu"]
+    assert [data["classes"] for data in told["data"]] == [10, 100]
+    assert told["options"]["dali, both sides"]["num_threads"] == max(THREADS)
+    assert told["options"]["repeats"] == 2
+
+
+def test_table_has_a_row_for_every_ratio(results):
+    told, printed = results
+    assert printed.splitlines() == table(told["ratios"]).splitlines()
+    assert len(printed.splitlines()) == 2 + len(told["ratios"])
+
+
+def test_ratio_is_taken_round_by_round_against_the_fastest_other():
+    """The median of ratios is not the ratio of medians: the second round ran at a third of the clock."""
+    figures = {"ours": [30.0, 10.0, 33.0], "slow": [1.0, 9.0, 1.0], "fast": [15.0, 4.0, 11.0]}
+    told = compare(Ratio("r", "ours", ["slow", "fast"], at_least=2.4, stretch=3), figures)
+    assert told["under"] == "fast"
+    assert told["values"] == [2.0, 2.5, 3.0]
+    assert (told["min"], told["median"], told["max"]) == (2.0, 2.5, 3.0)
+    assert (told["holds"], told["reaches_stretch"]) == (True, False)
