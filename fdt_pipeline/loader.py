@@ -60,8 +60,8 @@ class FDTLoader:
         gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
     device: "cpu" or "cuda", where the tensors are.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
-        mixes within `mix_window` samples; "auto" is resident where all images have one shape and the padded u8 set
-        takes at most half of the free memory.
+        mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
+        torch engine with its frames of zeros) takes at most half of the free memory.
     engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
@@ -120,14 +120,15 @@ class FDTLoader:
         self.fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
         if size is not None and mode == "auto":
             mode = "streaming"
-        self.mode = choose_mode(mode, self.num_samples, self.manifest.shape, self.augment.pad, self.device)
+        self.engine = choose_engine(engine, self.device)
+        frame = self.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
+        self.mode = choose_mode(mode, self.num_samples, self.manifest.shape, frame, self.device)
         height, width = self._checked_size(size)
         if mix_window is not None and self.mode == "resident":
             raise ValueError("mix_window is for streaming: a resident set is mixed as a whole, so leave it out")
         output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
         self.shape = (output.channels, height, width)
         self._mixing = Mixing(seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
-        self.engine = choose_engine(engine, self.device)
         on_gpu = self.engine == "native" and self.device.type == "cuda"
         self._running = Running(num_threads, prefetch, self.device.index if on_gpu else None)
         self._epochs: ResidentEpochs | StreamingEpochs | None

@@ -16,7 +16,7 @@ WINDOW_BYTES = 64 << 20
 
 
 def pool_bytes(num_samples: int, shape: tuple[int, int, int], pad: int) -> int:
-    """Bytes of a resident pool: every image as u8, with its frame of `pad` zeros."""
+    """Bytes of a resident pool: every image as u8, with a frame of `pad` zeros where the engine keeps one."""
     h, w, c = shape
     return num_samples * (h + 2 * pad) * (w + 2 * pad) * c
 
