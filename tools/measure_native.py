@@ -460,7 +460,7 @@ def data_loader(data: Data, batch_size: int, way: str, num_workers: int = 2) -> 
 
     def figure(seconds: float) -> float:
         settle()
-        timed = num_workers * max(1, round(4 * seconds))
+        timed = num_workers * max(1, round(2 * seconds))
         indices[:] = [i % len(dataset) for i in range((num_workers + timed) * batch_size)]
         batches = iter(loader)
         for _ in range(num_workers):
@@ -524,7 +524,7 @@ def _repeated(work: Callable[[int], float]) -> Figure:
 
 def measure_batch_sizes(setting: Setting) -> Group:
     """Fixed costs: small batches, large ones, one thread."""
-    group = Group(share=0.25)
+    group = Group(share=0.2)
     for data in setting.data:
         for threads in THREADS:
             for batch_size in BATCH_SIZES:

@@ -337,9 +337,9 @@ def test_both_operators_may_be_in_one_graph(numbered_shards):
 
 def test_a_serialized_pipeline_is_the_same_pipeline(numbered_shards):
     running = {"batch_size": BATCH, "num_threads": 2, "prefetch_queue_depth": 1}
-    running |= {"exec_async": False, "exec_pipelined": False, "device_id": None}  # so that one batch is enough
+    running |= {"exec_async": False, "exec_pipelined": False}  # so that one batch is enough
 
-    @pipeline_def(**running)
+    @pipeline_def(device_id=None, **running)
     def graph():
         numbers = fn.external_source(name="numbers")
         options = {"plan_seed": -7, "series": series_argument(Uniform(), 7), "targets": "dominant", "pad": 1}
