@@ -10,7 +10,8 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, series_argument
 from fdt_pipeline.plans import batch_targets, draw_plans
-from fdt_pipeline.shards import load_shards
+from fdt_pipeline.shards import load_shards, write_shards
+from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.superposition import NO_AUGMENT, Pool, epoch_order, standardize, superpose_images
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
@@ -580,6 +581,28 @@ def test_a_pool_is_read_again_when_nobody_uses_it_any_more(numbered_shards, tmp_
     refused(resident(folder), "No such file")
     shutil.copytree(numbered_shards, folder)
     assert np.array_equal(run(resident(folder))[0], first[0])
+
+
+def flat_shards(folder, value):
+    write_shards(ArraySource(np.full((9, 2, 2, 1), value, np.uint8), np.arange(9) % 3), folder)
+    return folder
+
+
+def test_a_folder_that_is_written_anew_is_another_pool_also_while_the_old_one_is_in_use(tmp_path):
+    old = resident(flat_shards(tmp_path / "shards", 10), range(4))
+    assert run(old)[0].round().max() == 10
+    shutil.rmtree(tmp_path / "shards")
+    assert run(resident(flat_shards(tmp_path / "shards", 60), range(4)))[0].round().max() == 60
+    assert run(old)[0].round().max() == 10
+
+
+def test_a_relative_name_means_the_folder_that_it_names_now(tmp_path, monkeypatch):
+    kept = []
+    for value in (10, 60):
+        flat_shards(tmp_path / str(value) / "shards", value)
+        monkeypatch.chdir(tmp_path / str(value))
+        kept.append(resident("shards", range(4)))
+        assert run(kept[-1])[0].round().max() == value
 
 
 def test_a_pipeline_goes_on_after_others_have_failed():

@@ -1,11 +1,13 @@
 #include "pool.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <map>
 #include <mutex>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <utility>
 
@@ -67,14 +69,24 @@ namespace {
 struct Registry {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<const Pool>> registered;
-  // Folders that were read, by their name and padding; kept by those who use them.
-  std::map<std::pair<std::string, int64_t>, std::weak_ptr<const Pool>> folders;
+  // Sets that were read, by their identity and padding; kept by those who use them.
+  std::map<std::pair<std::string, int64_t>, std::weak_ptr<const Pool>> sets;
 };
 
 // Never destroyed: operators may outlive the static objects of this library when the interpreter exits.
 Registry &registry() {
   static Registry *const only = new Registry;
   return *only;
+}
+
+// The set that a folder holds now, whatever its name: its manifest's file, and when that was written. "" for none.
+std::string identity(const std::string &folder) {
+  struct stat state;
+  if (stat((folder + "/manifest.json").c_str(), &state) != 0) return "";
+  std::ostringstream text;
+  text << state.st_dev << ' ' << state.st_ino << ' ' << state.st_size << ' ' << state.st_ctim.tv_sec << ' '
+       << state.st_ctim.tv_nsec;
+  return text.str();
 }
 
 }  // namespace
@@ -101,7 +113,9 @@ std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int 
                                   std::to_string(found->second->pad()) + " pixels, got " + std::to_string(pad));
     return found->second;
   }
-  std::weak_ptr<const Pool> &kept = all.folders[{name, pad}];
+  const std::string set = identity(name);
+  if (set.empty()) return read_shards(name, pad, num_threads);  // which says what is missing
+  std::weak_ptr<const Pool> &kept = all.sets[{set, pad}];
   std::shared_ptr<const Pool> pool = kept.lock();
   if (!pool) kept = pool = read_shards(name, pad, num_threads);
   return pool;

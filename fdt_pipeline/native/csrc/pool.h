@@ -50,7 +50,8 @@ class Pool {
 };
 
 // A pool that operators of this process share. `name` is what was given to `register_pool`, or a folder of raw shards,
-// which are then read once, on num_threads threads, and kept as long as an operator uses them.
+// which are then read once, on num_threads threads, and kept as long as an operator uses them. A folder that has been
+// written anew, or means another one since the working directory changed, is another pool.
 // std::invalid_argument or std::runtime_error: no such pool or folder, another number of classes, other padding needed,
 // shards that are missing, of another size than their manifest says, or not raw.
 std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int num_threads);
