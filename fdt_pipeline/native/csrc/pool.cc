@@ -11,6 +11,13 @@
 #include <stdexcept>
 #include <utility>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(begin, size)
+#define ASAN_UNPOISON_MEMORY_REGION(begin, size)
+#endif
+
 namespace fdt {
 
 namespace {
@@ -28,10 +35,15 @@ HugeMemory::HugeMemory(size_t num_bytes) : size_(num_bytes) {
   // Only asked for: a system without them serves small pages.
   if (num_bytes >= kHugePage) madvise(data_, (num_bytes + kHugePage - 1) / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
+  // AddressSanitizer knows nothing of mapped memory by itself.
+  ASAN_POISON_MEMORY_REGION(mapped_, static_cast<size_t>(data_ - mapped_));
+  ASAN_POISON_MEMORY_REGION(data_ + size_, mapped_size_ - size_ - static_cast<size_t>(data_ - mapped_));
 }
 
 HugeMemory::~HugeMemory() {
-  if (mapped_) munmap(mapped_, mapped_size_);
+  if (!mapped_) return;
+  ASAN_UNPOISON_MEMORY_REGION(mapped_, mapped_size_);
+  munmap(mapped_, mapped_size_);
 }
 
 HugeMemory &HugeMemory::operator=(HugeMemory &&other) noexcept {
