@@ -303,7 +303,7 @@ Errors: a pool that is not there, or is not as its manifest says; ids or argumen
     .NumInput(1)
     .NumOutput(2)
     .InputDox(0, "ids", "TensorList of int64 of shape (2,), on the CPU",
-              "(epoch, index) of every output. An index below 0 is padding, an output of zeros.")
+              "(epoch, index) of every output. An index below 0 is padding, an output of zeros (as a label: -1).")
     .InputDevice(0, InputDevice::CPU)
     .AddArg("pool",
             R"(A folder of raw shards, as ``python -m tools shard`` writes them: read once into huge pages of the
