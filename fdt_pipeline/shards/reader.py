@@ -105,15 +105,17 @@ def iterate_shards(folder: str | Path, manifest: Manifest, progress: Progress | 
     first = 0
     for shard in manifest.shards:
         path = Path(folder) / shard.name
-        samples = list(read_shard(path, manifest.encoding, shard.sha256, shard.index_sha256))
+        samples = []
+        for sample in read_shard(path, manifest.encoding, shard.sha256, shard.index_sha256):
+            samples.append(sample)
+            if progress:
+                progress(first + len(samples), manifest.num_samples)
         keys, images, labels = zip(*samples, strict=True)
         for key, image in zip(keys, images, strict=True):
             if image.shape != manifest.shape:
                 raise ShardError(f"{path}: sample {key}: expected an image of {manifest.shape}, got {image.shape}")
         yield Loaded(first, np.stack(images), np.array(labels, np.int64), list(keys))
         first += len(samples)
-        if progress:
-            progress(first, manifest.num_samples)
 
 
 def _read(path: Path, sha256: str | None) -> bytes:
