@@ -30,7 +30,6 @@ inline Floats all(float value) { return _mm512_set1_ps(value); }
 inline Floats load(const float *from) { return _mm512_load_ps(from); }
 inline void store(float *to, Floats sums) { _mm512_store_ps(to, sums); }
 inline Floats multiply_add(Floats a, Floats b, Floats sums) { return _mm512_fmadd_ps(a, b, sums); }
-inline Floats load_any(const float *from) { return _mm512_loadu_ps(from); }
 inline void store_any(float *to, Floats values) { _mm512_storeu_ps(to, values); }
 inline __m128i load_bytes(const uint8_t *from) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from)); }
 inline Floats to_floats(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
@@ -52,7 +51,6 @@ inline Floats all(float value) { return _mm256_set1_ps(value); }
 inline Floats load(const float *from) { return _mm256_load_ps(from); }
 inline void store(float *to, Floats sums) { _mm256_store_ps(to, sums); }
 inline Floats multiply_add(Floats a, Floats b, Floats sums) { return _mm256_fmadd_ps(a, b, sums); }
-inline Floats load_any(const float *from) { return _mm256_loadu_ps(from); }
 inline void store_any(float *to, Floats values) { _mm256_storeu_ps(to, values); }
 inline __m128i load_bytes(const uint8_t *from) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)); }
 inline Floats to_floats(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
@@ -72,7 +70,6 @@ inline Floats all(float value) { return _mm_set1_ps(value); }
 inline Floats load(const float *from) { return _mm_load_ps(from); }
 inline void store(float *to, Floats sums) { _mm_store_ps(to, sums); }
 inline Floats multiply_add(Floats a, Floats b, Floats sums) { return _mm_add_ps(_mm_mul_ps(a, b), sums); }
-inline Floats load_any(const float *from) { return _mm_loadu_ps(from); }
 inline void store_any(float *to, Floats values) { _mm_storeu_ps(to, values); }
 inline __m128i load_bytes(const uint8_t *from) {
   int32_t four;
@@ -96,7 +93,6 @@ inline Floats all(float value) { return value; }
 inline Floats load(const float *from) { return *from; }
 inline void store(float *to, Floats sums) { *to = sums; }
 inline Floats multiply_add(Floats a, Floats b, Floats sums) { return a * b + sums; }
-inline Floats load_any(const float *from) { return *from; }
 inline void store_any(float *to, Floats values) { *to = values; }
 inline uint8_t load_bytes(const uint8_t *from) { return *from; }
 inline Floats to_floats(uint8_t byte) { return static_cast<float>(byte); }
