@@ -22,7 +22,7 @@ from fdt_pipeline.native.gpu_check import require_checked_gpu
 from fdt_pipeline.native.loading import load, symbols
 from fdt_pipeline.native.series import series_argument
 from fdt_pipeline.native.unavailable import NativeUnavailable
-from fdt_pipeline.pipeline import Numbers, Reading
+from fdt_pipeline.pipeline import Decoding, Numbers, Windows
 from fdt_pipeline.plans import unpack_plans
 from fdt_pipeline.stage import Mixing, ResidentStage, WindowStage
 from fdt_pipeline.superposition import Pool, image_range
@@ -36,7 +36,7 @@ class ResidentEngine(Protocol):
 
 
 class StreamingEngine(Protocol):
-    def pipeline(self, reading: Reading, numbers: Numbers, options: dict[str, Any]) -> Any: ...
+    def pipeline(self, windows: Windows, decoding: Decoding, options: dict[str, Any]) -> Any: ...
     def finish(self, outputs: Sequence[torch.Tensor], shared: bool) -> Batch: ...
 
 
@@ -105,8 +105,8 @@ class NativeStreaming:
         self.arguments = operator_arguments(mixing, most)
         self.arguments |= {"anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
 
-    def pipeline(self, reading: Reading, numbers: Numbers, options: dict[str, Any]) -> Any:
-        return pipelines.native_streaming_pipeline(reading, numbers, self.arguments, self.device.type, **options)
+    def pipeline(self, windows: Windows, decoding: Decoding, options: dict[str, Any]) -> Any:
+        return pipelines.native_streaming_pipeline(windows, decoding, self.arguments, self.device.type, **options)
 
     def finish(self, outputs: Sequence[torch.Tensor], shared: bool) -> Batch:
         return _finished(outputs, self.mixing, shared)
@@ -150,9 +150,9 @@ class TorchStreaming:
         """Have the graph give windows and plans, and finish the batches outside of it."""
         self.ends_at_plans = True
 
-    def pipeline(self, reading: Reading, numbers: Numbers, options: dict[str, Any]) -> Any:
+    def pipeline(self, windows: Windows, decoding: Decoding, options: dict[str, Any]) -> Any:
         stage = WindowStage(self.mixing, pass_images=self.ends_at_plans)
-        return pipelines.streaming_pipeline(reading, numbers, stage, 4 if self.ends_at_plans else 2, **options)
+        return pipelines.streaming_pipeline(windows, decoding, stage, 4 if self.ends_at_plans else 2, **options)
 
     def finish(self, outputs: Sequence[torch.Tensor], shared: bool) -> Batch:
         if not self.ends_at_plans:

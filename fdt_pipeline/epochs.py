@@ -8,22 +8,23 @@ What the graph ends with, and how a batch is made of it, is the engine's (engine
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fdt_pipeline.ahead import Ahead
 from fdt_pipeline.engines import Batch, ResidentEngine, StreamingEngine
-from fdt_pipeline.philox import Stream, permutation, random_words
-from fdt_pipeline.pipeline import Numbers, Reading
-from fdt_pipeline.shards import ShardError
+from fdt_pipeline.pipeline import Decoding, Numbers
+from fdt_pipeline.shards import Manifest, ShardError
+from fdt_pipeline.shards.files import ShardFiles
+from fdt_pipeline.windows import Window, bad_samples, epoch_order, read_windows
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,17 @@ class StreamingEpochs:
         self,
         engine: StreamingEngine,
         running: Running,
-        reading: Reading,
-        total: int,
+        files: ShardFiles,
+        manifest: Manifest,
+        size: tuple[int, int] | None,
         window: int,
         seed: int,
         shuffle: bool,
     ) -> None:
-        self.engine, self.running, self.reading = engine, running, reading
-        self.total, self.window, self.seed, self.shuffle = total, window, seed, shuffle
-        self._files = {path: _file_state(path) for path in (*reading.tars, *reading.indexes)}
+        self.engine, self.running, self.files, self.manifest = engine, running, files, manifest
+        self.decoding = Decoding(manifest.encoding != "raw", manifest.channels, size)
+        self.total, self.window, self.seed = manifest.num_samples, window, seed
+        self.shuffle = window if shuffle else 0
 
     def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
@@ -89,47 +92,69 @@ class StreamingEpochs:
                 yield batch
 
     def _windows(self, epoch: int) -> Generator[Batch, None, None]:
-        self._check_unchanged()
+        self.files.check_unchanged()
         options = self.running.options(self.window, self.seed % 2**31)
-        numbers = _numbers(epoch, self.window, self.total)
-        pipeline = self.engine.pipeline(self._reading(epoch), numbers, options)
+        order = epoch_order(self.manifest, self.seed, epoch, self.shuffle)
+        read = read_windows(self.files, self.manifest, order, self.window)
         num_windows = -(-self.total // self.window)
-        with closing(_run(pipeline, num_windows)) as outputs:
-            for number in range(num_windows):
-                with self._explained(epoch, number):
-                    output, shared = next(outputs)
-                yield self.engine.finish([part[: self.total - number * self.window] for part in output], shared)
+        with closing(_Feed(read, epoch, self.window, self.running.prefetch)) as feed:
+            pipeline = self.engine.pipeline(feed, self.decoding, options)
+            with closing(_run(pipeline, num_windows)) as outputs:
+                for number in range(num_windows):
+                    with self._explained(epoch, number, feed):
+                        output, shared = next(outputs)
+                    yield self.engine.finish([part[: self.total - number * self.window] for part in output], shared)
 
     @contextmanager
-    def _explained(self, epoch: int, window: int) -> Iterator[None]:
-        """DALI loses a whole batch to one bad sample, and does not say which: name the way to find it."""
+    def _explained(self, epoch: int, number: int, feed: _Feed) -> Iterator[None]:
+        """DALI loses a whole batch to one bad sample, and does not say which: it is looked for."""
         try:
             yield
+        except ShardError:
+            raise
         except (RuntimeError, ValueError) as error:  # DALI 2 keeps what C++ calls an invalid argument
-            folder = Path(self.reading.tars[0]).parent
+            url = self.files.folder.url
+            advice = f"`python -m tools verify --decode {url}` names shard and key"
             raise RuntimeError(
-                f"window {window} of epoch {epoch}: a sample of {folder} could not be read or decoded: {_gist(error)}; "
-                f"`python -m tools verify {folder}` names shard and key"
+                f"window {number} of epoch {epoch}: a sample of {url} could not be read or decoded: {_gist(error)}; "
+                f"{feed.suspects(self.manifest) or advice}"
             ) from error
 
-    def _check_unchanged(self) -> None:
-        """ShardError if a file is gone, or another than the one that was checked when the loader was built."""
-        for path, state in self._files.items():
-            if _file_state(path) != state:
-                raise ShardError(f"{path}: changed or removed since the loader was built: make a new loader")
 
-    def _reading(self, epoch: int) -> Reading:
-        if not self.shuffle:
-            return self.reading
-        order = permutation(self.seed, Stream.SHARD_ORDER, epoch, len(self.reading.tars))
-        seed = int(random_words(self.seed, Stream.READER, epoch, 0, 0)[0]) >> 1
-        tars, indexes = ([paths[i] for i in order] for paths in (self.reading.tars, self.reading.indexes))
-        return replace(self.reading, tars=tars, indexes=indexes, shuffle=self.window, seed=seed)
+class _Feed:
+    """What DALI calls for each window: images, labels and (epoch, number) pairs."""
+
+    def __init__(self, windows: Generator[Window, None, None], epoch: int, size: int, depth: int) -> None:
+        self._windows = Ahead(windows, depth) if depth else windows
+        self._epoch, self._size, self._next = epoch, size, 0
+        self._recent: deque[Window] = deque(maxlen=2 * max(1, depth) + 3)
+
+    def __call__(self) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """StopIteration keeps DALI, which works ahead, from asking for windows that there are not."""
+        window = next(self._windows)
+        index = self._next * self._size + np.arange(self._size)
+        missing = self._size - len(window.labels)
+        self._recent.append(window)
+        self._next += 1
+        numbers = np.stack([np.full(self._size, self._epoch), index], axis=1)
+        if not missing:
+            return window.images, window.labels, numbers
+        numbers[-missing:, 1] = -1  # padding: copies of the last sample
+        return _filled_up(window.images, missing), _filled_up(window.labels, missing), numbers
+
+    def suspects(self, manifest: Manifest) -> str:
+        """The samples of the last windows (DALI works ahead) that do not decode, as text; "" if all do."""
+        return "; ".join(bad for window in self._recent for bad in bad_samples(window, manifest))
+
+    def close(self) -> None:
+        self._windows.close()
 
 
-def shard_paths(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(tars, DALI indexes) of the shards named in a manifest."""
-    return [str(folder / name) for name in names], [str((folder / name).with_suffix(".idx")) for name in names]
+def _filled_up(samples: Any, missing: int) -> Any:
+    """The last of the samples so many times more."""
+    if isinstance(samples, list):
+        return samples + samples[-1:] * missing
+    return np.concatenate([samples, np.repeat(samples[-1:], missing, axis=0)])
 
 
 def _numbers(epoch: int, batch_size: int, total: int) -> Numbers:
@@ -203,15 +228,6 @@ def _next_outputs(pipeline: Any) -> Any:
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from None
         raise
-
-
-def _file_state(path: str) -> tuple[int, int, int] | None:
-    """What changes when a file does: inode, size and time of its last change; None if it is gone."""
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _gist(error: Exception) -> str:

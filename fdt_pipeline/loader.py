@@ -7,7 +7,6 @@ import operator
 import os
 import warnings
 from collections.abc import Generator
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 from weakref import WeakSet
@@ -36,14 +35,15 @@ from fdt_pipeline.engines import (
     choose_engine,
     native_core,
 )
-from fdt_pipeline.epochs import ResidentEpochs, Running, StreamingEpochs, shard_paths
+from fdt_pipeline.epochs import ResidentEpochs, Running, StreamingEpochs
 from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.philox import Stream, random_words
-from fdt_pipeline.pipeline import Reading
 from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode, choose_window
 from fdt_pipeline.shards import check_hashes, check_shards, iterate_shards, load_shards, read_manifest
+from fdt_pipeline.shards.files import LocalShardFiles
 from fdt_pipeline.shards.progress import Progress, progress_bar
 from fdt_pipeline.stage import Mixing
+from fdt_pipeline.storage import open_folder
 from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
 
 
@@ -112,7 +112,7 @@ class FDTLoader:
         seed = operator.index(seed)
         random_words(seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
         check_size(size)
-        self.shards = Path(shards)
+        self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
         check_shards(self.shards, self.manifest)
         self.batch_size, self.train, self.last_batch, self.seed = batch_size, train, last_batch, seed
@@ -201,12 +201,12 @@ class FDTLoader:
     def __repr__(self) -> str:
         kind = f"fdt={self.fdt}" if self.train else "train=False"
         where = f"mode={self.mode!r}, engine={self.engine!r}, device={str(self.device)!r}"
-        return f"FDTLoader({str(self.shards)!r}, {self.batch_size}, {kind}, {where})"
+        return f"FDTLoader({self.shards.url!r}, {self.batch_size}, {kind}, {where})"
 
     def _resident(self) -> ResidentEpochs:
         engine: NativeResident | TorchResident
         in_order = not self.train
-        with progress_bar(f"load {self.shards}", "images", delay=2) as progress:
+        with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
             if self.engine == "native":
                 engine = NativeResident(self._mixing, self.device, self._native_pool(progress), in_order)
             else:
@@ -225,16 +225,15 @@ class FDTLoader:
     def _streaming(self, size: tuple[int, int] | None, mix_window: int | None, verify: bool) -> StreamingEpochs:
         manifest, window = self.manifest, self._checked_window(mix_window)
         if verify:
-            with progress_bar(f"check {self.shards}", "shards", delay=2) as progress:
+            with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, manifest, self._running.num_threads, progress)
-        tars, indexes = shard_paths(self.shards, [shard.name for shard in manifest.shards])
-        reading = Reading(tars, indexes, manifest.encoding, manifest.shape, manifest.channels, size)
+        files = LocalShardFiles(self.shards, manifest)
         engine: NativeStreaming | TorchStreaming
         if self.engine == "native":
             engine = NativeStreaming(self._mixing, self.device, window)
         else:
             engine = TorchStreaming(self._mixing, self.device)
-        return StreamingEpochs(engine, self._running, reading, self.num_samples, window, self.seed, shuffle=self.train)
+        return StreamingEpochs(engine, self._running, files, manifest, size, window, self.seed, shuffle=self.train)
 
     def _checked_window(self, asked: int | None) -> int:
         classes, mixed = self.num_classes, self.fdt is not None
@@ -257,7 +256,7 @@ class FDTLoader:
         if self.mode == "resident" and size is not None:
             raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
         if size is None and shape is None:
-            raise ValueError(f"{self.shards} holds images of different sizes: pass size=(height, width)")
+            raise ValueError(f"{self.shards.url} holds images of different sizes: pass size=(height, width)")
         return size or _height_and_width(shape)
 
 

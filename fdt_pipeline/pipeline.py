@@ -8,8 +8,7 @@ The last stage is one native operator (native/csrc/operators.cc), or a Python op
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fdt_pipeline.dali import import_dali
-from fdt_pipeline.stage import Stage, decode_npy
+from fdt_pipeline.stage import Stage
 
 _dali = import_dali()
 from nvidia.dali import pipeline_def  # noqa: E402
@@ -27,20 +26,17 @@ types: Any = _dali.types
 
 # i64[n 2], a batch's (epoch, number) pairs, from its place in the epoch; numbers below zero are padding.
 Numbers = Callable[[int], npt.NDArray[np.int64]]
+# A window's images (as Window has them), labels i64[n 1] and numbers, one window a call; StopIteration at the end.
+Windows = Callable[[], tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How the shards of one epoch are read and decoded."""
+class Decoding:
+    """What is done to the images of a window. is_encoded: they are files; size: (height, width) to resize to."""
 
-    tars: Sequence[str]
-    indexes: Sequence[str]
-    encoding: str  # "raw" or "png"
-    shape: tuple[int, int, int] | None  # of every image, or None where they differ
+    is_encoded: bool
     channels: int
-    size: tuple[int, int] | None = None  # (height, width) to resize to
-    shuffle: int = 0  # samples in the shuffle buffer; 0 reads in order
-    seed: int = 0
+    size: tuple[int, int] | None = None
 
 
 @pipeline_def
@@ -50,12 +46,12 @@ def native_resident_pipeline(numbers: Numbers, arguments: dict[str, Any], device
 
 
 @pipeline_def
-def native_streaming_pipeline(reading: Reading, numbers: Numbers, arguments: dict[str, Any], device: str) -> Any:
-    encoded, label = _read(reading)
-    u8 = _decode(encoded, reading)
-    u8 = fn.resize(u8, size=reading.size) if reading.size else u8
+def native_streaming_pipeline(windows: Windows, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
+    image, label, number = _read(windows, decoding)
+    u8 = _decode(image, decoding)
+    u8 = fn.resize(u8, size=decoding.size) if decoding.size else u8
     u8 = u8.gpu() if device == "cuda" else u8
-    return tuple(fn.fdt.superpose(u8, label, _numbers(numbers), device=_backend(device), **arguments))
+    return tuple(fn.fdt.superpose(u8, label, number, device=_backend(device), **arguments))
 
 
 @pipeline_def
@@ -65,11 +61,11 @@ def resident_pipeline(numbers: Numbers, superpose: Stage, num_outputs: int) -> A
 
 
 @pipeline_def
-def streaming_pipeline(reading: Reading, numbers: Numbers, superpose: Stage, num_outputs: int) -> Any:
-    encoded, label = _read(reading)
-    u8 = _decode(encoded, reading)
-    u8 = fn.resize(u8, size=reading.size) if reading.size else u8
-    return tuple(_python(u8, label, _numbers(numbers), function=superpose, num_outputs=num_outputs))
+def streaming_pipeline(windows: Windows, decoding: Decoding, superpose: Stage, num_outputs: int) -> Any:
+    image, label, number = _read(windows, decoding)
+    u8 = _decode(image, decoding)
+    u8 = fn.resize(u8, size=decoding.size) if decoding.size else u8
+    return tuple(_python(u8, label, number, function=superpose, num_outputs=num_outputs))
 
 
 def _backend(device: str) -> str:
@@ -83,35 +79,24 @@ def _numbers(source: Numbers) -> Any:
     )
 
 
-def _read(reading: Reading) -> Any:
-    """(encoded u8[bytes], label as ASCII u8[digits]); the last window is filled up with copies of the last sample."""
-    return fn.readers.webdataset(
-        paths=list(reading.tars),
-        index_paths=list(reading.indexes),
-        ext=["npy" if reading.encoding == "raw" else "png", "cls"],
-        missing_component_behavior="error",
-        random_shuffle=reading.shuffle > 0,
-        initial_fill=max(reading.shuffle, 1),
-        pad_last_batch=True,
-        seed=reading.seed,
+def _read(windows: Windows, decoding: Decoding) -> Any:
+    """(image, label i64[1], (epoch, number) i64[2]) of each sample of a window."""
+    return fn.external_source(
+        source=windows,
+        num_outputs=3,
+        batch=True,
+        dtype=[types.UINT8, types.INT64, types.INT64],
+        ndim=[1 if decoding.is_encoded else 3, 1, 1],
+        layout=["" if decoding.is_encoded else "HWC", "", ""],
     )
 
 
-def _decode(encoded: Any, reading: Reading) -> Any:
-    if reading.encoding == "png":
-        kind = types.GRAY if reading.channels == 1 else types.RGB
-        return fn.decoders.image(encoded, device="cpu", output_type=kind)
-    if reading.shape is None:
-        return fn.dl_tensor_python_function(encoded, function=decode_npy, batch_processing=False)
-    return fn.reshape(encoded[npy_header_size(reading.shape) :], shape=reading.shape)
+def _decode(image: Any, decoding: Decoding) -> Any:
+    if not decoding.is_encoded:
+        return image
+    kind = types.GRAY if decoding.channels == 1 else types.RGB
+    return fn.decoders.image(image, device="cpu", output_type=kind)
 
 
 def _python(*inputs: Any, function: Stage, num_outputs: int) -> Any:
     return fn.dl_tensor_python_function(*inputs, function=function, batch_processing=True, num_outputs=num_outputs)
-
-
-def npy_header_size(shape: tuple[int, int, int]) -> int:
-    """Bytes before the pixels in a .npy file of one uint8 image of this shape."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return len(header.getvalue())

@@ -7,7 +7,6 @@ padding (a last batch that is not full); their outputs are zeros, which the load
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +81,7 @@ class WindowStage:
         mixing, total = self.mixing, len(numbers)
         epoch, indices = _unpack_numbers(numbers)
         pixels = stack_images([from_dlpack(image) for image in images[: len(indices)]])
-        pool = Pool([_parse_label(label) for label in labels[: len(indices)]], mixing.num_classes)
+        pool = Pool([int(from_dlpack(label)) for label in labels[: len(indices)]], mixing.num_classes)
         leaders = np.arange(len(pool)) if mixing.fdt.anchor == "epoch" else None
         plans = draw_plans(mixing.seed, epoch, indices, pool, mixing.fdt, mixing.augment, leaders)
         targets = _capsules(_padded(mixing.targets(plans), total))
@@ -92,23 +91,10 @@ class WindowStage:
         return _capsules(_padded(_dali_layout(mixed, mixing.output), total)), targets
 
 
-def decode_npy(encoded: Any) -> Any:
-    """One .npy file's bytes -> its u8[h w c] array, for raw shards whose images differ in size."""
-    file = io.BytesIO(from_dlpack(encoded).numpy().tobytes())
-    return to_dlpack(torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False)))
-
-
 def _unpack_numbers(numbers: Capsules) -> tuple[int, npt.NDArray[np.int64]]:
     """Capsules of (epoch, index) -> epoch, the indices that are not padding."""
     pairs = torch.stack([from_dlpack(number) for number in numbers]).numpy()
     return int(pairs[0, 0]), pairs[pairs[:, 1] >= 0, 1]
-
-
-def _parse_label(label: Any) -> int:
-    digits = from_dlpack(label).numpy().tobytes()
-    if not digits.isdigit():
-        raise ValueError(f"a .cls member holds {digits!r}, expected a class number")
-    return int(digits)
 
 
 def _padded(batch: torch.Tensor, total: int) -> torch.Tensor:

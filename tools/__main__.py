@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
+from fdt_pipeline.shards import BadSampleError, WorkerError
+
 from . import info, shard, verify
 
 VERBS = (shard, verify, info)
@@ -35,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # whoever reads our output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (ValueError, OSError, ImportError) as error:
+        except BadSampleError as error:
+            print(f"error: {error}; mend or remove it, or leave it out with --on-bad quarantine", file=sys.stderr)
+            return 1
+        except (ValueError, OSError, ImportError, WorkerError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -39,10 +39,11 @@ from PIL import Image
 from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.arguments import PAPER_MEAN, PAPER_SCALE
 from fdt_pipeline.engines import native_core
-from fdt_pipeline.epochs import Running, shard_paths
+from fdt_pipeline.epochs import Running
 from fdt_pipeline.native.core import Core, CoreOutput
-from fdt_pipeline.pipeline import fn, npy_header_size, types
+from fdt_pipeline.pipeline import fn, types
 from fdt_pipeline.shards import load_shards, read_manifest
+from fdt_pipeline.shards.codec import npy_header
 from fdt_pipeline.shards.tar import TarShard
 from fdt_pipeline.superposition import Augment
 from train.environment import hardware, versions
@@ -286,9 +287,10 @@ def _kept_arrays(images: U8, labels: I64, orders: Iterator[I64]) -> Iterator[tup
 def shards(folder: Path) -> Feed:
     """Raw shards, shuffled within a window; labels are what .cls holds, ASCII digits."""
     manifest = read_manifest(folder)
-    tars, indexes = shard_paths(folder, [shard.name for shard in manifest.shards])
+    tars = [str(folder / shard.name) for shard in manifest.shards]
+    indexes = [str(folder / shard.index_name) for shard in manifest.shards]
     assert manifest.shape is not None
-    shape, header = manifest.shape, npy_header_size(manifest.shape)
+    shape, header = manifest.shape, len(npy_header(manifest.shape))
 
     def feed() -> tuple[Any, Any]:
         encoded, label = _read(tars, indexes, "npy", WINDOW)

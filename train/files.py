@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fdt_pipeline.shards.atomic import atomic_file
+from fdt_pipeline.storage.atomic import atomic_file
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"

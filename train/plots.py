@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fdt_pipeline import FDTLoader
-from fdt_pipeline.shards.atomic import atomic_file
+from fdt_pipeline.storage.atomic import atomic_file
 from train.robust_accuracy import Robustness
 
 ROWS, COLUMNS = 4, 6

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fdt_pipeline.shards.atomic import atomic_file
+from fdt_pipeline.storage.atomic import atomic_file
 from train.environment import hardware, versions
 from train.files import write_json
 from train.robustness import Robustness, format_table

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fdt_pipeline.native.recipe import Recipe
 from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
-from fdt_pipeline.shards.atomic import sync_folder
+from fdt_pipeline.storage.atomic import sync_folder
 
 VARIABLE = "FDT_PIPELINE_CACHE"
 _DIGITS = 32  # of the SHA-256, in names

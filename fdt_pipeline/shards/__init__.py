@@ -1,20 +1,29 @@
 """Shards: a data set as webdataset tars with DALI indexes and a manifest. See README.md."""
 
 from .codec import EXTENSIONS
-from .errors import ShardError
-from .folder import check_vacant, read_manifest, shard_sets
+from .errors import BadSampleError, ShardError, SourceError, WorkerError
+from .folder import read_manifest, shard_sets
 from .manifest import Manifest, Shard
+from .options import ShardingOptions
 from .progress import Progress
 from .reader import check_hashes, check_shards, iterate_shards, load_shards, read_shard
+from .record import Quarantined
+from .running import available_cpus
 from .verify import verify_shards
-from .writer import write_shards
+from .writer import check_vacant, write_shards
 
 __all__ = [
     "EXTENSIONS",
+    "BadSampleError",
     "Manifest",
     "Progress",
+    "Quarantined",
     "Shard",
     "ShardError",
+    "ShardingOptions",
+    "SourceError",
+    "WorkerError",
+    "available_cpus",
     "check_hashes",
     "check_shards",
     "check_vacant",

@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .manifest_rules import check_manifest, check_shard
+from .record import Quarantined
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHA256_FIELD = "manifest_sha256"
 SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 
@@ -21,13 +22,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar, its size in bytes, and the sha256 (hexadecimal) of it and of its index."""
+    """One tar, its size in bytes, the sha256 (hexadecimal) of it and of its index, and the checksums of its samples
+    (checksums.py)."""
 
     name: str
     num_samples: int
     num_bytes: int
     sha256: str
     index_sha256: str
+    crc32: str = field(repr=False)
 
     def __post_init__(self) -> None:
         if not SHARD_NAME.fullmatch(self.name):  # a name with a path in it would lead out of the folder
@@ -41,7 +44,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """shape is (h, w, c), or None if sizes differ; mean and std are per channel, in 0..255."""
+    """shape is (h, w, c), or None if sizes differ; mean and std are per channel, in 0..255. size: the side that images
+    were resized and cropped to, if they were. keys: KEY -> key in the source, where it cannot be read off the KEY
+    (key.py). quarantine: the samples of the source that are in no shard."""
 
     kind: str
     split: str | None
@@ -53,9 +58,13 @@ class Manifest:
     encoding: str
     seed: int
     samples_per_shard: int
+    max_shard_bytes: int | None
+    size: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shards: tuple[Shard, ...]
+    keys: dict[str, str]
+    quarantine: tuple[Quarantined, ...]
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -139,8 +148,10 @@ _SHARD_FIELDS = {
     "num_bytes": _a(int),
     "sha256": _a(str),
     "index_sha256": _a(str),
+    "crc32": _a(str),
 }
-_MANIFEST_FIELDS = {
+_QUARANTINED_FIELDS = {"position": _a(int), "key": _a(str), "reason": _a(str)}
+_MANIFEST_FIELDS: dict[str, Callable[[Any], Any]] = {
     "kind": _a(str),
     "split": _optional(_a(str)),
     "classes": _each(_a(str)),
@@ -151,8 +162,12 @@ _MANIFEST_FIELDS = {
     "encoding": _a(str),
     "seed": _a(int),
     "samples_per_shard": _a(int),
+    "max_shard_bytes": _optional(_a(int)),
+    "size": _optional(_a(int)),
     "mean": _each(_a(float)),
     "std": _each(_a(float)),
     "shards": _each(lambda content: _parse(Shard, _SHARD_FIELDS, content)),
+    "keys": lambda content: {_a(str)(key): _a(str)(value) for key, value in _a(dict)(content).items()},
+    "quarantine": _each(lambda content: _parse(Quarantined, _QUARANTINED_FIELDS, content)),
     "format_version": _a(int),
 }

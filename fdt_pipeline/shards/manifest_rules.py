@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..sources.checks import check_class_names
+from .checksums import unpack_checksums
 from .codec import check_encoding
 
 if TYPE_CHECKING:
@@ -34,14 +35,21 @@ def check_shard(shard: Shard) -> None:
     for sha256 in (shard.sha256, shard.index_sha256):
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise ValueError(f"{shard.name}: a sha256 must be 64 digits 0..f, got {sha256[:80]!r}")
+    try:
+        num_checksums = len(unpack_checksums(shard.crc32))
+    except ValueError as error:
+        raise ValueError(f"{shard.name}: {error}") from None
+    if num_checksums != shard.num_samples:
+        raise ValueError(f"{shard.name}: {shard.num_samples} samples, but {num_checksums} values in crc32")
 
 
 def _of_numbers(manifest: Manifest) -> Iterator[str]:
     if not 0 <= manifest.seed < 2**64:
         yield f"seed must be in [0, 2**64), got {manifest.seed}"
-    for name in ("num_samples", "samples_per_shard", "channels"):
-        if getattr(manifest, name) < 1:
-            yield f"{name} must be at least 1, got {getattr(manifest, name)}"
+    for name in ("num_samples", "samples_per_shard", "channels", "max_shard_bytes", "size"):
+        value = getattr(manifest, name)
+        if value is not None and value < 1:
+            yield f"{name} must be at least 1, got {value}"
 
 
 def _of_classes(manifest: Manifest) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,14 +12,33 @@ from tqdm import tqdm
 Progress = Callable[[int, int], None]
 """Called with how many samples (or shards) are done, and of how many."""
 
+LOG_SECONDS = 10.0  # between the lines in a log file, the first after as many
+
 
 @contextmanager
 def progress_bar(title: str, unit: str, always: bool = False, delay: float = 0) -> Iterator[Progress]:
-    """A bar on stderr after `delay` seconds; unless `always`, only where that is a terminal, and cleared at the end."""
-    with tqdm(desc=title, unit=f" {unit}", disable=False if always else None, leave=always, delay=delay) as bar:
+    """Rate and time left on stderr, after `delay` seconds: a bar that is cleared at the end on a terminal, else a line
+    every 10 seconds. always: a bar anywhere, which stays."""
+    if not always and not sys.stderr.isatty():
+        yield _lines(title, unit)
+        return
+    with tqdm(desc=title, unit=f" {unit}", leave=always, delay=delay) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         yield show
+
+
+def _lines(title: str, unit: str) -> Progress:
+    begin = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS:
+            last = now
+            print(tqdm.format_meter(done, total, now - begin, 100, title, unit=f" {unit}", ascii=True), file=sys.stderr)
+
+    return show

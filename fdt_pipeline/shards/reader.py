@@ -5,68 +5,57 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..sources.source import I64, U8
-from .codec import EXTENSIONS, decode
+from ..storage import Folder, open_folder
 from .errors import ShardError
-from .folder import read_manifest
+from .folder import Location, read_manifest
+from .hashing import sha256_of
 from .index import Member, parse_index
-from .manifest import Manifest
+from .manifest import Manifest, Shard
 from .progress import Progress
+from .sample import parse_sample
 
 
-def check_shards(folder: str | Path, manifest: Manifest) -> None:
+def check_shards(location: Location, manifest: Manifest) -> None:
     """Cheap: ShardError unless every tar is there with its size, and every index is there."""
+    folder = open_folder(location)
     for shard in manifest.shards:
-        path = Path(folder) / shard.name
-        for file in (path, path.with_name(shard.index_name)):
-            if not file.is_file():
-                raise ShardError(f"{file}: missing; shard the source again with --overwrite")
-        got = path.stat().st_size
+        got = folder.size(shard.name)
+        for name, size in ((shard.name, got), (shard.index_name, folder.size(shard.index_name))):
+            if size is None:
+                raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite")
         if got != shard.num_bytes:
-            raise ShardError(f"{path}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite")
+            raise ShardError(
+                f"{folder.path(shard.name)}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite"
+            )
 
 
 def check_hashes(
-    folder: str | Path, manifest: Manifest, num_threads: int = 1, progress: Progress | None = None
+    location: Location, manifest: Manifest, num_threads: int = 1, progress: Progress | None = None
 ) -> None:
     """ShardError unless every tar and index has its sha256; reads every byte, on num_threads threads."""
-    folder = Path(folder)
-    files = [(folder / shard.name, shard.sha256) for shard in manifest.shards]
-    files += [(folder / shard.index_name, shard.index_sha256) for shard in manifest.shards]
+    folder = open_folder(location)
+    files = [(shard.name, shard.sha256) for shard in manifest.shards]
+    files += [(shard.index_name, shard.index_sha256) for shard in manifest.shards]
     with ThreadPoolExecutor(num_threads) as pool:
-        for done, _ in enumerate(pool.map(lambda file: _check_hash(*file), files), 1):
+        for done, _ in enumerate(pool.map(lambda file: _check_hash(folder, *file), files), 1):
             if progress:
                 progress(done, len(files))
 
 
-def _check_hash(path: Path, sha256: str) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != sha256:
-        raise _damaged(path, sha256, digest.hexdigest())
+def _check_hash(folder: Folder, name: str, sha256: str) -> None:
+    with folder.open(name) as file:
+        got = sha256_of(file)
+    if got != sha256:
+        raise _damaged(folder.path(name), sha256, got)
 
 
-def _damaged(path: Path, expected: str, got: str) -> ShardError:
+def _damaged(path: object, expected: str, got: str) -> ShardError:
     return ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; shard again with --overwrite")
-
-
-def read_shard(
-    path: str | Path, encoding: str, verify_sha256: str | None = None, verify_index_sha256: str | None = None
-) -> Iterator[tuple[str, U8, int]]:
-    """(key, image u8[h w c], label) in the order of the tar; raw images are read-only views of its bytes.
-
-    ShardError, naming shard and key, for a wrong hash or a sample that does not parse.
-    """
-    path = Path(path)
-    tar, index = _read(path, verify_sha256), _read(path.with_suffix(".idx"), verify_index_sha256)
-    return _samples(path, tar, index, encoding)
 
 
 class Loaded(NamedTuple):
@@ -78,13 +67,13 @@ class Loaded(NamedTuple):
     keys: list[str]
 
 
-def load_shards(folder: str | Path, progress: Progress | None = None) -> tuple[U8, I64, list[str]]:
+def load_shards(location: Location, progress: Progress | None = None) -> tuple[U8, I64, list[str]]:
     """(images u8[n h w c], labels i64[n], keys) of a whole set, in the order of its shards.
 
     Hashes are checked on the way. ValueError if the images differ in size.
     """
-    manifest = read_manifest(folder)
-    shards = iterate_shards(folder, manifest, progress)
+    manifest = read_manifest(location)
+    shards = iterate_shards(location, manifest, progress)
     images = np.empty((manifest.num_samples, *(manifest.shape or ())), np.uint8)
     labels = np.empty(manifest.num_samples, np.int64)
     keys: list[str] = []
@@ -95,64 +84,64 @@ def load_shards(folder: str | Path, progress: Progress | None = None) -> tuple[U
     return images, labels, keys
 
 
-def iterate_shards(folder: str | Path, manifest: Manifest, progress: Progress | None = None) -> Iterator[Loaded]:
+def iterate_shards(location: Location, manifest: Manifest, progress: Progress | None = None) -> Iterator[Loaded]:
     """The same, one shard at a time."""
+    folder = open_folder(location)
     if manifest.shape is None:
         raise ValueError(
-            f"{folder}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one size"
+            f"{folder.url}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one "
+            "size, with --size"
         )
     check_shards(folder, manifest)
     first = 0
     for shard in manifest.shards:
-        path = Path(folder) / shard.name
         samples = []
-        for sample in read_shard(path, manifest.encoding, shard.sha256, shard.index_sha256):
+        for sample in read_shard(folder, manifest, shard):
             samples.append(sample)
             if progress:
                 progress(first + len(samples), manifest.num_samples)
         keys, images, labels = zip(*samples, strict=True)
         for key, image in zip(keys, images, strict=True):
             if image.shape != manifest.shape:
+                path = folder.path(shard.name)
                 raise ShardError(f"{path}: sample {key}: expected an image of {manifest.shape}, got {image.shape}")
         yield Loaded(first, np.stack(images), np.array(labels, np.int64), list(keys))
         first += len(samples)
 
 
-def _read(path: Path, sha256: str | None) -> bytes:
-    """The file's bytes; ShardError unless they have the sha256."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ShardError(f"{path}: missing; shard the source again with --overwrite") from None
-    if sha256 is not None:
-        check_sha256(path, data, sha256)
-    return data
+def read_shard(location: Location, manifest: Manifest, shard: Shard) -> Iterator[tuple[str, U8, int]]:
+    """(key, image u8[h w c], label) in the order of the tar; raw images are read-only views of its bytes.
 
-
-def check_sha256(path: Path, data: bytes, expected: str) -> None:
-    got = hashlib.sha256(data).hexdigest()
-    if got != expected:
-        raise _damaged(path, expected, got)
-
-
-def _samples(path: Path, tar: bytes, index: bytes, encoding: str) -> Iterator[tuple[str, U8, int]]:
+    ShardError, naming shard and key, for a wrong hash or a sample that does not parse.
+    """
+    folder = open_folder(location)
+    tar = _read(folder, shard.name, shard.sha256)
+    index = _read(folder, shard.index_name, shard.index_sha256)
     try:
         samples = parse_index(index.decode("ascii"))
     except ValueError as error:
-        raise ShardError(f"{path.with_suffix('.idx')}: {error}") from None
-    view = memoryview(tar)
+        raise ShardError(f"{folder.path(shard.index_name)}: {error}") from None
+    return _parsed(folder.path(shard.name), memoryview(tar), samples, manifest)
+
+
+def _parsed(
+    path: str, tar: memoryview, samples: list[list[Member]], manifest: Manifest
+) -> Iterator[tuple[str, U8, int]]:
     for members in samples:
         key = members[0].name.split(".", 1)[0]
         try:
-            yield key, *parse_sample(view, members, encoding)
+            yield key, *parse_sample(tar, members, manifest.encoding, manifest.channels)
         except ValueError as error:
             raise ShardError(f"{path}: sample {key}: {error}") from error
 
 
-def parse_sample(tar: memoryview, members: list[Member], encoding: str) -> tuple[U8, int]:
-    """ValueError if the members are not an image and a label, in that order."""
-    if [member.extension for member in members] != [EXTENSIONS[encoding], "cls"]:
-        names = ", ".join(member.name for member in members)
-        raise ValueError(f"expected the members .{EXTENSIONS[encoding]} and .cls, got {names}")
-    image, label = (tar[member.offset : member.offset + member.size] for member in members)
-    return decode(image, encoding), int(bytes(label))
+def _read(folder: Folder, name: str, sha256: str) -> bytes:
+    """The file's bytes; ShardError unless they have the sha256."""
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite") from None
+    got = hashlib.sha256(data).hexdigest()
+    if got != sha256:
+        raise _damaged(folder.path(name), sha256, got)
+    return data

@@ -2,110 +2,253 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
+import os
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import islice
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Literal
 
-import numpy as np
-
-from ..sources.checks import check_class_names
 from ..sources.source import Source
-from .atomic import atomic_file, explained, sync_folder
-from .codec import check_encoding
-from .encoded import EncodedSample, EncodedSamples
-from .folder import MANIFEST_NAME, check_vacant, shard_files
-from .manifest import Manifest, Shard
-from .manifest_rules import shard_name
-from .order import interleaved_order
+from ..storage import Folder, open_folder
+from .errors import SourceError
+from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
+from .manifest import Manifest
+from .options import ShardingOptions
+from .plan import Plan, planned
 from .progress import Progress
-from .tar import TarShard
+from .record import Gathered, Part, Record, merged
+from .running import Engine, Runner, choose_runner
+from .staging import Staging, alone, shards_of
+from .task import Work, record_name
+
+OnBad = Literal["stop", "quarantine"]
 
 
 def write_shards(
     source: Source,
-    out: str | Path,
+    out: str | os.PathLike[str] | Folder,
     encoding: str = "raw",
     seed: int = 0,
     samples_per_shard: int = 1000,
     overwrite: bool = False,
     progress: Progress | None = None,
+    *,
+    max_shard_bytes: int | None = None,
+    size: int | None = None,
+    resume: bool = False,
+    on_bad: OnBad = "stop",
+    workers: int = 1,
+    engine: Engine = "local",
 ) -> Manifest:
-    """Shards of the source in the folder `out`, made if need be; one sample is in memory at a time.
+    """Shards of the source in the folder `out`, a path or an fsspec URL, made if need be.
 
-    The same source, seed and options give the same bytes in every file. If writing fails or is interrupted, no shard
-    is left. With `overwrite` the old set goes first: it is lost if writing the new one fails.
+    encoding: "raw", "png", "webp" (lossless), "jpg" (quality 95) or "keep" (codec.py); size: side in pixels that images
+    are resized and cropped to (sources/resize.py). A tar ends after samples_per_shard samples, or before it would
+    exceed max_shard_bytes. workers: processes of this machine; engine "ray": a Ray cluster instead. The same source,
+    seed and options give the same bytes in every file, whoever writes them.
+
+    Until all is written, `out` keeps what it has: new files lie in `out`/.sharding. If the run is killed, or fails,
+    what is finished is kept there, and the same call with resume=True goes on; overwrite=True begins anew, and replaces
+    a set that is in `out` once the new one is whole.
+
+    on_bad: at a sample that is no good image, "stop" raises BadSampleError, "quarantine" leaves it out and lists it
+    in the manifest. SourceError if samples cannot be read for another reason; OSError if writing fails; ValueError for
+    bad options, or where `out` holds shards already.
     """
-    out, seed = Path(out), operator.index(seed)
-    check_encoding(encoding)
-    if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
-    if not len(source):
-        raise ValueError("the source has no samples: there is nothing to write")
-    check_class_names(source.classes)
-    order = interleaved_order(source.labels, len(source.classes), seed)
-    samples = EncodedSamples(source, order, encoding, progress)
-    check_vacant(out, overwrite)
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-        _remove_set(out)
-    try:
-        with explained(out):
-            shards = _write_files(out, samples, samples_per_shard)
-            manifest = _manifest(samples, shards, seed, samples_per_shard)
-            with atomic_file(out / MANIFEST_NAME) as file:
-                file.write(manifest.to_json().encode())
+    options = ShardingOptions(encoding, size, samples_per_shard, max_shard_bytes, operator.index(seed))
+    if on_bad not in ("stop", "quarantine"):
+        raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")
+    plan = planned(source, options)
+    runner = choose_runner(engine, workers, plan.num_tasks)
+    return write_plan(plan, open_folder(out), runner, overwrite, resume, on_bad == "quarantine", progress)
+
+
+def write_plan(
+    plan: Plan,
+    out: Folder,
+    runner: Runner,
+    overwrite: bool,
+    resume: bool,
+    quarantine: bool,
+    progress: Progress | None = None,
+) -> Manifest:
+    """What `write_shards` does, of a plan."""
+    check_vacant(out, overwrite, resume)
+    with _explained(out):
+        out.make()
+    with alone(out):
+        staging = Staging(out)
+        if resume and not staging.exists and out.size(MANIFEST_NAME) is not None:
+            manifest = _finished_set(plan, out)
+            staging.end()  # what a run may have left that was killed while it tidied up
             return manifest
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to report
-            _remove_set(out, sync=False)  # a full disk may refuse to sync, but not to remove
-        raise
+        return _Run(plan, staging, runner, quarantine, progress).manifest(resume and staging.exists)
 
 
-def _write_files(out: Path, samples: EncodedSamples, samples_per_shard: int) -> tuple[Shard, ...]:
-    stream, num_shards = iter(samples), -(-len(samples.order) // samples_per_shard)
-    return tuple(
-        _write_shard(out / shard_name(index), islice(stream, samples_per_shard)) for index in range(num_shards)
-    )
+def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
+    """ValueError if it is a file, or if shards or an unfinished run are there already that nothing allows to replace,
+    or to go on with."""
+    if overwrite and resume:
+        raise ValueError("--overwrite begins anew and --resume goes on: choose one")
+    check_is_folder(out)
+    if out.local:
+        for above in out.local.parents:
+            check_is_folder(open_folder(above))
+    if overwrite:
+        return
+    if Staging(out).exists:
+        if not resume:
+            raise ValueError(f"{out.url}: holds an unfinished run: go on with --resume, or begin anew with --overwrite")
+    elif out.size(MANIFEST_NAME) is not None:
+        if not resume:
+            raise ValueError(f"{out.url}: holds shards already; replace them with --overwrite or choose another folder")
+    elif shard_files(out):
+        raise ValueError(
+            f"{out.url}: holds shard files without {MANIFEST_NAME}, of another program or an old run; "
+            "replace them with --overwrite or choose another folder"
+        )
 
 
-def _write_shard(path: Path, samples: Iterator[EncodedSample]) -> Shard:
-    with atomic_file(path) as file:
-        tar = TarShard(file)
-        for sample in samples:
-            tar.add(sample.key, sample.members)
-        tar.close()
-    with atomic_file(path.with_suffix(".idx")) as file:
-        file.write(tar.index)
-    index_sha256 = hashlib.sha256(tar.index).hexdigest()
-    return Shard(path.name, tar.num_samples, tar.file.num_bytes, tar.file.sha256, index_sha256)
+def _finished_set(plan: Plan, out: Folder) -> Manifest:
+    """There is nothing left to do, if it is the set that was asked for."""
+    manifest, options, source = read_manifest(out), plan.options, plan.source
+    asked = {
+        "kind": source.kind,
+        "split": source.split,
+        "classes": source.classes,
+        "encoding": options.encoding,
+        "size": options.size,
+        "seed": options.seed,
+        "samples_per_shard": options.samples_per_shard,
+        "max_shard_bytes": options.max_shard_bytes,
+    }
+    found = {name: getattr(manifest, name) for name in asked}
+    asked["num_samples"], found["num_samples"] = len(source), manifest.num_samples + len(manifest.quarantine)
+    for name, value in asked.items():
+        if found[name] != value:
+            raise ValueError(
+                f"{out.url}: holds a finished set of another kind: {name} is {found[name]!r}, asked for {value!r}; "
+                "replace it with --overwrite, or choose another folder"
+            )
+    return manifest
 
 
-def _manifest(samples: EncodedSamples, shards: tuple[Shard, ...], seed: int, samples_per_shard: int) -> Manifest:
-    source, statistics = samples.source, samples.statistics
+class _Run:
+    """From a plan to a manifest."""
+
+    def __init__(
+        self, plan: Plan, staging: Staging, runner: Runner, quarantine: bool, progress: Progress | None
+    ) -> None:
+        self.plan, self.staging, self.runner, self.progress = plan, staging, runner, progress
+        self.fingerprint = plan.fingerprint
+        self.work = Work(self.fingerprint, plan.options, staging.folder, quarantine)
+
+    def manifest(self, resume: bool) -> Manifest:
+        with _explained(self.staging.out):
+            if resume:
+                self._check_same_plan()
+                self.staging.tidy()
+            else:
+                self.staging.begin(self.fingerprint)
+        if resume and self.staging.is_moved:
+            self.staging.end()
+            return read_manifest(self.staging.out)
+        if resume and self.staging.is_moving:
+            return self._moved()
+        records = self._records(self.staging.finished(self.plan, self.work.quarantine) if resume else {})
+        manifest = _manifest(self.plan, records)
+        with _explained(self.staging.out):
+            self.staging.publish(manifest, _parts(records))
+        return manifest
+
+    def _check_same_plan(self) -> None:
+        if self.staging.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"{self.staging.out.url}: the unfinished run there is of another source, or has other options: give "
+                "the same, or begin anew with --overwrite"
+            )
+
+    def _moved(self) -> Manifest:
+        """The rest of a run that was killed while it moved its files."""
+        manifest = read_manifest(self.staging.folder)
+        found = (self.staging.record(record_name(number)) for number in range(self.plan.num_tasks))
+        with _explained(self.staging.out):
+            self.staging.move(manifest, _parts([record for record in found if record]))
+        return manifest
+
+    def _records(self, finished: dict[int, Record]) -> list[Record]:
+        """Of all tasks in their order."""
+        records = dict(finished)
+        done = sum(len(self.plan.positions(number)) for number in finished)
+        missing = (self.plan.task(number) for number in range(self.plan.num_tasks) if number not in finished)
+        try:
+            with _explained(self.staging.out):
+                for record in self.runner(missing, self.work):
+                    records[record.task] = record
+                    done += len(self.plan.positions(record.task))
+                    if self.progress:
+                        self.progress(done, len(self.plan.order))
+        except BaseException:
+            self._give_up(bool(records))
+            raise
+        return [records[number] for number in range(self.plan.num_tasks)]
+
+    def _give_up(self, is_worth_keeping: bool) -> None:
+        if is_worth_keeping:
+            self.staging.tidy()
+        else:
+            self.staging.folder.remove_tree()
+
+
+def _parts(records: list[Record]) -> list[Part]:
+    return [part for record in records for part in record.parts]
+
+
+def _manifest(plan: Plan, records: list[Record]) -> Manifest:
+    source, options = plan.source, plan.options
+    total = merged(records)
+    if not total.statistics.num_pixels:
+        bad = total.quarantine[0]
+        raise ValueError(f"none of the {len(total.quarantine)} samples is good: {bad.key}: {bad.reason}")
     return Manifest(
         kind=source.kind,
         split=source.split,
         classes=source.classes,
-        num_samples=len(source),
-        samples_per_class=tuple(np.bincount(source.labels, minlength=len(source.classes)).tolist()),
-        shape=samples.shape,
-        channels=len(statistics.mean),
-        encoding=samples.encoding,
-        seed=seed,
-        samples_per_shard=samples_per_shard,
-        mean=statistics.mean,
-        std=statistics.std,
-        shards=shards,
+        num_samples=total.samples_per_class.total(),
+        samples_per_class=tuple(total.samples_per_class[label] for label in range(len(source.classes))),
+        shape=_shape(total),
+        channels=len(total.statistics.mean),
+        encoding=options.encoding,
+        seed=options.seed,
+        samples_per_shard=options.samples_per_shard,
+        max_shard_bytes=options.max_shard_bytes,
+        size=options.size,
+        mean=total.statistics.mean,
+        std=total.statistics.std,
+        shards=shards_of(_parts(records)),
+        keys={**plan.carried.keys, **dict(sorted(total.keys.items()))},
+        quarantine=tuple(sorted([*plan.carried.quarantine, *total.quarantine], key=lambda bad: bad.position)),
     )
 
 
-def _remove_set(out: Path, sync: bool = True) -> None:
-    """First the manifest, so that what is left if this is cut short is not taken for whole."""
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
-    if sync:
-        sync_folder(out)
-    for path in (*shard_files(out), *out.glob(".shard-*.tmp"), *out.glob(f".{MANIFEST_NAME}.tmp")):
-        path.unlink(missing_ok=True)
+def _shape(total: Gathered) -> tuple[int, int, int] | None:
+    if total.smallest != total.largest or total.smallest is None:
+        return None
+    height, width, channels = total.smallest
+    return height, width, channels
+
+
+@contextmanager
+def _explained(out: Folder) -> Iterator[None]:
+    """Give an OSError of writing (disk full, no permission, ...) the folder and what to do; errno stays."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except OSError as error:
+        advice = "no half-written file was left; free space, mend the permissions or choose another folder"
+        raise OSError(
+            error.errno,
+            f"could not write shards ({error.strerror or error}): {advice}; what is finished is kept for --resume",
+            out.url,
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from .checks import (
     check_labels,
     numbered_classes,
 )
-from .source import Sample
+from .source import I64, Sample
 
 
 class ArraySource:
@@ -41,6 +42,7 @@ class ArraySource:
         self.labels = labels.astype(np.int64)
         check_every_class_has_samples(self.labels, self.classes, split, where)
         self.kind, self.split = kind, split
+        self.positions = np.arange(len(labels))
         height, width, channels = self.images.shape[1:]
         self.shape: tuple[int, int, int] | None = (height, width, channels)
 
@@ -48,9 +50,17 @@ class ArraySource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        """The key is the position: the arrays say no more."""
-        position = range(len(self))[index]
-        return Sample(np.ascontiguousarray(self.images[position]), int(self.labels[position]), str(position))
+        """The key is the position in the whole: the arrays say no more."""
+        place = range(len(self))[index]
+        image = np.ascontiguousarray(self.images[place])
+        return Sample(image, int(self.labels[place]), str(self.positions[place]))
+
+    def take(self, positions: I64) -> ArraySource:
+        """A copy of those alone; they keep their keys."""
+        some = copy.copy(self)
+        some.images, some.labels = np.ascontiguousarray(self.images[positions]), self.labels[positions]
+        some.positions = self.positions[positions]
+        return some
 
 
 def _class_names(labels: npt.NDArray[np.integer], classes: Sequence[str] | None, where: object) -> tuple[str, ...]:

@@ -1,119 +1,176 @@
 """A folder of image files: class = subfolder, split = subfolder train, test, val, ... above the classes.
 
 Classes are sorted by name, samples by class and then by path; hidden files and folders are skipped. Which files
-are images, and how their modes become gray or RGB, is the matter of `image_files` and `image_pixels`.
+are images is the matter of `image_files`, where they lie that of `tree`, and how they become gray or RGB that of
+`image_pixels`.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+import copy
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .image_files import image_files, loose_files, subfolders, walk, warn_ignored
-from .image_pixels import image_size, is_gray, read_pixels
-from .source import Sample
+from .image_files import extension, image_files, joined, loose_files, warn_ignored
+from .image_pixels import decode_image, is_gray
+from .names import Names
+from .source import I64, Sample
+from .tree import LocalTree, Tree
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 class ImageFolder:
-    """Images are decoded when asked for; opening reads headers only, up to the first image that is not gray."""
+    """Images are read when asked for; opening reads headers only, up to the first image that is not gray. A file that
+    is no good image is found when it is asked for. The key of a sample is its path below the split's folder."""
 
     kind = "folder"
+    shape = None  # known when all are decoded
 
-    def __init__(self, root: Path, split: str | None) -> None:
-        """`root` holds the split folders, or the class folders if split is None."""
-        self.split = split
-        loose_files(root)
-        self.folder = root if split is None else _split_folders(root)[split]
-        self.classes = _classes(root, self.folder)
-        files = _files_by_class(self.folder, self.classes)
-        self.paths = [path for paths in files for path in paths]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(paths) for paths in files])
-        self.channels = 1 if all(is_gray(path) for path in (*self.paths, *_paths_of_other_splits(root, split))) else 3
-
-    @cached_property
-    def shape(self) -> tuple[int, int, int] | None:
-        height, width = first = image_size(self.paths[0])
-        same = all(image_size(path) == first for path in self.paths[1:])
-        return (height, width, self.channels) if same else None
+    def __init__(self, tree: Tree, split: str | None) -> None:
+        """The tree holds the split folders, or the class folders if split is None."""
+        self.split, self._tree = split, tree
+        loose_files(tree, "")
+        self._folder = "" if split is None else _split_folders(tree)[split]
+        self.classes = _classes(tree, self._folder)
+        files = _files_by_class(tree, self._folder, self.classes)
+        pairs = zip(self.classes, files, strict=True)
+        self._names = Names(f"{name}/{file}" for name, of_class in pairs for file in of_class)
+        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(of_class) for of_class in files])
+        self.channels = _channels(tree, chain(self._all_names(), _names_of_other_splits(tree, split)))
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        """The key is the path below the split's folder."""
-        path = self.paths[index]
-        key = path.relative_to(self.folder).as_posix()
-        return Sample(read_pixels(path, self.channels), int(self.labels[index]), key)
+        """ValueError, naming the file, if it is no good image."""
+        position = range(len(self))[index]
+        try:
+            pixels = decode_image(self.read_file(position), self.channels).pixels
+        except ValueError as error:
+            raise ValueError(
+                f"{joined(self._tree.url, self._name(position))}: {error}; replace or remove it"
+            ) from error
+        return Sample(pixels, int(self.labels[position]), self.key(position))
+
+    def key(self, index: int) -> str:
+        return self._names[index]
+
+    def read_file(self, index: int) -> bytes:
+        """The file's own bytes."""
+        return self._tree.read(self._name(index))
+
+    def states(self, positions: Iterable[int]) -> Iterator[str]:
+        """For each, what is different when the file has changed."""
+        return (self._tree.state(self._name(position)) for position in positions)
+
+    def take(self, positions: I64) -> ImageFolder:
+        """Those alone."""
+        some = copy.copy(self)
+        some._names, some.labels = self._names.take(positions), self.labels[positions]
+        return some
+
+    def _name(self, index: int) -> str:
+        return joined(self._folder, self._names[index])
+
+    def _all_names(self) -> Iterator[str]:
+        return (self._name(index) for index in range(len(self)))
 
 
 def find(path: Path, kind: str) -> Path | None:
-    return path if subfolders(path) else None
+    return path if LocalTree(path).folders("") else None
 
 
-def has_images(path: Path) -> bool:
+def has_images(tree: Tree) -> bool:
     """Whether any file in a subfolder is an image by its extension: for telling a data set from any other folder."""
     extensions = Image.registered_extensions()
-    files = (file for folder in subfolders(path) for file in image_files(walk(folder)))
-    return any(file.suffix.lower() in extensions for file in files)
+    return any(extension(file) in extensions for name in tree.folders("") for file in image_files(tree.walk(name)))
 
 
 def splits(path: Path, kind: str) -> tuple[str, ...]:
-    return tuple(_split_folders(path))
+    return splits_of(LocalTree(path))
+
+
+def splits_of(tree: Tree) -> tuple[str, ...]:
+    return tuple(_split_folders(tree))
 
 
 def read(path: Path, kind: str, split: str | None) -> ImageFolder:
-    return ImageFolder(path, split)
+    return ImageFolder(LocalTree(path), split)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(tree: Tree) -> dict[str, str]:
     """Split -> folder. Folders are splits only if one is train and no other name than a split's is among them.
 
     Upper and lower case do not matter: Train and TEST are splits.
     val (valid, validation) is the split "test" if there is no folder test; otherwise it keeps its name.
     """
-    folders = {folder.name.lower(): folder for folder in subfolders(root)}
+    names = tree.folders("")
+    folders = {name.lower(): name for name in names}
     if "train" not in folders or not set(folders) <= {"train", *_TEST_NAMES}:
         return {}
-    twice = [path for path in subfolders(root) if path not in folders.values()]
+    twice = [name for name in names if name not in folders.values()]
     if twice:
         raise ValueError(
-            f"{twice[0]}: {folders[twice[0].name.lower()].name} is the same split; merge them or rename one"
+            f"{joined(tree.url, twice[0])}: {folders[twice[0].lower()]} is the same split; merge them or rename one"
         )
     others = [name for name in _TEST_NAMES if name in folders]
     return {"train": folders["train"], **{"test" if i == 0 else name: folders[name] for i, name in enumerate(others)}}
 
 
-def _classes(root: Path, folder: Path) -> tuple[str, ...]:
+def _classes(tree: Tree, folder: str) -> tuple[str, ...]:
     """The train split's classes are those of every split, so that a label means the same in all."""
-    train = _split_folders(root).get("train", folder)
-    classes = tuple(path.name for path in subfolders(train))
+    train = _split_folders(tree).get("train", folder)
+    classes = tuple(tree.folders(train))
     if not classes:
-        raise ValueError(f"{train}: expected a subfolder of images for each class, got none")
-    unknown = [path.name for path in subfolders(folder) if path.name not in classes]
+        raise ValueError(f"{joined(tree.url, train)}: expected a subfolder of images for each class, got none")
+    unknown = [name for name in tree.folders(folder) if name not in classes]
     if unknown:
-        raise ValueError(f"{folder}: expected only the classes of {train}, got {', '.join(unknown[:5])} as well")
+        raise ValueError(
+            f"{joined(tree.url, folder)}: expected only the classes of {joined(tree.url, train)}, "
+            f"got {', '.join(unknown[:5])} as well"
+        )
     return classes
 
 
-def _files_by_class(folder: Path, classes: tuple[str, ...]) -> list[list[Path]]:
-    loose = loose_files(folder)
-    files = [sorted(walk(folder / name)) if (folder / name).is_dir() else [] for name in classes]
-    warn_ignored(folder, [*loose, *(path for paths in files for path in paths)])
-    images = [list(image_files(paths)) for paths in files]
-    empty = [name for name, paths in zip(classes, images, strict=True) if not paths and (folder / name).is_dir()]
+def _files_by_class(tree: Tree, folder: str, classes: tuple[str, ...]) -> list[list[str]]:
+    where = joined(tree.url, folder)
+    there = set(tree.folders(folder))
+    loose = loose_files(tree, folder)
+    files = [tree.walk(joined(folder, name)) if name in there else [] for name in classes]
+    below = (f"{name}/{file}" for name, of_class in zip(classes, files, strict=True) for file in of_class)
+    warn_ignored(where, [*loose, *below])
+    images = [image_files(of_class) for of_class in files]
+    empty = [name for name, of_class in zip(classes, images, strict=True) if not of_class and name in there]
     if not any(images):
-        raise ValueError(f"{folder}: no image in it; add images in a subfolder for each class, or remove it")
+        raise ValueError(f"{where}: no image in it; add images in a subfolder for each class, or remove it")
     if empty:
-        raise ValueError(f"{folder}: no image in the class folder {', '.join(empty[:5])}; add images or remove it")
+        raise ValueError(f"{where}: no image in the class folder {', '.join(empty[:5])}; add images or remove it")
     return images
 
 
-def _paths_of_other_splits(root: Path, split: str | None) -> list[Path]:
+def _names_of_other_splits(tree: Tree, split: str | None) -> Iterator[str]:
     """All splits must agree on the number of channels, so each looks at all."""
-    folders = [folder for name, folder in _split_folders(root).items() if name != split]
-    return [path for folder in folders for below in subfolders(folder) for path in image_files(walk(below))]
+    for name, folder in _split_folders(tree).items():
+        if name != split:
+            for class_folder in tree.folders(folder):
+                below = joined(folder, class_folder)
+                yield from (joined(below, file) for file in image_files(tree.walk(below)))
+
+
+def _channels(tree: Tree, names: Iterable[str]) -> int:
+    """1 if all images that can be read are gray, else 3."""
+    found = 0
+    for name in names:
+        try:
+            with tree.open(name) as file:
+                if not is_gray(file):
+                    return 3
+        except (ValueError, OSError):  # found again, and told, when the image is asked for
+            continue
+        found += 1
+    return 1 if found else 3

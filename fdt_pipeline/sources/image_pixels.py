@@ -1,19 +1,22 @@
-"""From an image file of any mode to u8[h w c].
+"""From the bytes of an image file, of any kind and mode, to u8[h w c].
 
 The rule: EXIF orientation is applied; of animations the first frame is taken; 16-bit gray is rounded to 8 bits,
-65535 -> 255; transparent images are laid on black, the value that shifts pad with; palettes, CMYK and the like
-become RGB; 1-bit becomes 0 and 255.
+65535 -> 255, and of 16-bit colors the upper 8 bits are taken; transparent images are laid on black, the value that
+shifts pad with; palettes, CMYK and the like become RGB; 1-bit becomes 0 and 255. What an image is, is seen from its
+bytes, whatever its name says. An image of more pixels than Pillow's limit is refused before one of them is decoded.
 """
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .source import U8
 
@@ -21,37 +24,73 @@ _WIDE_GRAY = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _GRAY = frozenset({"1", "L", "LA", "La"}) | _WIDE_GRAY
 _ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _ORIENTATION = 0x0112
-_SIDEWAYS = frozenset({5, 6, 7, 8})
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_PNG_BIT_DEPTH = 24  # its place in a PNG: signature, length and name of the first chunk, width, height, bit depth
 
 
-def is_gray(path: Path) -> bool:
-    with _opened(path) as image:
+class Picture(NamedTuple):
+    """pixels u8[h w c]; plain: the extension of the file if it may be stored as it is: one upright 8-bit frame of just
+    these channels. None where the rule changed anything."""
+
+    pixels: U8
+    plain: str | None
+
+
+def decode_image(data: bytes, channels: int) -> Picture:
+    """channels: 1 or 3. ValueError with the reason if it is no image, or a broken or too large one."""
+    if not data:
+        raise ValueError("not an image: the file has zero bytes")
+    with _opened(io.BytesIO(data)) as image:
+        if image.format == "PNG" and b"IEND" not in data:  # Pillow takes it where only the end is missing
+            raise ValueError("image file is truncated: it has no end")
+        is_plain = _is_plain(image, data, channels)
+        upright = image if is_plain else ImageOps.exif_transpose(image)  # it copies, even what it does not turn
+        pixels = _pixels(upright, channels)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    whole = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
+    return Picture(whole, _EXTENSIONS[str(image.format)] if is_plain else None)
+
+
+def is_gray(file: BinaryIO) -> bool:
+    """Seen from its header; ValueError if it is no image."""
+    with _opened(file) as image:
         return image.mode in _GRAY
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(h, w) once turned upright."""
-    with _opened(path) as image:
-        width, height = image.size
-        return (width, height) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (height, width)
-
-
-def read_pixels(path: Path, channels: int) -> U8:
-    """u8[h w channels], channels 1 or 3; ValueError naming the file if it does not decode."""
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        pixels = _pixels(upright, channels)
-        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings of what is odd but can be read, as broken EXIF. One of bombs is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with quiet(), Image.open(file) as image:
             yield image
+    except UnidentifiedImageError:
+        file.seek(0)
+        raise ValueError(f"not an image: it begins with {file.read(16)!r}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"too large to decode within the memory budget ({error})") from None
+    except (KeyboardInterrupt, MemoryError):
+        raise
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
-        raise ValueError(f"{path}: not a readable image ({error}); replace or remove it") from error
+        raise ValueError(f"not a readable image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _is_plain(image: Image.Image, data: bytes, channels: int) -> bool:
+    return (
+        image.format in _EXTENSIONS
+        and image.mode == ("L" if channels == 1 else "RGB")
+        and getattr(image, "n_frames", 1) == 1
+        and "transparency" not in image.info
+        and image.getexif().get(_ORIENTATION, 1) == 1
+        and (image.format != "PNG" or data[_PNG_BIT_DEPTH] == 8)  # Pillow shows 16-bit colors as RGB
+    )
 
 
 def _pixels(image: Image.Image, channels: int) -> U8:

@@ -8,6 +8,7 @@ from typing import Protocol
 from . import cifar, idx, image_folder, npz, svhn
 from .download import download_source
 from .source import Source
+from .tree import LocalTree
 
 
 class Family(Protocol):
@@ -83,7 +84,7 @@ def _recognise(path: Path) -> str:
     kinds = [kind for kind in KINDS if kind not in ("npz", "folder") and _FAMILIES[kind].find(path, kind)]
     kinds = _tell_mnists_apart(path, kinds)
     if not kinds:
-        kinds = ["npz"] * bool(npz.find(path, "npz")) + ["folder"] * image_folder.has_images(path)
+        kinds = ["npz"] * bool(npz.find(path, "npz")) + ["folder"] * image_folder.has_images(LocalTree(path))
     if not kinds:
         looked_for = "; ".join(f"{kind}: {files}" for kind, files in _LOOKED_FOR.items())
         raise ValueError(f"{path}: no data set that is known; choose with --source KIND; looked for {looked_for}")

@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """(h, w, c) if all images have it, None if their sizes differ."""
+        """(h, w, c) if all images are known to have it, else None."""
 
     def __len__(self) -> int: ...
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from fdt_pipeline import FDT, Augment, FDTLoader, Power
 from fdt_pipeline.plans import batch_targets, draw_plans
 from fdt_pipeline.shards import ShardError, load_shards, write_shards
+from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import ArraySource, open_source
 from fdt_pipeline.superposition import (
     PLAIN,
@@ -285,24 +287,34 @@ def test_shards_that_change_under_a_streaming_loader_are_noticed_before_an_epoch
 
 
 @pytest.mark.parametrize(
-    ("encoding", "place", "reason"),
-    [("png", 512 + 40, ""), ("raw", 1024 + 512, "a .cls member holds .*expected a class")],
+    ("encoding", "member", "error", "reason"),
+    [
+        ("png", 0, RuntimeError, "could not be read or decoded: .*"),
+        ("raw", 1, ShardError, "the .cls member holds .*expected a class"),
+        ("raw", 0, ShardError, "not an npy file of one uint8 image of 6 x 5 x 3"),
+    ],
 )
-def test_a_sample_that_spoils_during_an_epoch_is_an_error_that_says_how_to_find_it(tmp_path, encoding, place, reason):
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_sample_that_spoils_during_an_epoch_is_named(tmp_path, encoding, member, error, reason, prefetch):
+    """By shard and key, though DALI itself says no more than that a batch failed."""
     folder = tmp_path / "shards"
-    write_shards(ArraySource(numbered_images(), LABELS), folder, encoding, samples_per_shard=60)
-    loader = FDTLoader(folder, 32, mode="streaming", mix_window=46)
+    manifest = write_shards(ArraySource(numbered_images(), LABELS), folder, encoding, samples_per_shard=60)
+    loader = FDTLoader(folder, 32, mode="streaming", mix_window=46, prefetch=prefetch)
     tar = folder / "shard-000001.tar"
     state = tar.stat()
-    data = bytearray(tar.read_bytes())
-    data[place : place + 40] = bytes(40)
+    spoiled = parse_index(tar.with_suffix(".idx").read_text())[17][member]
     with tar.open("r+b") as file:
-        file.write(data)
+        file.seek(spoiled.offset)
+        file.write(bytes(min(40, spoiled.size)))
     os.utime(tar, ns=(state.st_atime_ns, state.st_mtime_ns))
-    with pytest.raises(RuntimeError, match=rf"of epoch 0: .*{reason}.*python -m tools verify {folder}") as error:
+    key = spoiled.name.partition(".")[0]
+    with pytest.raises(error, match=f"shard-000001.tar: sample {key}: |{reason}") as caught:
         list(loader)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 800
+    for part in ("shard-000001.tar", key, "epoch 0" if error is RuntimeError else reason):
+        assert re.search(part, str(caught.value))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+    assert len(manifest.shards) == 4
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

@@ -12,16 +12,51 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from fdt_pipeline.shards.codec import decode, encode
+from fdt_pipeline.shards.codec import EXTENSIONS, decode, encode, stored
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 
 
-@pytest.mark.parametrize("encoding", ["raw", "png"])
+@pytest.mark.parametrize("encoding", ["raw", "png", "webp"])
 @given(image=arrays(np.uint8, SHAPES))
 def test_decoding_inverts_encoding(encoding: str, image: np.ndarray) -> None:
-    np.testing.assert_array_equal(decode(encode(image, encoding), encoding), image)
+    [extension] = EXTENSIONS[encoding]
+    decoded = decode(encode(image, encoding), extension, image.shape[2])
+    np.testing.assert_array_equal(decoded, image)
+    assert decoded.dtype == np.uint8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpg_keeps_the_shape_and_nearly_the_pixels(channels: int) -> None:
+    ramp = np.arange(64 * 48 * channels).reshape(64, 48, channels) // (12 * channels)
+    image = ramp.astype(np.uint8)
+    decoded = decode(encode(image, "jpg"), "jpg", channels)
+    assert decoded.shape == image.shape
+    assert np.abs(decoded.astype(int) - image).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("encoding", "file", "plain", "expected"),
+    [
+        ("keep", b"as it is", "jpg", ("jpg", b"as it is")),
+        ("keep", b"as it is", None, ("png", encode(IMAGE, "png"))),
+        ("keep", None, None, ("npy", encode(IMAGE, "raw"))),
+        ("raw", b"as it is", "jpg", ("npy", encode(IMAGE, "raw"))),
+        ("webp", None, None, ("webp", encode(IMAGE, "webp"))),
+    ],
+)
+def test_keep_is_the_file_where_it_is_plain(
+    encoding: str, file: bytes | None, plain: str | None, expected: tuple[str, bytes]
+) -> None:
+    assert stored(IMAGE, encoding, file, plain) == expected
+
+
+def test_what_a_format_has_no_room_for_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"16384 x 1 pixels cannot be stored as webp"):
+        encode(np.zeros((1, 16384, 3), np.uint8), "webp")
+    with pytest.raises(ValueError, match=r"1 x 65536 pixels cannot be stored as jpg"):
+        encode(np.zeros((65536, 1, 1), np.uint8), "jpg")
 
 
 @given(arrays(np.uint8, SHAPES))
@@ -65,12 +100,14 @@ def png(mode: str) -> bytes:
 )
 def test_other_bytes_are_refused(encoding: str, data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        decode(data, encoding)
+        decode(data, EXTENSIONS[encoding][0])
 
 
-@given(position=st.integers(0, 10**6), value=st.integers(0, 255), encoding=st.sampled_from(["raw", "png"]))
+@given(
+    position=st.integers(0, 10**6), value=st.integers(0, 255), encoding=st.sampled_from(["raw", "png", "webp", "jpg"])
+)
 def test_broken_bytes_raise_nothing_but_value_errors(position: int, value: int, encoding: str) -> None:
     data = bytearray(encode(IMAGE, encoding))
     data[position % len(data)] = value
     with contextlib.suppress(ValueError):
-        assert decode(bytes(data), encoding).dtype == np.uint8
+        assert decode(bytes(data), EXTENSIONS[encoding][0]).dtype == np.uint8

@@ -26,7 +26,7 @@ def test_it_tells_what_was_written(tmp_path: Path) -> None:
     assert (manifest.kind, manifest.split, manifest.classes) == ("arrays", None, ("a", "b"))
     assert (manifest.num_samples, manifest.samples_per_class) == (7, (4, 3))
     assert (manifest.shape, manifest.channels, manifest.encoding) == ((2, 3, 3), 3, "raw")
-    assert (manifest.seed, manifest.samples_per_shard, manifest.format_version) == (5, 4, 1)
+    assert (manifest.seed, manifest.samples_per_shard, manifest.format_version) == (5, 4, 2)
     assert [(shard.name, shard.num_samples) for shard in manifest.shards] == [
         ("shard-000000.tar", 4),
         ("shard-000001.tar", 3),
@@ -56,8 +56,8 @@ def test_a_folder_of_sets_names_them(tmp_path: Path) -> None:
     write_shards(SOURCE, tmp_path / "test")
     with pytest.raises(ValueError, match=f"in its subfolders: choose one of {tmp_path}/train, {tmp_path}/test"):
         read_manifest(tmp_path)
-    assert shard_sets(tmp_path) == (tmp_path / "train", tmp_path / "test")
-    assert shard_sets(tmp_path / "test") == (tmp_path / "test",)
+    assert [folder.local for folder in shard_sets(tmp_path)] == [tmp_path / "train", tmp_path / "test"]
+    assert [folder.local for folder in shard_sets(tmp_path / "test")] == [tmp_path / "test"]
 
 
 def test_shards_without_a_manifest_are_of_an_interrupted_run(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def without(field: str) -> Callable[[str], str]:
         (lambda text: text[:-5], "Unterminated string"),
         (lambda text: "[1]", "expected a JSON object"),
         (lambda text: "\udcff", "decode"),
-        (changed(format_version=2), "expected format_version 1, an integer, got 2; shard the source again with"),
-        (without("format_version"), "expected format_version 1, an integer, got None"),
-        (changed(format_version="1"), "expected format_version 1, an integer, got '1'"),
-        (changed(format_version=True), "field format_version: expected int, got True"),
+        (changed(format_version=1), "expected format_version 2, an integer, got 1; shard the source again with"),
+        (without("format_version"), "expected format_version 2, an integer, got None"),
+        (changed(format_version="2"), "expected format_version 2, an integer, got '2'"),
+        (changed(format_version=2.5), "expected format_version 2, an integer, got 2.5"),
         (lambda text: "[" * 100_000, "nested without end"),
         (without("manifest_sha256"), "missing fields: manifest_sha256; unknown: none"),
         (
@@ -105,7 +105,7 @@ def without(field: str) -> Callable[[str], str]:
         (changed(kind="mnist"), "was changed by hand or damaged: expected manifest_sha256"),
         (lambda text: text.replace("\n", "\r"), "was changed by hand or damaged after it was written"),
         (lambda text: text.replace("  ", "\t"), "was changed by hand or damaged after it was written"),
-        (changed(encoding="rbw"), "encoding must be one of raw, png, got 'rbw'"),
+        (changed(encoding="rbw"), "encoding must be one of raw, png, webp, jpg, keep, got 'rbw'"),
         (changed(classes=["a", ""]), "class names must be strings that are not empty, got '' for class 1"),
         (changed(classes=["a", "a"]), "class names must differ, got 'a' 2 times"),
         (changed(seed=-1), r"seed must be in \[0, 2\*\*64\), got -1"),
@@ -129,7 +129,13 @@ def without(field: str) -> Callable[[str], str]:
         (changed(seed=True), "field seed: expected int, got True"),
         (changed(classes="ab"), "field classes: expected list, got 'ab'"),
         (changed(shards=[1]), "field shards: "),
-        (changed(shards=[{"name": "x"}]), "missing fields: index_sha256, num_bytes"),
+        (changed(shards=[{"name": "x"}]), "missing fields: crc32, index_sha256, num_bytes"),
+        (damaged_shard(crc32="????"), r"shard-000000.tar: crc32 must be base64 of 32-bit numbers, got '\?\?\?\?'"),
+        (damaged_shard(crc32="AAAAAA=="), "shard-000000.tar: 7 samples, but 1 values in crc32"),
+        (changed(max_shard_bytes=0), "max_shard_bytes must be at least 1, got 0"),
+        (changed(size=0), "size must be at least 1, got 0"),
+        (changed(keys={"a": 1}), "field keys: expected str, got 1"),
+        (changed(quarantine=[{"position": 1}]), "missing fields: key, reason"),
         (changed(num_samples=8), "num_samples is 8, but samples_per_class sum to 7 and the shards to 7"),
         (changed(classes=["a"]), "1 classes, but 2 samples_per_class"),
         (changed(channels=1), "channels is 1, but mean has 3 and std 3 values"),

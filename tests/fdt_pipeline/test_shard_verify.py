@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdt_pipeline.shards import load_shards, read_manifest, verify_shards, write_shards
+from fdt_pipeline.shards.checksums import pack_checksums, sample_checksum
 from fdt_pipeline.shards.index import Member, index_text
 from fdt_pipeline.shards.verify import tar_samples
 from fdt_pipeline.sources import ArraySource
@@ -40,7 +41,7 @@ def damaged(whole: Path, tmp_path: Path) -> Path:
 def test_whole_shards_have_no_problems(whole: Path) -> None:
     calls: list[tuple[int, int]] = []
     assert verify_shards(whole, lambda done, total: calls.append((done, total))) == []
-    assert calls == [(1, 2), (2, 2)]
+    assert calls == [(6, 12), (12, 12)]
 
 
 @given(st.data())
@@ -72,6 +73,27 @@ def test_a_cut_tar_is_found(damaged: Path, size: int) -> None:
 def test_a_missing_file_is_found(damaged: Path, name: str) -> None:
     (damaged / name).unlink()
     assert f"{damaged / name}: missing" in verify_shards(damaged)
+
+
+@given(st.data())
+def test_a_bit_that_flips_in_a_sample_is_found_there(whole: Path, data: st.DataObject) -> None:
+    """Where only hashes of whole files were known, nobody could say which image it is."""
+    path = whole / "shard-000001.tar"
+    content = path.read_bytes()
+    samples = list(tar_samples(io.BytesIO(content)))
+    sample = data.draw(st.sampled_from(samples))
+    member = data.draw(st.sampled_from(sample.members))
+    bit = data.draw(st.integers(8 * member.offset, 8 * (member.offset + member.size) - 1))
+    broken = bytearray(content)
+    broken[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(broken)
+    try:
+        problems = verify_shards(whole)
+    finally:
+        path.write_bytes(content)
+    of_samples = [problem for problem in problems if ": sample " in problem]
+    assert f"{path}: sample {sample.key}: its bytes are not those that were written (CRC-32)" in of_samples
+    assert all(f": sample {sample.key}: " in problem for problem in of_samples)
 
 
 def test_an_extra_shard_is_found(damaged: Path) -> None:
@@ -120,12 +142,15 @@ def rewrite(folder: Path, change: Callable[[Files], Files]) -> None:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     path.write_bytes(content.getvalue())
-    index = index_text(tar_samples(content.getvalue())).encode()
+    samples = list(tar_samples(io.BytesIO(content.getvalue())))
+    index = index_text([sample.members for sample in samples]).encode()
+    checksums = [sample_checksum(sample.data) for sample in samples] + [0] * 6
     path.with_suffix(".idx").write_bytes(index)
     manifest = read_manifest(folder)
     hashes = {
         "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
         "index_sha256": hashlib.sha256(index).hexdigest(),
+        "crc32": pack_checksums(checksums[:6]),
     }
     shard = dataclasses.replace(manifest.shards[0], num_bytes=len(content.getvalue()), **hashes)
     manifest = dataclasses.replace(manifest, shards=(shard, *manifest.shards[1:]))
@@ -145,7 +170,7 @@ def with_first_label(label: bytes) -> Callable[[Files], Files]:
             ["sample 0000000.: label 3 is out of range: expected 0..2", "class . .*expected 4 samples"],
         ),
         (with_first_label(b"-1"), ["sample 0000000.: label -1 is out of range"]),
-        (with_first_label(b"cat"), ["sample 0000000.: invalid literal for int"]),
+        (with_first_label(b"cat"), ["sample 0000000.: the .cls member holds b'cat', expected a class number"]),
         (lambda files: [(files[0][0], b"x"), *files[1:]], ["sample 0000000.: (not an npy file|broken png)"]),
         (lambda files: [*files[:2], *files], ["sample 0000000.: expected the members"]),
         (lambda files: [*files, *files[:2]], ["expected 6 samples, got 7", "sample 0000000.: the key occurs twice"]),
@@ -162,7 +187,7 @@ def test_faults_of_content_are_found_even_where_the_hashes_fit(
     damaged: Path, change: Callable[[Files], Files], messages: list[str]
 ) -> None:
     rewrite(damaged, change)
-    problems = verify_shards(damaged)
+    problems = verify_shards(damaged, decode=True)
     assert bool(problems) == bool(messages)
     for message in messages:
         assert any(re.search(message, problem) for problem in problems), problems
@@ -173,7 +198,7 @@ def test_an_image_of_another_shape_is_named(damaged: Path) -> None:
     (damaged / "manifest.json").write_text(dataclasses.replace(manifest, shape=(2, 3, 3)).to_json())
     key = load_key(damaged)
     assert f"{damaged}/shard-000000.tar: sample {key}: expected an image of shape [2, 3, 3], got [3, 2, 3]" in (
-        verify_shards(damaged)
+        verify_shards(damaged, decode=True)
     )
 
 
@@ -200,7 +225,8 @@ def test_members_are_grouped_by_key() -> None:
             info = tarfile.TarInfo(name)
             info.size = 1
             tar.addfile(info, io.BytesIO(b"1"))
-    assert tar_samples(content.getvalue()) == [
+    content.seek(0)
+    assert [sample.members for sample in tar_samples(content)] == [
         [Member("npy", 512, 1, "a.npy"), Member("cls", 1536, 1, "a.cls")],
         [Member("cls", 2560, 1, "b.cls")],
     ]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
+from tests.folders import content
 
 
 def numbered(num_samples: int = 25, channels: int = 3, num_classes: int = 5) -> ArraySource:
@@ -25,10 +26,6 @@ def numbered(num_samples: int = 25, channels: int = 3, num_classes: int = 5) -> 
     images = np.random.default_rng(0).integers(0, 256, (num_samples, 6, 5, channels), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(num_samples)
     return ArraySource(images, np.arange(num_samples) % num_classes)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def read_npy(data: bytes) -> np.ndarray:
@@ -147,7 +144,7 @@ def test_tar_headers_hold_nothing_of_this_machine(tmp_path: Path) -> None:
 def test_same_seed_same_bytes_of_every_file(tmp_path: Path, encoding: str) -> None:
     for name in ("a", "b"):
         write_shards(numbered(), tmp_path / name, encoding, seed=7, samples_per_shard=10)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_another_seed_is_another_order_of_the_same_samples(tmp_path: Path) -> None:
@@ -216,15 +213,20 @@ def test_memory_holds_a_sample_not_a_shard(tmp_path: Path) -> None:
 def test_progress_ends_at_the_number_of_samples(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     write_shards(numbered(20), tmp_path, samples_per_shard=10, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 20) for i in range(1, 21)]
+    assert calls == [(10, 20), (20, 20)]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoding": "jpeg"}, "encoding must be one of raw, png, got 'jpeg'"),
+        ({"encoding": "jpeg"}, "encoding must be one of raw, png, webp, jpg, keep, got 'jpeg'"),
         ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
         ({"seed": -1}, "seed must be in"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"max_shard_bytes": 10_000}, "max_shard_bytes must be at least 10240, the least a tar has, got 10000"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"engine": "slurm"}, "engine must be one of local, ray, got 'slurm'"),
+        ({"on_bad": "skip"}, "on_bad must be one of stop, quarantine, got 'skip'"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(tmp_path: Path, options: dict, message: str) -> None:
@@ -254,9 +256,9 @@ class Broken(Named):
 def test_a_sample_that_is_no_image_is_named_and_nothing_is_left(
     tmp_path: Path, image: np.ndarray, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"sample 9 of the source: {message}"):
+    with pytest.raises(ValueError, match=rf"sample 9 of the source \(9\): {message}"):
         write_shards(Broken(Sample(image, 0, "9")), tmp_path)
-    assert files(tmp_path) == {}
+    assert content(tmp_path) == {}
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_info_of_images_of_different_sizes(tmp_path: Path, capsys: pytest.Captur
         Image.new("RGB", (size, size)).save(tmp_path / "source" / "cat" / f"{size}.png")
     assert run("shard", tmp_path / "source", tmp_path / "out", "--source", "folder") == 0
     assert run("info", tmp_path / "out") == 0
-    assert "  images    sizes differ, 3 channels, raw\n" in capsys.readouterr().out
+    assert "  images    sizes differ, 3 channels, keep\n" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("default")

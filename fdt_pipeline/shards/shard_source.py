@@ -1,0 +1,121 @@
+"""A set of shards as a source: for writing it again in another encoding."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import BinaryIO
+
+import numpy as np
+
+from ..sources.source import I64, Sample
+from ..storage import Folder
+from .codec import decode
+from .errors import ShardError
+from .index import Member, parse_index
+from .manifest import Manifest, Shard
+from .sample import check_members
+
+
+class ShardSource:
+    """Samples in the order of the shards; `take` gives those of one shard. Keys are the shards' KEYs.
+
+    A raw image is decoded when it is asked for; of the others the stored file is handed out (`read_file`).
+    """
+
+    has_final_keys = True
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes
+        self.shape, self.channels = manifest.shape, manifest.channels
+        self.bounds = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+        self.identity = manifest.sha256
+
+    @property
+    def labels(self) -> I64:
+        return np.concatenate([self.shard(number).labels for number in range(len(self.manifest.shards))])
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        number = int(np.searchsorted(self.bounds, index, "right")) - 1
+        return self.shard(number)[index - int(self.bounds[number])]
+
+    def take(self, positions: I64) -> OneShard:
+        """positions: all of one shard, in its order."""
+        number = int(np.searchsorted(self.bounds, positions[0], "right")) - 1
+        assert positions.tolist() == list(range(self.bounds[number], self.bounds[number + 1]))
+        return self.shard(number)
+
+    def shard(self, number: int) -> OneShard:
+        is_raw = self.manifest.encoding == "raw"
+        return (OneShard if is_raw else OneShardOfFiles)(self.folder, self.manifest, self.manifest.shards[number])
+
+
+class OneShard:
+    """The samples of one tar, read one by one through its index. Nothing is read before it is needed."""
+
+    has_final_keys = True
+
+    def __init__(self, folder: Folder, manifest: Manifest, shard: Shard) -> None:
+        self.folder, self.shard, self.encoding = folder, shard, manifest.encoding
+        self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes
+        self.shape, self.channels = manifest.shape, manifest.channels
+
+    def __len__(self) -> int:
+        return self.shard.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        members = self._samples[index]
+        image = decode(self._read(members[0]), members[0].extension, self.channels)
+        return Sample(image, int(self.labels[index]), self.key(index))
+
+    @cached_property
+    def labels(self) -> I64:
+        return np.array([self._label(members) for members in self._samples], np.int64)
+
+    def key(self, index: int) -> str:
+        return self._samples[index][0].name.partition(".")[0]
+
+    def states(self, positions: range) -> list[str]:
+        return [self.shard.sha256]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was read and opened."""
+        return {name: value for name, value in vars(self).items() if name not in ("_samples", "_file", "labels")}
+
+    @cached_property
+    def _samples(self) -> list[list[Member]]:
+        name = self.shard.index_name
+        try:
+            samples = parse_index(self.folder.read(name).decode("ascii"))
+        except (FileNotFoundError, ValueError) as error:
+            raise ShardError(f"{self.folder.path(name)}: {error}; mend it with python -m tools index") from None
+        if len(samples) != len(self):
+            raise ShardError(f"{self.folder.path(name)}: expected {len(self)} samples, got {len(samples)}")
+        return samples
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        try:
+            return self.folder.open(self.shard.name)
+        except FileNotFoundError:
+            raise ShardError(f"{self.folder.path(self.shard.name)}: missing; shard the source again") from None
+
+    def _label(self, members: list[Member]) -> int:
+        return check_members(members, [b"", self._read(members[-1])], self.encoding)
+
+    def _read(self, member: Member) -> bytes:
+        self._file.seek(member.offset)
+        data = self._file.read(member.size)
+        if len(data) != member.size:
+            raise ShardError(f"{self.folder.path(self.shard.name)}: cut in {member.name}")
+        return data
+
+
+class OneShardOfFiles(OneShard):
+    """Of encoded images."""
+
+    def read_file(self, index: int) -> bytes:
+        return self._read(self._samples[index][0])

@@ -1,0 +1,177 @@
+"""OUT/.sharding: where a run writes, so that OUT has either a whole set or what was there before.
+
+    plan.json           the fingerprint of the plan
+    task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
+    manifest.json       the set is complete and is being moved to OUT
+
+Every file appears whole, so a run may be killed at any moment: going on means to do the tasks without a record, or to
+go on moving.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from ..storage import Folder
+from .folder import MANIFEST_NAME, shard_files
+from .hashing import sha256_of
+from .manifest import Manifest, Shard
+from .manifest_rules import shard_name
+from .plan import Plan
+from .record import Part, Record, record_from_json
+from .task import Task, record_name, source_state
+
+STAGING_NAME = ".sharding"
+PLAN_NAME = "plan.json"
+_MOVES_AT_ONCE = 8  # of an object store, where each is a copy
+
+
+class Staging:
+    """Of the folder `out`."""
+
+    def __init__(self, out: Folder) -> None:
+        self.out = out
+        self.folder = out.folder(STAGING_NAME)
+
+    def begin(self, fingerprint: str) -> None:
+        """Anew."""
+        self.folder.remove_tree()
+        self.folder.make()
+        self._write_plan({"plan": fingerprint})
+
+    def _write_plan(self, content: dict[str, Any]) -> None:
+        with self.folder.writing(PLAN_NAME) as file:
+            file.write(json.dumps(content).encode("ascii"))
+
+    def _read_plan(self) -> dict[str, Any]:
+        """{} if there is none, or it cannot be read."""
+        try:
+            content = json.loads(self.folder.read(PLAN_NAME))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def exists(self) -> bool:
+        return self.folder.size(PLAN_NAME) is not None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the plan that was begun; None if that cannot be read."""
+        return self._read_plan().get("plan")
+
+    @property
+    def is_moving(self) -> bool:
+        return self.folder.size(MANIFEST_NAME) is not None
+
+    @property
+    def is_moved(self) -> bool:
+        """All is in OUT, but for what is left to remove here."""
+        return not self.is_moving and bool(self._read_plan().get("moved"))
+
+    def end(self) -> None:
+        """The plan goes first: without it, what is left is not taken for an unfinished run."""
+        self.folder.remove(PLAN_NAME)
+        self.folder.remove_tree()
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed were writing."""
+        for name in self.folder.names():
+            if name.startswith(".") and name.endswith(".tmp"):
+                self.folder.remove(name)
+
+    def finished(self, plan: Plan, quarantine: bool) -> dict[int, Record]:
+        """The records of the tasks whose source files and tars are still what they were; without `quarantine`, those
+        without bad samples."""
+        names = set(self.folder.names())
+        tasks = (plan.task(number) for number in range(plan.num_tasks) if record_name(number) in names)
+        found = ((task, self.record(task.record_name)) for task in tasks)
+        kept = ((task, record) for task, record in found if record and (quarantine or not record.gathered.quarantine))
+        return {task.number: record for task, record in kept if self._holds(task, record)}
+
+    def record(self, name: str) -> Record | None:
+        try:
+            return record_from_json(self.folder.read(name).decode("ascii"))
+        except (ValueError, KeyError, TypeError):  # written by another version, or damaged
+            return None
+
+    def _holds(self, task: Task, record: Record) -> bool:
+        if (record.plan, record.task) != (self.fingerprint, task.number) or record.state != source_state(task.samples):
+            return False
+        return all(
+            self._has(part.name, part.sha256) and self._has(part.index_name, part.index_sha256) for part in record.parts
+        )
+
+    def _has(self, name: str, sha256: str) -> bool:
+        """An object store answers for its bytes itself; those of a disk that lost power are looked at."""
+        if self.folder.size(name) is None:
+            return False
+        if self.folder.local is None:
+            return True
+        with self.folder.open(name) as file:
+            return sha256_of(file) == sha256
+
+    def publish(self, manifest: Manifest, parts: list[Part]) -> None:
+        """Move the set to OUT, in the place of an older one. Can be gone on with after being cut short anywhere."""
+        with self.folder.writing(MANIFEST_NAME) as file:
+            file.write(manifest.to_json().encode("ascii"))
+        self.move(manifest, parts)
+
+    def move(self, manifest: Manifest, parts: list[Part]) -> None:
+        self.out.remove(MANIFEST_NAME)
+        self.out.sync()
+        waiting = set(self.folder.names())
+        moves = [
+            (f"{STAGING_NAME}/{old}", new)
+            for part, shard in zip(parts, manifest.shards, strict=True)
+            for old, new in ((part.name, shard.name), (part.index_name, shard.index_name))
+            if old in waiting  # the others are there already
+        ]
+        with ThreadPoolExecutor(1 if self.out.local else _MOVES_AT_ONCE) as pool:
+            list(pool.map(lambda names: self.out.move(*names), moves))
+        listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
+        for name in shard_files(self.out):
+            if name not in listed:
+                self.out.remove(name)
+        self.out.sync()
+        self._write_plan({"plan": self.fingerprint, "moved": True})
+        self.out.move(f"{STAGING_NAME}/{MANIFEST_NAME}", MANIFEST_NAME)
+        self.out.sync()
+        self.end()
+
+
+def shards_of(parts: list[Part]) -> tuple[Shard, ...]:
+    """By their names in OUT: numbered through."""
+    return tuple(
+        Shard(shard_name(index), part.num_samples, part.num_bytes, part.sha256, part.index_sha256, part.crc32)
+        for index, part in enumerate(parts)
+    )
+
+
+@contextmanager
+def alone(out: Folder) -> Iterator[None]:
+    """ValueError if another process is writing shards there. An object store has no locks: there nobody looks."""
+    if out.local is None:
+        yield
+        return
+    descriptor = os.open(out.local, os.O_RDONLY)
+    try:
+        _lock(descriptor, out)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, out: Folder) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{out.url}: another process is writing shards there: wait for it, or choose another folder"
+        ) from None

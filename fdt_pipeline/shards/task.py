@@ -1,0 +1,153 @@
+"""One task of sharding: some samples of a source become one tar, or several if it would be too large.
+
+A task knows its own samples and nothing else, so it can be run by any process on any machine, in any order, and again:
+what it writes depends on the samples and the options alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..sources.source import I64, Source
+from ..storage import Folder
+from .encoded import EncodedSample, encode_sample
+from .errors import BadSampleError, SourceError
+from .key import needs_mapping, sample_key
+from .options import ShardingOptions
+from .record import Gathered, Part, Quarantined, Record
+from .tar import TarShard, member_size, tar_size
+
+_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+def record_name(task: int) -> str:
+    return f"task-{task:06d}.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """samples: those of the task alone, in the order of writing; positions: theirs in the whole source."""
+
+    number: int
+    samples: Source
+    positions: I64
+
+    @property
+    def record_name(self) -> str:
+        return record_name(self.number)
+
+    def part_name(self, part: int) -> str:
+        return f"task-{self.number:06d}-{part:04d}.tar"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tasks of a run have in common. plan: its fingerprint. quarantine: leave bad samples out."""
+
+    plan: str
+    options: ShardingOptions
+    staging: Folder
+    quarantine: bool
+
+
+def run_task(task: Task, work: Work) -> Record:
+    """Write tars and indexes, then the record. BadSampleError if a sample is bad and there is no quarantine;
+    SourceError if reading fails for another reason; OSError if writing does."""
+    gathered = Gathered()
+    parts = tuple(_written_parts(task, work, _samples(task, work, gathered)))
+    record = Record(task.number, work.plan, source_state(task.samples), parts, gathered)
+    with work.staging.writing(task.record_name) as file:
+        file.write(record.to_json().encode("ascii"))
+    return record
+
+
+def source_state(samples: Source) -> str:
+    """A hash of what shows that files have changed (size and time of the last change), or of the pixels themselves
+    where they are in memory; empty where a source tells neither."""
+    source: Any = samples
+    digest = hashlib.sha256()
+    if hasattr(samples, "states"):
+        for state in source.states(range(len(samples))):
+            digest.update(state.encode("utf-8", "surrogateescape") + b"\n")
+    elif isinstance(getattr(samples, "images", None), np.ndarray):
+        digest.update(np.ascontiguousarray(source.images).data)
+    else:
+        return ""
+    return digest.hexdigest()
+
+
+def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, EncodedSample]]:
+    """(KEY, sample) of the good ones, counted on their way."""
+    for index, position in enumerate(task.positions.tolist()):
+        try:
+            sample = _checked(task.samples, index, work.options)
+            gathered.statistics.add(sample.pixels)
+        except (ValueError, *_OF_THE_FILE) as error:
+            bad = Quarantined(position, _source_key(task.samples, index, position), _reason(error))
+            if not work.quarantine:
+                raise BadSampleError(bad.position, bad.key, bad.reason) from error
+            gathered.quarantine.append(bad)
+            continue
+        except OSError as error:  # must be taken neither for a bad sample nor for a failure of writing
+            key = _source_key(task.samples, index, position)
+            raise SourceError(
+                error.errno,
+                f"could not read sample {position} of the source ({key}): {error}; mend that, then --resume",
+            ) from error
+        key = _key(task.samples, position, sample.source_key)
+        if key != sample.source_key and needs_mapping(key, sample.source_key):
+            gathered.keys[key] = sample.source_key
+        gathered.samples_per_class[sample.label] += 1
+        gathered.see_shape(sample.pixels.shape)
+        yield key, sample
+
+
+def _key(samples: Source, position: int, source_key: str) -> str:
+    """By the rule, unless the samples come from shards: then they keep the KEY that they have."""
+    return source_key if getattr(samples, "has_final_keys", False) else sample_key(position, source_key)
+
+
+def _checked(samples: Source, index: int, options: ShardingOptions) -> EncodedSample:
+    sample = encode_sample(samples, index, options)
+    alone = tar_size(sum(member_size(len(data)) for data in sample.members.values()))
+    if options.max_shard_bytes is not None and alone > options.max_shard_bytes:
+        raise ValueError(f"a tar of it alone has {alone} bytes, expected at most {options.max_shard_bytes} a shard")
+    return sample
+
+
+def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedSample]]) -> Iterator[Part]:
+    waiting = next(samples, None)
+    number = 0
+    while waiting is not None:
+        name = task.part_name(number)
+        with work.staging.writing(name) as file:
+            tar = TarShard(file)
+            while waiting is not None and _has_room(tar, waiting[1], work.options):
+                tar.add(waiting[0], waiting[1].members)
+                waiting = next(samples, None)
+            tar.close()
+        index = tar.index
+        part = Part(name, tar.num_samples, tar.num_bytes, tar.sha256, hashlib.sha256(index).hexdigest(), tar.crc32)
+        with work.staging.writing(part.index_name) as file:
+            file.write(index)
+        yield part
+        number += 1
+
+
+def _has_room(tar: TarShard, sample: EncodedSample, options: ShardingOptions) -> bool:
+    return options.max_shard_bytes is None or tar.size_with(sample.members) <= options.max_shard_bytes
+
+
+def _source_key(samples: Source, index: int, position: int) -> str:
+    source: Any = samples
+    return source.key(index) if hasattr(samples, "key") else str(position)
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    return " ".join(str(error).split()) or type(error).__name__

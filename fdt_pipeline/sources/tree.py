@@ -1,0 +1,109 @@
+"""The files below a folder, by their names relative to it with "/" between the parts. Hidden ones are left out."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+MAX_FILE_BYTES = 2 << 30
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class Tree(Protocol):
+    """Picklable, without what it may have listed."""
+
+    @property
+    def url(self) -> str: ...
+
+    def folders(self, below: str) -> list[str]:
+        """Names of the folders directly in `below` ("" is the tree itself), sorted; [] if it is none."""
+
+    def files(self, below: str) -> list[str]:
+        """Names of the files directly in it, sorted."""
+
+    def walk(self, below: str) -> list[str]:
+        """Of all files below it, relative to it; sorted part by part."""
+
+    def read(self, name: str) -> bytes:
+        """ValueError if it is not a file of at most 2 GiB, or none at all; OSError if it cannot be read."""
+
+    def open(self, name: str) -> BinaryIO: ...
+
+    def state(self, name: str) -> str:
+        """What is different when the file has changed."""
+
+
+class LocalTree:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def folders(self, below: str) -> list[str]:
+        return sorted(entry.name for entry in self._entries(below) if entry.is_dir())
+
+    def files(self, below: str) -> list[str]:
+        return sorted(entry.name for entry in self._entries(below) if not entry.is_dir())
+
+    def walk(self, below: str) -> list[str]:
+        """Through links to folders too; ValueError if one loops."""
+        return sorted(_walk(os.path.join(self.root, below), "", ()), key=lambda name: name.split("/"))
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name: str) -> BinaryIO:
+        path = os.path.join(self.root, name)
+        _check_status(path)
+        return open(path, "rb")
+
+    def state(self, name: str) -> str:
+        try:
+            status = os.stat(os.path.join(self.root, name))
+        except OSError:
+            return "missing"
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+    def _entries(self, below: str) -> list[os.DirEntry[str]]:
+        path = os.path.join(self.root, below)
+        if not os.path.isdir(path):
+            return []
+        return [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+
+
+def check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise ValueError(f"a file of {num_bytes} bytes, expected an image of at most {MAX_FILE_BYTES}")
+
+
+def _check_status(path: str) -> None:
+    """Before it is opened: opening a named pipe would wait for ever."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise ValueError(f"a link to {os.readlink(path)}, which is not there") from None
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}, not a file")
+    check_size(status.st_size)
+
+
+def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:
+        raise ValueError(f"{folder}: the link leads back to a folder above it; remove it")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
+            else:
+                yield prefix + entry.name

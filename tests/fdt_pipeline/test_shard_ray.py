@@ -1,0 +1,104 @@
+"""Sharding on a Ray cluster: a real one of several nodes on this machine, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource, Sample
+from tests.folders import content
+
+pytest.importorskip("ray")
+
+NODE_DIES = """
+import logging, sys
+import ray
+from ray.cluster_utils import Cluster
+from fdt_pipeline.shards import write_shards
+from tests.fdt_pipeline.test_shard_ray import slow_source
+
+if __name__ == "__main__":
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    killed = []
+
+    def kill(done, total):
+        print(done, total, flush=True)
+        if done >= 30 and not killed:
+            killed.append(node)
+            cluster.remove_node(node, allow_graceful=False)
+
+    write_shards(slow_source(), sys.argv[1], "png", samples_per_shard=10, engine="ray", progress=kill)
+    assert killed, "the node outlived the run"
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+class Slow(ArraySource):
+    """Takes long enough that a node has work when it dies, and notes which samples were asked for."""
+
+    def __getitem__(self, index: int) -> Sample:
+        time.sleep(0.02)
+        sample = super().__getitem__(index)
+        if "READ_LOG" in os.environ:
+            with open(os.environ["READ_LOG"], "a") as log:
+                log.write(f"{sample.key}\n")
+        return sample
+
+
+def slow_source() -> Slow:
+    images = np.random.default_rng(0).integers(0, 256, (160, 8, 8, 3), dtype=np.uint8)
+    return Slow(images, np.arange(160) % 4)
+
+
+def test_a_node_that_dies_in_mid_run_changes_no_byte(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(NODE_DIES)
+    command = [sys.executable, str(script), str(tmp_path / "ray")]
+    environment = {**environment_with_checkout(), "READ_LOG": str(tmp_path / "log")}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    reads = Counter((tmp_path / "log").read_text().split())
+    assert len(reads) == 160
+    assert max(reads.values()) > 1, "no task was under way on the node that died"
+    write_shards(slow_source(), tmp_path / "local", "png", samples_per_shard=10)
+    assert content(tmp_path / "ray") == content(tmp_path / "local")
+
+
+NO_CLUSTER = """
+import os, sys
+os.environ.pop("RAY_ADDRESS", None)
+from fdt_pipeline.shards import write_shards
+from tests.fdt_pipeline.test_shard_ray import slow_source
+write_shards(slow_source(), sys.argv[1], engine="ray")
+"""
+
+
+def test_without_a_cluster_it_says_how_to_start_one(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", NO_CLUSTER, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment_with_checkout(),
+    )
+    assert "no Ray cluster to be found" in result.stderr
+    assert "start one with `ray start --head`, or name it in RAY_ADDRESS" in result.stderr
+
+
+def environment_with_checkout() -> dict[str, str]:
+    """The nodes import the test's source too, as they would a user's own."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_DEDUP_LOGS": "0"}

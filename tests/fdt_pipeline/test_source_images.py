@@ -1,0 +1,218 @@
+"""Image files of every kind that people have in their folders: taken by the rule, or refused with a reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from fdt_pipeline.sources.image_pixels import decode_image, is_gray
+from fdt_pipeline.sources.resize import resized
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+SMOOTH = np.asarray(Image.fromarray(NOISE[:8, :8]).resize((48, 40)))
+
+
+def saved(image: Image.Image | np.ndarray, form: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def rotated(form: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(SMOOTH, form, exif=exif)
+
+
+def animated(form: str) -> bytes:
+    frames = [Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)]
+    return saved(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
+
+
+def half_transparent() -> Image.Image:
+    image = Image.fromarray(SMOOTH)
+    image.putalpha(128)
+    return image
+
+
+def png16(channels: int) -> bytes:
+    """Every pixel 0x1234, which Pillow cannot write in colors."""
+    row = b"\0" + b"\x12\x34" * channels * 2
+    header = struct.pack(">IIBBBBB", 2, 2, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in [(b"IHDR", header), (b"IDAT", zlib.compress(row * 2)), (b"IEND", b"")]
+    )
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_bomb(side: int) -> bytes:
+    """Bits, all black: 50,000 x 50,000 of them in 300 kB."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pack = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    data = b"".join(pack.compress(row * 100) for _ in range(side // 100)) + pack.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "channels", "plain"),
+    [
+        (saved(SMOOTH, "JPEG", quality=95), 3, "jpg"),
+        (saved(SMOOTH, "JPEG", progressive=True), 3, "jpg"),
+        (saved(SMOOTH[..., 0], "JPEG"), 1, "jpg"),
+        (saved(SMOOTH, "PNG"), 3, "png"),
+        (saved(SMOOTH[..., 0], "PNG"), 1, "png"),
+        (saved(SMOOTH, "WEBP", lossless=True), 3, "webp"),
+        (saved(SMOOTH[..., 0], "JPEG"), 3, None),
+        (saved(SMOOTH, "PNG"), 1, None),
+        (saved(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG"), 3, None),
+        (saved(Image.fromarray(SMOOTH).convert("P"), "PNG"), 3, None),
+        (saved(Image.fromarray(SMOOTH).convert("RGBA"), "PNG"), 3, None),
+        (saved(half_transparent(), "WEBP"), 3, None),
+        (saved(half_transparent(), "TIFF"), 3, None),
+        (saved(Image.fromarray(SMOOTH).convert("1"), "PNG"), 1, None),
+        (saved(Image.fromarray(SMOOTH), "PNG", transparency=(0, 0, 0)), 3, None),
+        (saved(Image.fromarray(SMOOTH[..., 0].astype(np.uint16) * 257), "PNG"), 1, None),
+        (png16(1), 1, None),
+        (png16(3), 3, None),
+        (rotated("JPEG"), 3, None),
+        (rotated("PNG"), 3, None),
+        (rotated("WEBP"), 3, None),
+        (animated("GIF"), 3, None),
+        (animated("PNG"), 3, None),
+        (animated("WEBP"), 3, None),
+        (saved(SMOOTH, "BMP"), 3, None),
+        (saved(SMOOTH, "TIFF"), 3, None),
+    ],
+)
+def test_only_files_that_the_rule_does_not_change_may_be_kept(data: bytes, channels: int, plain: str | None) -> None:
+    pixels, found = decode_image(data, channels)
+    assert found == plain
+    assert pixels.shape[2] == channels
+    assert pixels.flags.c_contiguous
+    if plain:
+        with Image.open(io.BytesIO(data)) as image:
+            np.testing.assert_array_equal(pixels.squeeze(), np.asarray(image))
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1, 18), (3, 18)])
+def test_16_bits_become_8(channels: int, expected: int) -> None:
+    """0x1234 is 18.1 of 255 as the whole is rounded; of colors Pillow gives the upper byte, 0x12 = 18."""
+    assert (decode_image(png16(channels), channels).pixels == expected).all()
+
+
+def test_what_is_turned_by_exif_is_turned_back() -> None:
+    np.testing.assert_array_equal(decode_image(rotated("PNG"), 3).pixels, np.rot90(SMOOTH, -1))
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_of_animations_the_first_frame_is_taken(form: str) -> None:
+    pixels = decode_image(animated(form), 3).pixels.astype(int)
+    assert np.abs(pixels - SMOOTH).mean() < 20 < np.abs(pixels - (255 - SMOOTH)).mean()
+
+
+def test_gray_becomes_three_equal_channels_and_cmyk_rgb() -> None:
+    gray = decode_image(saved(SMOOTH[..., 0], "PNG"), 3).pixels
+    np.testing.assert_array_equal(gray, np.repeat(SMOOTH[..., :1], 3, axis=2))
+    cmyk = decode_image(saved(Image.fromarray(SMOOTH).convert("CMYK"), "TIFF"), 3).pixels
+    assert np.abs(cmyk.astype(int) - SMOOTH).max() <= 1
+
+
+FORMS: dict[str, Callable[[], bytes]] = {
+    "jpg": lambda: saved(SMOOTH, "JPEG"),
+    "progressive": lambda: saved(SMOOTH, "JPEG", progressive=True),
+    "png": lambda: saved(SMOOTH, "PNG"),
+    "webp": lambda: saved(SMOOTH, "WEBP", lossless=True),
+    "gif": lambda: saved(Image.fromarray(SMOOTH).convert("P"), "GIF"),
+    "bmp": lambda: saved(SMOOTH, "BMP"),
+    "tiff": lambda: saved(SMOOTH, "TIFF"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_is_cut_anywhere_is_refused(form: str) -> None:
+    data = FORMS[form]()
+    end = {"png": 9, "gif": 3}.get(form, 1)  # without what follows the last pixel and a PNG's "IEND" it is whole
+    lengths = [*range(1, len(data) - end, max(1, len(data) // 60)), len(data) - end - 1]
+    for length in lengths:
+        with pytest.raises(ValueError, match=r"not an image|not a readable image|image file is truncated"):
+            decode_image(data[:length], 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an image: the file has zero bytes"),
+        (b"<html>404 Not Found</html>", "not an image: it begins with b'<html>404 Not Fo'"),
+        (b"\xff\xd8\xff", "not an image: it begins with"),
+        (saved(NOISE.astype(np.float32)[..., 0], "TIFF"), "floating-point pixels have no fixed range"),
+    ],
+)
+def test_what_is_no_image_is_told_with_its_reason(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_image(data, 3)
+
+
+@pytest.mark.parametrize("side", [50_000, 12_000])
+def test_bombs_are_refused_before_they_are_decoded(side: int) -> None:
+    """2.5 and 0.14 gigapixels: Pillow refuses the first and only warns of the second."""
+    data = png_bomb(side)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="too large to decode within the memory budget"):
+            decode_image(data, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5e6
+
+
+def test_a_text_that_unpacks_without_end_is_refused() -> None:
+    """A PNG may hold compressed text, which Pillow unpacks when it opens the file."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 100_000_000, zip=True)
+    with pytest.raises(ValueError, match="not a readable image"):
+        decode_image(saved(SMOOTH, "PNG", pnginfo=info), 3)
+
+
+def test_broken_exif_is_not_worth_a_warning() -> None:
+    data = saved(SMOOTH, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 40)
+    np.testing.assert_array_equal(decode_image(data, 3).pixels, decode_image(saved(SMOOTH, "JPEG"), 3).pixels)
+
+
+def test_gray_is_seen_from_the_header(tmp_path: Path) -> None:
+    assert is_gray(io.BytesIO(saved(SMOOTH[..., 0], "JPEG")))
+    assert is_gray(io.BytesIO(png16(1)))
+    assert not is_gray(io.BytesIO(saved(SMOOTH, "JPEG")))
+    with pytest.raises(ValueError, match="not an image: it begins with b'text'"):
+        is_gray(io.BytesIO(b"text"))
+
+
+@pytest.mark.parametrize("shape", [(40, 48, 3), (48, 40, 1), (1, 1000, 3), (7, 7, 3), (33, 100, 1)])
+@pytest.mark.parametrize("size", [1, 16, 64])
+def test_resizing_gives_the_middle_square(shape: tuple[int, int, int], size: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    small = resized(pixels, size)
+    assert (small.shape, small.dtype) == ((size, size, shape[2]), np.uint8)
+
+
+def test_resizing_keeps_a_plane_and_the_place_of_things() -> None:
+    assert (resized(np.full((30, 50, 3), 77, np.uint8), 10) == 77).all()
+    middle = np.zeros((30, 90, 1), np.uint8)
+    middle[:, 30:60] = 255
+    assert (resized(middle, 30) == 255).all()
+    left = resized(np.concatenate([np.full((8, 4, 1), 255, np.uint8), np.zeros((8, 4, 1), np.uint8)], axis=1), 8)
+    assert (left[:, 0] == 255).all()
+    assert (left[:, -1] == 0).all()

@@ -1,0 +1,62 @@
+"""What the verbs that write shards, `shard` and `convert`, have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from fdt_pipeline.shards import EXTENSIONS, Manifest, available_cpus
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Of the images, and of the run."""
+    parser.add_argument("--size", type=int, metavar="N", help="resize the shorter side to N and crop to N x N")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are CPUs)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
+    parser.add_argument("--overwrite", action="store_true", help="replace the shards that are in OUT")
+    parser.add_argument(
+        "--on-bad",
+        choices=("stop", "quarantine"),
+        default="stop",
+        help="at an image that is not one: end the run, or leave it out and list it (default: %(default)s)",
+    )
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def encode_choices() -> tuple[str, ...]:
+    return tuple(EXTENSIONS)
+
+
+def num_workers(arguments: argparse.Namespace) -> int:
+    return available_cpus() if arguments.workers is None else arguments.workers
+
+
+def summary(out: str, manifest: Manifest) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "out": out,
+        "split": manifest.split,
+        "encoding": manifest.encoding,
+        "num_shards": len(manifest.shards),
+        "num_samples": manifest.num_samples,
+        "num_classes": len(manifest.classes),
+        "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
+        "quarantine": [{"position": bad.position, "key": bad.key, "reason": bad.reason} for bad in manifest.quarantine],
+    }
+
+
+def tell(out: str, manifest: Manifest) -> None:
+    """In words: the result to stdout, every bad sample to stderr."""
+    print(f"{out}: shards: {len(manifest.shards)}, samples: {manifest.num_samples}, classes: {len(manifest.classes)}")
+    for bad in manifest.quarantine:
+        print(f"bad: {bad.key}: {bad.reason}", file=sys.stderr)
+    if manifest.quarantine:
+        print(
+            f"{out}: {len(manifest.quarantine)} bad samples were left out; the manifest lists them under quarantine",
+            file=sys.stderr,
+        )
+    for name, count in zip(manifest.classes, manifest.samples_per_class, strict=True):
+        if not count and manifest.quarantine:
+            print(f"warning: {out}: no sample of class {name} is left", file=sys.stderr)
