@@ -15,9 +15,9 @@ from typing import TextIO
 
 from fdt_pipeline.shards import BadSampleError, WorkerError
 
-from . import info, shard, verify
+from . import convert, info, shard, verify
 
-VERBS = (shard, verify, info)
+VERBS = (shard, verify, info, convert)
 _EXAMPLE = """example:
   python -m tools shard train/data/fashion_mnist_subset runs/shards
   python -m tools verify runs/shards

@@ -1,6 +1,7 @@
 """Shards: a data set as webdataset tars with DALI indexes and a manifest. See README.md."""
 
 from .codec import EXTENSIONS
+from .conversion import convert_shards
 from .errors import BadSampleError, ShardError, SourceError, WorkerError
 from .folder import read_manifest, shard_sets
 from .manifest import Manifest, Shard
@@ -27,6 +28,7 @@ __all__ = [
     "check_hashes",
     "check_shards",
     "check_vacant",
+    "convert_shards",
     "iterate_shards",
     "load_shards",
     "read_manifest",

@@ -2,7 +2,7 @@
 
 raw: npy 1.0 (uint8, HWC, C order). png: mode L or RGB. webp: lossless; it has no gray, so gray is stored as RGB.
 jpg: quality 95, without chroma subsampling; the one that loses something. keep: the source's own file where that is a
-plain jpg, png or webp (sources/image_pixels.py), png for any other file, and raw where the source has no files.
+plain jpg, png or webp (sources/image_pixels.py), and png for any other file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXTENSIONS = {
     "png": ("png",),
     "webp": ("webp",),
     "jpg": ("jpg",),
-    "keep": ("jpg", "png", "webp", "npy"),
+    "keep": ("jpg", "png", "webp"),
 }
 # Of a photograph of 500 x 400, WebP's method 0 takes 7.5 ms and 349 kB, its default 54 ms and 296 kB, and PNG 43 ms and
 # 322 kB.
@@ -61,7 +61,7 @@ def stored(image: U8, encoding: str, file: bytes | None = None, plain: str | Non
     if encoding == "keep":
         if file is not None and plain is not None:
             return plain, file
-        encoding = "raw" if file is None else "png"
+        encoding = "png"
     return EXTENSIONS[encoding][0], encode(image, encoding)
 
 

@@ -48,6 +48,8 @@ def convert_shards(
 
 
 def _planned(source: ShardSource, manifest: Manifest, encoding: str, size: int | None) -> Plan:
+    if encoding == "keep" and manifest.encoding == "raw":
+        encoding = "raw"  # there are no files to keep
     options = ShardingOptions(
         encoding, size or manifest.size, manifest.samples_per_shard, manifest.max_shard_bytes, manifest.seed
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import cached_property
 from typing import BinaryIO
 
@@ -33,14 +34,19 @@ class ShardSource:
 
     @property
     def labels(self) -> I64:
-        return np.concatenate([self.shard(number).labels for number in range(len(self.manifest.shards))])
+        labels = []
+        for number in range(len(self.manifest.shards)):
+            with closing(self.shard(number)) as shard:
+                labels.append(shard.labels)
+        return np.concatenate(labels)
 
     def __len__(self) -> int:
         return self.manifest.num_samples
 
     def __getitem__(self, index: int) -> Sample:
         number = int(np.searchsorted(self.bounds, index, "right")) - 1
-        return self.shard(number)[index - int(self.bounds[number])]
+        with closing(self.shard(number)) as shard:
+            return shard[index - int(self.bounds[number])]
 
     def take(self, positions: I64) -> OneShard:
         """positions: all of one shard, in its order."""
@@ -54,7 +60,7 @@ class ShardSource:
 
 
 class OneShard:
-    """The samples of one tar, read one by one through its index. Nothing is read before it is needed."""
+    """The samples of one tar, read one by one through its index. Nothing is read before it is needed; close it then."""
 
     has_final_keys = True
 
@@ -80,6 +86,11 @@ class OneShard:
 
     def states(self, positions: range) -> list[str]:
         return [self.shard.sha256]
+
+    def close(self) -> None:
+        if "_file" in vars(self):
+            self._file.close()
+            del self._file
 
     def __getstate__(self) -> dict[str, object]:
         """Without what was read and opened."""

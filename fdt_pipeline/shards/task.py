@@ -59,7 +59,11 @@ def run_task(task: Task, work: Work) -> Record:
     """Write tars and indexes, then the record. BadSampleError if a sample is bad and there is no quarantine;
     SourceError if reading fails for another reason; OSError if writing does."""
     gathered = Gathered()
-    parts = tuple(_written_parts(task, work, _samples(task, work, gathered)))
+    try:
+        parts = tuple(_written_parts(task, work, _samples(task, work, gathered)))
+    finally:
+        if hasattr(task.samples, "close"):
+            task.samples.close()
     record = Record(task.number, work.plan, source_state(task.samples), parts, gathered)
     with work.staging.writing(task.record_name) as file:
         file.write(record.to_json().encode("ascii"))

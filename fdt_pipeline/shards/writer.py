@@ -42,10 +42,10 @@ def write_shards(
 ) -> Manifest:
     """Shards of the source in the folder `out`, a path or an fsspec URL, made if need be.
 
-    encoding: "raw", "png", "webp" (lossless), "jpg" (quality 95) or "keep" (codec.py); size: side in pixels that images
-    are resized and cropped to (sources/resize.py). A tar ends after samples_per_shard samples, or before it would
-    exceed max_shard_bytes. workers: processes of this machine; engine "ray": a Ray cluster instead. The same source,
-    seed and options give the same bytes in every file, whoever writes them.
+    encoding: "raw", "png", "webp" (lossless), "jpg" (quality 95) or "keep" (codec.py; raw where there are no files).
+    size: side in pixels that images are resized and cropped to (sources/resize.py). A tar ends after samples_per_shard
+    samples, or before it would exceed max_shard_bytes. workers: processes of this machine; engine "ray": a Ray cluster
+    instead. The same source, seed and options give the same bytes in every file, whoever writes them.
 
     Until all is written, `out` keeps what it has: new files lie in `out`/.sharding. If the run is killed, or fails,
     what is finished is kept there, and the same call with resume=True goes on; overwrite=True begins anew, and replaces
@@ -55,6 +55,8 @@ def write_shards(
     in the manifest. SourceError if samples cannot be read for another reason; OSError if writing fails; ValueError for
     bad options, or where `out` holds shards already.
     """
+    if encoding == "keep" and not hasattr(source, "read_file"):
+        encoding = "raw"  # there are no files to keep
     options = ShardingOptions(encoding, size, samples_per_shard, max_shard_bytes, operator.index(seed))
     if on_bad not in ("stop", "quarantine"):
         raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")

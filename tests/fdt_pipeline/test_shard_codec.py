@@ -41,7 +41,7 @@ def test_jpg_keeps_the_shape_and_nearly_the_pixels(channels: int) -> None:
     [
         ("keep", b"as it is", "jpg", ("jpg", b"as it is")),
         ("keep", b"as it is", None, ("png", encode(IMAGE, "png"))),
-        ("keep", None, None, ("npy", encode(IMAGE, "raw"))),
+        ("keep", None, None, ("png", encode(IMAGE, "png"))),
         ("raw", b"as it is", "jpg", ("npy", encode(IMAGE, "raw"))),
         ("webp", None, None, ("webp", encode(IMAGE, "webp"))),
     ],
