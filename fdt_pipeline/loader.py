@@ -40,7 +40,7 @@ from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode, choose_window
 from fdt_pipeline.shards import check_hashes, check_shards, iterate_shards, load_shards, read_manifest
-from fdt_pipeline.shards.files import LocalShardFiles
+from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import Progress, progress_bar
 from fdt_pipeline.stage import Mixing
 from fdt_pipeline.storage import open_folder
@@ -50,7 +50,8 @@ from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
 class FDTLoader:
     """Batches `(images, targets)` from a folder of shards.
 
-    shards: folder with manifest.json, made by `python -m tools shard`.
+    shards: folder with manifest.json, made by `python -m tools shard`; a path, or an fsspec URL (s3://, gs://,
+        http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     train=True: an epoch is as many outputs as the set has samples. fdt mixes them (default `FDT()`, None gives whole
         images, each once an epoch in a new order); augment is done to every constituent (default `Augment()`, pad 4
         and flip; None for none). targets: f32 [n num_classes], rows with sum 1.
@@ -114,7 +115,8 @@ class FDTLoader:
         check_size(size)
         self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
-        check_shards(self.shards, self.manifest)
+        if self.shards.local:  # a remote shard is checked when it is fetched
+            check_shards(self.shards, self.manifest)
         self.batch_size, self.train, self.last_batch, self.seed = batch_size, train, last_batch, seed
         self.device = checked_device(device)
         self.fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
@@ -224,10 +226,10 @@ class FDTLoader:
 
     def _streaming(self, size: tuple[int, int] | None, mix_window: int | None, verify: bool) -> StreamingEpochs:
         manifest, window = self.manifest, self._checked_window(mix_window)
-        if verify:
+        if verify and self.shards.local:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, manifest, self._running.num_threads, progress)
-        files = LocalShardFiles(self.shards, manifest)
+        files = files_of(self.shards, manifest)
         engine: NativeStreaming | TorchStreaming
         if self.engine == "native":
             engine = NativeStreaming(self._mixing, self.device, window)

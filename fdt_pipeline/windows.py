@@ -182,7 +182,7 @@ def _chunks(
 
 
 def _chunks_of(file: ShardFile, shard: Shard, first: int, manifest: Manifest) -> Iterator[_Chunk]:
-    samples = parse_index(file.index.read_text("ascii"))
+    samples = parse_index(file.index.decode("ascii"))
     if len(samples) != shard.num_samples:
         raise ValueError(f"its index has {len(samples)} samples, expected {shard.num_samples}")
     descriptor = os.open(file.tar, os.O_RDONLY)

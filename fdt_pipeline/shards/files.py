@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Protocol
 
 from ..storage import Folder
+from ..storage.cache import Cache, Entry, NoRoomError
+from ..storage.remote import RemoteFolder
 from .errors import ShardError
 from .manifest import Manifest, Shard
+
+AHEAD = 3  # shards that are fetched while one is read, if half of the cache has room for them
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """url: of the tar, for messages."""
+    """index: what it says; url: of the tar, for messages."""
 
     tar: Path
-    index: Path
+    index: bytes
     url: str
 
 
@@ -31,6 +38,11 @@ class ShardFiles(Protocol):
 
     def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
         """Each stays where it is until the next is asked for, or the generator is closed."""
+
+
+def files_of(folder: Folder, manifest: Manifest) -> ShardFiles:
+    """Where they are, or through the cache."""
+    return CachedShardFiles(folder) if isinstance(folder, RemoteFolder) else LocalShardFiles(folder, manifest)
 
 
 class LocalShardFiles:
@@ -51,7 +63,11 @@ class LocalShardFiles:
 
     def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
         for shard in shards:
-            yield ShardFile(self._path / shard.name, self._path / shard.index_name, self.folder.path(shard.name))
+            try:
+                index = self.folder.read(shard.index_name)
+            except FileNotFoundError:
+                raise ShardError(f"{self.folder.path(shard.index_name)}: missing; shard the source again") from None
+            yield ShardFile(self._path / shard.name, index, self.folder.path(shard.name))
 
     def _state(self, name: str) -> tuple[int, int, int] | None:
         """What changes when a file does: inode, size and time of its last change; None if it is gone."""
@@ -60,3 +76,75 @@ class LocalShardFiles:
         except OSError:
             return None
         return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+class CachedShardFiles:
+    """Of a remote folder: fetched ahead into the cache, checked by their sha256 there, and held while they are read."""
+
+    def __init__(self, folder: RemoteFolder, cache: Cache | None = None) -> None:
+        self.folder, self.cache = folder, cache or Cache()
+
+    def check_unchanged(self) -> None:
+        """Every file is checked when it is fetched, and is found by its sha256."""
+
+    def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
+        waiting = deque(shards)
+        fetching: deque[_Fetch] = deque()
+        try:
+            while waiting or fetching:
+                while waiting and self._has_room(waiting[0], fetching):
+                    fetching.append(_Fetch(self, waiting.popleft()))
+                with fetching.popleft() as file:
+                    while waiting and self._has_room(waiting[0], fetching):
+                        fetching.append(_Fetch(self, waiting.popleft()))
+                    yield file
+        finally:
+            for fetch in fetching:
+                fetch.cancel()
+
+    def _has_room(self, shard: Shard, fetching: Sequence[_Fetch]) -> bool:
+        held = sum(fetch.shard.num_bytes for fetch in fetching)
+        return not fetching or (len(fetching) < AHEAD and held + shard.num_bytes <= self.cache.max_bytes // 2)
+
+    def file(self, shard: Shard, stack: ExitStack, wait: bool, stop: Event) -> ShardFile:
+        """Held by the stack."""
+        entry = Entry(self.folder, shard.name, shard.num_bytes, shard.sha256)
+        tar = stack.enter_context(self.cache.leased(entry, wait, stop))
+        index = self.cache.read_small(self.folder, shard.index_name, shard.index_sha256)
+        return ShardFile(tar, index, self.folder.path(shard.name))
+
+
+class _Fetch:
+    """A shard that is fetched on a thread of its own; as a context, the file."""
+
+    def __init__(self, files: CachedShardFiles, shard: Shard) -> None:
+        self.files, self.shard = files, shard
+        self._stack, self._stop = ExitStack(), Event()
+        self._file: ShardFile | None = None
+        self._error: BaseException | None = None
+        # A daemon, as the interpreter must not wait for a network when it ends.
+        self._thread = Thread(target=self._work, name=f"fetch {shard.name}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ShardFile:
+        self._thread.join()
+        if isinstance(self._error, NoRoomError):  # others hold it: now that this shard is the next, wait for them
+            return self.files.file(self.shard, self._stack, True, self._stop)
+        if self._error is not None:
+            raise self._error
+        assert self._file is not None
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def cancel(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._stack.close()
+
+    def _work(self) -> None:
+        try:
+            self._file = self.files.file(self.shard, self._stack, False, self._stop)
+        except BaseException as error:  # whatever it is, whoever asks for the file is to see it
+            self._error = error

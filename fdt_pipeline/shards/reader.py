@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
 
 from ..sources.source import I64, U8
 from ..storage import Folder, open_folder
+from ..storage.hashing import sha256_of
 from .errors import ShardError
+from .files import ShardFile, files_of
 from .folder import Location, read_manifest
-from .hashing import sha256_of
 from .index import Member, parse_index
 from .manifest import Manifest, Shard
 from .progress import Progress
@@ -85,28 +87,31 @@ def load_shards(location: Location, progress: Progress | None = None) -> tuple[U
 
 
 def iterate_shards(location: Location, manifest: Manifest, progress: Progress | None = None) -> Iterator[Loaded]:
-    """The same, one shard at a time."""
+    """The same, one shard at a time; those of a remote folder through the cache, fetched ahead."""
     folder = open_folder(location)
     if manifest.shape is None:
         raise ValueError(
             f"{folder.url}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one "
             "size, with --size"
         )
-    check_shards(folder, manifest)
+    if folder.local:
+        check_shards(folder, manifest)
     first = 0
-    for shard in manifest.shards:
-        samples = []
-        for sample in read_shard(folder, manifest, shard):
-            samples.append(sample)
-            if progress:
-                progress(first + len(samples), manifest.num_samples)
-        keys, images, labels = zip(*samples, strict=True)
-        for key, image in zip(keys, images, strict=True):
-            if image.shape != manifest.shape:
-                path = folder.path(shard.name)
-                raise ShardError(f"{path}: sample {key}: expected an image of {manifest.shape}, got {image.shape}")
-        yield Loaded(first, np.stack(images), np.array(labels, np.int64), list(keys))
-        first += len(samples)
+    with closing(files_of(folder, manifest).in_order(manifest.shards)) as files:
+        for shard, file in zip(manifest.shards, files, strict=True):
+            samples = []
+            for sample in _samples(file, shard, manifest):
+                samples.append(sample)
+                if progress:
+                    progress(first + len(samples), manifest.num_samples)
+            keys, images, labels = zip(*samples, strict=True)
+            for key, image in zip(keys, images, strict=True):
+                if image.shape != manifest.shape:
+                    raise ShardError(
+                        f"{file.url}: sample {key}: expected an image of {manifest.shape}, got {image.shape}"
+                    )
+            yield Loaded(first, np.stack(images), np.array(labels, np.int64), list(keys))
+            first += len(samples)
 
 
 def read_shard(location: Location, manifest: Manifest, shard: Shard) -> Iterator[tuple[str, U8, int]]:
@@ -114,14 +119,25 @@ def read_shard(location: Location, manifest: Manifest, shard: Shard) -> Iterator
 
     ShardError, naming shard and key, for a wrong hash or a sample that does not parse.
     """
-    folder = open_folder(location)
-    tar = _read(folder, shard.name, shard.sha256)
-    index = _read(folder, shard.index_name, shard.index_sha256)
+    with closing(files_of(open_folder(location), manifest).in_order([shard])) as files:
+        return _samples(next(files), shard, manifest)
+
+
+def _samples(file: ShardFile, shard: Shard, manifest: Manifest) -> Iterator[tuple[str, U8, int]]:
     try:
-        samples = parse_index(index.decode("ascii"))
+        tar = file.tar.read_bytes()
+    except FileNotFoundError:
+        raise ShardError(f"{file.url}: missing; shard the source again with --overwrite") from None
+    index_url = file.url.removesuffix(".tar") + ".idx"
+    for url, data, sha256 in ((file.url, tar, shard.sha256), (index_url, file.index, shard.index_sha256)):
+        got = hashlib.sha256(data).hexdigest()
+        if got != sha256:
+            raise _damaged(url, sha256, got)
+    try:
+        samples = parse_index(file.index.decode("ascii"))
     except ValueError as error:
-        raise ShardError(f"{folder.path(shard.index_name)}: {error}") from None
-    return _parsed(folder.path(shard.name), memoryview(tar), samples, manifest)
+        raise ShardError(f"{index_url}: {error}") from None
+    return _parsed(file.url, memoryview(tar), samples, manifest)
 
 
 def _parsed(
@@ -133,15 +149,3 @@ def _parsed(
             yield key, *parse_sample(tar, members, manifest.encoding, manifest.channels)
         except ValueError as error:
             raise ShardError(f"{path}: sample {key}: {error}") from error
-
-
-def _read(folder: Folder, name: str, sha256: str) -> bytes:
-    """The file's bytes; ShardError unless they have the sha256."""
-    try:
-        data = folder.read(name)
-    except FileNotFoundError:
-        raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite") from None
-    got = hashlib.sha256(data).hexdigest()
-    if got != sha256:
-        raise _damaged(folder.path(name), sha256, got)
-    return data

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..storage import Folder
+from ..storage.hashing import sha256_of
 from .folder import MANIFEST_NAME, shard_files
-from .hashing import sha256_of
 from .manifest import Manifest, Shard
 from .manifest_rules import shard_name
 from .plan import Plan
