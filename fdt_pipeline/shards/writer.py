@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..sources.source import Source
 from ..storage import Folder, open_folder
+from ..storage.remote import RemoteFolder
 from .errors import SourceError
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
 from .manifest import Manifest
@@ -92,6 +93,8 @@ def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
     or to go on with."""
     if overwrite and resume:
         raise ValueError("--overwrite begins anew and --resume goes on: choose one")
+    if isinstance(out, RemoteFolder) and out.is_web:
+        raise ValueError(f"{out.url}: a web server can only be read from; write to a path, or to s3://, gs://")
     check_is_folder(out)
     if out.local:
         for above in out.local.parents:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from ..storage import is_url
 from . import cifar, idx, image_folder, npz, svhn
 from .download import download_source
+from .image_folder import ImageFolder
+from .local_copy import local_copy
+from .remote_tree import RemoteTree
 from .source import Source
 from .tree import LocalTree
 
@@ -45,26 +49,50 @@ KINDS = tuple(_FAMILIES)
 
 
 def open_source(path: str | Path, kind: str | None = None, split: str | None = None, download: bool = False) -> Source:
-    """The data set at `path`; `kind` is one of KINDS, found out from the files if None.
+    """The data set at `path`, or at an fsspec URL; `kind` is one of KINDS, found out from the files if None.
+
+    Of an image folder at a URL, images are read when they are asked for; other sets are copied here first.
 
     ValueError, saying what was expected and what was found, for anything amiss: a wrong path, kind or split, a
     missing, cut or broken file, labels out of range, a class without a sample.
     """
+    if is_url(str(path)):
+        tree = _remote_folder(str(path), kind)
+        if tree is not None:
+            _check_split(path, "folder", image_folder.splits_of(tree), split)
+            return ImageFolder(tree, split)
+        path = local_copy(str(path))
     path = Path(path)
     if download:
         download_source(path, kind)
     kind, found = _locate(path, kind)
-    splits = _FAMILIES[kind].splits(found, kind)
-    if split not in splits and (splits or split is not None):
-        has = f"the splits {', '.join(splits)}" if splits else "no splits"
-        raise ValueError(f"{path}: {kind} has {has}: choose one of them as split, got {split}")
+    _check_split(path, kind, _FAMILIES[kind].splits(found, kind), split)
     return _FAMILIES[kind].read(found, kind, split)
 
 
 def source_splits(path: str | Path, kind: str | None = None) -> tuple[str, ...]:
     """("train", "test") and the like, or () if the source is one whole."""
+    if is_url(str(path)):
+        tree = _remote_folder(str(path), kind)
+        if tree is not None:
+            return image_folder.splits_of(tree)
+        path = local_copy(str(path))
     kind, found = _locate(Path(path), kind)
     return _FAMILIES[kind].splits(found, kind)
+
+
+def _check_split(path: object, kind: str, splits: tuple[str, ...], split: str | None) -> None:
+    if split not in splits and (splits or split is not None):
+        has = f"the splits {', '.join(splits)}" if splits else "no splits"
+        raise ValueError(f"{path}: {kind} has {has}: choose one of them as split, got {split}")
+
+
+def _remote_folder(url: str, kind: str | None) -> RemoteTree | None:
+    """None if it is no image folder."""
+    if kind not in (None, "folder"):
+        return None
+    tree = RemoteTree(url)
+    return tree if kind or image_folder.has_images(tree) else None
 
 
 def _locate(path: Path, kind: str | None) -> tuple[str, Path]:

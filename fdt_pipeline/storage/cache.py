@@ -127,8 +127,9 @@ class Cache:
             if got == entry.sha256:
                 part.replace(path)
                 return
-            part.unlink()  # it may have been begun before the file was changed
+            part.write_bytes(b"")  # it may have been begun before the file was changed
             if is_last:
+                part.unlink()
                 raise _changed(entry.folder.path(entry.name), entry.sha256, got)
 
     def _make_room(self, part: Path, entry: Entry, wait: bool) -> None:

@@ -50,7 +50,9 @@ class RemoteFolder:
         except ImportError as error:
             raise ImportError(f"{self.url}: needs fsspec: pip install 'fdt-pipeline[remote]'") from error
         try:
-            return fsspec.filesystem(self.protocol, use_listings_cache=False, **self.options)
+            fs = fsspec.filesystem(self.protocol, use_listings_cache=False, **self.options)
+            fs.retries = 1  # s3fs would try five times, each of our times
+            return fs
         except ImportError as error:
             raise ImportError(f"{self.url}: {error}; pip install 'fdt-pipeline[remote]' brings {_PACKAGES}") from error
         except ValueError as error:
@@ -68,7 +70,7 @@ class RemoteFolder:
         return self._list("file")
 
     def subfolders(self) -> list[str]:
-        return [] if self.is_web else self._list("directory")
+        return self._list("directory")
 
     def exists(self) -> bool:
         return self.is_web or self._call(self.url, lambda: self.fs.exists(self.url))
@@ -127,8 +129,6 @@ class RemoteFolder:
         return RemoteFolder(self.path(name), self.retry, self.options)
 
     def make(self) -> None:
-        if self.is_web:
-            raise OSError(f"{self.url}: a web server can only be read from; write to a path, or to s3://, gs://")
         if self.protocol not in _WITHOUT_FOLDERS:
             self._call(self.url, lambda: self.fs.makedirs(self.url, exist_ok=True))
 
@@ -143,7 +143,7 @@ class RemoteFolder:
 
     def _list(self, kind: str) -> list[str]:
         if self.is_web:
-            raise OSError(f"{self.url}: a web server cannot be asked what files it has; give a path, or s3://, gs://")
+            return []  # it cannot be asked
         try:
             entries = self._call(self.url, lambda: self.fs.ls(self.url, detail=True))
         except (FileNotFoundError, NotADirectoryError):

@@ -32,9 +32,7 @@ class Retry:
                 return function()
             except Exception as error:
                 if type(error).__name__ in _NO_ACCESS:
-                    raise PermissionError(
-                        f"{url}: no access: {error}; say who you are, see storage/README.md"
-                    ) from error
+                    raise PermissionError(f"{url}: no access: {error}; say who you are, see README.md") from error
                 if not is_transient(error):
                     raise
                 if number == self.tries:
