@@ -19,6 +19,7 @@ MAX_PROBLEMS = 10
 # One image may be a jpg and the next a png: readers are asked for "jpg;png;webp".
 _IMAGES = frozenset(["bmp", "gif", "jp2", "jpeg", "jpg", "npy", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"])
 _ESCAPES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 92: "\\\\"}
+_PLAIN = re.compile(rb"[ -\[\]-~]*")  # printable ASCII without the backslash
 _OCTAL = re.compile(rb"(?<!\\)\\([23][0-7][0-7])")  # bytes from 128 on
 
 
@@ -66,7 +67,7 @@ def _members(file: BinaryIO, problems: list[str]) -> Iterator[Member]:
 
 def escaped(name: bytes) -> str:
     """As `tar --list` prints it in the C locale, and thus wds2idx writes it: \\ooo for what is not printable ASCII."""
-    if name.isalnum():
+    if _PLAIN.fullmatch(name):
         return name.decode("ascii")
     plain = (_ESCAPES.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in name)
     return "".join(plain)

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import Any
@@ -50,7 +51,8 @@ class _Worker:
     def __init__(self, work: Work) -> None:
         self.connection, other = _processes.Pipe()
         self._process: Any = _processes.Process(target=_serve, args=(other, work), daemon=True)
-        self._process.start()
+        with _without_interrupts():
+            self._process.start()
         other.close()  # so that the pipe ends with the process
         self._task: Task | None = None
 
@@ -82,9 +84,18 @@ class _Worker:
         )
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """What is started here never sees Ctrl-C, not even while it imports: the parent does, and ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, work: Work) -> None:
     """Until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
     Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:

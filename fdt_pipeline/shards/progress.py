@@ -12,6 +12,7 @@ from tqdm import tqdm
 Progress = Callable[[int, int], None]
 """Called with how many samples (or shards) are done, and of how many."""
 
+_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 LOG_SECONDS = 10.0  # between the lines in a log file, the first after as many
 
 
@@ -39,6 +40,7 @@ def _lines(title: str, unit: str) -> Progress:
         now = time.monotonic()
         if now - last >= LOG_SECONDS:
             last = now
-            print(tqdm.format_meter(done, total, now - begin, 100, title, unit=f" {unit}", ascii=True), file=sys.stderr)
+            line = tqdm.format_meter(done, total, now - begin, prefix=title, unit=f" {unit}", bar_format=_LINE)
+            print(line, file=sys.stderr)
 
     return show

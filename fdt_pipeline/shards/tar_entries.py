@@ -74,11 +74,11 @@ def _header(file: BinaryIO, offset: int, num_bytes: int, last: str) -> bytes | N
 
 
 def _entry(header: bytes, offset: int, extended: dict[str, bytes]) -> Entry:
+    """Of a header that only describes the next member, the name says nothing, and the size is its own."""
     kind = header[156:157]
-    describes_itself = kind in _FOR_THE_NEXT
-    name = None if describes_itself else extended.get("path")
-    size = 0 if kind in _WITHOUT_CONTENT else _size(header, None if describes_itself else extended.get("size"), offset)
-    return Entry(name or _name(header), offset + BLOCK, size)
+    told = None if kind in _FOR_THE_NEXT else extended.get("size")
+    size = 0 if kind in _WITHOUT_CONTENT else _size(header, told, offset)
+    return Entry(extended.get("path") or _name(header), offset + BLOCK, size)
 
 
 def _check_plain(beginning: bytes) -> None:

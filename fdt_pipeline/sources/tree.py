@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -45,10 +46,10 @@ class LocalTree:
         return str(self.root)
 
     def folders(self, below: str) -> list[str]:
-        return sorted(entry.name for entry in self._entries(below) if entry.is_dir())
+        return sorted(entry.name for entry in self._entries(below) if _is_folder(entry))
 
     def files(self, below: str) -> list[str]:
-        return sorted(entry.name for entry in self._entries(below) if not entry.is_dir())
+        return sorted(entry.name for entry in self._entries(below) if not _is_folder(entry))
 
     def walk(self, below: str) -> list[str]:
         """Through links to folders too; ValueError if one loops."""
@@ -90,9 +91,20 @@ def _check_status(path: str) -> None:
         if os.path.islink(path):
             raise ValueError(f"a link to {os.readlink(path)}, which is not there") from None
         raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a link that leads to itself") from None
+        raise
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}, not a file")
     check_size(status.st_size)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself; told when the file is asked for
+        return False
 
 
 def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -103,7 +115,7 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
             else:
                 yield prefix + entry.name
