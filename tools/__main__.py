@@ -15,9 +15,9 @@ from typing import TextIO
 
 from fdt_pipeline.shards import BadSampleError, WorkerError
 
-from . import convert, info, shard, verify
+from . import convert, index, info, preview, shard, verify
 
-VERBS = (shard, verify, info, convert)
+VERBS = (shard, index, verify, info, preview, convert)
 _EXAMPLE = """example:
   python -m tools shard train/data/fashion_mnist_subset runs/shards
   python -m tools verify runs/shards
