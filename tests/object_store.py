@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +19,14 @@ from unittest import mock
 
 @dataclass
 class Answer:
-    """What the store says; a fault may change it. cut: bytes of the body after which the connection ends; delay:
-    seconds before anything is said."""
+    """What the store says; a fault may change it. cut: bytes of the body after which the connection ends, by a reset if
+    so said; delay: seconds before anything is said."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
     cut: int | None = None
+    reset: bool = False
     delay: float = 0
 
 
@@ -57,9 +60,11 @@ class Proxy:
                 return
 
 
-def answers(status: int, ending: str) -> Fault:
+def answers(status: int, ending: str, asked: str = "GET") -> Fault:
+    """asked: the method; what was asked for has been done by then, as it may have been when a gateway fails."""
+
     def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != "GET" or not path.endswith(ending):
+        if method != asked or not path.endswith(ending):
             return False
         answer.status, answer.headers, answer.body = status, [], b"<Error><Code>SlowDown</Code></Error>"
         return True
@@ -84,6 +89,18 @@ def cuts(num_bytes: int, ending: str) -> Fault:
         if method != "GET" or not path.endswith(ending) or len(answer.body) <= num_bytes:
             return False
         answer.cut = num_bytes
+        return True
+
+    return fault
+
+
+def resets(num_bytes: int, ending: str, asked: str = "GET") -> Fault:
+    """The connection is torn down after so many bytes of the body."""
+
+    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
+        if method != asked or not path.endswith(ending):
+            return False
+        answer.cut, answer.reset = num_bytes, True
         return True
 
     return fault
@@ -121,7 +138,6 @@ def object_store() -> Iterator[Proxy]:
         "AWS_SECRET_ACCESS_KEY": "nothing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
-        "AWS_MAX_ATTEMPTS": "1",  # the project tries again itself
     }
     with mock.patch.dict(os.environ, environment):
         yield proxy
@@ -179,6 +195,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             if self.command == "HEAD":
                 return
             self.wfile.write(answer.body[: answer.cut])
+            if answer.reset:  # closed without lingering, it is not ended but reset
+                self.wfile.flush()
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if answer.cut is not None:
                 self.close_connection = True
 

@@ -11,7 +11,7 @@ from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.storage import Folder, open_folder
 
 from .location import below, location
-from .sharding import add_options, encode_choices, num_workers, summary, tell
+from .sharding import add_options, encode_choices, num_workers, summary, tell, write_timm_info
 from .verb import verb_parser
 
 _DESCRIPTION = """Write the shards in IN, or in its subfolders (train, test), to OUT in another encoding.
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         manifests[out] = _convert(arguments, folder, out)
         if not arguments.json:
             tell(out, manifests[out])
+    write_timm_info(arguments.out, {out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
     if arguments.json:
         print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
     has_bad = any(len(manifests[out].quarantine) > _num_bad_before(folder) for out, folder in outs.items())

@@ -14,7 +14,7 @@ from fdt_pipeline.sources import KINDS, Source, download_source, open_source, so
 from fdt_pipeline.storage import open_folder
 
 from .location import below, location
-from .sharding import add_options, encode_choices, num_workers, summary, tell
+from .sharding import add_options, encode_choices, num_workers, summary, tell, write_timm_info
 from .verb import verb_parser
 
 _DESCRIPTION = """Write SOURCE as shards to OUT: every image checked, shuffled, indexed and hashed.
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         manifests[out] = _write(arguments, sources[split], out)
         if not arguments.json:
             tell(out, manifests[out])
+    write_timm_info(arguments.out, {str(split): manifests[out] for split, out in outs.items()})
     if arguments.json:
         print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
     return 1 if any(manifest.quarantine for manifest in manifests.values()) else 0

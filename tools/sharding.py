@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from fdt_pipeline.shards import EXTENSIONS, Manifest, available_cpus
+from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info_json
+from fdt_pipeline.storage import open_folder
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,16 @@ def encode_choices() -> tuple[str, ...]:
 
 def num_workers(arguments: argparse.Namespace) -> int:
     return available_cpus() if arguments.workers is None else arguments.workers
+
+
+def write_timm_info(out: str, manifests: Mapping[str, Manifest]) -> None:
+    """Beside the folders of several splits, so that timm finds them by their names; raw sets it cannot read.
+
+    manifests: folder below `out` -> manifest.
+    """
+    if len(manifests) > 1 and all(manifest.encoding != "raw" for manifest in manifests.values()):
+        with open_folder(out).writing(TIMM_INFO_NAME) as file:
+            file.write(timm_info_json(manifests))
 
 
 def summary(out: str, manifest: Manifest) -> dict[str, Any]:

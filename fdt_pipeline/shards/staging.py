@@ -2,7 +2,7 @@
 
     plan.json           the fingerprint of the plan
     task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
-    manifest.json       the set is complete and is being moved to OUT
+    _info.json, manifest.json     the set is complete and is being moved to OUT
 
 Every file appears whole, so a run may be killed at any moment: going on means to do the tasks without a record, or to
 go on moving.
@@ -26,6 +26,7 @@ from .manifest_rules import shard_name
 from .plan import Plan
 from .record import Part, Record, record_from_json
 from .task import Task, record_name, source_state
+from .timm_info import TIMM_INFO_NAME, timm_info_json
 
 STAGING_NAME = ".sharding"
 PLAN_NAME = "plan.json"
@@ -119,6 +120,9 @@ class Staging:
 
     def publish(self, manifest: Manifest, parts: list[Part]) -> None:
         """Move the set to OUT, in the place of an older one. Can be gone on with after being cut short anywhere."""
+        if manifest.encoding != "raw":
+            with self.folder.writing(TIMM_INFO_NAME) as file:
+                file.write(timm_info_json({"": manifest}))
         with self.folder.writing(MANIFEST_NAME) as file:
             file.write(manifest.to_json().encode("ascii"))
         self.move(manifest, parts)
@@ -135,6 +139,10 @@ class Staging:
         ]
         with ThreadPoolExecutor(1 if self.out.local else _MOVES_AT_ONCE) as pool:
             list(pool.map(lambda names: self.out.move(*names), moves))
+        if TIMM_INFO_NAME in waiting:
+            self.out.move(f"{STAGING_NAME}/{TIMM_INFO_NAME}", TIMM_INFO_NAME)
+        elif manifest.encoding == "raw":
+            self.out.remove(TIMM_INFO_NAME)
         listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
         for name in shard_files(self.out):
             if name not in listed:

@@ -7,6 +7,7 @@ reads `_info.json` in `root`, and the tars by their paths from there: one file i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,10 @@ def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
             raise ValueError(f"{folder}: is a second set of the split {name!r}: expected one folder a split")
         splits[name] = _split(name, folder, manifest)
     return {"splits": splits}
+
+
+def timm_info_json(sets: Mapping[str, Manifest]) -> bytes:
+    return (json.dumps(timm_info(sets), indent=2) + "\n").encode("ascii")
 
 
 def _split_name(folder: str, manifest: Manifest) -> str:

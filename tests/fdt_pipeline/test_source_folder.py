@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,29 @@ def test_linked_folders_are_walked_and_loops_are_refused(tmp_path: Path) -> None
     (tmp_path / "real" / "cat" / "loop").symlink_to(tmp_path / "real" / "cat")
     with pytest.raises(ValueError, match="loop: the link leads back to a folder above it"):
         open_source(tmp_path / "set", "folder")
+
+
+def test_folders_may_be_deeper_than_python_recurses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_classes(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set" / "cat")
+    for _ in range(1100):  # step by step: the whole path is too long for some calls
+        os.mkdir("d")
+        os.chdir("d")
+    save(Path("deep.png"))
+    try:
+        assert open_source(tmp_path / "set").key(1) == "cat/" + "d/" * 1100 + "deep.png"
+    finally:  # pytest's own removal recurses
+        os.remove("deep.png")
+        for _ in range(1100):
+            os.chdir("..")
+            os.rmdir("d")
+
+
+def test_a_link_through_a_file_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
+    (two_classes(tmp_path) / "cat" / "2.png").symlink_to("1.png/x")
+    source = open_source(tmp_path)
+    with pytest.raises(ValueError, match=r"cat/2.png: a link that leads through a file as if it were a folder"):
+        source[1]
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,21 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path: Path) -
     if process.returncode == 130:
         assert errors == b""
         assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of timm's and webdataset's own
+def test_timm_reads_what_the_command_wrote_by_its_splits(photos: Path, tmp_path: Path) -> None:
+    data = pytest.importorskip("timm.data")
+    for split in ("train", "val"):
+        for name in ("05", "07", "09"):
+            source = photos / "abc"[int(name) % 3] / f"{name}.jpg"
+            path = tmp_path / "splits" / split / "abc"[int(name) % 3] / f"{name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.read_bytes())
+    out = tmp_path / "out"
+    assert run("shard", tmp_path / "splits", out) == 0
+    for root, split in ((out, "train"), (out, "test"), (out / "test", "test")):
+        dataset = data.create_dataset("wds/photos", root=str(root), split=split, is_training=False, batch_size=2)
+        assert sorted(label for _, label in dataset) == [0, 1, 2]
+    assert run("shard", SUBSET, tmp_path / "raw") == 0
+    assert not list((tmp_path / "raw").rglob("_info.json"))
