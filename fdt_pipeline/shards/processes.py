@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 from .errors import WorkerError
@@ -29,7 +32,7 @@ def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> I
     workers: list[_Worker] = []
     try:
         for _, task in zip(range(num_processes), tasks):  # noqa: B905
-            workers.append(_Worker(work))
+            workers.append(_Worker(work, needs_main=b"__main__" in pickle.dumps(task)))
             workers[-1].give(task)
         busy = {worker.connection: worker for worker in workers}
         while busy:
@@ -48,10 +51,10 @@ def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> I
 
 
 class _Worker:
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, needs_main: bool) -> None:
         self.connection, other = _processes.Pipe()
         self._process: Any = _processes.Process(target=_serve, args=(other, work), daemon=True)
-        with _without_interrupts():
+        with _without_interrupts(), nullcontext() if needs_main else _without_main():
             self._process.start()
         other.close()  # so that the pipe ends with the process
         self._task: Task | None = None
@@ -92,6 +95,18 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A spawned process would import the program that started it, which takes seconds where that imports torch, and
+    starts it again where it has no `if __name__ == "__main__"`. Only samples of a class that it defines need it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection, work: Work) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -172,3 +174,47 @@ def test_every_stretch_has_all_classes_even_of_class_sorted_folders(tmp_path: Pa
     labels = load_shards(tmp_path)[1]
     for begin in range(len(labels) - 8):
         assert set(labels[begin : begin + 8].tolist()) == {0, 1, 2}
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+print("imported", flush=True)
+source = ArraySource(np.zeros((40, 4, 4), np.uint8), np.arange(40) % 4)
+write_shards(source, sys.argv[1], samples_per_shard=10, workers=2)
+"""
+OWN_CLASS = """
+import sys
+import numpy as np
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+print("imported", flush=True)
+
+class Own(ArraySource):
+    pass
+
+if __name__ == "__main__":
+    source = Own(np.zeros((40, 4, 4), np.uint8), np.arange(40) % 4)
+    write_shards(source, sys.argv[1], samples_per_shard=10, workers=2)
+"""
+
+
+@pytest.mark.parametrize(("script", "imports"), [(SCRIPT, 1), (OWN_CLASS, 3)])
+def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(
+    tmp_path: Path, script: str, imports: int
+) -> None:
+    """So most need no `if __name__ == "__main__"`, and do not import torch once more a worker."""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["imported"] * imports
+    assert verify_shards(tmp_path / "out") == []
+
+
+def test_a_script_from_standard_input_may_use_workers(tmp_path: Path) -> None:
+    command = [sys.executable, "-", str(tmp_path / "out")]
+    subprocess.run(command, input=SCRIPT, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
+    assert verify_shards(tmp_path / "out") == []
