@@ -24,21 +24,13 @@ from numpy.lib.stride_tricks import as_strided
 
 from fdt_pipeline.philox import Stream, permutation, random_words
 from fdt_pipeline.shards import Manifest, Shard, ShardError
-from fdt_pipeline.shards.codec import decode, npy_header
+from fdt_pipeline.shards.codec import EXTENSIONS, decode, npy_header
+from fdt_pipeline.shards.columns import IndexColumns, index_columns, parsed_labels
 from fdt_pipeline.shards.files import ShardFile, ShardFiles
-from fdt_pipeline.shards.index import Member, parse_index
-from fdt_pipeline.shards.sample import check_members
 from fdt_pipeline.sources.image_pixels import decode_image
 from fdt_pipeline.sources.source import I64, U8
 
 _CHUNK = 4 << 20  # bytes that are read at once, if no single sample is larger
-
-
-class Place(NamedTuple):
-    """Of a sample."""
-
-    shard: Shard
-    key: str
 
 
 class Window(NamedTuple):
@@ -47,7 +39,14 @@ class Window(NamedTuple):
 
     images: U8 | list[U8]
     labels: I64
-    places: list[Place]
+    places: I64
+    chunks: tuple[_Chunk, ...]
+
+    def name(self, number: int) -> str:
+        """ "SHARD: sample KEY" of one of its samples. Not kept for each: that took a tenth of the time."""
+        place = self.places[number]
+        [chunk] = (chunk for chunk in self.chunks if chunk.first <= place < chunk.end)
+        return f"{chunk.shard.name}: sample {chunk.key(place - chunk.first)}"
 
 
 @dataclass(frozen=True)
@@ -89,68 +88,79 @@ def read_windows(
             yield _gathered(waiting, places)
 
 
+def bad_samples(window: Window, manifest: Manifest) -> list[str]:
+    """ "SHARD: sample KEY: reason" for each sample of a window that does not decode."""
+    if not isinstance(window.images, list) or manifest.encoding == "raw":
+        return []
+    found = []
+    for number, image in enumerate(window.images):
+        try:
+            decode_image(image.tobytes(), manifest.channels)
+        except ValueError as error:
+            found.append(f"{window.name(number)}: {error}")
+    return found
+
+
 class _Chunk:
     """Samples that were read together, number `first` to `end` of the stream; their files are views of `data`."""
 
-    def __init__(self, shard: Shard, url: str, first: int, samples: list[list[Member]], data: U8) -> None:
-        self.shard, self.url, self.first, self.end = shard, url, first, first + len(samples)
+    def __init__(self, shard: Shard, url: str, first: int, samples: IndexColumns, data: U8) -> None:
+        self.shard, self.url, self.first, self.end = shard, url, first, first + len(samples.names)
         self.samples, self.data = samples, data
+        self.starts = samples.image_offsets - samples.image_offsets[0]
         self.labels = np.empty(0, np.int64)
         self.images: U8 | None = None
 
-    def file(self, member: Member) -> U8:
-        begin = member.offset - self.samples[0][0].offset
-        return self.data[begin : begin + member.size]
+    def key(self, number: int) -> str:
+        return self.samples.names[number].partition(".")[0]
 
     def image(self, number: int) -> U8:
         """As `Window` has it."""
-        member = self.samples[number][0]
-        file = self.file(member)
+        begin = self.starts[number]
+        file = self.data[begin : begin + self.samples.image_sizes[number]]
+        if self.samples.extensions[number] != "npy":
+            return file
         try:
-            return decode(file.data, "npy") if member.extension == "npy" else file
+            return decode(file.data, "npy")
         except ValueError as error:
-            raise ShardError(f"{self.url}: sample {_key(self.samples[number])}: {error}") from None
+            raise ShardError(f"{self.url}: sample {self.key(number)}: {error}") from None
 
     def parse(self, manifest: Manifest) -> None:
         """ValueError, naming the key, for a sample that is not an image and a label."""
-        self.labels = np.array([self._label(members, manifest) for members in self.samples], np.int64)
+        samples, offset = self.samples, self.samples.image_offsets[0]
+        self.labels = parsed_labels(self.data, samples.label_offsets - offset, samples.label_sizes)
+        for number in np.flatnonzero((self.labels < 0) | (self.labels >= len(manifest.classes))).tolist():
+            begin = samples.label_offsets[number] - offset
+            text = self.data[begin : begin + samples.label_sizes[number]].tobytes()
+            raise ValueError(
+                f"sample {self.key(number)}: the .cls member holds {text[:40]!r}, expected a class number below "
+                f"{len(manifest.classes)}"
+            )
         if manifest.encoding == "raw" and manifest.shape is not None:
-            self.images, wrong = _raw_images([self.file(members[0]) for members in self.samples], manifest.shape)
+            self.images, wrong = _raw_images(self.data, self.starts, samples.image_sizes, manifest.shape)
             for number in wrong:
                 size = " x ".join(map(str, manifest.shape))
-                raise ValueError(f"sample {_key(self.samples[number])}: not an npy file of one uint8 image of {size}")
-
-    def _label(self, members: list[Member], manifest: Manifest) -> int:
-        try:
-            label = check_members(members, [b"", self.file(members[-1]).tobytes()], manifest.encoding)
-            if not 0 <= label < len(manifest.classes):
-                raise ValueError(f"label {label} is out of range: expected 0..{len(manifest.classes) - 1}")
-        except ValueError as error:
-            raise ValueError(f"sample {_key(members)}: {error}") from None
-        return label
+                raise ValueError(f"sample {self.key(number)}: not an npy file of one uint8 image of {size}")
 
 
-def _raw_images(files: list[U8], shape: tuple[int, int, int]) -> tuple[U8, list[int]]:
+def _raw_images(data: U8, starts: I64, sizes: I64, shape: tuple[int, int, int]) -> tuple[U8, list[int]]:
     """(u8[n h w c], which of them are no such image); a view, as samples of one shape lie at equal distances."""
     header = np.frombuffer(npy_header(shape), np.uint8)
     expected = len(header) + math.prod(shape)
-    addresses = np.array([file.__array_interface__["data"][0] for file in files])
-    step = int(addresses[1] - addresses[0]) if len(files) > 1 else expected
-    distances = np.diff(addresses, append=addresses[-1] + step)
-    irregular = (np.array([len(file) for file in files]) != expected) | (distances != step)
+    step = int(starts[1] - starts[0]) if len(starts) > 1 else expected
+    irregular = (sizes != expected) | (starts != np.arange(len(starts)) * step)
     if irregular.any():
         return np.empty((0, *shape), np.uint8), np.flatnonzero(irregular).tolist()
-    rows = as_strided(files[0], (len(files), expected), (step, 1), writeable=False)
+    rows = as_strided(data, (len(starts), expected), (step, 1), writeable=False)
     wrong = np.flatnonzero((rows[:, : len(header)] != header).any(axis=1))
     h, w, c = shape
-    images = as_strided(rows[:, len(header) :], (len(files), h, w, c), (step, w * c, c, 1), writeable=False)
+    images = as_strided(data[len(header) :], (len(starts), h, w, c), (step, w * c, c, 1), writeable=False)
     return images, wrong.tolist()
 
 
 def _gathered(waiting: Sequence[_Chunk], places: I64) -> Window:
     """The samples at these places of the stream, all of which are waiting."""
     labels = np.empty((len(places), 1), np.int64)
-    found = [Place(waiting[0].shard, "")] * len(places)
     listed: list[U8] = [waiting[0].data] * len(places)
     of_one_shape = waiting[0].images
     stacked = None if of_one_shape is None else np.empty((len(places), *of_one_shape.shape[1:]), np.uint8)
@@ -160,11 +170,10 @@ def _gathered(waiting: Sequence[_Chunk], places: I64) -> Window:
         labels[there, 0] = chunk.labels[numbers]
         if stacked is not None and chunk.images is not None:
             stacked[there] = chunk.images[numbers]
-        for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
-            found[place] = Place(chunk.shard, _key(chunk.samples[number]))
-            if stacked is None:
+        elif len(there):
+            for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
-    return Window(listed if stacked is None else stacked, labels, found)
+    return Window(listed if stacked is None else stacked, labels, places, tuple(waiting))
 
 
 def _chunks(
@@ -182,17 +191,17 @@ def _chunks(
 
 
 def _chunks_of(file: ShardFile, shard: Shard, first: int, manifest: Manifest) -> Iterator[_Chunk]:
-    samples = parse_index(file.index.decode("ascii"))
-    if len(samples) != shard.num_samples:
-        raise ValueError(f"its index has {len(samples)} samples, expected {shard.num_samples}")
+    samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding])
+    if len(samples.names) != shard.num_samples:
+        raise ValueError(f"its index has {len(samples.names)} samples, expected {shard.num_samples}")
     descriptor = os.open(file.tar, os.O_RDONLY)
     try:
         for begin, end in _together(samples):
-            part = samples[begin:end]
-            offset, stop = part[0][0].offset, _end(part[-1])
+            part = samples.part(begin, end)
+            offset, stop = int(part.image_offsets[0]), int(part.label_offsets[-1] + part.label_sizes[-1])
             data = os.pread(descriptor, stop - offset, offset)
             if len(data) != stop - offset:
-                raise ValueError(f"cut or changed since it was checked, in or before sample {_key(part[-1])}")
+                raise ValueError(f"cut or changed since it was checked, in or before {part.names[-1]}")
             chunk = _Chunk(shard, file.url, first + begin, part, np.frombuffer(data, np.uint8))
             chunk.parse(manifest)
             yield chunk
@@ -200,34 +209,11 @@ def _chunks_of(file: ShardFile, shard: Shard, first: int, manifest: Manifest) ->
         os.close(descriptor)
 
 
-def _together(samples: list[list[Member]]) -> Iterator[tuple[int, int]]:
+def _together(samples: IndexColumns) -> Iterator[tuple[int, int]]:
     """begin, end of samples that are read at once."""
+    ends = samples.label_offsets + samples.label_sizes
     begin = 0
-    for number, members in enumerate(samples):
-        if number > begin and _end(members) - samples[begin][0].offset > _CHUNK:
-            yield begin, number
-            begin = number
-    if samples:
-        yield begin, len(samples)
-
-
-def _end(members: list[Member]) -> int:
-    return members[-1].offset + members[-1].size
-
-
-def _key(members: list[Member]) -> str:
-    return members[0].name.partition(".")[0]
-
-
-def bad_samples(window: Window, manifest: Manifest) -> list[str]:
-    """ "SHARD: sample KEY: reason" for each sample of a window that does not decode."""
-    images = window.images
-    if not isinstance(images, list) or manifest.encoding == "raw":
-        return []
-    found = []
-    for image, place in zip(images, window.places, strict=True):
-        try:
-            decode_image(image.tobytes(), manifest.channels)
-        except ValueError as error:
-            found.append(f"{place.shard.name}: sample {place.key}: {error}")
-    return found
+    while begin < len(ends):
+        end = int(np.searchsorted(ends, samples.image_offsets[begin] + _CHUNK, "right"))
+        yield begin, max(begin + 1, end)
+        begin = max(begin + 1, end)

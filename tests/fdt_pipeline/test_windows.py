@@ -1,0 +1,143 @@
+"""The reader of streaming: every sample once, near its place, in an order that is known beforehand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdt_pipeline import windows
+from fdt_pipeline.shards import Manifest, ShardError, read_manifest, write_shards
+from fdt_pipeline.shards.columns import index_columns, parsed_labels
+from fdt_pipeline.shards.files import LocalShardFiles
+from fdt_pipeline.sources import ArraySource
+from fdt_pipeline.storage import open_folder
+from fdt_pipeline.windows import Window, epoch_order, read_windows
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (230, 6, 5, 3), dtype=np.uint8)
+IMAGES[:, 0, 0, 0] = np.arange(230)
+SOURCE = ArraySource(IMAGES, np.arange(230) % 12)
+
+
+@pytest.fixture(scope="module", params=["raw", "png"])
+def shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    write_shards(SOURCE, folder, request.param, samples_per_shard=60)
+    return folder
+
+
+def read(folder: Path, epoch: int, size: int, shuffle: int, first: int = 0) -> list[Window]:
+    manifest = read_manifest(folder)
+    order = epoch_order(manifest, 7, epoch, shuffle)
+    return list(read_windows(LocalShardFiles(open_folder(folder), manifest), manifest, order, size, first))
+
+
+def keys(found: list[Window]) -> list[str]:
+    return [window.name(number).split()[-1] for window in found for number in range(len(window.labels))]
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 4 << 20])
+@pytest.mark.parametrize("size", [1, 46, 60, 230, 500])
+@pytest.mark.parametrize("shuffle", [0, 46, 1000])
+def test_an_epoch_has_every_sample_once_with_its_own_label(
+    shards: Path, size: int, shuffle: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_CHUNK", chunk)
+    found = read(shards, 3, size, shuffle)
+    assert [len(window.labels) for window in found] == [size] * (230 // size) + ([230 % size] if 230 % size else [])
+    assert sorted(map(int, keys(found))) == list(range(230))
+    for window in found:
+        for number in range(len(window.labels)):
+            key = int(window.name(number).split()[-1])
+            assert window.labels[number, 0] == key % 12
+            if not isinstance(window.images, list):
+                np.testing.assert_array_equal(window.images[number], IMAGES[key])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(0, 10**6))
+def test_samples_move_less_than_the_shuffle_within_shards_of_a_new_order(epoch: int, shuffle: int, seed: int) -> None:
+    order = epoch_order(FAKE, seed, epoch, shuffle)
+    assert sorted(order.samples.tolist()) == list(range(230))
+    assert np.abs(order.samples - np.arange(230)).max() < shuffle
+    assert {shard.name for shard in order.shards} == {shard.name for shard in FAKE.shards}
+
+
+class FakeManifest:
+    """As much of one as an order needs."""
+
+    num_samples = 230
+    shards = tuple(type("S", (), {"name": f"s{i}", "num_samples": n})() for i, n in enumerate((60, 60, 60, 50)))
+
+
+FAKE: Manifest = FakeManifest()  # type: ignore[assignment]
+
+
+def test_epochs_and_seeds_differ_and_repeat(shards: Path) -> None:
+    first, again, second = (keys(read(shards, epoch, 50, 50)) for epoch in (0, 0, 1))
+    assert first == again != second
+
+
+@pytest.mark.parametrize("first", range(5))
+def test_any_window_can_be_the_first_one_read(shards: Path, first: int) -> None:
+    """What an exact resume needs; shards before it are not opened."""
+    assert keys(read(shards, 2, 50, 40, first)) == keys(read(shards, 2, 50, 40))[50 * first :]
+
+
+def test_no_more_than_the_shuffle_waits(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_CHUNK", 1)
+    assert max(len(window.chunks) for window in read(shards, 0, 20, 30)) <= 20 + 2 * 30
+
+
+@given(st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=50))
+def test_labels_are_parsed_as_int_does(labels: list[int]) -> None:
+    texts = [str(label).encode() for label in labels]
+    data = np.frombuffer(b"/".join(texts), np.uint8)
+    offsets = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
+    assert parsed_labels(data, offsets, np.array([len(text) for text in texts])).tolist() == labels
+
+
+@pytest.mark.parametrize("text", [b"", b"-1", b"1.", b" 1", b"1\n", b"\xb2", b"1234567890"])
+def test_what_is_no_number_is_minus_one(text: bytes) -> None:
+    data = np.frombuffer(b"12" + text + b"34", np.uint8)
+    assert parsed_labels(data, np.array([0, 2]), np.array([2, len(text)])).tolist() == [12, -1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v1.1 0\n", "expected 'v1.2'"),
+        ("v1.2 2\nnpy 512 1 a.npy cls 1536 1 a.cls\n", "expected 'v1.2' and the number of lines"),
+        ("v1.2 1\nnpy 512 1 a.npy\n", "two members each"),
+        ("v1.2 1\njpg 512 1 a.jpg cls 1536 1 a.cls\n", r"expected the members .npy and .cls, got cls, jpg"),
+        ("v1.2 1\nnpy 512 1 a.npy txt 1536 1 a.txt\n", r"expected the members .npy and .cls, got npy, txt"),
+        ("v1.2 1\nnpy x 1 a.npy cls 1536 1 a.cls\n", "invalid literal"),
+    ],
+)
+def test_an_index_of_other_samples_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        index_columns(text, ("npy",))
+
+
+def test_a_label_that_is_no_class_is_named(shards: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    index = index_columns((folder / "shard-000002.idx").read_text(), ("npy", "png"))
+    with (folder / "shard-000002.tar").open("r+b") as file:
+        file.seek(int(index.label_offsets[5]))
+        file.write(b"x")
+    key = index.names[5].partition(".")[0]
+    with pytest.raises(
+        ShardError, match=rf"shard-000002.tar: sample {key}: the .cls member holds b'x1?', expected"
+    ):
+        read(folder, 0, 50, 50)
+
+
+def test_a_tar_that_is_cut_while_it_is_read_is_named(shards: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    path = folder / "shard-000001.tar"
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(ShardError, match=r"shard-000001.tar: cut or changed since it was checked, in or before \d+"):
+        read(folder, 0, 50, 0)
