@@ -26,7 +26,8 @@ EXTENSIONS = {
     "keep": ("jpg", "png", "webp"),
 }
 # Of a photograph of 500 x 400, WebP's method 0 takes 7.5 ms and 349 kB, its default 54 ms and 296 kB, and PNG 43 ms and
-# 322 kB.
+# 322 kB. PNG stays at its default level 6: of CIFAR's 32 x 32 images it takes 123 us and 2,266 bytes, level 1 109 us
+# and 2,302 bytes; half of the time is Pillow's own.
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
     "webp": ("WEBP", {"lossless": True, "method": 0, "exact": True}),

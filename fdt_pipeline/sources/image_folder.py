@@ -8,6 +8,7 @@ are images is the matter of `image_files`, where they lie that of `tree`, and ho
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ from .source import I64, Sample
 from .tree import LocalTree, Tree
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
+_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class ImageFolder:
@@ -163,14 +165,24 @@ def _names_of_other_splits(tree: Tree, split: str | None) -> Iterator[str]:
 
 
 def _channels(tree: Tree, names: Iterable[str]) -> int:
-    """1 if all images that can be read are gray, else 3."""
+    """1 if all images that can be read are gray, else 3. OSError if a disk or a store fails: the missed image may be
+    the one in color."""
     found = 0
     for name in names:
         try:
-            with tree.open(name) as file:
-                if not is_gray(file):
-                    return 3
-        except (ValueError, OSError):  # found again, and told, when the image is asked for
+            if not _is_gray(tree, name):
+                return 3
+        except (ValueError, *_OF_THE_FILE):  # found again, and told, when the image is asked for
             continue
         found += 1
     return 1 if found else 3
+
+
+def _is_gray(tree: Tree, name: str) -> bool:
+    """Seen from the header; from the whole file where that fails, which tells a broken image from a broken connection:
+    Pillow reports both alike."""
+    try:
+        with tree.open(name) as file:
+            return is_gray(file)
+    except ValueError:
+        return is_gray(io.BytesIO(tree.read(name)))

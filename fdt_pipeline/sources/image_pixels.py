@@ -2,17 +2,20 @@
 
 The rule: EXIF orientation is applied; of animations the first frame is taken; 16-bit gray is rounded to 8 bits,
 65535 -> 255, and of 16-bit colors the upper 8 bits are taken; transparent images are laid on black, the value that
-shifts pad with; palettes, CMYK and the like become RGB; 1-bit becomes 0 and 255. What an image is, is seen from its
-bytes, whatever its name says. An image of more pixels than Pillow's limit is refused before one of them is decoded.
+shifts pad with (but a single color of 16-bit RGB that is said to be transparent is not seen: Pillow has dropped its
+lower bits); palettes, CMYK and the like become RGB; 1-bit becomes 0 and 255. EXIF that cannot be read turns nothing.
+What an image is, is seen from its bytes, whatever its name says. An image of more pixels than Pillow's limit is refused
+before one of them is decoded.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,9 @@ _ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _ORIENTATION = 0x0112
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _PNG_BIT_DEPTH = 24  # its place in a PNG: signature, length and name of the first chunk, width, height, bit depth
+_PNG_END = b"IEND\xaeB`\x82"  # with its checksum, which is always the same
+_JPEG_END = b"\xff\xd9"
+_STRIP = 64  # rows at a time: 16-bit products of a whole image at once took 9 times the memory of its pixels, this 5
 
 
 class Picture(NamedTuple):
@@ -41,10 +47,10 @@ def decode_image(data: bytes, channels: int) -> Picture:
     if not data:
         raise ValueError("not an image: the file has zero bytes")
     with _opened(io.BytesIO(data)) as image:
-        if image.format == "PNG" and b"IEND" not in data:  # Pillow takes it where only the end is missing
-            raise ValueError("image file is truncated: it has no end")
-        is_plain = _is_plain(image, data, channels)
-        upright = image if is_plain else ImageOps.exif_transpose(image)  # it copies, even what it does not turn
+        _check_end(str(image.format), data)
+        orientation = _orientation(image)
+        is_plain = orientation == 1 and _is_plain(image, data, channels)
+        upright = image if orientation in (1, None) else ImageOps.exif_transpose(image)
         pixels = _pixels(upright, channels)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     whole = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
@@ -75,11 +81,44 @@ def _opened(file: BinaryIO) -> Iterator[Image.Image]:
         file.seek(0)
         raise ValueError(f"not an image: it begins with {file.read(16)!r}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"too large to decode within the memory budget ({error})") from None
+        raise ValueError(_too_large(error)) from None
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
         raise ValueError(f"not a readable image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _too_large(error: Exception) -> str:
+    """Pillow's message names twice its limit where an image exceeds that as well."""
+    found = re.search(r"\d+ pixels", str(error))
+    size = found[0] if found else str(error)
+    return f"too large to decode within the memory budget: {size}, expected at most {Image.MAX_IMAGE_PIXELS}"
+
+
+def _check_end(form: str, data: bytes) -> None:
+    """Pillow takes a PNG of which only the end is missing, and a JPEG that goes on in zeros, as half a download may."""
+    is_cut = (form == "PNG" and _PNG_END not in data) or (form == "JPEG" and not _has_jpeg_end(data))
+    if is_cut:
+        raise ValueError("image file is truncated: it has no end")
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Whether an end follows where the pixels begin: a thumbnail before them has an end of its own."""
+    if data.endswith(_JPEG_END):
+        return True
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # up to the start of the first scan
+        is_padding = data[at + 1 : at + 2] == b"\xff"
+        at += 1 if is_padding else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(_JPEG_END, at) >= 0
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """1 is upright; None if it cannot be read."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the same parser as for TIFF, on bytes that may be anything
+        return None
 
 
 def _is_plain(image: Image.Image, data: bytes, channels: int) -> bool:
@@ -88,7 +127,6 @@ def _is_plain(image: Image.Image, data: bytes, channels: int) -> bool:
         and image.mode == ("L" if channels == 1 else "RGB")
         and getattr(image, "n_frames", 1) == 1
         and "transparency" not in image.info
-        and image.getexif().get(_ORIENTATION, 1) == 1
         and (image.format != "PNG" or data[_PNG_BIT_DEPTH] == 8)  # Pillow shows 16-bit colors as RGB
     )
 
@@ -96,12 +134,24 @@ def _is_plain(image: Image.Image, data: bytes, channels: int) -> bool:
 def _pixels(image: Image.Image, channels: int) -> U8:
     """u8[h w] or u8[h w channels]."""
     if image.mode in _WIDE_GRAY:
-        return _rounded_to_8_bits(np.asarray(image))
+        return _by_strips(_rounded_to_8_bits, _without_transparent_gray(image))
     if image.mode in _ALPHA or "transparency" in image.info:
-        return _on_black(np.asarray(image.convert("LA" if channels == 1 else "RGBA")))
+        return _by_strips(_on_black, np.asarray(image.convert("LA" if channels == 1 else "RGBA")))
     if image.mode == "F":
         raise ValueError("its floating-point pixels have no fixed range: save it with 8 or 16 bits")
-    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    mode = "L" if channels == 1 else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))  # which copies in any case
+
+
+def _without_transparent_gray(image: Image.Image) -> npt.NDArray[np.integer]:
+    """A 16-bit PNG may say that one of its grays is transparent."""
+    values, transparent = np.asarray(image), image.info.get("transparency")
+    return np.where(values == transparent, values.dtype.type(0), values) if isinstance(transparent, int) else values
+
+
+def _by_strips(function: Callable[[npt.NDArray[Any]], U8], values: npt.NDArray[Any]) -> U8:
+    """A function of single pixels, of some rows at a time."""
+    return np.concatenate([function(values[row : row + _STRIP]) for row in range(0, len(values), _STRIP)])
 
 
 def _rounded_to_8_bits(values: npt.NDArray[np.integer]) -> U8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -12,9 +13,11 @@ class Names:
     """A sequence of str. Surrogates, which stand for bytes of file names that are not UTF-8, are kept."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._text = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        text, ends = bytearray(), array("q", [0])
+        for name in names:
+            text += name.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        self._text, self._ends = bytes(text), np.array(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -53,7 +53,7 @@ class LocalTree:
 
     def walk(self, below: str) -> list[str]:
         """Through links to folders too; ValueError if one loops."""
-        return sorted(_walk(os.path.join(self.root, below), "", ()), key=lambda name: name.split("/"))
+        return sorted(_walk(os.path.join(self.root, below)), key=lambda name: name.split("/"))
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
@@ -94,6 +94,8 @@ def _check_status(path: str) -> None:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError("a link that leads to itself") from None
+        if error.errno == errno.ENOTDIR:
+            raise ValueError("a link that leads through a file as if it were a folder") from None
         raise
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}, not a file")
@@ -107,15 +109,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in above:
-        raise ValueError(f"{folder}: the link leads back to a folder above it; remove it")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+def _walk(root: str) -> Iterator[str]:
+    """Without recursion: Python's ends at 1,000 folders in one another, a path's length at 2,000."""
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(root, "", ())]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise ValueError(f"{folder}: the link leads back to a folder above it; remove it")
+        for entry in _visible(folder):
             if _is_folder(entry):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
+                waiting.append((entry.path, f"{prefix}{entry.name}/", (*above, here)))
             else:
                 yield prefix + entry.name
+
+
+def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))

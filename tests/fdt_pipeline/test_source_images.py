@@ -200,22 +200,27 @@ def test_what_is_no_image_is_told_with_its_reason(data: bytes, message: str) -> 
 
 
 MEMORY = """
-import resource, sys
+import sys
 from fdt_pipeline.sources.image_pixels import decode_image
+
+def peak():  # of this process alone: what getrusage says begins with the peak of the parent
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
 data = open(sys.argv[1], "rb").read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 pixels = decode_image(data, 3).pixels
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / pixels.nbytes)
+print((peak() - before) * 1024 / pixels.nbytes)
 """
 
 
 def test_decoding_takes_a_few_times_the_memory_of_the_pixels(tmp_path: Path) -> None:
-    """Of a transparent image, the worst kind: Pillow's own copies are 4 of them, products of it all would be 4 more."""
+    """Of a transparent image, the worst kind: 5.4 times, of which 4 are Pillow's own copies; at once it took 9.1."""
     Image.new("RGBA", (4000, 4000), (1, 2, 3, 128)).save(tmp_path / "1.png", compress_level=1)
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "1.png")]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    assert float(done.stdout) < 5.5
+    assert float(done.stdout) < 7
 
 
 @pytest.mark.parametrize("side", [50_000, 12_000])
