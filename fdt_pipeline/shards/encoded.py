@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..sources.image_pixels import decode_image
+from ..sources.image_pixels import decode_image, plain_census
 from ..sources.resize import resized
-from ..sources.source import U8, Source
+from ..sources.source import I64, U8, Source
 from .codec import decode, stored
 from .options import ShardingOptions
 
 
 class EncodedSample(NamedTuple):
-    """pixels: what a reader will see. members: extension -> file content, in the order of writing."""
+    """shape (h, w, c) and values of what a reader will see: u8[h w c], or i64[c 256], how many pixels have which value.
+    members: extension -> file content, in the order of writing."""
 
-    pixels: U8
+    shape: tuple[int, ...]
+    values: U8 | I64
     label: int
     source_key: str
     members: dict[str, bytes]
@@ -24,23 +26,36 @@ class EncodedSample(NamedTuple):
 
 def encode_sample(source: Source, index: int, options: ShardingOptions) -> EncodedSample:
     """Every image is decoded, also where its file is kept as it is. ValueError with the reason if it cannot be."""
-    files: Any = source
-    file: bytes | None = None
-    plain: str | None = None
     if hasattr(source, "read_file"):
-        file = files.read_file(index)
-        pixels, plain = decode_image(file, files.channels)
+        files: Any = source
         label, key = int(source.labels[index]), files.key(index)
+        shape, values, extension, data = _of_file(files.read_file(index), files.channels, options)
     else:
         pixels, label, key = source[index]
         check_image(pixels)
+        shape, values, extension, data = _encoded(pixels, None, None, options)
     check_label(label, len(source.classes))
+    return EncodedSample(shape, values, label, key, {extension: data, "cls": str(label).encode("ascii")})
+
+
+_Encoded = tuple[tuple[int, ...], "U8 | I64", str, bytes]
+
+
+def _of_file(file: bytes, channels: int, options: ShardingOptions) -> _Encoded:
+    if options.encoding == "keep" and options.size is None:
+        census = plain_census(file, channels)
+        if census is not None:
+            return census.shape, census.counts, census.plain, file
+    return _encoded(*decode_image(file, channels), file, options)
+
+
+def _encoded(pixels: U8, plain: str | None, file: bytes | None, options: ShardingOptions) -> _Encoded:
     if options.size is not None and pixels.shape[:2] != (options.size, options.size):
         pixels, plain = resized(pixels, options.size), None
     extension, data = stored(pixels, options.encoding, file, plain)
-    if extension == "jpg" and plain is None:  # it has lost something, and a reader sees what is left
+    if options.encoding == "jpg":  # it has lost something, and a reader sees what is left
         pixels = decode(data, extension, pixels.shape[2])
-    return EncodedSample(pixels, label, key, {extension: data, "cls": str(label).encode("ascii")})
+    return pixels.shape, pixels, extension, data
 
 
 def check_image(image: U8) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..sources.source import I64, Source
 from ..storage import Folder
@@ -20,6 +21,7 @@ from .errors import BadSampleError, SourceError
 from .key import needs_mapping, sample_key
 from .options import ShardingOptions
 from .record import Gathered, Part, Quarantined, Record
+from .statistics import PixelStatistics
 from .tar import TarShard, member_size, tar_size
 
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -90,7 +92,7 @@ def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, 
     for index, position in enumerate(task.positions.tolist()):
         try:
             sample = _checked(task.samples, index, work.options)
-            gathered.statistics.add(sample.pixels)
+            _count(gathered.statistics, sample.values)
         except (ValueError, *_OF_THE_FILE) as error:
             bad = Quarantined(position, _source_key(task.samples, index, position), _reason(error))
             if not work.quarantine:
@@ -107,8 +109,15 @@ def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, 
         if key != sample.source_key and needs_mapping(key, sample.source_key):
             gathered.keys[key] = sample.source_key
         gathered.samples_per_class[sample.label] += 1
-        gathered.see_shape(sample.pixels.shape)
+        gathered.see_shape(sample.shape)
         yield key, sample
+
+
+def _count(statistics: PixelStatistics, values: NDArray[Any]) -> None:
+    if values.ndim == 3:
+        statistics.add(values)
+    else:
+        statistics.add_counts(values)
 
 
 def _key(samples: Source, position: int, source_key: str) -> str:

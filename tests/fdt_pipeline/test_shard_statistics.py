@@ -41,3 +41,11 @@ def test_white_images_have_mean_255_and_std_0_exactly() -> None:
 def test_a_change_of_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="expected 3 channels as in the images before, got 1"):
         gathered([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 1), np.uint8)])
+
+
+@given(IMAGES)
+def test_counts_of_values_add_up_to_what_the_images_do(images: list[np.ndarray]) -> None:
+    counted = PixelStatistics()
+    for image in images:
+        counted.add_counts(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]))
+    assert (counted.mean, counted.std) == (gathered(images).mean, gathered(images).std)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fdt_pipeline.sources.image_pixels import decode_image, is_gray
+from fdt_pipeline.sources.image_pixels import decode_image, is_gray, plain_census
 from fdt_pipeline.sources.resize import resized
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -104,6 +104,13 @@ def test_only_files_that_the_rule_does_not_change_may_be_kept(data: bytes, chann
     assert found == plain
     assert pixels.shape[2] == channels
     assert pixels.flags.c_contiguous
+    census = plain_census(data, channels)
+    assert (census.plain if census else None) == plain
+    if census:
+        assert census.shape == pixels.shape
+        for channel in range(channels):
+            counted = np.bincount(pixels[..., channel].ravel(), minlength=256)
+            np.testing.assert_array_equal(census.counts[channel], counted)
     if plain:
         with Image.open(io.BytesIO(data)) as image:
             np.testing.assert_array_equal(pixels.squeeze(), np.asarray(image))
