@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -21,6 +22,7 @@ from .sample import check_members
 from .statistics import PixelStatistics
 from .tar import read_members
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # which leads nowhere else, whoever unpacks it
 # Encoders that lose something may decode to other values elsewhere, by 1 of 255 at a pixel (another IDCT).
 _LOSSY_TOLERANCE = 0.5
 
@@ -128,6 +130,9 @@ class _Verification:
             yield f"{self.folder.path(shard.index_name)}: does not say where the samples of {shard.name} are"
 
     def _of_sample(self, sample: Contents, checksum: int | None) -> Iterator[str]:
+        for member in sample.members:
+            if not _PLAIN_NAME.fullmatch(member.name):
+                yield f"its member is called {member.name!r}: expected letters, digits, _, - and % and an extension"
         if sample.key in self.keys:
             yield "the key occurs twice: keys must be unique, and the members of a sample lie side by side"
         self.keys.add(sample.key)

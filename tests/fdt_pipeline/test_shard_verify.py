@@ -180,6 +180,10 @@ def with_first_label(label: bytes) -> Callable[[Files], Files]:
         ),
         (lambda files: files[2:], ["expected 6 samples, got 5", r"class \d \(\d\): expected 4 samples, got 3"]),
         (lambda files: [(files[2][0], files[2][1]), *files[1:]], ["expected the members"]),
+        (
+            lambda files: [("../" + files[0][0], files[0][1]), ("../" + files[1][0], files[1][1]), *files[2:]],
+            [r"its member is called '../0000000\d.\w+': expected letters, digits, _, - and %"],
+        ),
         (lambda files: [(files[0][0], files[2][1]), *files[1:]], ["mean and std of the pixels are not those"]),
     ],
 )
