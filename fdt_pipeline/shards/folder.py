@@ -9,6 +9,7 @@ from .errors import ShardError
 from .manifest import Manifest, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
+STAGING_NAME = ".sharding"  # staging.py
 Location = str | os.PathLike[str] | Folder
 
 
@@ -59,12 +60,17 @@ def _sets_below(folder: Folder) -> list[Folder]:
 
 
 def _holds_shards(folder: Folder) -> bool:
-    return folder.size(MANIFEST_NAME) is not None or bool(shard_files(folder))
+    """Or an unfinished run, which is not to be passed over."""
+    return folder.size(MANIFEST_NAME) is not None or bool(shard_files(folder)) or STAGING_NAME in folder.subfolders()
 
 
 def _no_manifest(folder: Folder) -> ValueError:
     if not folder.exists():
         return ValueError(f"{folder.url}: no such folder; make one with python -m tools shard SOURCE {folder.url}")
+    if STAGING_NAME in folder.subfolders():
+        return ShardError(
+            f"{folder.url}: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+        )
     if shard_files(folder):
         return ShardError(
             f"{folder.url}: shards without {MANIFEST_NAME}: writing them was interrupted; shard again with --overwrite"

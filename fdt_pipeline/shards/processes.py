@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from types import ModuleType
@@ -90,6 +91,7 @@ class _Worker:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """What is started here never sees Ctrl-C, not even while it imports: the parent does, and ends it."""
+    resource_tracker.ensure_running()  # which would lift the block when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

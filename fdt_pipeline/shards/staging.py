@@ -20,7 +20,7 @@ from typing import Any
 
 from ..storage import Folder
 from ..storage.hashing import sha256_of
-from .folder import MANIFEST_NAME, shard_files
+from .folder import MANIFEST_NAME, STAGING_NAME, shard_files
 from .manifest import Manifest, Shard
 from .manifest_rules import shard_name
 from .plan import Plan
@@ -28,7 +28,6 @@ from .record import Part, Record, record_from_json
 from .task import Task, record_name, source_state
 from .timm_info import TIMM_INFO_NAME, timm_info_json
 
-STAGING_NAME = ".sharding"
 PLAN_NAME = "plan.json"
 _MOVES_AT_ONCE = 8  # of an object store, where each is a copy
 
@@ -164,7 +163,7 @@ def shards_of(parts: list[Part]) -> tuple[Shard, ...]:
 
 @contextmanager
 def alone(out: Folder) -> Iterator[None]:
-    """ValueError if another process is writing shards there. An object store has no locks: there nobody looks."""
+    """ValueError if another process is writing shards there. Where locks are unknown, as in object stores, none is."""
     if out.local is None:
         yield
         return
@@ -183,3 +182,5 @@ def _lock(descriptor: int, out: Folder) -> None:
         raise ValueError(
             f"{out.url}: another process is writing shards there: wait for it, or choose another folder"
         ) from None
+    except OSError:  # some shared file systems have no locks; there nobody looks
+        return

@@ -45,6 +45,10 @@ class LocalTree:
     def url(self) -> str:
         return str(self.root)
 
+    def __getstate__(self) -> dict[str, Path]:
+        """Another process, as of a cluster, may be in another folder."""
+        return {"root": self.root.absolute()}
+
     def folders(self, below: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(below) if _is_folder(entry))
 

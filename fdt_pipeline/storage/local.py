@@ -28,6 +28,10 @@ class LocalFolder:
     def __repr__(self) -> str:
         return f"LocalFolder({str(self.local)!r})"
 
+    def __getstate__(self) -> dict[str, Path]:
+        """Another process, as of a cluster, may be in another folder."""
+        return {"local": self.local.absolute()}
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalFolder) and other.local == self.local
 

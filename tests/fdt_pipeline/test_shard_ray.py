@@ -19,7 +19,7 @@ from tests.folders import content
 pytest.importorskip("ray")
 
 NODE_DIES = """
-import logging, sys
+import logging, os, sys
 import ray
 from ray.cluster_utils import Cluster
 from fdt_pipeline.shards import write_shards
@@ -39,7 +39,8 @@ if __name__ == "__main__":
             killed.append(node)
             cluster.remove_node(node, allow_graceful=False)
 
-    write_shards(slow_source(), sys.argv[1], "png", samples_per_shard=10, engine="ray", progress=kill)
+    os.chdir(os.path.dirname(sys.argv[1]))  # where the nodes are not
+    write_shards(slow_source(), "ray", "png", samples_per_shard=10, engine="ray", progress=kill)
     assert killed, "the node outlived the run"
     ray.shutdown()
     cluster.shutdown()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
+from fdt_pipeline.shards import read_manifest, shard_sets, verify_shards, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
 from tests.folders import content, names
 
@@ -230,3 +230,12 @@ def test_a_record_says_what_the_manifest_will(tmp_path: Path) -> None:
     record = json.loads((tmp_path / ".sharding" / "task-000000.json").read_text())
     assert record["parts"][0]["num_samples"] == 10
     assert sum(count for _, count in record["samples_per_class"]) == 10
+
+
+def test_an_unfinished_split_is_not_passed_over(tmp_path: Path) -> None:
+    write_shards(SOURCE, tmp_path / "train")
+    stopped_after(1, tmp_path / "test")
+    assert [folder.url for folder in shard_sets(tmp_path)] == [str(tmp_path / "train"), str(tmp_path / "test")]
+    assert verify_shards(tmp_path / "test") == [
+        f"{tmp_path}/test: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+    ]
