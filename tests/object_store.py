@@ -19,8 +19,8 @@ from unittest import mock
 
 @dataclass
 class Answer:
-    """What the store says; a fault may change it. cut: bytes of the body after which the connection ends, by a reset if
-    so said; delay: seconds before anything is said."""
+    """What the store says; a fault may change it. cut: bytes of the body after which the connection ends; reset: it is
+    torn down then, or before anything is said if there is no cut; delay: seconds before anything is said."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -94,8 +94,8 @@ def cuts(num_bytes: int, ending: str) -> Fault:
     return fault
 
 
-def resets(num_bytes: int, ending: str, asked: str = "GET") -> Fault:
-    """The connection is torn down after so many bytes of the body."""
+def resets(num_bytes: int | None, ending: str, asked: str = "GET") -> Fault:
+    """The connection is torn down after so many bytes of the body, or before anything is said."""
 
     def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
         if method != asked or not path.endswith(ending):
@@ -123,11 +123,13 @@ def flips(ending: str) -> Fault:
 def object_store() -> Iterator[Proxy]:
     """The store behind the proxy; s3:// means it, in this process and in those that it starts."""
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     store.start()
     proxy = Proxy(0, store.get_host_and_port()[1])
+    _empty(proxy.store_port)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
     server.daemon_threads = True
     proxy.port = server.server_address[1]
@@ -139,12 +141,21 @@ def object_store() -> Iterator[Proxy]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
     }
+    S3FileSystem.clear_instance_cache()  # which knows the endpoint of the store before
     with mock.patch.dict(os.environ, environment):
         yield proxy
     server.shutdown()
     server.server_close()
     thread.join()
     store.stop()
+
+
+def _empty(port: int) -> None:
+    """Of what an earlier store of this process held: moto keeps it in its module."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/moto-api/reset")
+    assert connection.getresponse().status == 200
+    connection.close()
 
 
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
@@ -182,7 +193,10 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
         def _pass_on(self, answer: Answer) -> None:
             time.sleep(answer.delay)
-            self.send_response(answer.status)
+            if answer.reset and answer.cut is None:
+                self._tear_down()
+                return
+            self.send_response_only(answer.status)
             skipped = {"content-length", "transfer-encoding", "connection"}
             length = str(len(answer.body))
             for name, value in answer.headers:
@@ -195,10 +209,16 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             if self.command == "HEAD":
                 return
             self.wfile.write(answer.body[: answer.cut])
-            if answer.reset:  # closed without lingering, it is not ended but reset
-                self.wfile.flush()
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if answer.reset:
+                self._tear_down()
             if answer.cut is not None:
                 self.close_connection = True
+
+        def _tear_down(self) -> None:
+            """Closed without lingering, a connection is not ended but reset."""
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.connection.close()
+            self.close_connection = True
 
     return Handler

@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import Protocol
 
 from ..storage import Folder
-from ..storage.cache import Cache, Entry, NoRoomError
+from ..storage.cache import Cache, ChangedError, Entry, NoRoomError
 from ..storage.remote import RemoteFolder
 from .errors import ShardError
 from .manifest import Manifest, Shard
@@ -92,25 +92,41 @@ class CachedShardFiles:
         fetching: deque[_Fetch] = deque()
         try:
             while waiting or fetching:
-                while waiting and self._has_room(waiting[0], fetching):
-                    fetching.append(_Fetch(self, waiting.popleft()))
-                with fetching.popleft() as file:
-                    while waiting and self._has_room(waiting[0], fetching):
-                        fetching.append(_Fetch(self, waiting.popleft()))
+                self._fetch_ahead(waiting, fetching)
+                fetch = fetching.popleft()
+                if fetch.found_no_room():
+                    self._let_go(fetching, waiting)
+                with fetch as file:
+                    self._fetch_ahead(waiting, fetching)
                     yield file
         finally:
             for fetch in fetching:
                 fetch.cancel()
+
+    def _fetch_ahead(self, waiting: deque[Shard], fetching: deque[_Fetch]) -> None:
+        while waiting and self._has_room(waiting[0], fetching):
+            fetching.append(_Fetch(self, waiting.popleft()))
+
+    def _let_go(self, fetching: deque[_Fetch], waiting: deque[Shard]) -> None:
+        """A reader that waits for room holds nothing: four of them with room for four shards waited for each other, two
+        minutes, and one then gave up."""
+        while fetching:
+            fetch = fetching.pop()
+            fetch.cancel()
+            waiting.appendleft(fetch.shard)
 
     def _has_room(self, shard: Shard, fetching: Sequence[_Fetch]) -> bool:
         held = sum(fetch.shard.num_bytes for fetch in fetching)
         return not fetching or (len(fetching) < AHEAD and held + shard.num_bytes <= self.cache.max_bytes // 2)
 
     def file(self, shard: Shard, stack: ExitStack, wait: bool, stop: Event) -> ShardFile:
-        """Held by the stack."""
+        """Held by the stack. ShardError if it is not what the manifest says."""
         entry = Entry(self.folder, shard.name, shard.num_bytes, shard.sha256)
-        tar = stack.enter_context(self.cache.leased(entry, wait, stop))
-        index = self.cache.read_small(self.folder, shard.index_name, shard.index_sha256)
+        try:
+            tar = stack.enter_context(self.cache.leased(entry, wait, stop))
+            index = self.cache.read_small(self.folder, shard.index_name, shard.index_sha256)
+        except ChangedError as error:
+            raise ShardError(str(error)) from None
         return ShardFile(tar, index, self.folder.path(shard.name))
 
 
@@ -126,9 +142,12 @@ class _Fetch:
         self._thread = Thread(target=self._work, name=f"fetch {shard.name}", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> ShardFile:
+    def found_no_room(self) -> bool:
         self._thread.join()
-        if isinstance(self._error, NoRoomError):  # others hold it: now that this shard is the next, wait for them
+        return isinstance(self._error, NoRoomError)
+
+    def __enter__(self) -> ShardFile:
+        if self.found_no_room():  # others hold it: now that this shard is the next, wait for them
             return self.files.file(self.shard, self._stack, True, self._stop)
         if self._error is not None:
             raise self._error

@@ -27,6 +27,7 @@ class PixelStatistics:
     sums: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
     _pending: list[U8] = field(default_factory=list, repr=False, compare=False)
+    _counts: I64 | None = field(default=None, repr=False, compare=False)
 
     def add(self, image: U8) -> None:
         """u8[h w c]; ValueError if the number of channels changes."""
@@ -41,8 +42,11 @@ class PixelStatistics:
 
     def add_counts(self, counts: I64) -> None:
         """i64[c 256]: how many pixels of an image have which value; the same as adding the image."""
-        sums, squares = counts @ _VALUES, counts @ _VALUES**2
-        self.merge(PixelStatistics(int(counts[0].sum()), sums.tolist(), squares.tolist()))
+        self._check_channels(len(counts))
+        if not self.sums:
+            self.sums, self.squares = [0] * len(counts), [0] * len(counts)
+        self.num_pixels += int(counts[0].sum())
+        self._counts = counts if self._counts is None else self._counts + counts
 
     def merge(self, other: PixelStatistics) -> None:
         """Add what another has seen."""
@@ -61,11 +65,14 @@ class PixelStatistics:
         if self._pending:
             values = np.concatenate(self._pending) if len(self._pending) > 1 else self._pending[0]
             self._pending = []
-            parts = _sums(values.reshape(-1, len(self.sums)))
-            self.sums, self.squares = (
-                [a + b for a, b in zip(total, part, strict=True)]
-                for total, part in zip((self.sums, self.squares), parts, strict=True)
-            )
+            self._add_sums(*_sums(values.reshape(-1, len(self.sums))))
+        if self._counts is not None:
+            counts, self._counts = self._counts, None
+            self._add_sums((counts @ _VALUES).tolist(), (counts @ _VALUES**2).tolist())
+
+    def _add_sums(self, sums: list[int], squares: list[int]) -> None:
+        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, squares, strict=True)]
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -1,10 +1,12 @@
 """Local copies of remote files whose size and sha256 are known: bounded, checked, and shared by processes.
 
-    SHA256              a whole file; its time of change says when it was last used
+    SHA256              a whole file; its time of access says when it was last used
     SHA256.SIZE.part    as much of it as has arrived
     SHA256.lock         shared while somebody uses the file, exclusive while it is fetched or removed
+    room.lock           held while room is made or reserved
 
-Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones.
+Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones. What
+has other names is not the cache's: it is neither counted nor removed.
 """
 
 from __future__ import annotations
@@ -12,24 +14,28 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO, NamedTuple
 
 from .atomic import atomic_file
 from .hashing import sha256_of
 from .remote import RemoteFolder
-from .retrying import is_transient
+from .retrying import is_transient, raise_final, reason
 
 DIRECTORY_VARIABLE = "FDT_PIPELINE_SHARD_CACHE"
 BYTES_VARIABLE = "FDT_PIPELINE_SHARD_CACHE_BYTES"
 _BLOCK = 4 << 20
 _ROOM_SECONDS = 120.0  # to wait for others to let go of what they use
 _POLL_SECONDS = 0.05
+# A whole file, a part of one, or what a process was writing when it was killed.
+_OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)\.part|\..+\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,15 @@ class Entry:
     name: str
     num_bytes: int
     sha256: str
+
+
+class _Held(NamedTuple):
+    """A file in the cache. num_bytes: of a part, what the whole will have."""
+
+    path: Path
+    sha256: str
+    num_bytes: int
+    last_used: float
 
 
 class NoRoomError(OSError):
@@ -59,58 +74,61 @@ class Cache:
         self.directory = directory or _default_directory()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.max_bytes = _default_bytes(self.directory) if max_bytes is None else max_bytes
-        self._checked: set[tuple[str, int, int]] = set()
+        self._checked: set[tuple[str, int, int, int]] = set()
 
     @contextmanager
     def leased(self, entry: Entry, wait: bool = True, stop: Event | None = None) -> Iterator[Path]:
         """The file, which stays as long as the block. NoRoomError if there is no room for it: at once, or if `wait`,
         after two minutes; ChangedError if what is fetched has another sha256; OSError if it cannot be fetched, or
-        `stop` is set meanwhile."""
+        `stop` is set meanwhile. ValueError if it is larger than the cache may be."""
         if entry.num_bytes > self.max_bytes:
             raise ValueError(
                 f"{entry.folder.path(entry.name)}: {entry.num_bytes} bytes, more than the cache may hold "
                 f"({self.max_bytes}): set {BYTES_VARIABLE} to more, or shard with a lower --max-shard-bytes"
             )
-        path = self.directory / entry.sha256
+        path, stop = self.directory / entry.sha256, stop or Event()
         while True:
-            with self._locked(entry, fcntl.LOCK_SH):
+            with self._locked(entry, fcntl.LOCK_SH, stop):
                 if self._is_good(path, entry):
-                    os.utime(path)
+                    _mark_used(path)
                     yield path
                     return
-            with self._locked(entry, fcntl.LOCK_EX):
+            with self._locked(entry, fcntl.LOCK_EX, stop):
                 if not self._is_good(path, entry):
                     path.unlink(missing_ok=True)
-                    self._fetch(path, entry, wait, stop or Event())
+                    self._fetch(path, entry, wait, stop)
 
     def read_small(self, folder: RemoteFolder, name: str, sha256: str) -> bytes:
-        """A file of a few kilobytes, such as an index."""
+        """A file of a few kilobytes, such as an index; kept if there is room."""
         path = self.directory / sha256
         with suppress(FileNotFoundError):
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() == sha256:
+                _mark_used(path)
                 return data
         data = folder.read(name)
         got = hashlib.sha256(data).hexdigest()
         if got != sha256:
-            raise _changed(folder.path(name), sha256, got)
-        with atomic_file(path) as file:
-            file.write(data)
+            raise _changed(folder.path(name), f"sha256 {sha256}", got)
+        with _flocked(self._room_lock, fcntl.LOCK_EX):
+            if self._frees(len(data)):
+                with atomic_file(path) as file:
+                    file.write(data)
         return data
 
     def num_bytes(self) -> int:
-        """Of all files; those that are being fetched count whole."""
-        return sum(size for _, size, _ in self._files())
+        """Of all its files; those that are being fetched count whole."""
+        return sum(held.num_bytes for held in _held(self.directory))
 
     def _is_good(self, path: Path, entry: Entry) -> bool:
-        """Looked at byte by byte when this process meets the file, or it has changed, and not again."""
+        """Looked at byte by byte when this process meets the file, or it has changed since, and not again."""
         try:
             status = path.stat()
         except FileNotFoundError:
             return False
         if status.st_size != entry.num_bytes:
             return False
-        state = (entry.sha256, status.st_ino, status.st_size)
+        state = (entry.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
         if state in self._checked:
             return True
         with path.open("rb") as file:
@@ -121,7 +139,7 @@ class Cache:
 
     def _fetch(self, path: Path, entry: Entry, wait: bool, stop: Event) -> None:
         part = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
-        self._make_room(part, entry, wait)
+        self._make_room(part, entry, wait, stop)
         for is_last in (False, True):
             got = _download(part, entry, stop)
             if got == entry.sha256:
@@ -130,18 +148,14 @@ class Cache:
             part.write_bytes(b"")  # it may have been begun before the file was changed
             if is_last:
                 part.unlink()
-                raise _changed(entry.folder.path(entry.name), entry.sha256, got)
+                raise _changed(entry.folder.path(entry.name), f"sha256 {entry.sha256}", got)
 
-    def _make_room(self, part: Path, entry: Entry, wait: bool) -> None:
-        """Remove what was not used for the longest time, and reserve the room by making `part`."""
+    def _make_room(self, part: Path, entry: Entry, wait: bool, stop: Event) -> None:
+        """Reserve it by making `part`."""
         deadline = time.monotonic() + (_ROOM_SECONDS if wait else 0)
         while True:
-            with _flocked(self.directory / "room.lock", fcntl.LOCK_EX):
-                missing = self.num_bytes() + (0 if part.exists() else entry.num_bytes) - self.max_bytes
-                for old, size, _ in sorted(self._files(), key=lambda file: file[2]):
-                    if missing > 0 and old != part and self._removed(old):
-                        missing -= size
-                if missing <= 0:
+            with _flocked(self._room_lock, fcntl.LOCK_EX):
+                if self._frees(0 if part.exists() else entry.num_bytes, part):
                     part.touch()
                     return
             if time.monotonic() > deadline:
@@ -149,46 +163,93 @@ class Cache:
                     f"{self.directory}: no room for {entry.num_bytes} bytes more: up to {self.max_bytes} are allowed, "
                     f"and what is there is in use; set {BYTES_VARIABLE} to more"
                 )
-            time.sleep(_POLL_SECONDS)
+            _check_wanted(entry, stop)
+            stop.wait(_POLL_SECONDS)
 
-    def _removed(self, path: Path) -> bool:
+    def _frees(self, num_bytes: int, spared: Path | None = None) -> bool:
+        """Remove what was not used for the longest time, until there is room; False if too much is in use. Only for
+        whoever holds the lock on room."""
+        files = sorted(_held(self.directory), key=lambda held: held.last_used)
+        missing = sum(held.num_bytes for held in files) + num_bytes - self.max_bytes
+        for held in files:
+            if missing > 0 and held.path != spared and self._removed(held):
+                missing -= held.num_bytes
+        return missing <= 0
+
+    def _removed(self, held: _Held) -> bool:
         """False if it is in use."""
-        lock = self.directory / f"{path.name.partition('.')[0]}.lock"
+        lock = self.directory / f"{held.sha256}.lock"
         try:
             with _flocked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                path.unlink(missing_ok=True)
+                held.path.unlink(missing_ok=True)
                 lock.unlink(missing_ok=True)
                 return True
         except BlockingIOError:
             return False
 
-    def _files(self) -> list[tuple[Path, int, float]]:
-        """(path, bytes, when it was last used) of all that takes room."""
-        found = []
-        for entry in os.scandir(self.directory):
-            with suppress(FileNotFoundError):  # another process may remove it at any time
-                if entry.name.endswith(".part"):
-                    found.append((Path(entry.path), int(entry.name.split(".")[1]), entry.stat().st_mtime))
-                elif not entry.name.endswith(".lock"):
-                    found.append((Path(entry.path), entry.stat().st_size, entry.stat().st_mtime))
-        return found
+    @property
+    def _room_lock(self) -> Path:
+        return self.directory / "room.lock"
 
-    def _locked(self, entry: Entry, kind: int) -> AbstractContextManager[None]:
-        return _flocked(self.directory / f"{entry.sha256}.lock", kind)
+    @contextmanager
+    def _locked(self, entry: Entry, kind: int, stop: Event) -> Iterator[None]:
+        """OSError if `stop` is set before whoever has it lets go."""
+        while True:
+            try:
+                descriptor = _lock(self.directory / f"{entry.sha256}.lock", kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _check_wanted(entry, stop)
+                stop.wait(_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _held(directory: Path) -> Iterator[_Held]:
+    for entry in os.scandir(directory):
+        match = _OURS.fullmatch(entry.name)
+        if match is None:
+            continue
+        with suppress(FileNotFoundError):  # another process may remove it at any time
+            status = entry.stat()
+            last_used = max(status.st_atime, status.st_mtime)
+            yield _Held(Path(entry.path), match["sha256"], int(match["size"] or status.st_size), last_used)
+
+
+def _mark_used(path: Path) -> None:
+    """Its time of change stays: it tells whether somebody has changed it."""
+    with suppress(FileNotFoundError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def _check_wanted(entry: Entry, stop: Event) -> None:
+    if stop.is_set():
+        raise OSError(f"{entry.folder.path(entry.name)}: not wanted any more")
 
 
 @contextmanager
 def _flocked(path: Path, kind: int) -> Iterator[None]:
-    """BlockingIOError if it is taken and `kind` says not to wait."""
+    descriptor = _lock(path, kind)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, kind: int) -> int:
+    """A descriptor that holds it until it is closed. BlockingIOError if it is taken and `kind` says not to wait."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, kind)
             if _is_at(descriptor, path):  # else whoever had it has removed the file, and the lock guards nothing
-                yield
-                return
-        finally:
+                return descriptor
+        except BaseException:
             os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -200,42 +261,64 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _download(part: Path, entry: Entry, stop: Event) -> str:
     """Go on from what has arrived; the sha256 of the whole. A connection that breaks is taken up where it broke."""
-    retry, url = entry.folder.retry, entry.folder.path(entry.name)
-    failures, wait = 0, retry.first_wait
     digest = hashlib.sha256()
     with part.open("r+b") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
         while file.tell() < entry.num_bytes:
-            if stop.is_set():
-                raise OSError(f"{url}: not wanted any more")
-            try:
-                data = entry.folder.read_range(entry.name, file.tell(), min(file.tell() + _BLOCK, entry.num_bytes))
-                if not data:
-                    raise OSError(f"no bytes from {file.tell()} on, expected {entry.num_bytes}")
-            except Exception as error:
-                failures += 1
-                if not is_transient(error):
-                    raise
-                if failures >= retry.tries:
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    raise OSError(
-                        f"{url}: broke off at byte {file.tell()} of {entry.num_bytes}, {failures} times in a row: "
-                        f"{reason}; what has arrived is kept, try again later"
-                    ) from error
-                stop.wait(wait)
-                wait = min(2 * wait, retry.longest_wait)
-                continue
-            failures, wait = 0, retry.first_wait
+            data = _next_block(entry, file.tell(), stop)
             digest.update(data)
-            file.write(data)
-            file.flush()
+            _append(file, data, part)
     return digest.hexdigest()
+
+
+def _next_block(entry: Entry, begin: int, stop: Event) -> bytes:
+    """As many bytes from there on as one request brings."""
+    retry, url = entry.folder.retry, entry.folder.path(entry.name)
+    wait = retry.first_wait
+    for number in range(1, retry.tries + 1):
+        _check_wanted(entry, stop)
+        try:
+            data = entry.folder.read_range(entry.name, begin, min(begin + _BLOCK, entry.num_bytes))
+            if data:
+                return data[: entry.num_bytes - begin]
+            _check_size(entry)
+            raise OSError(f"no bytes from {begin} on")
+        except ChangedError:
+            raise
+        except Exception as error:
+            if not is_transient(error):
+                raise_final(url, error)
+            if number == retry.tries:
+                raise OSError(
+                    f"{url}: broke off at byte {begin} of {entry.num_bytes}, {number} times in a row: {reason(error)}; "
+                    "what has arrived is kept, try again later"
+                ) from error
+        stop.wait(wait)
+        wait = min(2 * wait, retry.longest_wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _append(file: BinaryIO, data: bytes, part: Path) -> None:
+    try:
+        file.write(data)
+        file.flush()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{part}: cannot be written ({error.strerror}); make room, or set {DIRECTORY_VARIABLE} to another folder",
+        ) from error
+
+
+def _check_size(entry: Entry) -> None:
+    got = entry.folder.size(entry.name)
+    if got is not None and got != entry.num_bytes:
+        raise _changed(entry.folder.path(entry.name), f"{entry.num_bytes} bytes", str(got))
 
 
 def _changed(url: str, expected: str, got: str) -> ChangedError:
     return ChangedError(
-        f"{url}: expected sha256 {expected}, got {got}: changed since its manifest was written; shard the source again "
+        f"{url}: expected {expected}, got {got}: changed since its manifest was written; shard the source again "
         "with --overwrite"
     )
 
@@ -250,8 +333,8 @@ def _default_directory() -> Path:
 def _default_bytes(directory: Path) -> int:
     text = os.environ.get(BYTES_VARIABLE)
     if not text:
-        held = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.is_file())
+        held = sum(held.num_bytes for held in _held(directory))
         return (shutil.disk_usage(directory).free + held) // 2
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ValueError(f"{BYTES_VARIABLE} must be a number of bytes, got {text!r}")
     return int(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -75,10 +74,11 @@ def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
     if isinstance(location, (LocalFolder, RemoteFolder)):
         return location
     text = os.fspath(cast("str | os.PathLike[str]", location))
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    if text[:7].lower() == "file://":
+        text = text[7:]
     return RemoteFolder(text) if is_url(text) else LocalFolder(Path(text))
 
 
 def is_url(text: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+    """Of whatever kind: a URL that nobody knows is an error, and not the name of a folder here."""
+    return "://" in text

@@ -6,29 +6,36 @@ Objects appear whole when they are uploaded, so what is written is put into a lo
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, BinaryIO, cast
 
+from .connecting import connect
 from .names import checked_name
-from .retrying import Retry
+from .retrying import Retry, answered, is_transient
 
 # Those that make folders of themselves, and where asking for one may ask for a bucket.
 _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "memory"})
 _BLOCK = 8 << 20
-_PACKAGES = "s3fs for s3://, gcsfs for gs://, aiohttp for http://"
 
 
 class RemoteFolder:
-    """See `Folder`. options: for fsspec's filesystem, beside what its own configuration says."""
+    """See `Folder`. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the URL
+    names no place, ImportError at the first use if a package for it is missing."""
 
     local = None
 
     def __init__(self, url: str, retry: Retry = Retry(), options: dict[str, Any] | None = None) -> None:  # noqa: B008
         self.url, self.retry, self.options = url.rstrip("/"), retry, options or {}
-        self.protocol = url.partition("://")[0].lower()
+        self.protocol, _, place = url.partition("://")
+        self.protocol = self.protocol.lower()
+        if not place.strip("/"):
+            raise ValueError(f"expected the URL of a folder, such as s3://bucket/folder, got {url!r}")
+        if self.is_web and ("?" in url or "#" in url):
+            raise ValueError(f"expected the URL of a folder, to which names of files can be added, got {url!r}")
+        self._connection: tuple[int, Any] | None = None
 
     def __repr__(self) -> str:
         return f"RemoteFolder({self.url!r})"
@@ -41,22 +48,14 @@ class RemoteFolder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection: another process makes its own."""
-        return {name: value for name, value in vars(self).items() if name != "fs"}
+        return {**vars(self), "_connection": None}
 
-    @cached_property
+    @property
     def fs(self) -> Any:
-        try:
-            import fsspec
-        except ImportError as error:
-            raise ImportError(f"{self.url}: needs fsspec: pip install 'fdt-pipeline[remote]'") from error
-        try:
-            fs = fsspec.filesystem(self.protocol, use_listings_cache=False, **self.options)
-            fs.retries = 1  # s3fs would try five times, each of our times
-            return fs
-        except ImportError as error:
-            raise ImportError(f"{self.url}: {error}; pip install 'fdt-pipeline[remote]' brings {_PACKAGES}") from error
-        except ValueError as error:
-            raise ValueError(f"{self.url}: {error}; expected a path, or a URL that fsspec knows") from error
+        """Made at the first use, and anew in a process that was forked since."""
+        if self._connection is None or self._connection[0] != os.getpid():
+            self._connection = os.getpid(), connect(self.protocol, self.url, self.options)
+        return self._connection[1]
 
     @property
     def is_web(self) -> bool:
@@ -73,27 +72,31 @@ class RemoteFolder:
         return self._list("directory")
 
     def exists(self) -> bool:
-        return self.is_web or self._call(self.url, lambda: self.fs.exists(self.url))
+        return self.is_web or self._info(self.url) is not None
 
     def is_file(self) -> bool:
-        return not self.is_web and self._call(self.url, lambda: self.fs.isfile(self.url))
+        return not self.is_web and (self._info(self.url) or {}).get("type") == "file"
 
     def size(self, name: str) -> int | None:
-        url = self.path(name)
-        try:
-            return self._call(url, lambda: self.fs.info(url))["size"]
-        except FileNotFoundError:
+        info = self._info(self.path(name))
+        if info is None or info.get("type") == "directory":
             return None
+        return len(self.read(name)) if info["size"] is None else info["size"]  # some web servers do not say
 
     def read(self, name: str) -> bytes:
         url = self.path(name)
         return self._call(url, lambda: self.fs.cat_file(url))
 
     def read_range(self, name: str, begin: int, end: int) -> bytes:
-        """Up to end - begin bytes; fewer where the file ends, or the connection broke off. Tried once."""
-        url = self.path(name)
-        data = self.fs.cat_file(url, start=begin, end=end)
-        return data[begin:end] if len(data) > end - begin else data  # some web servers give all that they have
+        """end - begin bytes; fewer where the file ends, or the connection broke off, and all that follow from a web
+        server that knows no ranges. Tried once."""
+        try:
+            data = self.fs.cat_file(self.path(name), start=begin, end=end)
+        except Exception as error:
+            if answered(error)[0] == 416:  # the file ends before
+                return b""
+            raise
+        return data[begin:] if len(data) > end - begin else data
 
     def open(self, name: str) -> BinaryIO:
         size = self.size(name)
@@ -107,10 +110,7 @@ class RemoteFolder:
         with tempfile.NamedTemporaryFile(prefix="fdt-pipeline-") as file:
             yield cast(BinaryIO, file)
             file.flush()
-            size = file.tell()
-            self._call(url, lambda: self.fs.put_file(file.name, url))
-        if self.size(name) != size:
-            raise OSError(f"{url}: uploaded {size} bytes, but {self.size(name)} are there; write it again")
+            self._call(url, lambda: self._put(file.name, url))
 
     def move(self, old: str, new: str) -> None:
         """A copy and a removal: stores cannot rename."""
@@ -141,6 +141,29 @@ class RemoteFolder:
     def sync(self) -> None:
         """What was answered is kept."""
 
+    def _put(self, path: str, url: str) -> None:
+        self.fs.put_file(path, url)
+        expected, got = os.stat(path).st_size, self.fs.info(url)["size"]
+        if got != expected:
+            raise OSError(f"{got} bytes are there, after {expected} were written")
+
+    def _info(self, url: str) -> dict[str, Any] | None:
+        """None if it is not there."""
+        try:
+            return self._call(url, lambda: self._asked(url))
+        except FileNotFoundError:
+            return None
+
+    def _asked(self, url: str) -> dict[str, Any]:
+        """fsspec says of a web server that fails, or refuses, that the file is not there."""
+        try:
+            return self.fs.info(url)
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            if cause is not None and (is_transient(cause) or answered(cause)[0] in (401, 403)):
+                raise cause from None
+            raise
+
     def _list(self, kind: str) -> list[str]:
         if self.is_web:
             return []  # it cannot be asked
@@ -161,6 +184,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, folder: RemoteFolder, name: str, size: int) -> None:
         self._folder, self._name, self._size, self._at = folder, name, size, 0
+        self._rest = b""  # from _at on, of a web server that has sent more than was asked for
 
     def readable(self) -> bool:
         return True
@@ -170,6 +194,7 @@ class _Ranges(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._rest = b""
         return self._at
 
     def tell(self) -> int:
@@ -180,10 +205,12 @@ class _Ranges(io.RawIOBase):
         if end <= self._at:
             return 0
         url, begin = self._folder.path(self._name), self._at
-        data = self._folder.retry.call(url, lambda: self._some(begin, end))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        data = self._rest or self._folder.retry.call(url, lambda: self._some(begin, end))
+        num_bytes = min(len(data), end - begin)
+        buffer[:num_bytes] = data[:num_bytes]
+        self._rest = data[num_bytes:]
+        self._at += num_bytes
+        return num_bytes
 
     def _some(self, begin: int, end: int) -> bytes:
         data = self._folder.read_range(self._name, begin, end)

@@ -22,6 +22,7 @@ from PIL import Image
 import fdt_pipeline.storage.cache
 from fdt_pipeline.shards import (
     Manifest,
+    ShardError,
     SourceError,
     convert_shards,
     load_shards,
@@ -435,3 +436,15 @@ def test_shards_on_a_web_server_can_be_read(tmp_path: Path, mode: Any) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_shard_that_was_changed_in_the_store_is_a_shard_error() -> None:
+    write_shards(SOURCE, "s3://bucket/changed", samples_per_shard=60)
+    manifest, folder = read_manifest("s3://bucket/changed"), open_folder("s3://bucket/changed")
+    data = bytearray(folder.read("shard-000001.tar"))
+    data[3500] ^= 1
+    with folder.writing("shard-000001.tar") as file:
+        file.write(data)
+    with pytest.raises(ShardError, match=r"s3://bucket/changed/shard-000001.tar: .*changed"):
+        load_shards("s3://bucket/changed")
+    assert manifest.num_samples == 120

@@ -129,9 +129,7 @@ def test_a_label_that_is_no_class_is_named(shards: Path, tmp_path: Path) -> None
         file.seek(int(index.label_offsets[5]))
         file.write(b"x")
     key = index.names[5].partition(".")[0]
-    with pytest.raises(
-        ShardError, match=rf"shard-000002.tar: sample {key}: the .cls member holds b'x1?', expected"
-    ):
+    with pytest.raises(ShardError, match=rf"shard-000002.tar: sample {key}: the .cls member holds b'x1?', expected"):
         read(folder, 0, 50, 50)
 
 

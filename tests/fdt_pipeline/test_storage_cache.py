@@ -1,0 +1,249 @@
+"""What the cache does with its directory, whatever else lies there and whatever has become of the remote file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fdt_pipeline.storage.cache
+from fdt_pipeline.storage.cache import Cache, ChangedError, Entry, NoRoomError
+from fdt_pipeline.storage.remote import RemoteFolder
+from fdt_pipeline.storage.retrying import Retry
+from tests.object_store import Answer, Proxy, object_store
+
+pytest.importorskip("moto.server", exc_type=ImportError)
+pytest.importorskip("s3fs")
+
+SIZE = 20_000
+FILES = {f"file-{number}": np.random.default_rng(number).bytes(SIZE) for number in range(6)}
+QUICK = Retry(tries=3, first_wait=0.01, longest_wait=0.05)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Proxy]:
+    with object_store() as proxy:
+        RemoteFolder("s3://bucket").fs.mkdir("s3://bucket")
+        yield proxy
+
+
+@pytest.fixture
+def folder(store: Proxy) -> RemoteFolder:
+    store.reset()
+    folder = RemoteFolder("s3://bucket/files", QUICK)
+    for name, data in FILES.items():
+        with folder.writing(name) as file:
+            file.write(data)
+    store.reset()
+    return folder
+
+
+def entry(folder: RemoteFolder, number: int) -> Entry:
+    data = FILES[f"file-{number}"]
+    return Entry(folder, f"file-{number}", len(data), sha256(data))
+
+
+def overwrite(folder: RemoteFolder, number: int, data: bytes) -> None:
+    with folder.writing(f"file-{number}") as file:
+        file.write(data)
+
+
+def test_files_that_are_not_of_the_cache_are_left_alone(folder: RemoteFolder, tmp_path: Path) -> None:
+    (tmp_path / "holidays.jpg").write_bytes(bytes(SIZE))
+    (tmp_path / "thesis.part").write_bytes(bytes(SIZE))
+    (tmp_path / "folder").mkdir()
+    cache = Cache(tmp_path, max_bytes=2 * SIZE)
+    for number in range(4):
+        with cache.leased(entry(folder, number)):
+            assert cache.num_bytes() <= 2 * SIZE
+    assert (tmp_path / "holidays.jpg").exists()
+    assert (tmp_path / "thesis.part").exists()
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_small_files_keep_to_the_bound_too(folder: RemoteFolder, tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=SIZE)
+    with cache.leased(entry(folder, 0)) as held:
+        assert cache.read_small(folder, "file-1", sha256(FILES["file-1"])) == FILES["file-1"], "read, if not kept"
+        assert held.exists()
+        assert cache.num_bytes() <= SIZE
+    assert cache.read_small(folder, "file-1", sha256(FILES["file-1"])) == FILES["file-1"]
+    assert cache.num_bytes() <= SIZE
+
+
+def test_a_small_file_that_was_changed_is_an_error(folder: RemoteFolder, tmp_path: Path) -> None:
+    with pytest.raises(ChangedError, match=r"s3://bucket/files/file-0: expected sha256 .* changed since its manifest"):
+        Cache(tmp_path).read_small(folder, "file-0", sha256(b"another"))
+
+
+def test_what_a_killed_process_left_behind_is_forgotten_when_room_is_needed(
+    folder: RemoteFolder, tmp_path: Path
+) -> None:
+    (tmp_path / f".{sha256(b'a')}.123-abc.tmp").write_bytes(bytes(SIZE))
+    (tmp_path / f"{sha256(b'b')}.{SIZE}.part").write_bytes(bytes(10))
+    cache = Cache(tmp_path, max_bytes=2 * SIZE)
+    assert cache.num_bytes() == 2 * SIZE, "a part counts whole"
+    for number in (0, 1):
+        with cache.leased(entry(folder, number)):
+            assert cache.num_bytes() <= 2 * SIZE
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".part", ".tmp")) == []
+
+
+def test_a_file_that_is_damaged_while_the_process_runs_is_fetched_again(folder: RemoteFolder, tmp_path: Path) -> None:
+    cache, wanted = Cache(tmp_path), entry(folder, 0)
+    with cache.leased(wanted) as path:
+        assert sha256(path.read_bytes()) == wanted.sha256
+    os.utime(path, (1, 1))
+    path.write_bytes(FILES["file-1"])
+    with cache.leased(wanted) as path:
+        assert sha256(path.read_bytes()) == wanted.sha256
+
+
+def test_a_file_is_looked_at_byte_by_byte_once_a_process(
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    cache, hashed = Cache(tmp_path), []
+    sha256_of = fdt_pipeline.storage.cache.sha256_of
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
+    for _ in range(3):
+        with cache.leased(entry(folder, 0)):
+            pass
+    assert len(hashed) == 1
+
+
+@pytest.mark.parametrize("data", [b"", FILES["file-1"][:100], FILES["file-1"] + b"x"], ids=["empty", "less", "more"])
+def test_a_file_of_another_size_has_changed(folder: RemoteFolder, tmp_path: Path, data: bytes) -> None:
+    overwrite(folder, 0, data)
+    with (
+        pytest.raises(ChangedError, match=r"s3://bucket/files/file-0: .*changed since its manifest was written"),
+        Cache(tmp_path).leased(entry(folder, 0)),
+    ):
+        pass
+
+
+def test_a_file_that_is_gone_is_named(folder: RemoteFolder, tmp_path: Path) -> None:
+    folder.remove("file-0")
+    with pytest.raises(FileNotFoundError, match=r"s3://bucket/files/file-0"), Cache(tmp_path).leased(entry(folder, 0)):
+        pass
+
+
+def replaced_from(folder: RemoteFolder, begin: int, data: bytes) -> Any:
+    """Between two requests for ranges: as the one from `begin` on is answered, the file has been changed."""
+
+    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
+        if method != "GET" or not str(span).startswith(f"bytes={begin}-"):
+            return False
+        answer.body = data[begin : begin + len(answer.body)]
+        return True
+
+    return fault
+
+
+def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(
+    store: Proxy, folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+    store.put_in(replaced_from(folder, 10_000, FILES["file-1"]), times=1)
+    with Cache(tmp_path / "once").leased(entry(folder, 0)) as path:
+        assert path.read_bytes() == FILES["file-0"]
+    assert len(store.gets("file-0")) == 8, "once more from the beginning"
+    store.reset()
+    store.put_in(replaced_from(folder, 10_000, FILES["file-1"]))
+    with pytest.raises(ChangedError, match="changed since"), Cache(tmp_path / "for good").leased(entry(folder, 0)):
+        pass
+    assert len(store.gets("file-0")) == 8, "and not for ever"
+
+
+def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
+    folder: RemoteFolder, tmp_path: Path
+) -> None:
+    cache, wanted, stop, errors = Cache(tmp_path), entry(folder, 0), Event(), []
+
+    def wait() -> None:
+        try:
+            with cache.leased(wanted, stop=stop):
+                pass
+        except OSError as error:
+            errors.append(str(error))
+
+    with cache._locked(wanted, fdt_pipeline.storage.cache.fcntl.LOCK_EX, Event()):
+        thread = Thread(target=wait, daemon=True)
+        thread.start()
+        stop.set()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert errors == ["s3://bucket/files/file-0: not wanted any more"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_cache(folder: RemoteFolder, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    wanted = entry(folder, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with (
+            pytest.raises(OSError, match=r"part: cannot be written \(File too large\).*FDT_PIPELINE_SHARD_CACHE"),
+            Cache(tmp_path).leased(wanted),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Cache(tmp_path).leased(wanted) as path:
+        assert path.read_bytes() == FILES["file-0"]
+
+
+@pytest.mark.parametrize("text", ["a lot", "-1", "1e9"])
+def test_a_bound_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: Any, text: str) -> None:
+    monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE_BYTES", text)
+    with pytest.raises(ValueError, match="FDT_PIPELINE_SHARD_CACHE_BYTES must be a number of bytes, got"):
+        Cache(tmp_path)
+
+
+def test_the_default_directory_and_bound(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("FDT_PIPELINE_SHARD_CACHE", raising=False)
+    monkeypatch.delenv("FDT_PIPELINE_SHARD_CACHE_BYTES", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    cache = Cache()
+    assert cache.directory == tmp_path / "xdg" / "fdt-pipeline" / "shards"
+    disk = os.statvfs(tmp_path)
+    assert cache.max_bytes == pytest.approx(disk.f_bavail * disk.f_frsize / 2, rel=0.2)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Cache().directory == tmp_path / "home" / ".cache" / "fdt-pipeline" / "shards"
+
+
+def test_threads_with_one_small_cache_all_get_their_files(folder: RemoteFolder, tmp_path: Path) -> None:
+    cache, wrong = Cache(tmp_path, max_bytes=3 * SIZE), []
+
+    def use(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(0, len(FILES), 15):
+            with cache.leased(entry(folder, int(number))) as path:
+                if path.read_bytes() != FILES[f"file-{number}"] or cache.num_bytes() > 3 * SIZE:
+                    wrong.append(number)
+
+    threads = [Thread(target=use, args=(seed,), daemon=True) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_no_room_is_said_with_what_is_needed(folder: RemoteFolder, tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=SIZE)
+    with ExitStack() as stack:
+        stack.enter_context(cache.leased(entry(folder, 0)))
+        with pytest.raises(NoRoomError, match=rf"no room for {SIZE} bytes more: up to {SIZE} are allowed"):
+            stack.enter_context(cache.leased(entry(folder, 1), wait=False))

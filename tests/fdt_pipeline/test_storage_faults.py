@@ -1,0 +1,375 @@
+"""What a folder at a URL makes of failing stores and web servers, of clear answers, and of URLs that are none."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fdt_pipeline.storage.cache
+from fdt_pipeline.storage import open_folder
+from fdt_pipeline.storage.cache import Cache, Entry
+from fdt_pipeline.storage.remote import RemoteFolder
+from fdt_pipeline.storage.retrying import Retry, is_transient
+from tests.object_store import Proxy, answers, cuts, flips, object_store, resets
+from tests.web import web_server
+
+pytest.importorskip("moto.server", exc_type=ImportError)
+pytest.importorskip("s3fs")
+
+QUICK = Retry(tries=4, first_wait=0.01, longest_wait=0.05)
+DATA = bytes(range(256)) * 80
+
+
+@pytest.fixture(scope="module")
+def running_store() -> Iterator[Proxy]:
+    with object_store() as proxy:
+        folder = RemoteFolder("s3://bucket")
+        folder.fs.mkdir("s3://bucket")
+        with folder.writing("files/data") as file:
+            file.write(DATA)
+        yield proxy
+
+
+@pytest.fixture
+def store(running_store: Proxy) -> Proxy:
+    running_store.reset()
+    return running_store
+
+
+@pytest.fixture
+def folder(store: Proxy) -> RemoteFolder:
+    return RemoteFolder("s3://bucket/files", QUICK)
+
+
+def write(folder: RemoteFolder) -> bytes:
+    with folder.writing("new") as file:
+        file.write(DATA)
+    return folder.read("new")
+
+
+def moved(folder: RemoteFolder) -> bytes:
+    write(folder)
+    folder.move("new", "sub/newer")
+    assert folder.size("new") is None
+    return folder.folder("sub").read("newer")
+
+
+def removed(folder: RemoteFolder) -> bool:
+    write(folder)
+    folder.remove("new")
+    return folder.size("new") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "ending", "use", "expected"),
+    [
+        ("GET", "/data", lambda folder: folder.read("data"), DATA),
+        ("GET", "/data", lambda folder: folder.open("data").read(), DATA),
+        ("HEAD", "/data", lambda folder: folder.size("data"), len(DATA)),
+        ("HEAD", "/files", lambda folder: folder.exists(), True),
+        ("GET", "/bucket", lambda folder: "data" in folder.names(), True),
+        ("PUT", "/new", write, DATA),
+        ("PUT", "/sub/newer", moved, DATA),
+        ("DELETE", "/new", removed, True),
+    ],
+    ids=["read", "open", "size", "exists", "names", "write", "move", "remove"],
+)
+@pytest.mark.parametrize("fault", ["500", "503", "reset"])
+def test_every_call_outlasts_a_few_faults(
+    store: Proxy, folder: RemoteFolder, method: str, ending: str, use: Any, expected: Any, fault: str
+) -> None:
+    put = resets(None, ending, method) if fault == "reset" else answers(int(fault), ending, method)
+    store.put_in(put, times=3)
+    assert use(folder) == expected
+    assert store.faults[0][1] == 0, "the faults were met"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_tries_are_not_multiplied_by_those_of_the_libraries(store: Proxy, folder: RemoteFolder, method: str) -> None:
+    name = "data" if method == "GET" else "never"
+    store.put_in(answers(503, f"/{name}", method))
+    begin = time.monotonic()
+    with pytest.raises(
+        OSError, match=rf"^s3://bucket/files/{name}: could not be reached in 4 tries: .*try again later"
+    ):
+        folder.read(name) if method == "GET" else _put(folder, name)
+    assert time.monotonic() - begin < 5
+    assert sum(asked == method and path.endswith(name) for asked, path, _ in store.requests) == 4
+
+
+def _put(folder: RemoteFolder, name: str) -> None:
+    with folder.writing(name) as file:
+        file.write(DATA)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100])
+def test_a_body_that_breaks_off_is_not_taken_for_the_file(store: Proxy, folder: RemoteFolder, num_bytes: int) -> None:
+    store.put_in(cuts(num_bytes, "/data"), times=2)
+    assert folder.read("data") == DATA
+    store.put_in(resets(num_bytes, "/data"), times=2)
+    assert folder.read("data") == DATA
+
+
+def test_a_flipped_bit_of_a_whole_file_is_seen_by_the_checksum_of_the_store(store: Proxy, folder: RemoteFolder) -> None:
+    store.put_in(flips("/data"), times=2)
+    assert folder.read("data") == DATA
+    store.put_in(flips("/data"))
+    with pytest.raises(OSError, match=r"/data: could not be reached in 4 tries: Expected checksum"):
+        folder.read("data")
+
+
+def test_what_fails_while_it_is_written_leaves_nothing(store: Proxy, folder: RemoteFolder) -> None:
+    with pytest.raises(TypeError), folder.writing("half") as file:
+        file.writelines([DATA, None])  # type: ignore[list-item]
+    assert folder.size("half") is None
+
+
+def test_a_file_is_uploaded_whole_wherever_its_writer_stands(folder: RemoteFolder) -> None:
+    with folder.writing("patched") as file:
+        file.write(DATA)
+        file.seek(0)
+        file.write(b"x")
+    assert folder.read("patched") == b"x" + DATA[1:]
+
+
+def test_a_refusal_is_said_at_once(store: Proxy, folder: RemoteFolder) -> None:
+    store.put_in(answers(403, "/data"))
+    with pytest.raises(PermissionError, match=r"^s3://bucket/files/data: no access .*AWS_ACCESS_KEY_ID"):
+        folder.read("data")
+    assert len(store.gets("/data")) == 1
+
+
+def test_what_is_not_there_is_said_at_once(store: Proxy, folder: RemoteFolder) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^s3://bucket/files/nothing: not there$"):
+        folder.read("nothing")
+    assert len(store.requests) <= 2, "one for the file, and one for what may lie below it"
+    assert (folder.size("nothing"), folder.folder("nothing").exists(), folder.folder("nothing").names()) == (
+        None,
+        False,
+        [],
+    )
+
+
+def test_a_folder_is_no_file(folder: RemoteFolder) -> None:
+    above = RemoteFolder("s3://bucket")
+    assert above.size("files") is None
+    assert (above.exists(), above.is_file(), folder.exists(), folder.is_file()) == (True, False, True, False)
+    assert folder.folder("data").is_file()
+    assert above.subfolders() == ["files"]
+
+
+@pytest.mark.parametrize("url", ["s3://missing-bucket/files", "s3://missing-bucket"])
+def test_a_bucket_that_is_not_there_holds_nothing(store: Proxy, url: str) -> None:
+    folder = RemoteFolder(url, QUICK)
+    assert (folder.exists(), folder.names(), folder.size("data")) == (False, [], None)
+    with pytest.raises(FileNotFoundError, match=f"{url}/new: not there"):
+        write(folder)
+
+
+def test_a_name_that_no_bucket_can_have_is_an_error_with_the_url(store: Proxy) -> None:
+    with pytest.raises(OSError, match=r"^(\[Errno 5\] )?s3://not_A_bucket!/data: "):
+        RemoteFolder("s3://not_A_bucket!", QUICK).read("data")
+    assert len(store.requests) == 0
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-X", "dev", "-c", code]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, timeout=60, check=False)
+
+
+READ = "from fdt_pipeline.storage import open_folder; print(len(open_folder('s3://bucket/files').read('data')))"
+KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3_ENDPOINT_URL"])
+def test_an_endpoint_is_set_by_the_environment(store: Proxy, variable: str) -> None:
+    process = run(READ, **KEYS, **{variable: f"http://127.0.0.1:{store.port}"})
+    assert (process.stdout.strip(), process.returncode) == (str(len(DATA)), 0), process.stderr
+    assert "unclosed" not in process.stderr
+
+
+def test_without_credentials_one_line_says_what_to_set(store: Proxy, tmp_path: Path) -> None:
+    without = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}"}
+    process = run(READ, **without, **endpoint)
+    last = process.stderr.strip().splitlines()[-1]
+    assert last.startswith("PermissionError: s3://bucket/files/data: no access (Unable to locate credentials)")
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or FSSPEC_S3_ANON=true" in last
+    RemoteFolder("s3://bucket").fs.chmod("s3://bucket/files/data", "public-read")
+    assert run(READ, **without, **endpoint, FSSPEC_S3_ANON="true").stdout.strip() == str(len(DATA))
+
+
+def test_fsspec_is_not_imported_for_paths() -> None:
+    code = "import sys; import fdt_pipeline.storage as s; s.open_folder('/').names(); print('fsspec' in sys.modules)"
+    before = "import sys; import torch, numpy, PIL; print('fsspec' in sys.modules)"
+    assert run(code).stdout in ("False\n", run(before).stdout)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "http://host/set?token=x", "https://host/set#1"])
+def test_a_url_of_no_folder_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected the URL of a folder, .*, got"):
+        open_folder(url)
+
+
+@pytest.mark.parametrize("url", ["warp://a/b", "simplecache::s3://bucket/files", "1a://b"])
+def test_a_url_that_nobody_knows_is_no_folder_here(url: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="expected a path, or a URL that fsspec knows"):
+        open_folder(url).names()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["file", "FILE", "File"])
+def test_a_file_url_is_a_path(tmp_path: Path, scheme: str) -> None:
+    assert open_folder(f"{scheme}://{tmp_path}").local == tmp_path
+
+
+def test_a_missing_package_is_named_with_what_brings_it(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(ImportError, match=r"s3://bucket/files: needs fsspec: pip install 'fdt-pipeline\[remote\]'"):
+        RemoteFolder("s3://bucket/files").read("data")
+
+
+def _read_in_child(folder: RemoteFolder, queue: Any) -> None:
+    queue.put(len(folder.read("data")))
+
+
+def test_a_folder_that_was_used_can_be_used_in_a_forked_process(folder: RemoteFolder) -> None:
+    assert folder.names()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_read_in_child, args=(folder, queue))
+    process.start()
+    assert queue.get(timeout=20) == len(DATA)
+    process.join(20)
+    assert process.exitcode == 0
+
+
+class Answered(Exception):  # noqa: N818
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError(), True),
+        (ConnectionResetError(), True),
+        (EOFError(), True),
+        (OSError("no such host"), True),
+        (OSError(28, "No space left on device"), False),
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (ValueError(), False),
+        (KeyError(), False),
+        *((Answered(status), True) for status in (500, 502, 503, 504, 408, 429)),
+        *((Answered(status), False) for status in (301, 400, 401, 403, 404, 412, 416)),
+    ],
+)
+def test_only_what_another_try_may_mend_is_tried_again(error: Exception, expected: bool) -> None:
+    assert is_transient(error) is expected
+
+
+def test_waits_grow_up_to_a_bound(monkeypatch: Any) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def fail() -> None:
+        raise TimeoutError
+
+    with pytest.raises(OSError, match="u://x: could not be reached in 8 tries: TimeoutError"):
+        Retry(tries=8).call("u://x", fail)
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "web" / "set").mkdir(parents=True)
+    (tmp_path / "web" / "set" / "data").write_bytes(DATA)
+    return tmp_path / "web"
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_file_of_a_web_server_is_fetched_once(
+    files: Path, tmp_path: Path, knows_ranges: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+    monkeypatch.setattr("fdt_pipeline.storage.remote._BLOCK", 5000)
+    with web_server(files, knows_ranges) as web:
+        folder = RemoteFolder(f"{web.url}/set", QUICK)
+        wanted = Entry(folder, "data", len(DATA), hashlib.sha256(DATA).hexdigest())
+        with Cache(tmp_path / "cache").leased(wanted) as path:
+            assert path.read_bytes() == DATA
+        blocks = ["bytes=0-4999", "bytes=5000-9999", "bytes=10000-14999", "bytes=15000-19999", "bytes=20000-20479"]
+        assert web.gets("data") == (blocks if knows_ranges else blocks[:1])
+        web.requests.clear()
+        with folder.open("data") as file:
+            assert file.read(7) + file.read(6000) + file.read() == DATA
+            assert len(web.gets("data")) == (4 if knows_ranges else 1)
+            file.seek(300)
+            assert file.read(5) == DATA[300:305]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_what_had_arrived_from_a_web_server_is_gone_on_with(files: Path, tmp_path: Path, knows_ranges: bool) -> None:
+    with web_server(files, knows_ranges) as web:
+        wanted = Entry(RemoteFolder(f"{web.url}/set", QUICK), "data", len(DATA), hashlib.sha256(DATA).hexdigest())
+        cache = Cache(tmp_path / "cache")
+        (cache.directory / f"{wanted.sha256}.{len(DATA)}.part").write_bytes(DATA[:7777])
+        with cache.leased(wanted) as path:
+            assert path.read_bytes() == DATA
+        assert web.gets("data") == ["bytes=7777-20479"]
+
+
+def test_a_web_server_that_fails_is_not_one_without_the_file(files: Path) -> None:
+    with web_server(files) as web:
+        folder = RemoteFolder(f"{web.url}/set", QUICK)
+        assert folder.size("nothing") is None
+        web.statuses[:] = [503] * 4
+        assert folder.size("data") == len(DATA)
+        web.statuses[:] = [500] * 3
+        assert folder.read("data") == DATA
+        web.statuses[:] = [503] * 100
+        with pytest.raises(OSError, match=rf"^{folder.url}/data: could not be reached in 4 tries: 503"):
+            folder.size("data")
+        web.statuses[:] = [403] * 100
+        for use in (folder.size, folder.read):
+            with pytest.raises(PermissionError, match=rf"^{folder.url}/data: no access \(403"):
+                use("data")
+    with pytest.raises(OSError, match=rf"^{folder.url}/data: could not be reached in 4 tries"):
+        folder.size("data")
+
+
+def test_a_web_server_that_does_not_say_sizes_can_be_read(files: Path) -> None:
+    with web_server(files) as web:
+        web.says_sizes = False
+        folder = RemoteFolder(f"{web.url}/set", QUICK)
+        assert (folder.size("data"), folder.read("data"), folder.size("nothing")) == (len(DATA), DATA, None)
+
+
+def test_a_web_server_that_hangs_is_given_up(files: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("fdt_pipeline.storage.connecting._READ_SECONDS", 0.3)
+    with web_server(files) as web:
+        folder = RemoteFolder(f"{web.url}/set", Retry(2, 0.01, 0.01))
+        monkeypatch.setattr(web, "statuses", SleepingList())
+        begin = time.monotonic()
+        with pytest.raises(OSError, match="could not be reached in 2 tries"):
+            folder.read("data")
+        assert time.monotonic() - begin < 4
+
+
+class SleepingList(list):  # type: ignore[type-arg]
+    def __bool__(self) -> bool:
+        time.sleep(1)
+        return False

@@ -1,0 +1,78 @@
+"""A web server of files that can be told to fail, and to know ranges or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+
+@dataclass
+class Web:
+    """statuses: what the next requests are answered with, whatever they ask for; requests: (method, name, range)."""
+
+    url: str
+    knows_ranges: bool
+    says_sizes: bool = True
+    statuses: list[int] = field(default_factory=list)
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def gets(self, name: str) -> list[str | None]:
+        return [span for method, asked, span in self.requests if (method, asked) == ("GET", name)]
+
+
+@contextmanager
+def web_server(folder: Path, knows_ranges: bool = True) -> Iterator[Web]:
+    web = Web("", knows_ranges)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_handler(web), directory=str(folder)))
+    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(web: Web) -> type[SimpleHTTPRequestHandler]:
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Silent."""
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            span = self.headers.get("Range")
+            web.requests.append((self.command, self.path.rpartition("/")[2], span))
+            path = Path(self.translate_path(self.path))
+            if web.statuses:
+                self.send_error(web.statuses.pop(0))
+            elif not path.is_file():
+                self.send_error(404)
+            else:
+                self.send_file(path.read_bytes(), span if web.knows_ranges else None)
+
+        def send_file(self, data: bytes, span: str | None) -> None:
+            if span is not None:
+                begin, _, end = span.removeprefix("bytes=").partition("-")
+                data = data[int(begin) : int(end or len(data)) + 1]
+            self.send_response(200 if span is None else 206)
+            if web.says_sizes:
+                self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                with suppress(ConnectionError):  # a client that has waited long enough
+                    self.wfile.write(data)
+
+    return Handler
