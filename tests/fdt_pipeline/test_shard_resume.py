@@ -208,14 +208,20 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "out"), "2"], env={**os.environ, "PYTHONPATH": "."}
     )
-    time.sleep(1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    deadline = time.monotonic() + 30
+    while len(children := _children(process.pid)) < 3:  # two workers, and multiprocessing's own
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 5
     while any(_is_running(child) for child in children):
         assert time.monotonic() < deadline, f"{children} outlive their parent"
         time.sleep(0.05)
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def _is_running(pid: str) -> bool:
