@@ -11,7 +11,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -28,7 +28,7 @@ from .task import Task, Work
 _processes = multiprocessing.get_context("spawn")
 
 
-def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> Iterator[Record]:
+def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> Generator[Record, None, None]:
     """At most one task a process is under way. All end with the iterator, whether it was exhausted or not."""
     workers: list[_Worker] = []
     try:

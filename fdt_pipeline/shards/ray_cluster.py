@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import Any
 
@@ -20,7 +20,7 @@ MAX_RETRIES = 20
 _AHEAD = 2  # tasks a CPU that are handed to Ray: enough that none waits, few enough to hold in memory
 
 
-def run_on_ray(tasks: Iterator[Task], work: Work) -> Iterator[Record]:
+def run_on_ray(tasks: Iterator[Task], work: Work) -> Generator[Record, None, None]:
     """On the cluster that this process is connected to, or that $RAY_ADDRESS or the machine's own Ray names."""
     ray = _connected()
     run: Any = ray.remote(outcome).options(max_retries=MAX_RETRIES, name="fdt_pipeline.shard")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
 from .processes import run_in_processes
@@ -12,8 +12,8 @@ from .record import Record
 from .task import Task, Work, run_task
 
 Engine = Literal["local", "ray"]
-Runner = Callable[[Iterator[Task], Work], Iterator[Record]]
-"""Records come as the tasks end, in whatever order; the first error ends the run."""
+Runner = Callable[[Iterator[Task], Work], Generator[Record, None, None]]
+"""Records come as the tasks end, in whatever order; the first error ends the run, and so does closing it."""
 
 
 def choose_runner(engine: str, workers: int, num_tasks: int) -> Runner:
@@ -27,7 +27,7 @@ def choose_runner(engine: str, workers: int, num_tasks: int) -> Runner:
     return run_here if num_processes <= 1 else lambda tasks, work: run_in_processes(tasks, work, num_processes)
 
 
-def run_here(tasks: Iterator[Task], work: Work) -> Iterator[Record]:
+def run_here(tasks: Iterator[Task], work: Work) -> Generator[Record, None, None]:
     return (run_task(task, work) for task in tasks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Literal
 
 from ..sources.source import Source
@@ -187,8 +187,8 @@ class _Run:
         done = sum(len(self.plan.positions(number)) for number in finished)
         missing = (self.plan.task(number) for number in range(self.plan.num_tasks) if number not in finished)
         try:
-            with _explained(self.staging.out):
-                for record in self.runner(missing, self.work):
+            with _explained(self.staging.out), closing(self.runner(missing, self.work)) as fresh:
+                for record in fresh:
                     records[record.task] = record
                     done += len(self.plan.positions(record.task))
                     if self.progress:
