@@ -37,7 +37,7 @@ def test_an_interrupted_run_leaves_what_is_finished_and_no_shard(
         write_shards(SOURCE, tmp_path, samples_per_shard=10, progress=interrupt, workers=workers)
     assert names(tmp_path) == [".sharding"]
     assert not [name for name in names(tmp_path / ".sharding") if name.endswith(".tmp")]
-    with pytest.raises(ValueError, match="no shards here"):
+    with pytest.raises(ValueError, match="an unfinished run, no shards yet"):
         read_manifest(tmp_path)
 
 
