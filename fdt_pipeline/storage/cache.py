@@ -93,7 +93,8 @@ class Cache:
                     _mark_used(path)
                     yield path
                     return
-            with self._locked(entry, fcntl.LOCK_EX, stop):
+            # Not waited for: whoever fetched it meanwhile may read it for long, and then it can be read here too.
+            with suppress(BlockingIOError), _flocked(self._lock_of(entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 if not self._is_good(path, entry):
                     path.unlink(missing_ok=True)
                     self._fetch(path, entry, wait, stop)
@@ -143,7 +144,8 @@ class Cache:
         for is_last in (False, True):
             got = _download(part, entry, stop)
             if got == entry.sha256:
-                part.replace(path)
+                with _flocked(self._room_lock, fcntl.LOCK_EX):  # whoever counts must not miss both names
+                    part.replace(path)
                 return
             part.write_bytes(b"")  # it may have been begun before the file was changed
             if is_last:
@@ -191,12 +193,15 @@ class Cache:
     def _room_lock(self) -> Path:
         return self.directory / "room.lock"
 
+    def _lock_of(self, entry: Entry) -> Path:
+        return self.directory / f"{entry.sha256}.lock"
+
     @contextmanager
     def _locked(self, entry: Entry, kind: int, stop: Event) -> Iterator[None]:
         """OSError if `stop` is set before whoever has it lets go."""
         while True:
             try:
-                descriptor = _lock(self.directory / f"{entry.sha256}.lock", kind | fcntl.LOCK_NB)
+                descriptor = _lock(self._lock_of(entry), kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 _check_wanted(entry, stop)
