@@ -289,7 +289,8 @@ def test_shards_that_change_under_a_streaming_loader_are_noticed_before_an_epoch
 @pytest.mark.parametrize(
     ("encoding", "member", "error", "reason"),
     [
-        ("png", 0, RuntimeError, "could not be read or decoded: .*"),
+        ("png", 0, ShardError, "not a png: it begins with"),
+        ("png+40", 0, RuntimeError, "could not be read or decoded: .*"),
         ("raw", 1, ShardError, "the .cls member holds .*expected a class"),
         ("raw", 0, ShardError, "not an npy file of one uint8 image of 6 x 5 x 3"),
     ],
@@ -298,13 +299,14 @@ def test_shards_that_change_under_a_streaming_loader_are_noticed_before_an_epoch
 def test_a_sample_that_spoils_during_an_epoch_is_named(tmp_path, encoding, member, error, reason, prefetch):
     """By shard and key, though DALI itself says no more than that a batch failed."""
     folder = tmp_path / "shards"
+    encoding, _, further = encoding.partition("+")
     manifest = write_shards(ArraySource(numbered_images(), LABELS), folder, encoding, samples_per_shard=60)
     loader = FDTLoader(folder, 32, mode="streaming", mix_window=46, prefetch=prefetch)
     tar = folder / "shard-000001.tar"
     state = tar.stat()
     spoiled = parse_index(tar.with_suffix(".idx").read_text())[17][member]
     with tar.open("r+b") as file:
-        file.seek(spoiled.offset)
+        file.seek(spoiled.offset + int(further or 0))
         file.write(bytes(min(40, spoiled.size)))
     os.utime(tar, ns=(state.st_atime_ns, state.st_mtime_ns))
     key = spoiled.name.partition(".")[0]
