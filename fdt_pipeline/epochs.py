@@ -97,7 +97,8 @@ class StreamingEpochs:
         order = epoch_order(self.manifest, self.seed, epoch, self.shuffle)
         read = read_windows(self.files, self.manifest, order, self.window)
         num_windows = -(-self.total // self.window)
-        with closing(_Feed(read, epoch, self.window, self.running.prefetch)) as feed:
+        numbers = _numbers(epoch, self.window, self.total)
+        with closing(_Feed(read, numbers, self.window, self.running.prefetch)) as feed:
             pipeline = self.engine.pipeline(feed, self.decoding, options)
             with closing(_run(pipeline, num_windows)) as outputs:
                 for number in range(num_windows):
@@ -124,22 +125,20 @@ class StreamingEpochs:
 class _Feed:
     """What DALI calls for each window: images, labels and (epoch, number) pairs."""
 
-    def __init__(self, windows: Generator[Window, None, None], epoch: int, size: int, depth: int) -> None:
+    def __init__(self, windows: Generator[Window, None, None], numbers: Numbers, size: int, depth: int) -> None:
         self._windows = Ahead(windows, depth) if depth else windows
-        self._epoch, self._size, self._next = epoch, size, 0
+        self._numbers, self._size, self._next = numbers, size, 0
         self._recent: deque[Window] = deque(maxlen=2 * max(1, depth) + 3)
 
     def __call__(self) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """StopIteration keeps DALI, which works ahead, from asking for windows that there are not."""
         window = next(self._windows)
-        index = self._next * self._size + np.arange(self._size)
+        numbers = self._numbers(self._next)
         missing = self._size - len(window.labels)
         self._recent.append(window)
         self._next += 1
-        numbers = np.stack([np.full(self._size, self._epoch), index], axis=1)
         if not missing:
             return window.images, window.labels, numbers
-        numbers[-missing:, 1] = -1  # padding: copies of the last sample
         return _filled_up(window.images, missing), _filled_up(window.labels, missing), numbers
 
     def suspects(self, manifest: Manifest) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from typing import Any
 
-from fdt_pipeline.shards import Manifest, check_vacant, convert_shards, read_manifest, shard_sets
-from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.shards import Manifest, Progress, check_vacant, convert_shards, read_manifest, shard_sets
 from fdt_pipeline.storage import Folder, open_folder
 
 from .location import below, location
-from .sharding import add_options, encode_choices, num_workers, summary, tell, write_timm_info
+from .sharding import add_options, encode_choices, run_options, write_sets
 from .verb import verb_parser
 
 _DESCRIPTION = """Write the shards in IN, or in its subfolders (train, test), to OUT in another encoding.
@@ -36,14 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     outs = {_out(arguments, folder): folder for folder in sets}
     for out in outs:
         check_vacant(open_folder(out), arguments.overwrite, arguments.resume)
-    manifests = {}
-    for out, folder in outs.items():
-        manifests[out] = _convert(arguments, folder, out)
-        if not arguments.json:
-            tell(out, manifests[out])
-    write_timm_info(arguments.out, {out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
-    if arguments.json:
-        print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
+    writers = {out: partial(_convert, arguments, folder, out) for out, folder in outs.items()}
+    manifests = write_sets(arguments, writers)
     has_bad = any(len(manifests[out].quarantine) > _num_bad_before(folder) for out, folder in outs.items())
     return 1 if has_bad else 0
 
@@ -57,17 +50,5 @@ def _num_bad_before(folder: Folder) -> int:
     return len(read_manifest(folder).quarantine)
 
 
-def _convert(arguments: argparse.Namespace, folder: Folder, out: str) -> Manifest:
-    with progress_bar(out, "samples") as progress:
-        return convert_shards(
-            folder,
-            out,
-            arguments.encode,
-            size=arguments.size,
-            overwrite=arguments.overwrite,
-            resume=arguments.resume,
-            on_bad=arguments.on_bad,
-            workers=num_workers(arguments),
-            engine=arguments.engine,
-            progress=progress,
-        )
+def _convert(arguments: argparse.Namespace, folder: Folder, out: str, progress: Progress) -> Manifest:
+    return convert_shards(folder, out, arguments.encode, progress=progress, **run_options(arguments))

@@ -9,8 +9,9 @@ import numpy as np
 
 from fdt_pipeline.shards import Manifest, Shard, ShardError
 from fdt_pipeline.shards.codec import decode
-from fdt_pipeline.shards.index import Member, parse_index
+from fdt_pipeline.shards.index import Member
 from fdt_pipeline.shards.sample import parse_label
+from fdt_pipeline.shards.shard_source import read_index
 from fdt_pipeline.sources.source import I64, U8
 from fdt_pipeline.storage import Folder
 
@@ -57,7 +58,7 @@ def _all_shards(manifest: Manifest, most: int, dice: np.random.Generator) -> Ite
 
 def read_labels(folder: Folder, shard: Shard) -> I64:
     """i64[number of samples]."""
-    samples = _read_index(folder, shard)
+    samples = read_index(folder, shard)
     with folder.open(shard.name) as file:
         try:
             labels = []
@@ -73,7 +74,7 @@ def read_images(folder: Folder, manifest: Manifest, places: Sequence[Place]) -> 
     """(place, u8[h w c]), one at a time, shard by shard."""
     for number in sorted({place.number for place in places}):
         shard = manifest.shards[number]
-        samples = _read_index(folder, shard)
+        samples = read_index(folder, shard)
         with folder.open(shard.name) as file:
             for place in places:
                 if place.number == number:
@@ -87,16 +88,6 @@ def _decoded(folder: Folder, manifest: Manifest, shard: Shard, member: Member, d
         return decode(data, member.extension, manifest.channels)
     except (ValueError, KeyError) as error:
         raise _damaged(folder, shard, member, error) from None
-
-
-def _read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
-    try:
-        samples = parse_index(folder.read(shard.index_name).decode("ascii"))
-    except (FileNotFoundError, ValueError) as error:
-        raise ShardError(f"{folder.path(shard.index_name)}: {error}; mend it with python -m tools index") from None
-    if len(samples) != shard.num_samples:
-        raise ShardError(f"{folder.path(shard.index_name)}: expected {shard.num_samples} samples, got {len(samples)}")
-    return samples
 
 
 def _damaged(folder: Folder, shard: Shard, member: Member, error: Exception) -> ShardError:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fdt_pipeline.shards import Manifest, ShardingOptions, check_vacant, write_shards
+from fdt_pipeline.shards import Manifest, Progress, ShardingOptions, check_vacant, write_shards
 from fdt_pipeline.shards.plan import planned
-from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits
 from fdt_pipeline.storage import open_folder
 
 from .location import below, location
-from .sharding import add_options, encode_choices, num_workers, summary, tell, write_timm_info
+from .sharding import add_options, encode_choices, run_options, write_sets
 from .verb import verb_parser
 
 _DESCRIPTION = """Write SOURCE as shards to OUT: every image checked, shuffled, indexed and hashed.
@@ -59,14 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     sources = {split: open_source(arguments.source, arguments.kind, split) for split in outs}
     if arguments.dry_run:
         return _say(arguments, {out: sources[split] for split, out in outs.items()})
-    manifests = {}
-    for split, out in outs.items():
-        manifests[out] = _write(arguments, sources[split], out)
-        if not arguments.json:
-            tell(out, manifests[out])
-    write_timm_info(arguments.out, {str(split): manifests[out] for split, out in outs.items()})
-    if arguments.json:
-        print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
+    writers = {out: partial(_write, arguments, sources[split], out) for split, out in outs.items()}
+    manifests = write_sets(arguments, writers)
     return 1 if any(manifest.quarantine for manifest in manifests.values()) else 0
 
 
@@ -85,23 +79,17 @@ def _encoding(arguments: argparse.Namespace, source: Source) -> str:
     return "keep" if hasattr(source, "read_file") and arguments.size is None else "raw"
 
 
-def _write(arguments: argparse.Namespace, source: Source, out: str) -> Manifest:
-    with progress_bar(out, "samples") as progress:
-        return write_shards(
-            source,
-            out,
-            encoding=_encoding(arguments, source),
-            seed=arguments.seed,
-            samples_per_shard=arguments.samples_per_shard,
-            overwrite=arguments.overwrite,
-            progress=progress,
-            max_shard_bytes=arguments.max_shard_bytes,
-            size=arguments.size,
-            resume=arguments.resume,
-            on_bad=arguments.on_bad,
-            workers=num_workers(arguments),
-            engine=arguments.engine,
-        )
+def _write(arguments: argparse.Namespace, source: Source, out: str, progress: Progress) -> Manifest:
+    return write_shards(
+        source,
+        out,
+        encoding=_encoding(arguments, source),
+        seed=arguments.seed,
+        samples_per_shard=arguments.samples_per_shard,
+        max_shard_bytes=arguments.max_shard_bytes,
+        progress=progress,
+        **run_options(arguments),
+    )
 
 
 def _say(arguments: argparse.Namespace, sources: dict[str, Source]) -> int:

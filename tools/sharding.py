@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fdt_pipeline.shards import EXTENSIONS, Manifest, available_cpus
+from fdt_pipeline.shards import EXTENSIONS, Manifest, Progress, available_cpus
+from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info_json
 from fdt_pipeline.storage import open_folder
 
@@ -32,11 +34,35 @@ def encode_choices() -> tuple[str, ...]:
     return tuple(EXTENSIONS)
 
 
-def num_workers(arguments: argparse.Namespace) -> int:
-    return available_cpus() if arguments.workers is None else arguments.workers
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `write_shards` and of `convert_shards` alike."""
+    return {
+        "size": arguments.size,
+        "overwrite": arguments.overwrite,
+        "resume": arguments.resume,
+        "on_bad": arguments.on_bad,
+        "workers": available_cpus() if arguments.workers is None else arguments.workers,
+        "engine": arguments.engine,
+    }
 
 
-def write_timm_info(out: str, manifests: Mapping[str, Manifest]) -> None:
+def write_sets(
+    arguments: argparse.Namespace, writers: Mapping[str, Callable[[Progress], Manifest]]
+) -> dict[str, Manifest]:
+    """Write each set, by the folder it goes to, and tell of it."""
+    manifests = {}
+    for out, write in writers.items():
+        with progress_bar(out, "samples") as progress:
+            manifests[out] = write(progress)
+        if not arguments.json:
+            tell(out, manifests[out])
+    _write_timm_info(arguments.out, {out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
+    if arguments.json:
+        print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
+    return manifests
+
+
+def _write_timm_info(out: str, manifests: Mapping[str, Manifest]) -> None:
     """Beside the folders of several splits, so that timm finds them by their names; raw sets it cannot read.
 
     manifests: folder below `out` -> manifest.

@@ -14,7 +14,7 @@ from .reader import check_hashes
 from .record import Gathered
 from .running import Engine, choose_runner
 from .shard_source import ShardSource
-from .writer import OnBad, write_plan
+from .writer import OnBad, is_quarantine, write_plan
 
 
 def convert_shards(
@@ -39,12 +39,11 @@ def convert_shards(
     manifest = read_manifest(folder)
     if open_folder(out).url == folder.url:
         raise ValueError(f"{folder.url}: cannot be converted in place: choose another folder")
-    if on_bad not in ("stop", "quarantine"):
-        raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")
+    quarantine = is_quarantine(on_bad)
     check_hashes(folder, manifest, workers)
     plan = _planned(ShardSource(folder, manifest), manifest, encoding, size)
     runner = choose_runner(engine, workers, plan.num_tasks)
-    return write_plan(plan, open_folder(out), runner, overwrite, resume, on_bad == "quarantine", progress)
+    return write_plan(plan, open_folder(out), runner, overwrite, resume, quarantine, progress)
 
 
 def _planned(source: ShardSource, manifest: Manifest, encoding: str, size: int | None) -> Plan:

@@ -17,6 +17,18 @@ from .manifest import Manifest, Shard
 from .sample import check_members
 
 
+def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
+    """Where the members of each sample lie. ShardError if the index is not there, broken, or of another tar."""
+    name = shard.index_name
+    try:
+        samples = parse_index(folder.read(name).decode("ascii"))
+    except (FileNotFoundError, ValueError) as error:
+        raise ShardError(f"{folder.path(name)}: {error}; mend it with python -m tools index") from None
+    if len(samples) != shard.num_samples:
+        raise ShardError(f"{folder.path(name)}: expected {shard.num_samples} samples, got {len(samples)}")
+    return samples
+
+
 class ShardSource:
     """Samples in the order of the shards; `take` gives those of one shard. Keys are the shards' KEYs.
 
@@ -98,14 +110,7 @@ class OneShard:
 
     @cached_property
     def _samples(self) -> list[list[Member]]:
-        name = self.shard.index_name
-        try:
-            samples = parse_index(self.folder.read(name).decode("ascii"))
-        except (FileNotFoundError, ValueError) as error:
-            raise ShardError(f"{self.folder.path(name)}: {error}; mend it with python -m tools index") from None
-        if len(samples) != len(self):
-            raise ShardError(f"{self.folder.path(name)}: expected {len(self)} samples, got {len(samples)}")
-        return samples
+        return read_index(self.folder, self.shard)
 
     @cached_property
     def _file(self) -> BinaryIO:

@@ -127,8 +127,10 @@ def _key(samples: Source, position: int, source_key: str) -> str:
 
 def _checked(samples: Source, index: int, options: ShardingOptions) -> EncodedSample:
     sample = encode_sample(samples, index, options)
+    if options.max_shard_bytes is None:
+        return sample
     alone = tar_size(sum(member_size(len(data)) for data in sample.members.values()))
-    if options.max_shard_bytes is not None and alone > options.max_shard_bytes:
+    if alone > options.max_shard_bytes:
         raise ValueError(f"a tar of it alone has {alone} bytes, expected at most {options.max_shard_bytes} a shard")
     return sample
 

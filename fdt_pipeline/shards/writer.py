@@ -59,11 +59,17 @@ def write_shards(
     if encoding == "keep" and not hasattr(source, "read_file"):
         encoding = "raw"  # there are no files to keep
     options = ShardingOptions(encoding, size, samples_per_shard, max_shard_bytes, operator.index(seed))
-    if on_bad not in ("stop", "quarantine"):
-        raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")
+    quarantine = is_quarantine(on_bad)
     plan = planned(source, options)
     runner = choose_runner(engine, workers, plan.num_tasks)
-    return write_plan(plan, open_folder(out), runner, overwrite, resume, on_bad == "quarantine", progress)
+    return write_plan(plan, open_folder(out), runner, overwrite, resume, quarantine, progress)
+
+
+def is_quarantine(on_bad: str) -> bool:
+    """ValueError if it is neither "stop" nor "quarantine"."""
+    if on_bad not in ("stop", "quarantine"):
+        raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")
+    return on_bad == "quarantine"
 
 
 def write_plan(

@@ -44,17 +44,12 @@ class Picture(NamedTuple):
 
 def decode_image(data: bytes, channels: int) -> Picture:
     """channels: 1 or 3. ValueError with the reason if it is no image, or a broken or too large one."""
-    if not data:
-        raise ValueError("not an image: the file has zero bytes")
-    with _opened(io.BytesIO(data)) as image:
-        _check_end(str(image.format), data)
-        orientation = _orientation(image)
-        is_plain = orientation == 1 and _is_plain(image, data, channels)
+    with _opened_whole(data, channels) as (image, orientation, plain):
         upright = image if orientation in (1, None) else ImageOps.exif_transpose(image)
         pixels = _pixels(upright, channels)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     whole = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
-    return Picture(whole, _EXTENSIONS[str(image.format)] if is_plain else None)
+    return Picture(whole, plain)
 
 
 class Census(NamedTuple):
@@ -71,14 +66,11 @@ def plain_census(data: bytes, channels: int) -> Census | None:
     It is decoded, but its pixels stay with Pillow, which counts them three times faster than an array of them is made
     and summed: 0.08 ms instead of 0.27 for 288 x 288 x 3.
     """
-    if not data:
-        raise ValueError("not an image: the file has zero bytes")
-    with _opened(io.BytesIO(data)) as image:
-        _check_end(str(image.format), data)
-        if _orientation(image) != 1 or not _is_plain(image, data, channels):
+    with _opened_whole(data, channels) as (image, _, plain):
+        if plain is None:
             return None
         counts = np.array(image.histogram(), np.int64).reshape(channels, 256)
-        return Census((image.height, image.width, channels), counts, _EXTENSIONS[str(image.format)])
+        return Census((image.height, image.width, channels), counts, plain)
 
 
 def is_gray(file: BinaryIO) -> bool:
@@ -94,6 +86,18 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
+
+
+@contextmanager
+def _opened_whole(data: bytes, channels: int) -> Iterator[tuple[Image.Image, int | None, str | None]]:
+    """(image, its orientation, its extension if it is plain), of which nothing is decoded yet."""
+    if not data:
+        raise ValueError("not an image: the file has zero bytes")
+    with _opened(io.BytesIO(data)) as image:
+        _check_end(str(image.format), data)
+        orientation = _orientation(image)
+        is_plain = orientation == 1 and _is_plain(image, data, channels)
+        yield image, orientation, _EXTENSIONS[str(image.format)] if is_plain else None
 
 
 @contextmanager
