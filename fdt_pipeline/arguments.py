@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,16 +46,23 @@ def check_size(size: tuple[int, int] | None) -> None:
     check_at_least_one(**{"height of size": size[0], "width of size": size[1]})
 
 
-def check_one_rank() -> None:
-    """Ranks are to come; until then, not to share out an epoch would be a silent error."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world_size = torch.distributed.get_world_size()
-    if world_size > 1:
-        raise ValueError(
-            f"this process is one of {world_size} ranks (torchrun), but FDTLoader does not share an epoch out yet: "
-            "every rank would train on the same batches. Train in one process"
-        )
+def checked_targets(train: bool, fdt: FDT | None, targets: str | None) -> tuple[FDT | None, str]:
+    """-> (fdt that makes such targets, "soft", "dominant" or "sparse"; "label" for evaluation)."""
+    if not train:
+        if targets is not None:
+            raise ValueError(f"train=False yields the label of every sample: leave targets out, got {targets!r}")
+        return fdt, "label"
+    chosen = targets or (fdt.targets if fdt else "soft")
+    check_choice("targets", chosen, ("soft", "dominant", "sparse"))
+    return fdt and replace(fdt, targets="dominant" if chosen == "dominant" else "soft"), chosen
+
+
+def checked_pinning(pin_memory: bool, device: torch.device) -> bool:
+    if pin_memory and device.type != "cpu":
+        raise ValueError(f"pin_memory is for tensors on the host, but device is {str(device)!r}: leave one of them out")
+    if pin_memory and not torch.cuda.is_available():
+        raise ValueError("pin_memory=True needs a GPU, but torch sees none here: leave it out")
+    return pin_memory
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -101,8 +108,10 @@ def checked_output(
     channels = stored if asked is None else asked
     if channels != stored and stored != 1:
         raise ValueError(f"channels={asked}, but the images have {stored}: only gray ones can be repeated")
-    if dtype not in (torch.float32, torch.float16):
-        raise ValueError(f"dtype must be torch.float32 or torch.float16, got {dtype}: cast other types after")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}: cast other types after"
+        )
     if mean is None:
         if channels not in (1, 3):
             raise ValueError(f"the default mean is for 1 or 3 channels, these images have {channels}: pass mean")
@@ -110,7 +119,9 @@ def checked_output(
     means, scales = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("scale", scale)))
     if not min(scales) > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
-    return Output(means, scales, channels, dtype, channels_last)
+    # DALI knows no bfloat16: it is cast to at the end.
+    made = torch.float32 if dtype == torch.bfloat16 else dtype
+    return Output(means, scales, channels, made, channels_last)
 
 
 def _per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:

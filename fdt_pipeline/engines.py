@@ -2,13 +2,15 @@
 
 native: the operators in C++ and CUDA (native/), one pass from u8 images to standardized batches.
 torch:  plans in NumPy and sums in torch (stage.py), inside a Python operator; where the native one cannot be had.
-An engine makes the pipeline of an epoch, and `finish` turns what it gives into (images, targets).
+An engine makes the pipeline of an epoch, and `finish` turns what it gives into (images, targets). `unmixed` is the same
+one without the mixing.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,11 +33,13 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class ResidentEngine(Protocol):
+    def unmixed(self) -> ResidentEngine: ...
     def pipeline(self, numbers: Numbers, options: dict[str, Any]) -> Any: ...
     def finish(self, outputs: Sequence[torch.Tensor], shared: bool) -> Batch: ...
 
 
 class StreamingEngine(Protocol):
+    def unmixed(self) -> StreamingEngine: ...
     def pipeline(self, windows: Windows, decoding: Decoding, options: dict[str, Any]) -> Any: ...
     def finish(self, outputs: Sequence[torch.Tensor], shared: bool) -> Batch: ...
 
@@ -83,9 +87,12 @@ class NativeResident:
 
     def __init__(self, mixing: Mixing, device: torch.device, pool: NativePool, in_order: bool) -> None:
         assert pool.labels is not None
-        self.mixing, self.pool, self.device = mixing, pool, device
+        self.mixing, self.pool, self.device, self.in_order = mixing, pool, device, in_order
         self.arguments = operator_arguments(mixing, image_range(mixing.fdt, pool.labels)[1])
         self.arguments["anchor"] = "index" if in_order else mixing.fdt.anchor
+
+    def unmixed(self) -> NativeResident:
+        return NativeResident(self.mixing.unmixed(), self.device, self.pool, self.in_order)
 
     def pipeline(self, numbers: Numbers, options: dict[str, Any]) -> Any:
         return pipelines.native_resident_pipeline(
@@ -100,10 +107,13 @@ class NativeStreaming:
     """Mixes within one DALI batch."""
 
     def __init__(self, mixing: Mixing, device: torch.device, window: int) -> None:
-        self.mixing, self.device = mixing, device
+        self.mixing, self.device, self.window = mixing, device, window
         most = min(mixing.fdt.max_images or mixing.num_classes, mixing.num_classes, window)
         self.arguments = operator_arguments(mixing, most)
         self.arguments |= {"anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
+
+    def unmixed(self) -> NativeStreaming:
+        return NativeStreaming(self.mixing.unmixed(), self.device, self.window)
 
     def pipeline(self, windows: Windows, decoding: Decoding, options: dict[str, Any]) -> Any:
         return pipelines.native_streaming_pipeline(windows, decoding, self.arguments, self.device.type, **options)
@@ -123,6 +133,12 @@ class TorchResident:
         self.stage = ResidentStage(mixing, labels, self.images, in_order)
         if device.type == "cuda":
             self.end_at_plans()
+
+    def unmixed(self) -> TorchResident:
+        other, stage = copy(self), self.stage
+        other.mixing = self.mixing.unmixed()
+        other.stage = ResidentStage(other.mixing, stage.labels, stage.images, stage.in_order)
+        return other
 
     def end_at_plans(self) -> None:
         """Have the graph give plans, and finish the batches outside of it."""
@@ -145,6 +161,11 @@ class TorchStreaming:
     def __init__(self, mixing: Mixing, device: torch.device) -> None:
         self.mixing, self.device = mixing, device
         self.ends_at_plans = device.type == "cuda"
+
+    def unmixed(self) -> TorchStreaming:
+        other = copy(self)
+        other.mixing = self.mixing.unmixed()
+        return other
 
     def end_at_plans(self) -> None:
         """Have the graph give windows and plans, and finish the batches outside of it."""

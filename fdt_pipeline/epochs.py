@@ -13,18 +13,23 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fdt_pipeline.ahead import Ahead
-from fdt_pipeline.engines import Batch, ResidentEngine, StreamingEngine
+from fdt_pipeline.bad_samples import find_bad
+from fdt_pipeline.engines import ResidentEngine, StreamingEngine
 from fdt_pipeline.pipeline import Decoding, Numbers
+from fdt_pipeline.ranks import Batching
 from fdt_pipeline.shards import Manifest, ShardError
 from fdt_pipeline.shards.files import ShardFiles
-from fdt_pipeline.windows import Window, bad_samples, epoch_order, read_windows
+from fdt_pipeline.sources.source import I64
+from fdt_pipeline.state import Place
+from fdt_pipeline.stats import ClassWatch, LoaderStats
+from fdt_pipeline.stream import EpochOrder, Leg, epoch_order
+from fdt_pipeline.windows import Window, read_windows
 
 
 @dataclass(frozen=True)
@@ -48,22 +53,51 @@ class Running:
         }
 
 
+class Part(NamedTuple):
+    """Outputs of this rank; weights f32[n]: 0 for those that stand for no sample, else 1."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+    def rows(self, begin: int, end: int | None = None) -> Part:
+        return Part(*(field[begin:end] for field in self))
+
+
 class ResidentEpochs:
-    """`total` outputs an epoch, drawn from a set in memory."""
+    """Outputs drawn from a set in memory."""
 
-    def __init__(self, engine: ResidentEngine, running: Running, total: int, seed: int) -> None:
-        self.engine, self.running, self.total, self.seed = engine, running, total, seed
+    def __init__(self, engine: ResidentEngine, running: Running, batching: Batching, seed: int) -> None:
+        self.engine, self.running, self.batching, self.seed = engine, running, batching, seed
 
-    def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
-        options = self.running.options(batch_size, self.seed % 2**31)
-        pipeline = self.engine.pipeline(_numbers(epoch, batch_size, self.total), options)
-        with closing(_run(pipeline, num_batches)) as outputs:
-            for number, (output, shared) in enumerate(outputs):
-                yield self.engine.finish([part[: self.total - number * batch_size] for part in output], shared)
+    def leg(self) -> None:
+        """Global batches do not depend on the number of ranks, so there are no legs."""
+
+    def batches(self, place: Place, stats: LoaderStats) -> Generator[Part, None, None]:
+        """From the place on, to the end of its epoch."""
+        batching = self.batching
+        if place.batch >= batching.num_batches:
+            return
+        engine = self.engine if place.mixing else self.engine.unmixed()
+        options = self.running.options(batching.batch_size, self.seed % 2**31)
+        pipeline = engine.pipeline(self._ids(place), options)
+        with closing(_run(pipeline, batching.num_batches - place.batch)) as outputs:
+            for batch, (output, shared) in enumerate(outputs, place.batch):
+                weights = torch.from_numpy(batching.numbers(batch)[1]).float()
+                yield Part(*engine.finish([field[: len(weights)] for field in output], shared), weights)
+
+    def _ids(self, place: Place) -> Numbers:
+        def ids(number: int) -> I64:
+            batch = place.batch + number
+            if batch >= self.batching.num_batches:
+                raise StopIteration
+            return _padded_ids(place.epoch, self.batching.numbers(batch)[0], self.batching.batch_size)
+
+        return ids
 
 
 class StreamingEpochs:
-    """The shards in a new order every epoch; shuffle and mixing within a window."""
+    """Outputs of the samples of the shards; shuffled and mixed within a window."""
 
     def __init__(
         self,
@@ -71,79 +105,155 @@ class StreamingEpochs:
         running: Running,
         files: ShardFiles,
         manifest: Manifest,
+        batching: Batching,
         size: tuple[int, int] | None,
         window: int,
         seed: int,
-        shuffle: bool,
+        *,
+        train: bool,
+        substitute: bool,
+        watch: ClassWatch | None,
     ) -> None:
-        self.engine, self.running, self.files, self.manifest = engine, running, files, manifest
+        self.engine, self.running, self.files, self.manifest, self.batching = engine, running, files, manifest, batching
         self.decoding = Decoding(manifest.encoding != "raw", manifest.channels, size)
-        self.total, self.window, self.seed = manifest.num_samples, window, seed
-        self.shuffle = window if shuffle else 0
+        self.window, self.seed, self.train, self.substitute, self.watch = window, seed, train, substitute, watch
+        self.known_bad: dict[tuple[str, int], str] = {}
 
-    def batches(self, epoch: int, batch_size: int, num_batches: int) -> Generator[Batch, None, None]:
+    def leg(self) -> Leg:
+        """What the epochs of this loader are, as a leg; no batches of it yet."""
+        shuffle = self.window if self.train else 0
+        return Leg(self.batching.ranks.world_size, self.batching.batch_size, shuffle, 0)
+
+    def batches(self, place: Place, stats: LoaderStats) -> Generator[Part, None, None]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
-        kept: list[Batch] = []
-        with closing(self._windows(epoch)) as windows:
-            for _ in range(num_batches):
-                while sum(len(part[1]) for part in kept) < batch_size and (window := next(windows, None)) is not None:
-                    kept.append(window)
-                batch, kept = _split(kept, batch_size)
-                yield batch
+        batching, size = self.batching, self.batching.batch_size
+        if place.batch >= batching.num_batches:
+            return
+        # A last batch is filled up with the outputs of the one before.
+        before = batching.is_filled(place.batch) and place.batch > place.batches_before
+        begin = place.batch - before
+        kept: list[Part] = []
+        previous: Part | None = None
+        with closing(self._parts(place, (begin - place.batches_before) * size, stats)) as parts:
+            for batch in range(begin, batching.num_batches):
+                num_new = batching.num_new(batch)
+                while sum(len(part.weights) for part in kept) < num_new:
+                    kept.append(next(parts))
+                part, kept = _split(kept, num_new)
+                if batching.is_filled(batch):
+                    part = _filled_up_to(size, part, previous)
+                previous = part if batching.last_batch == "fill" else None
+                if batch >= place.batch:
+                    yield part
 
-    def _windows(self, epoch: int) -> Generator[Batch, None, None]:
+    def _parts(self, place: Place, position: int, stats: LoaderStats) -> Generator[Part, None, None]:
+        """Windows of outputs, from one that is number `position` of this rank and leg on."""
         self.files.check_unchanged()
-        options = self.running.options(self.window, self.seed % 2**31)
-        order = epoch_order(self.manifest, self.seed, epoch, self.shuffle)
-        read = read_windows(self.files, self.manifest, order, self.window)
-        num_windows = -(-self.total // self.window)
-        numbers = _numbers(epoch, self.window, self.total)
-        with closing(_Feed(read, numbers, self.window, self.running.prefetch)) as feed:
-            pipeline = self.engine.pipeline(feed, self.decoding, options)
+        engine = self.engine if place.mixing else self.engine.unmixed()
+        leg, ranks = self.leg(), self.batching.ranks
+        order = epoch_order(
+            self.manifest, self.seed, place.epoch, leg.shuffle, ranks.rank, ranks.world_size, place.legs
+        )
+        number, skipped = divmod(position, self.window)
+        num_windows = -(-len(order.samples) // self.window)
+        while number < num_windows:
+            reading = _Reading(self, order, place.epoch, number)
+            try:
+                for part, window in reading.parts(engine, num_windows - number):
+                    self._count(window, place.mixing, stats)
+                    yield part.rows(skipped)
+                    number, skipped = number + 1, 0
+            except BadSamplesError as error:
+                self.known_bad |= error.found  # and once more, now that they are known
+
+    def _count(self, window: Window, mixing: bool, stats: LoaderStats) -> None:
+        stats.add_bad(list(window.replaced.values()))
+        if self.watch and mixing:
+            self.watch.add(window.labels, stats)
+
+
+class BadSamplesError(Exception):
+    """Samples that DALI does not decode, though they are what was written."""
+
+    def __init__(self, found: dict[tuple[str, int], str]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+class _Reading:
+    """A pipeline over the windows of an epoch from number `first` on."""
+
+    def __init__(self, epochs: StreamingEpochs, order: EpochOrder, epoch: int, first: int) -> None:
+        self.epochs, self.order, self.epoch, self.first = epochs, order, epoch, first
+
+    def parts(self, engine: StreamingEngine, num_windows: int) -> Generator[tuple[Part, Window], None, None]:
+        epochs = self.epochs
+        read = read_windows(
+            epochs.files, epochs.manifest, self.order, epochs.window, self.first, epochs.substitute,
+            dict(epochs.known_bad)
+        )  # fmt: skip
+        with closing(_Feed(read, self._ids, epochs.window, epochs.running.prefetch)) as feed:
+            options = epochs.running.options(epochs.window, epochs.seed % 2**31)
+            pipeline = engine.pipeline(feed, epochs.decoding, options)
             with closing(_run(pipeline, num_windows)) as outputs:
                 for number in range(num_windows):
-                    with self._explained(epoch, number, feed):
+                    with self._explained(self.first + number, feed):
                         output, shared = next(outputs)
-                    yield self.engine.finish([part[: self.total - number * self.window] for part in output], shared)
+                    window = feed.given.popleft()
+                    images, targets = engine.finish([field[: len(window.labels)] for field in output], shared)
+                    yield Part(images, targets, self._weights(window)), window
+
+    def _ids(self, number: int) -> I64:
+        size = self.epochs.window
+        index = (self.first + number) * size + np.arange(size)
+        return _padded_ids(self.epoch, self.order.first + index[index < len(self.order.samples)], size)
+
+    def _weights(self, window: Window) -> torch.Tensor:
+        weights = torch.ones(len(window.labels))
+        if window.replaced and not self.epochs.train:
+            weights[list(window.replaced)] = 0
+        return weights
 
     @contextmanager
-    def _explained(self, epoch: int, number: int, feed: _Feed) -> Iterator[None]:
+    def _explained(self, number: int, feed: _Feed) -> Iterator[None]:
         """DALI loses a whole batch to one bad sample, and does not say which: it is looked for."""
         try:
             yield
         except ShardError:
             raise
         except (RuntimeError, ValueError) as error:  # DALI 2 keeps what C++ calls an invalid argument
-            url = self.files.folder.url
-            advice = f"`python -m tools verify --decode {url}` names shard and key"
+            epochs = self.epochs
+            named = [(window, find_bad(window, epochs.manifest, epochs.decoding)) for window in feed.given]
+            found = [(window, i, reason) for window, reasons in named for i, reason in reasons.items()]
+            if found and epochs.substitute:
+                raise BadSamplesError({window.identity(i): reason for window, i, reason in found}) from error
+            url = epochs.files.folder.url
+            names = "; ".join(f"{window.name(i)}: {reason}" for window, i, reason in found)
             raise RuntimeError(
-                f"window {number} of epoch {epoch}: a sample of {url} could not be read or decoded: {_gist(error)}; "
-                f"{feed.suspects(self.manifest) or advice}"
+                f"window {number} of epoch {self.epoch}: a sample of {url} could not be read or decoded: "
+                f"{_gist(error)}; {names or f'`python -m tools verify --decode {url}` names shard and key'}"
             ) from error
 
 
 class _Feed:
-    """What DALI calls for each window: images, labels and (epoch, number) pairs."""
+    """What DALI calls for each window: images, labels and (epoch, number) pairs. given: the windows that it has called
+    for, and whose outputs it has not given yet, as DALI works ahead."""
 
-    def __init__(self, windows: Generator[Window, None, None], numbers: Numbers, size: int, depth: int) -> None:
+    def __init__(self, windows: Generator[Window, None, None], ids: Numbers, size: int, depth: int) -> None:
         self._windows = Ahead(windows, depth) if depth else windows
-        self._numbers, self._size, self._next = numbers, size, 0
-        self._recent: deque[Window] = deque(maxlen=2 * max(1, depth) + 3)
+        self._ids, self._size, self._next = ids, size, 0
+        self.given: deque[Window] = deque()
 
-    def __call__(self) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def __call__(self) -> tuple[Any, I64, I64]:
         """StopIteration keeps DALI, which works ahead, from asking for windows that there are not."""
         window = next(self._windows)
-        numbers = self._numbers(self._next)
+        ids = self._ids(self._next)
         missing = self._size - len(window.labels)
-        self._recent.append(window)
+        self.given.append(window)
         self._next += 1
         if not missing:
-            return window.images, window.labels, numbers
-        return _filled_up(window.images, missing), _filled_up(window.labels, missing), numbers
-
-    def suspects(self, manifest: Manifest) -> str:
-        """The samples of the last windows (DALI works ahead) that do not decode, as text; "" if all do."""
-        return "; ".join(bad for window in self._recent for bad in bad_samples(window, manifest))
+            return window.images, window.labels, ids
+        return _filled_up(window.images, missing), _filled_up(window.labels, missing), ids
 
     def close(self) -> None:
         self._windows.close()
@@ -156,17 +266,11 @@ def _filled_up(samples: Any, missing: int) -> Any:
     return np.concatenate([samples, np.repeat(samples[-1:], missing, axis=0)])
 
 
-def _numbers(epoch: int, batch_size: int, total: int) -> Numbers:
-    """Batch -> its samples' (epoch, number), -1 past the end. StopIteration keeps DALI, which works ahead, from
-    reading windows that nobody will ask for."""
-
-    def numbers(batch: int) -> npt.NDArray[np.int64]:
-        index = batch * batch_size + np.arange(batch_size)
-        if index[0] >= total:
-            raise StopIteration
-        return np.stack([np.full(batch_size, epoch), np.where(index < total, index, -1)], axis=1)
-
-    return numbers
+def _padded_ids(epoch: int, numbers: I64, size: int) -> I64:
+    """(epoch, number) of each output, number -1 past the last: i64[size 2]."""
+    padded = np.full(size, -1)
+    padded[: len(numbers)] = numbers
+    return np.stack([np.full(size, epoch), padded], axis=1)
 
 
 def _run(pipeline: Any, num_batches: int) -> Generator[tuple[list[torch.Tensor], bool], None, None]:
@@ -240,16 +344,31 @@ def _gist(error: Exception) -> str:
     return reasons[0][:400].rstrip(".") if reasons else "no reason given"
 
 
-def _split(parts: list[Batch], size: int) -> tuple[Batch, list[Batch]]:
+def _split(parts: list[Part], size: int) -> tuple[Part, list[Part]]:
     """The first `size` samples of consecutive parts, and what is left of the parts."""
-    images, targets, missing = [], [], size
+    taken: list[Part] = []
+    missing = size
     while parts and missing:
-        (image, target), *parts = parts
-        images.append(image[:missing])
-        targets.append(target[:missing])
-        if len(target) > missing:
-            parts = [(image[missing:], target[missing:]), *parts]
-        missing -= len(targets[-1])
-    if len(images) == 1:
-        return (images[0], targets[0]), parts
-    return (torch.cat(images), torch.cat(targets)), parts
+        part, *parts = parts
+        taken.append(part.rows(0, missing))
+        if len(part.weights) > missing:
+            parts = [part.rows(missing), *parts]
+        missing -= len(taken[-1].weights)
+    return taken[0] if len(taken) == 1 else _joined(taken), parts
+
+
+def _filled_up_to(size: int, part: Part, previous: Part | None) -> Part:
+    """With the last outputs of the batch before, weight 0; its own, again and again, where there is none."""
+    missing = size - len(part.weights)
+    if not missing:
+        return part
+    if previous is None:
+        again = [part] * -(-missing // len(part.weights))
+        filling = _joined(again).rows(0, missing)
+    else:
+        filling = previous.rows(len(part.weights))
+    return _joined([part, filling._replace(weights=torch.zeros(missing))])
+
+
+def _joined(parts: list[Part]) -> Part:
+    return Part(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

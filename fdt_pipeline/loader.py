@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
+import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal
-from weakref import WeakSet
+from typing import Any, Literal, NoReturn
+from weakref import ref
 
 import numpy as np
 import torch
@@ -20,14 +22,14 @@ from fdt_pipeline.arguments import (
     check_at_least_one,
     check_choice,
     check_count,
-    check_one_rank,
     check_size,
     checked_device,
     checked_mixing,
     checked_output,
+    checked_pinning,
+    checked_targets,
 )
 from fdt_pipeline.engines import (
-    Batch,
     NativeResident,
     NativeStreaming,
     TorchResident,
@@ -35,16 +37,21 @@ from fdt_pipeline.engines import (
     choose_engine,
     native_core,
 )
-from fdt_pipeline.epochs import ResidentEpochs, Running, StreamingEpochs
+from fdt_pipeline.epochs import Part, ResidentEpochs, Running, StreamingEpochs
 from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.philox import Stream, random_words
+from fdt_pipeline.ranges import annotated
+from fdt_pipeline.ranks import Batching, LastBatch, find_ranks
 from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode, choose_window
 from fdt_pipeline.shards import check_hashes, check_shards, iterate_shards, load_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import Progress, progress_bar
 from fdt_pipeline.stage import Mixing
+from fdt_pipeline.state import Place, describe_fdt, pack_state, unpack_state
+from fdt_pipeline.stats import ClassWatch, LoaderStats
 from fdt_pipeline.storage import open_folder
 from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
+from fdt_pipeline.targets import sparse_targets
 
 
 class FDTLoader:
@@ -52,14 +59,17 @@ class FDTLoader:
 
     shards: folder with manifest.json, made by `python -m tools shard`; a path, or an fsspec URL (s3://, gs://,
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
+    batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: an epoch is as many outputs as the set has samples. fdt mixes them (default `FDT()`, None gives whole
         images, each once an epoch in a new order); augment is done to every constituent (default `Augment()`, pad 4
-        and flip; None for none). targets: f32 [n num_classes], rows with sum 1.
+        and flip; None for none).
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
-    images: `dtype` (torch.float32 or torch.float16) [n c h w], standardized to (pixel - mean) / scale in units of
+    targets: "soft" f32 [n num_classes], rows with sum 1; "dominant", one-hot of the class with the largest weight;
+        "sparse", `SparseTargets` of the same as "soft" (targets.py). None is what `fdt` says.
+    images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / scale in units of
         0..255; mean and scale are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
-    device: "cpu" or "cuda", where the tensors are.
+    device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine with its frames of zeros) takes at most half of the free memory.
@@ -68,14 +78,22 @@ class FDTLoader:
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     size: (height, width) that streaming resizes to; needed where images differ in size.
     verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
+    on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
+        and key; "substitute" takes the next good sample of its window instead, warns, and counts it in `stats`.
     num_threads: of DALI. prefetch: batches that it works ahead, on threads of its own; 0 makes each batch when it is
         asked for, on the caller's thread, which is faster where the training itself keeps the same cores busy.
-    last_batch: "partial" yields a last batch that is not full, "drop" leaves it out.
+    last_batch: "partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
+        out; "fill" fills it up with outputs that the epoch has had already.
+    weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad
+        sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
+    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built.
 
-    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. Output i of epoch
-    e depends on (seed, e, i) and the shards alone in resident mode, on the mix window also in streaming. Breaking off
-    is safe. `len()` is the number of batches of an epoch. Errors: ValueError (ShardError where shards are broken) when
-    the loader is built; ImportError without DALI.
+    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. `len()` is the
+    number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
+    (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of ranks; in
+    streaming on mix window and ranks as well. `state_dict()` says how far the consumer is, and `load_state_dict()` goes
+    on there, exactly. `mixing = False` switches FDT off from the next iteration on. `stats` says what was done so far.
+    Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
     """
 
     def __init__(
@@ -93,54 +111,69 @@ class FDTLoader:
         mean: PerChannel | None = None,
         scale: PerChannel = PAPER_SCALE,
         channels: int | None = None,
+        targets: Literal["soft", "dominant", "sparse"] | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        pin_memory: bool = False,
         size: tuple[int, int] | None = None,
         mix_window: int | None = None,
         verify: bool = True,
-        last_batch: Literal["partial", "drop"] = "partial",
+        on_bad: Literal["error", "substitute"] = "error",
+        last_batch: LastBatch = "partial",
+        weights: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
         num_threads: int = min(4, os.cpu_count() or 1),
         prefetch: int = 2,
     ) -> None:
         check_choice("mode", mode, ("auto", "resident", "streaming"))
         check_choice("engine", engine, ("auto", "native", "torch"))
-        check_choice("last_batch", last_batch, ("partial", "drop"))
+        check_choice("last_batch", last_batch, ("partial", "drop", "fill"))
+        check_choice("on_bad", on_bad, ("error", "substitute"))
         check_at_least_one(batch_size=batch_size, num_threads=num_threads, mix_window=mix_window, channels=channels)
         check_count("prefetch", prefetch, 0)
-        if train:
-            check_one_rank()
         check_count("seed", seed, 0)
-        seed = operator.index(seed)
-        random_words(seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
+        self.seed = operator.index(seed)
+        random_words(self.seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
         check_size(size)
+        ranks = find_ranks(rank, world_size)
         self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
         if self.shards.local:  # a remote shard is checked when it is fetched
             check_shards(self.shards, self.manifest)
-        self.batch_size, self.train, self.last_batch, self.seed = batch_size, train, last_batch, seed
+        self.batch_size, self.train, self.last_batch, self.weights = batch_size, train, last_batch, weights
+        self.batching = Batching(self.num_samples, operator.index(batch_size), last_batch, ranks)
         self.device = checked_device(device)
-        self.fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
+        fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
+        self.fdt, self.targets = checked_targets(train, fdt, targets)
+        self.pin_memory = checked_pinning(pin_memory, self.device)
         if size is not None and mode == "auto":
             mode = "streaming"
         self.engine = choose_engine(engine, self.device)
         frame = self.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
-        self.mode = choose_mode(mode, self.num_samples, self.manifest.shape, frame, self.device)
+        self.mode = choose_mode(
+            mode, self.num_samples, self.manifest.shape, frame, self.device, self.batching.ranks.world_size
+        )
         height, width = self._checked_size(size)
-        if mix_window is not None and self.mode == "resident":
-            raise ValueError("mix_window is for streaming: a resident set is mixed as a whole, so leave it out")
+        if self.mode == "resident":
+            self._check_for_streaming(mix_window=mix_window, on_bad=None if on_bad == "error" else on_bad)
         output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
-        self.shape = (output.channels, height, width)
-        self._mixing = Mixing(seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
+        self.dtype, self.shape = dtype, (output.channels, height, width)
+        self._mixing = Mixing(self.seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
         on_gpu = self.engine == "native" and self.device.type == "cuda"
         self._running = Running(num_threads, prefetch, self.device.index if on_gpu else None)
+        # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
+        self._iterations: list[ref[Generator[Any, None, None]]] = []
+        self._stats = LoaderStats()
+        self._is_mixing = self.fdt is not None  # in epochs that are not begun
+        self._next = Place(mixing=self._is_mixing)  # where the next iteration begins
+        self._reached: Place | None = None  # where the one is that moved last, between its first batch and its end
         self._epochs: ResidentEpochs | StreamingEpochs | None
-        self._epochs = self._resident() if self.mode == "resident" else self._streaming(size, mix_window, verify)
-        self._iterations: WeakSet[Generator[Batch, None, None]] = WeakSet()
-        self._epoch = 0
-        if not len(self):
-            raise ValueError(
-                f'last_batch="drop" leaves no batch: {self.num_samples} samples in batches of {batch_size}'
-            )
+        if self.mode == "resident":
+            self._epochs = self._resident()
+        else:
+            self._epochs = self._streaming(size, mix_window, verify, on_bad == "substitute")
+        self._config = self._configuration(size)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -165,34 +198,116 @@ class FDTLoader:
         return self._mixing.output.scale
 
     @property
+    def rank(self) -> int:
+        return self.batching.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.batching.ranks.world_size
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batching.global_batch_size
+
+    @property
+    def stats(self) -> LoaderStats:
+        """What has been done so far, on this rank; a copy."""
+        return self._stats.snapshot()
+
+    @property
+    def mixing(self) -> bool:
+        """Whether the next iteration mixes. Without, it gives whole images, each once an epoch, in the same form."""
+        return self._next.mixing
+
+    @mixing.setter
+    def mixing(self, on: bool) -> None:
+        if on and self.fdt is None:
+            raise ValueError("this loader has no fdt to switch on: make it with train=True and an fdt")
+        self._is_mixing = bool(on)
+        self._next = replace(self._next, mixing=self._is_mixing)
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next iteration goes through."""
-        return self._epoch
+        return self._next.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, 0 <= epoch < 2**32; iterating moves on by one."""
-        if not 0 <= epoch < 2**32:
+        """Say which epoch comes next, 0 <= epoch < 2**32; iterating moves on by one. The place within it that
+        `load_state_dict` has set is kept if it is the same epoch."""
+        if not hasattr(epoch, "__index__") or not 0 <= epoch < 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
-        self._epoch = epoch
+        if epoch != self._next.epoch:
+            self._next = Place(operator.index(epoch), mixing=self._is_mixing)
+        self._reached = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values, a kilobyte: how far the iteration that moved last is, the batch that it gave last being done,
+        and what tells this loader from others. Batches made ahead do not count, so none is lost or repeated."""
+        place = self._reached or self._next
+        return pack_state(place, self._leg(), self._is_mixing, self._config)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on where the state was taken, at once: the rest of that epoch, which is empty if its
+        last batch had been given. Device, engine, threads and the number of ranks may be others (with the same global
+        batch). ValueError, naming every field that differs, for the state of another loader."""
+        place, self._is_mixing = unpack_state(state, self._leg(), len(self), self._config)
+        self._next, self._reached = place, None
 
     def __len__(self) -> int:
-        exact = self.num_samples / self.batch_size
-        return math.floor(exact) if self.last_batch == "drop" else math.ceil(exact)
+        return self.batching.num_batches
 
-    def __iter__(self) -> Generator[Batch, None, None]:
+    def __iter__(self) -> Generator[Any, None, None]:
         if self._epochs is None:
             raise RuntimeError("this FDTLoader is closed: make a new one")
-        self.set_epoch(self._epoch)  # raises past the last one
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        batches = self._epochs.batches(epoch, self.batch_size, len(self))
-        self._iterations.add(batches)
+        place = self._next
+        if place.epoch >= 2**32:
+            raise ValueError(f"epoch must be in [0, 2**32), got {place.epoch}")
+        self._next = Place(place.epoch + 1, mixing=self._is_mixing)
+        batches = self._iterate(self._epochs, place)
+        self._iterations = [*(old for old in self._iterations if old() is not None), ref(batches)]
         return batches
+
+    def _iterate(self, epochs: ResidentEpochs | StreamingEpochs, place: Place) -> Generator[Any, None, None]:
+        with closing(epochs.batches(place, self._stats)) as parts:
+            while True:
+                start = time.perf_counter()
+                with annotated("fdt_pipeline.wait"):
+                    part = next(parts, None)
+                if part is None:
+                    break
+                batch = self._delivered(part)
+                self._stats.add_batch(len(part.weights), time.perf_counter() - start)
+                place = replace(place, batch=place.batch + 1)
+                self._reached = place
+                del part
+                yield batch
+        self._reached = None
+
+    def _delivered(self, part: Part) -> tuple[Any, ...]:
+        """As the trainer takes it."""
+        images, targets = part.images, part.targets
+        images = images if images.dtype == self.dtype else images.to(self.dtype)
+        in_form = sparse_targets(targets, self._most_images()) if self.targets == "sparse" else targets
+        fields = (images, in_form, *([part.weights.to(images.device)] if self.weights else []))
+        return tuple(map(_pinned, fields)) if self.pin_memory else fields
+
+    def _most_images(self) -> int:
+        """Of a sum."""
+        return min(self.fdt.max_images or self.num_classes, self.num_classes) if self.fdt else 1
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an FDTLoader holds threads, files and memory outside of Python, so it cannot be pickled or copied: make it in "
+            "the process that uses it; a checkpoint keeps state_dict()"
+        )
 
     def close(self) -> None:
         """End the iterations under way and let go of the images in memory; iterating afterwards is an error."""
         self._epochs = None
-        for batches in list(self._iterations):
-            batches.close()
+        for iteration in self._iterations:
+            batches = iteration()
+            if batches is not None:
+                batches.close()
 
     def __enter__(self) -> FDTLoader:
         return self
@@ -203,7 +318,34 @@ class FDTLoader:
     def __repr__(self) -> str:
         kind = f"fdt={self.fdt}" if self.train else "train=False"
         where = f"mode={self.mode!r}, engine={self.engine!r}, device={str(self.device)!r}"
-        return f"FDTLoader({self.shards.url!r}, {self.batch_size}, {kind}, {where})"
+        ranks = f", rank={self.rank}, world_size={self.world_size}" if self.world_size > 1 else ""
+        return f"FDTLoader({self.shards.url!r}, {self.batch_size}, {kind}, {where}{ranks})"
+
+    def _leg(self) -> Any:
+        if self._epochs is None:
+            raise RuntimeError("this FDTLoader is closed: take its state before")
+        return self._epochs.leg()
+
+    def _configuration(self, size: tuple[int, int] | None) -> dict[str, Any]:
+        """What the images and targets are a function of, as JSON values."""
+        output = self._mixing.output
+        return {
+            "shards": self.manifest.sha256,
+            "seed": self.seed,
+            "train": self.train,
+            "mode": self.mode,
+            "fdt": describe_fdt(self.fdt),
+            "augment": repr(self.augment),
+            "targets": self.targets,
+            "global_batch_size": self.global_batch_size,
+            "last_batch": self.last_batch,
+            "mean": list(output.mean),
+            "scale": list(output.scale),
+            "channels": output.channels,
+            "dtype": str(self.dtype),
+            "size": list(size) if size else None,
+            "mix_window": self._epochs.window if isinstance(self._epochs, StreamingEpochs) else None,
+        }
 
     def _resident(self) -> ResidentEpochs:
         engine: NativeResident | TorchResident
@@ -214,7 +356,7 @@ class FDTLoader:
             else:
                 images, labels, _ = load_shards(self.shards, progress)
                 engine = TorchResident(self._mixing, self.device, images, Pool(labels, self.num_classes), in_order)
-        return ResidentEpochs(engine, self._running, self.num_samples, self.seed)
+        return ResidentEpochs(engine, self._running, self.batching, self.seed)
 
     def _native_pool(self, progress: Progress) -> NativePool:
         pool = native_core().begin_pool(self.num_samples, self.manifest.shape or (), self.augment.pad)
@@ -224,8 +366,11 @@ class FDTLoader:
             labels[shard.first : shard.first + len(shard.labels)] = shard.labels
         return pool.finish(Pool(labels, self.num_classes))
 
-    def _streaming(self, size: tuple[int, int] | None, mix_window: int | None, verify: bool) -> StreamingEpochs:
-        manifest, window = self.manifest, self._checked_window(mix_window)
+    def _streaming(
+        self, size: tuple[int, int] | None, mix_window: int | None, verify: bool, substitute: bool
+    ) -> StreamingEpochs:
+        manifest = self.manifest
+        window, is_small = self._checked_window(mix_window)
         if verify and self.shards.local:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, manifest, self._running.num_threads, progress)
@@ -235,18 +380,34 @@ class FDTLoader:
             engine = NativeStreaming(self._mixing, self.device, window)
         else:
             engine = TorchStreaming(self._mixing, self.device)
-        return StreamingEpochs(engine, self._running, files, manifest, size, window, self.seed, shuffle=self.train)
+        watch = ClassWatch(self.fdt, manifest.samples_per_class, warns=not is_small) if self.fdt else None
+        return StreamingEpochs(
+            engine, self._running, files, manifest, self.batching, size, window, self.seed,
+            train=self.train, substitute=substitute, watch=watch
+        )  # fmt: skip
 
-    def _checked_window(self, asked: int | None) -> int:
+    def _checked_window(self, asked: int | None) -> tuple[int, bool]:
+        """-> (samples in a window, whether that is too few)."""
         classes, mixed = self.num_classes, self.fdt is not None
-        window = choose_window(asked, self.num_samples, self.batch_size, classes, self.shape, even=mixed)
-        if self.fdt and self.fdt.max_images != 1 and window < min(ENOUGH_PER_CLASS * classes, self.num_samples):
-            warnings.warn(
-                f"a mix window of {window} samples will often lack some of the {classes} classes, so fewer images are "
-                f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * classes} or more, memory allowing",
-                stacklevel=4,
-            )
-        return window
+        num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
+        window = choose_window(asked, num_samples, self.batch_size, classes, self.shape, even=mixed)
+        if not self.fdt or self.fdt.max_images == 1 or window >= min(ENOUGH_PER_CLASS * classes, num_samples):
+            return window, False
+        warnings.warn(
+            f"a mix window of {window} samples will often lack some of the {classes} classes, so fewer images are "
+            f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * classes} or more, memory allowing",
+            stacklevel=4,
+        )
+        return window, True
+
+    def _check_for_streaming(self, **options: object) -> None:
+        why = {
+            "mix_window": "a resident set is mixed as a whole",
+            "on_bad": "a resident set is checked when it is loaded",
+        }
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(f"{name} is for streaming: {why[name]}, so leave it out")
 
     def _checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         shape = self.manifest.shape
@@ -265,3 +426,10 @@ class FDTLoader:
 def _height_and_width(shape: tuple[int, ...] | None) -> tuple[int, int]:
     assert shape is not None
     return shape[0], shape[1]
+
+
+def _pinned(field: Any) -> Any:
+    """A tensor, or a named tuple of them."""
+    if isinstance(field, torch.Tensor):
+        return field.pin_memory()
+    return type(field)(*map(_pinned, field))

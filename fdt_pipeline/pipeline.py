@@ -8,7 +8,7 @@ The last stage is one native operator (native/csrc/operators.cc), or a Python op
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,12 @@ def streaming_pipeline(windows: Windows, decoding: Decoding, superpose: Stage, n
     u8 = _decode(image, decoding)
     u8 = fn.resize(u8, size=decoding.size) if decoding.size else u8
     return tuple(_python(u8, label, number, function=superpose, num_outputs=num_outputs))
+
+
+@pipeline_def
+def decoding_pipeline(images: Sequence[Any], decoding: Decoding) -> Any:
+    """Files u8[bytes] -> images, and nothing else."""
+    return _decode(fn.external_source(lambda: images, batch=True, dtype=types.UINT8, ndim=1), decoding)
 
 
 def _backend(device: str) -> str:

@@ -7,6 +7,8 @@ import os
 
 import torch
 
+from fdt_pipeline.ranks import local_world_size
+
 # A window of 64 MiB of float32 outputs is 5,461 samples of 32x32x3, and 111 of 224x224x3. With 10 random samples a
 # class 0.005 % of the classes are missing on average (e**-10), with 5 a class 0.7 %.
 WINDOW_SAMPLES = 1024
@@ -28,6 +30,12 @@ def available_bytes(device: torch.device) -> int:
     return min(host, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host
 
 
+def total_bytes() -> int:
+    """Memory of the machine, or of the container's limit."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(host, _container_limit()))
+
+
 def _host_available() -> int:
     with open("/proc/meminfo") as file:
         for line in file:
@@ -36,20 +44,39 @@ def _host_available() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def _container_limit() -> float:
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit:
+            text = limit.read().strip()
+    except OSError:
+        return math.inf
+    return math.inf if text == "max" else int(text)
+
+
 def _container_available() -> float:
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            text = limit.read().strip()
-            return math.inf if text == "max" else int(text) - int(used.read())
+        with open("/sys/fs/cgroup/memory.current") as used:
+            return _container_limit() - int(used.read())
     except OSError:
         return math.inf
 
 
-def choose_mode(mode: str, num_samples: int, shape: tuple[int, int, int] | None, pad: int, device: torch.device) -> str:
-    """For "auto": resident where all images have one shape and the pool takes at most half of the free memory."""
+def room_for_pool(device: torch.device, world_size: int) -> int:
+    """Bytes that a resident pool may take: half of the free memory. What is free may differ from rank to rank, and all
+    ranks must choose alike, so with several it is a quarter of the memory there is, shared by those of a machine."""
+    if world_size == 1:
+        return available_bytes(device) // 2
+    host = total_bytes() // (4 * local_world_size(world_size))
+    return min(host, torch.cuda.mem_get_info(device)[1] // 4) if device.type == "cuda" else host
+
+
+def choose_mode(
+    mode: str, num_samples: int, shape: tuple[int, int, int] | None, pad: int, device: torch.device, world_size: int = 1
+) -> str:
+    """For "auto": resident where all images have one shape and there is room for the pool."""
     if mode != "auto":
         return mode
-    if shape is None or 2 * pool_bytes(num_samples, shape, pad) > available_bytes(device):
+    if shape is None or pool_bytes(num_samples, shape, pad) > room_for_pool(device, world_size):
         return "streaming"
     return "resident"
 

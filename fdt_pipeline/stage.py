@@ -8,7 +8,7 @@ padding (a last batch that is not full); their outputs are zeros, which the load
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from fdt_pipeline.engine import ImagePool, Output, stack_images, superpose
 from fdt_pipeline.plans import Plans, batch_targets, draw_plans, pack_plans
-from fdt_pipeline.superposition import FDT, Augment, Pool, epoch_order
+from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool, epoch_order
 
 Capsules = list[Any]
 Stage = Callable[..., tuple[Capsules, ...]]
@@ -34,6 +34,10 @@ class Mixing:
     num_classes: int
     output: Output
     soft: bool = True  # f32 soft targets; False gives the int64 label of the first image
+
+    def unmixed(self) -> Mixing:
+        """Whole images, each leading once an epoch, with augmentation and targets as they are."""
+        return replace(self, fdt=replace(PLAIN, targets=self.fdt.targets))
 
     def targets(self, plans: Plans) -> torch.Tensor:
         if self.soft:

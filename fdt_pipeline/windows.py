@@ -1,9 +1,8 @@
 """Reading shards for streaming: an epoch's samples, still encoded, in windows.
 
-The shards come in a new order every epoch; within that, sample j of the stream moves to place j + u B, u uniform on
-[0, 1) and B the length of the shuffle: shards are read from their beginning to their end, a few megabytes at a time,
-and no more than B samples are waiting. The order is a function of (seed, epoch, B) and the manifest alone, so any
-window can be the first one read.
+The order is `stream.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
+wait until their window comes. A sample that is not what its manifest and index say is named, or another one of its
+window takes its place: the next good one.
 
 DALI's own reader keeps its order to itself, reads nothing but files that are all there, and does not say which sample
 it was that did not decode; this one is faster, too (README.md).
@@ -13,150 +12,167 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fdt_pipeline.philox import Stream, permutation, random_words
+from fdt_pipeline.ranges import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
+from fdt_pipeline.shards.checksums import unpack_checksums
 from fdt_pipeline.shards.codec import EXTENSIONS, decode, npy_header
 from fdt_pipeline.shards.columns import IndexColumns, index_columns, parsed_labels
-from fdt_pipeline.shards.files import ShardFile, ShardFiles
-from fdt_pipeline.sources.image_pixels import decode_image
+from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state
 from fdt_pipeline.sources.source import I64, U8
+from fdt_pipeline.stream import EpochOrder
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 _CHUNK = 4 << 20  # bytes that are read at once, if no single sample is larger
+_MORE = "`python -m tools verify` says more"
+
+# (shard, number in it) -> why: samples that are known to be bad beside those that the reader itself finds.
+KnownBad = Mapping[tuple[str, int], str]
 
 
 class Window(NamedTuple):
     """images: u8[n h w c] if they are raw and of one shape, a list of n u8[h w c] if raw and not, else of n files'
-    bytes, u8[bytes] each; labels i64[n 1]."""
+    bytes, u8[bytes] each; labels i64[n 1]; replaced: number -> what was wrong with the sample that stood there."""
 
     images: U8 | list[U8]
     labels: I64
     places: I64
     chunks: tuple[_Chunk, ...]
+    replaced: dict[int, str]
 
     def name(self, number: int) -> str:
         """ "SHARD: sample KEY" of one of its samples. Not kept for each: that took a tenth of the time."""
-        place = self.places[number]
+        chunk, place = self._chunk(number)
+        return f"{chunk.shard.name}: sample {chunk.key(place)}"
+
+    def identity(self, number: int) -> tuple[str, int]:
+        """(shard, number in it), as `KnownBad` has it."""
+        chunk, place = self._chunk(number)
+        return chunk.shard.name, chunk.begin + place
+
+    def _chunk(self, number: int) -> tuple[_Chunk, int]:
+        place = int(self.places[number])
         [chunk] = (chunk for chunk in self.chunks if chunk.first <= place < chunk.end)
-        return f"{chunk.shard.name}: sample {chunk.key(place - chunk.first)}"
-
-
-@dataclass(frozen=True)
-class EpochOrder:
-    """shards: their order; samples i64[n]: the places in the stream of the shards, in the order of the epoch."""
-
-    shards: tuple[Shard, ...]
-    samples: I64
-
-
-def epoch_order(manifest: Manifest, seed: int, epoch: int, shuffle: int) -> EpochOrder:
-    """shuffle: how far samples move; 0 is the order of the manifest."""
-    if not shuffle:
-        return EpochOrder(manifest.shards, np.arange(manifest.num_samples))
-    order = permutation(seed, Stream.SHARD_ORDER, epoch, len(manifest.shards))
-    places = np.arange(manifest.num_samples)
-    moved = places + shuffle * (random_words(seed, Stream.READER, epoch, places, 0)[:, 0] / 2.0**32)
-    return EpochOrder(tuple(manifest.shards[i] for i in order), np.argsort(moved, kind="stable"))
+        return chunk, place - chunk.first
 
 
 def read_windows(
-    files: ShardFiles, manifest: Manifest, order: EpochOrder, size: int, first: int = 0
+    files: ShardFiles,
+    manifest: Manifest,
+    order: EpochOrder,
+    size: int,
+    first: int = 0,
+    substitute: bool = False,
+    known_bad: KnownBad | None = None,
 ) -> Generator[Window, None, None]:
     """Windows number `first` and on, of `size` samples each but for the last. ShardError, naming shard and key, for
-    what is not as the manifest says."""
+    what is not as the manifest says. substitute: a bad sample's place is taken by the next good one of its window."""
     wanted = order.samples[first * size :]
     # The first place that any window from here on asks for: what lies before it can be forgotten.
     least = np.minimum.accumulate(wanted[::-1])[::-1]
     waiting: deque[_Chunk] = deque()
     read = 0
-    with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0)) as chunks:
+    with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0, known_bad or {})) as chunks:
         for begin in range(0, len(wanted), size):
-            places = wanted[begin : begin + size]
-            while waiting and waiting[0].end <= least[begin]:
-                waiting.popleft()
-            while read <= places.max():
-                waiting.append(next(chunks))
-                read = waiting[-1].end
-            yield _gathered(waiting, places)
-
-
-def bad_samples(window: Window, manifest: Manifest) -> list[str]:
-    """ "SHARD: sample KEY: reason" for each sample of a window that does not decode."""
-    if not isinstance(window.images, list) or manifest.encoding == "raw":
-        return []
-    found = []
-    for number, image in enumerate(window.images):
-        try:
-            decode_image(image.tobytes(), manifest.channels)
-        except ValueError as error:
-            found.append(f"{window.name(number)}: {error}")
-    return found
+            with annotated("fdt_pipeline.read_window"):
+                places = wanted[begin : begin + size]
+                while waiting and waiting[0].end <= least[begin]:
+                    waiting.popleft()
+                while read <= places.max():
+                    waiting.append(next(chunks))
+                    read = waiting[-1].end
+                window = _gathered(waiting, places, substitute)
+            yield window
 
 
 class _Chunk:
-    """Samples that were read together, number `first` to `end` of the stream; their files are views of `data`."""
+    """Samples that were read together: number `first` to `end` of the stream, `begin` and on of their shard. Their
+    files are views of `data`; bad: number -> what is wrong with it."""
 
-    def __init__(self, shard: Shard, url: str, first: int, samples: IndexColumns, data: U8) -> None:
-        self.shard, self.url, self.first, self.end = shard, url, first, first + len(samples.names)
+    def __init__(self, shard: Shard, url: str, first: int, begin: int, samples: IndexColumns, data: U8) -> None:
+        self.shard, self.url, self.first, self.begin, self.end = shard, url, first, begin, first + len(samples.names)
         self.samples, self.data = samples, data
         self.starts = samples.image_offsets - samples.image_offsets[0]
         self.labels = np.empty(0, np.int64)
         self.images: U8 | None = None
+        self.bad: dict[int, str] = {}
 
     def key(self, number: int) -> str:
         return self.samples.names[number].partition(".")[0]
 
+    def file(self, number: int) -> U8:
+        begin = self.starts[number]
+        return self.data[begin : begin + self.samples.image_sizes[number]]
+
     def image(self, number: int) -> U8:
         """As `Window` has it."""
-        begin = self.starts[number]
-        file = self.data[begin : begin + self.samples.image_sizes[number]]
-        extension = self.samples.extensions[number]
-        if extension != "npy":
-            # DALI 2.4's decoder kills the process, 5 times of 6, where an image does not begin as one.
-            if not file[:16].tobytes().startswith(_BEGINNINGS[extension]):
-                found = file[:16].tobytes()
-                raise ShardError(f"{self.url}: sample {self.key(number)}: not a {extension}: it begins with {found!r}")
-            return file
-        try:
-            return decode(file.data, "npy")
-        except ValueError as error:
-            raise ShardError(f"{self.url}: sample {self.key(number)}: {error}") from None
+        file = self.file(number)
+        return decode(file.data, "npy") if self.samples.extensions[number] == "npy" else file
 
     def parse(self, manifest: Manifest) -> None:
-        """ValueError, naming the key, for a sample that is not an image and a label."""
+        """Find labels and images, and the samples that are none."""
         samples, offset = self.samples, self.samples.image_offsets[0]
         self.labels = parsed_labels(self.data, samples.label_offsets - offset, samples.label_sizes)
         for number in np.flatnonzero((self.labels < 0) | (self.labels >= len(manifest.classes))).tolist():
             begin = samples.label_offsets[number] - offset
             text = self.data[begin : begin + samples.label_sizes[number]].tobytes()
-            raise ValueError(
-                f"sample {self.key(number)}: the .cls member holds {text[:40]!r}, expected a class number below "
-                f"{len(manifest.classes)}"
-            )
+            expected = f"expected a class number below {len(manifest.classes)}"
+            self.bad[number] = f"the .cls member holds {text[:40]!r}, {expected}"
         if manifest.encoding == "raw" and manifest.shape is not None:
-            self.images, wrong = _raw_images(self.data, self.starts, samples.image_sizes, manifest.shape)
-            for number in wrong:
-                size = " x ".join(map(str, manifest.shape))
-                raise ValueError(f"sample {self.key(number)}: not an npy file of one uint8 image of {size}")
+            self.images, wrong = _raw_images(self.data, self.starts, samples, manifest.shape)
+            size = " x ".join(map(str, manifest.shape))
+            self.bad |= dict.fromkeys(wrong, f"not an npy file of one uint8 image of {size}")
+        else:
+            self._look_at_files()
+
+    def check(self, checksums: Sequence[int]) -> None:
+        """Find the samples that are no longer what they were when they were written."""
+        data, offset, samples = self.data.data, int(self.samples.image_offsets[0]), self.samples
+        members = zip(
+            (samples.image_offsets - offset).tolist(),
+            samples.image_sizes.tolist(),
+            (samples.label_offsets - offset).tolist(),
+            samples.label_sizes.tolist(),
+            checksums,
+            strict=True,
+        )
+        for number, (image, image_size, label, label_size, expected) in enumerate(members):
+            found = zlib.crc32(data[label : label + label_size], zlib.crc32(data[image : image + image_size]))
+            if found != expected:
+                reason = f"changed since it was written: its CRC-32 is {found:08x}, expected {expected:08x}"
+                self.bad.setdefault(number, reason)
+
+    def _look_at_files(self) -> None:
+        for number, extension in enumerate(self.samples.extensions):
+            if extension == "npy":
+                try:
+                    self.image(number)
+                except ValueError as error:
+                    self.bad[number] = str(error)
+                continue
+            # DALI 2.4's decoder kills the process, 5 times of 6, where an image does not begin as one.
+            found = self.file(number)[:16].tobytes()
+            if not found.startswith(_BEGINNINGS[extension]):
+                self.bad[number] = f"not a {extension}: it begins with {found!r}"
 
 
-def _raw_images(data: U8, starts: I64, sizes: I64, shape: tuple[int, int, int]) -> tuple[U8, list[int]]:
-    """(u8[n h w c], which of them are no such image); a view, as samples of one shape lie at equal distances."""
+def _raw_images(data: U8, starts: I64, samples: IndexColumns, shape: tuple[int, int, int]) -> tuple[U8, list[int]]:
+    """(u8[n h w c], which of them are no such image); a view, as samples of one shape lie at equal distances.
+    ValueError where by the index they do not."""
     header = np.frombuffer(npy_header(shape), np.uint8)
     expected = len(header) + math.prod(shape)
     step = int(starts[1] - starts[0]) if len(starts) > 1 else expected
-    irregular = (sizes != expected) | (starts != np.arange(len(starts)) * step)
-    if irregular.any():
-        return np.empty((0, *shape), np.uint8), np.flatnonzero(irregular).tolist()
+    for number in np.flatnonzero((samples.image_sizes != expected) | (starts != np.arange(len(starts)) * step)):
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"sample {samples.names[number]}: not an npy file of one uint8 image of {size}")
     rows = as_strided(data, (len(starts), expected), (step, 1), writeable=False)
     wrong = np.flatnonzero((rows[:, : len(header)] != header).any(axis=1))
     h, w, c = shape
@@ -164,8 +180,13 @@ def _raw_images(data: U8, starts: I64, sizes: I64, shape: tuple[int, int, int]) 
     return images, wrong.tolist()
 
 
-def _gathered(waiting: Sequence[_Chunk], places: I64) -> Window:
+def _gathered(waiting: Sequence[_Chunk], places: I64, substitute: bool) -> Window:
     """The samples at these places of the stream, all of which are waiting."""
+    bad = _bad_among(waiting, places)
+    if bad and not substitute:
+        raise ShardError(f"{next(iter(bad.values()))}; {_MORE}")
+    if bad:
+        places = _substituted(places, bad)
     labels = np.empty((len(places), 1), np.int64)
     listed: list[U8] = [waiting[0].data] * len(places)
     of_one_shape = waiting[0].images
@@ -179,46 +200,86 @@ def _gathered(waiting: Sequence[_Chunk], places: I64) -> Window:
         elif len(there):
             for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
-    return Window(listed if stacked is None else stacked, labels, places, tuple(waiting))
+    return Window(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
+
+
+def _bad_among(waiting: Sequence[_Chunk], places: I64) -> dict[int, str]:
+    """number in the window -> "URL: sample KEY: what is wrong with it"."""
+    found = {}
+    for chunk in waiting:
+        for place, reason in chunk.bad.items():
+            for number in np.flatnonzero(places == chunk.first + place).tolist():
+                found[number] = f"{chunk.url}: sample {chunk.key(place)}: {reason}"
+    return dict(sorted(found.items()))
+
+
+def _substituted(places: I64, bad: dict[int, str]) -> I64:
+    """In the place of a bad sample, the next good one of the window."""
+    good = np.setdiff1d(np.arange(len(places)), list(bad))
+    if not len(good):
+        raise ShardError(f"no sample of this window of {len(places)} is good: {next(iter(bad.values()))}; {_MORE}")
+    places = places.copy()
+    for number in bad:
+        places[number] = places[good[np.searchsorted(good, number) % len(good)]]
+    return places
 
 
 def _chunks(
-    files: ShardFiles, manifest: Manifest, shards: Sequence[Shard], least: int
+    files: ShardFiles, manifest: Manifest, shards: Sequence[Shard], least: int, known_bad: KnownBad
 ) -> Generator[_Chunk, None, None]:
-    """Of all shards but those whose samples are all before number `least` of the stream."""
+    """From the one that holds sample `least` of the stream on."""
     ends = np.cumsum([shard.num_samples for shard in shards]).tolist()
     wanted = [(shard, end - shard.num_samples) for shard, end in zip(shards, ends, strict=True) if end > least]
     with closing(files.in_order([shard for shard, _ in wanted])) as those:
         for (shard, first), file in zip(wanted, those, strict=True):
             try:
-                yield from _chunks_of(file, shard, first, manifest)
+                yield from _chunks_of(file, shard, first, max(0, least - first), manifest, known_bad)
             except (ValueError, OSError) as error:
-                raise ShardError(f"{file.url}: {error}; `python -m tools verify` says more") from error
+                raise ShardError(f"{file.url}: {error}; {_MORE}") from error
 
 
-def _chunks_of(file: ShardFile, shard: Shard, first: int, manifest: Manifest) -> Iterator[_Chunk]:
+def _chunks_of(
+    file: ShardFile, shard: Shard, first: int, skipped: int, manifest: Manifest, known_bad: KnownBad
+) -> Iterator[_Chunk]:
+    """first: the place of its first sample in the stream; skipped: how many of its samples nobody wants."""
     samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding])
     if len(samples.names) != shard.num_samples:
         raise ValueError(f"its index has {len(samples.names)} samples, expected {shard.num_samples}")
+    checksums = unpack_checksums(shard.crc32)
     descriptor = os.open(file.tar, os.O_RDONLY)
     try:
-        for begin, end in _together(samples):
+        for begin, end in _together(samples, skipped):
             part = samples.part(begin, end)
-            offset, stop = int(part.image_offsets[0]), int(part.label_offsets[-1] + part.label_sizes[-1])
-            data = os.pread(descriptor, stop - offset, offset)
-            if len(data) != stop - offset:
-                raise ValueError(f"cut or changed since it was checked, in or before {part.names[-1]}")
-            chunk = _Chunk(shard, file.url, first + begin, part, np.frombuffer(data, np.uint8))
+            chunk = _Chunk(shard, file.url, first + begin, begin, part, _read(descriptor, part))
             chunk.parse(manifest)
+            # What has changed since it was checked may yet hold the same samples. Raw ones are not looked at otherwise,
+            # as that would take a fifth of the rate; beside the decoding of files it is nothing.
+            if manifest.encoding != "raw" or file.state not in (None, file_state(os.fstat(descriptor))):
+                chunk.check(checksums[begin:end])
+            for number in range(begin, end) if known_bad else ():
+                if (shard.name, number) in known_bad:
+                    chunk.bad.setdefault(number - begin, known_bad[shard.name, number])
             yield chunk
     finally:
         os.close(descriptor)
 
 
-def _together(samples: IndexColumns) -> Iterator[tuple[int, int]]:
-    """begin, end of samples that are read at once."""
+def _read(descriptor: int, samples: IndexColumns) -> U8:
+    """ValueError or OSError, naming the samples, where they cannot be read."""
+    offset, stop = int(samples.image_offsets[0]), int(samples.label_offsets[-1] + samples.label_sizes[-1])
+    try:
+        data = os.pread(descriptor, stop - offset, offset)
+    except OSError as error:
+        those = f"samples {samples.names[0].partition('.')[0]} to {samples.names[-1].partition('.')[0]}"
+        raise OSError(f"{those} cannot be read: {error}") from error
+    if len(data) != stop - offset:
+        raise ValueError(f"cut or changed since it was checked, in or before {samples.names[-1]}")
+    return np.frombuffer(data, np.uint8)
+
+
+def _together(samples: IndexColumns, begin: int) -> Iterator[tuple[int, int]]:
+    """begin, end of samples that are read at once, from sample `begin` on."""
     ends = samples.label_offsets + samples.label_sizes
-    begin = 0
     while begin < len(ends):
         end = int(np.searchsorted(ends, samples.image_offsets[begin] + _CHUNK, "right"))
         yield begin, max(begin + 1, end)

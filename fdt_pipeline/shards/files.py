@@ -20,13 +20,23 @@ from .manifest import Manifest, Shard
 AHEAD = 3  # shards that are fetched while one is read, if half of the cache has room for them
 
 
+# What changes when a file does: inode, size and time of its last change.
+FileState = tuple[int, int, int]
+
+
+def file_state(found: os.stat_result) -> FileState:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class ShardFile:
-    """index: what it says; url: of the tar, for messages."""
+    """index: what it says; url: of the tar, for messages; state: of the tar when it was checked, where that was before
+    the file was asked for."""
 
     tar: Path
     index: bytes
     url: str
+    state: FileState | None = None
 
 
 class ShardFiles(Protocol):
@@ -67,15 +77,15 @@ class LocalShardFiles:
                 index = self.folder.read(shard.index_name)
             except FileNotFoundError:
                 raise ShardError(f"{self.folder.path(shard.index_name)}: missing; shard the source again") from None
-            yield ShardFile(self._path / shard.name, index, self.folder.path(shard.name))
+            state = self._states[shard.name]
+            yield ShardFile(self._path / shard.name, index, self.folder.path(shard.name), state)
 
-    def _state(self, name: str) -> tuple[int, int, int] | None:
-        """What changes when a file does: inode, size and time of its last change; None if it is gone."""
+    def _state(self, name: str) -> FileState | None:
+        """None if it is gone."""
         try:
-            state = os.stat(self._path / name)
+            return file_state(os.stat(self._path / name))
         except OSError:
             return None
-        return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 class CachedShardFiles:

@@ -290,7 +290,7 @@ def test_shards_that_change_under_a_streaming_loader_are_noticed_before_an_epoch
     ("encoding", "member", "error", "reason"),
     [
         ("png", 0, ShardError, "not a png: it begins with"),
-        ("png+40", 0, RuntimeError, "could not be read or decoded: .*"),
+        ("png+40", 0, ShardError, "changed since it was written: its CRC-32 is"),
         ("raw", 1, ShardError, "the .cls member holds .*expected a class"),
         ("raw", 0, ShardError, "not an npy file of one uint8 image of 6 x 5 x 3"),
     ],
@@ -337,15 +337,6 @@ except KeyboardInterrupt:
     assert done.stdout == "interrupted\n", done.stderr
 
 
-@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "8"}])
-def test_training_on_several_ranks_is_refused_as_all_would_see_the_same(numbered_shards, monkeypatch, environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="every rank would train on the same batches"):
-        FDTLoader(numbered_shards, 8)
-    FDTLoader(numbered_shards, 8, train=False)
-
-
 def test_closing_a_loader_ends_its_iterations(numbered_shards):
     loader = FDTLoader(numbered_shards, 8)
     batches = iter(loader)
@@ -367,13 +358,13 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"scale": float("nan")}, "scale must be a finite number"),
         ({"size": 7, "mode": "streaming"}, "size must be"),
         ({"size": (3.5, 3), "mode": "streaming"}, "height of size must be a whole number"),
-        ({"last_batch": "fill"}, "last_batch must be one of"),
+        ({"last_batch": "full"}, "last_batch must be one of"),
         ({"batch_size": 500, "last_batch": "drop"}, "leaves no batch: 230 samples in batches of 500"),
         ({"train": False, "fdt": FDT()}, "leave fdt out"),
         ({"train": False, "augment": Augment()}, "leave augment out"),
         ({"fdt": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
         ({"fdt": "harmonic"}, "fdt must be an FDT or None"),
-        ({"dtype": torch.bfloat16}, "cast other types after"),
+        ({"dtype": torch.float64}, "cast other types after"),
         ({"channels": 1}, "only gray ones can be repeated"),
         ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
         ({"scale": 0}, "scale must be above 0"),

@@ -16,7 +16,8 @@ from fdt_pipeline.shards.columns import index_columns, parsed_labels
 from fdt_pipeline.shards.files import LocalShardFiles
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage import open_folder
-from fdt_pipeline.windows import Window, epoch_order, read_windows
+from fdt_pipeline.stream import epoch_order
+from fdt_pipeline.windows import Window, read_windows
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (230, 6, 5, 3), dtype=np.uint8)
 IMAGES[:, 0, 0, 0] = np.arange(230)

@@ -1,0 +1,102 @@
+"""What a loader has done so far."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fdt_pipeline.sources.source import I64
+from fdt_pipeline.superposition import FDT
+
+_NAMED = 100  # bad samples that are kept by name
+_ENOUGH = 0.95  # of the images per output that there would be were no class missing
+
+
+@dataclass
+class LoaderStats:
+    """Of all iterations of a loader on this rank.
+
+    batches, images: what the consumer has been given. wait_seconds: how long it waited for that, in all.
+    bad_samples: how often another sample took a bad one's place; bad: the first 100 of them, each named once, with what
+    was wrong. windows: mix windows used (streaming). images_per_output: the expected number of images in a sum, by the
+    classes that the windows so far held; images_per_output_of_all: the same if no class had been missing. Both are 0
+    before the first window, and in resident mode, where no class is ever missing.
+    """
+
+    batches: int = 0
+    images: int = 0
+    wait_seconds: float = 0.0
+    bad_samples: int = 0
+    bad: list[str] = field(default_factory=list)
+    windows: int = 0
+    images_per_output: float = 0.0
+    images_per_output_of_all: float = 0.0
+
+    def snapshot(self) -> LoaderStats:
+        return replace(self, bad=list(self.bad))
+
+    def add_batch(self, num_images: int, seconds: float) -> None:
+        self.batches += 1
+        self.images += num_images
+        self.wait_seconds += seconds
+
+    def add_bad(self, replaced: Sequence[str]) -> None:
+        self.bad_samples += len(replaced)
+        for text in replaced:
+            if text not in self.bad and len(self.bad) < _NAMED:
+                self.bad.append(text)
+                warnings.warn(f"another sample takes the place of a bad one: {text}", stacklevel=2)
+
+    def add_window(self, images_per_output: float, of_all: float) -> None:
+        self.windows += 1
+        self.images_per_output += (images_per_output - self.images_per_output) / self.windows
+        self.images_per_output_of_all += (of_all - self.images_per_output_of_all) / self.windows
+
+
+class ClassWatch:
+    """Warns, once, of windows that lack so many classes that fewer images are superposed than asked."""
+
+    def __init__(self, fdt: FDT, samples_per_class: Sequence[int], warns: bool = True) -> None:
+        self.fdt, self.counts = fdt, np.array(samples_per_class, np.int64)
+        self.num_classes = int((self.counts > 0).sum())
+        self._has_warned = not warns
+
+    def images_per_output(self, num_classes: int) -> float:
+        """The mean K of sums within a window of so many classes."""
+        lowest = min(self.fdt.min_images, num_classes)
+        highest = min(self.fdt.max_images or num_classes, num_classes)
+        return 1 + self.fdt.probability * ((lowest + highest) / 2 - 1)
+
+    def add(self, labels: I64, stats: LoaderStats) -> None:
+        """labels i64[n]: of a window."""
+        found = len(np.unique(labels))
+        of_all = self.images_per_output(self.num_classes)
+        stats.add_window(self.images_per_output(found), of_all)
+        if self.fdt.max_images == 1 or self._has_warned or stats.images_per_output >= _ENOUGH * of_all:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"mix windows of {len(labels)} samples lack classes: this one has {found} of {self.num_classes}, so "
+            f"{stats.images_per_output:.2f} images are superposed on average instead of {of_all:.2f}; "
+            f"pass mix_window={enough_samples(self.counts)} or more, memory allowing, and shuffle the set when it is "
+            "sharded",
+            stacklevel=2,
+        )
+
+
+def enough_samples(samples_per_class: I64) -> int:
+    """The window, in samples at random, that lacks 1 % of the classes on average: sum_c (1 - p_c)^window <= 0.01 C."""
+    shares = samples_per_class[samples_per_class > 0] / samples_per_class.sum()
+    total = int(samples_per_class.sum())
+
+    def lacks(window: int) -> float:
+        return float(np.exp(window * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
+
+    least, most = 1, total
+    while least < most:
+        window = (least + most) // 2
+        least, most = (least, window) if lacks(window) <= 0.01 * len(shares) else (window + 1, most)
+    return least
