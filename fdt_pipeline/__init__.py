@@ -19,6 +19,9 @@ from fdt_pipeline.superposition import FDT, Augment, Plan, Pool, draw_plan, supe
 
 if TYPE_CHECKING:
     from fdt_pipeline.loader import FDTLoader
+    from fdt_pipeline.pipeline_function import fdt_pipeline
+    from fdt_pipeline.stats import LoaderStats
+    from fdt_pipeline.targets import SparseTargets
 
 fn_module.install()  # nvidia.dali.fn.fdt exists from here on; it is built when it is first used
 
@@ -29,12 +32,15 @@ __all__ = [
     "FDTLoader",
     "Geometric",
     "Harmonic",
+    "LoaderStats",
     "Plan",
     "Pool",
     "Power",
     "Series",
+    "SparseTargets",
     "Uniform",
     "draw_plan",
+    "fdt_pipeline",
     "load_operators",
     "series_argument",
     "superpose_images",
@@ -46,6 +52,13 @@ def __getattr__(name: str) -> Any:
     if name == "FDTLoader":
         import_module("fdt_pipeline.dali").import_dali()  # first, so that what is missing is named whole
         return import_module("fdt_pipeline.loader").FDTLoader
+    if name == "fdt_pipeline":
+        import_module("fdt_pipeline.dali").import_dali()
+        return import_module("fdt_pipeline.pipeline_function").fdt_pipeline
+    if name == "LoaderStats":
+        return import_module("fdt_pipeline.stats").LoaderStats
+    if name == "SparseTargets":
+        return import_module("fdt_pipeline.targets").SparseTargets
     if name == "load_operators":
         import_module("fdt_pipeline.dali").import_dali()
         return import_module("fdt_pipeline.native.loading").load

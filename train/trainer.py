@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fdt_pipeline.ranks import find_ranks
 from train.divergence import check_finite, check_weights, checked_figures
 from train.environment import hardware, versions
 from train.files import (
@@ -74,6 +75,7 @@ def fit(
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
+    check_one_process()
     check_folder(out)
     run = Run(recipe, data, out, pick_device(device), show_progress)
     checkpoint = out / CHECKPOINT
@@ -83,6 +85,16 @@ def fit(
         with fitting(checkpoint):
             run.load_state(read_checkpoint(checkpoint))
     return run.train()
+
+
+def check_one_process() -> None:
+    """Loaders share an epoch out among ranks, but nothing here would average their gradients."""
+    world_size = find_ranks(None, None).world_size
+    if world_size > 1:
+        raise ValueError(
+            f"this is one of {world_size} processes, but a recipe is trained by one: run it without torchrun "
+            "(examples/ddp.py shows a trainer of several)"
+        )
 
 
 class Run:

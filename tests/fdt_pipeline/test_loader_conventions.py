@@ -1,0 +1,222 @@
+"""What a trainer may ask of a loader: forms of targets, dtypes, mixing off, statistics, ranges, no pickling."""
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from fdt_pipeline import FDT, Augment, FDTLoader, SparseTargets, Uniform
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+from fdt_pipeline.stats import enough_samples
+from tests.loading import PIXELS, numbers_of
+from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
+
+MODES = ("resident", "streaming")
+
+
+def epoch_of(loader):
+    return [torch.cat(field) for field in zip(*loader, strict=True)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fdt", [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), None])
+def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, mode, fdt):
+    options = {"mode": mode, "seed": 3, "fdt": fdt}
+    _, soft = epoch_of(FDTLoader(numbered_shards, 50, **options))
+    classes, weights = [], []
+    for _, targets in FDTLoader(numbered_shards, 50, targets="sparse", **options):
+        assert isinstance(targets, SparseTargets)
+        assert torch.equal(targets.dense(7), soft[len(classes) * 50 :][:50])
+        classes.append(targets.classes)
+        weights.append(targets.weights)
+    most = 1 if fdt is None else fdt.max_images or 7
+    assert torch.cat(weights).shape == (NUM_SAMPLES, most)
+    assert torch.cat(classes).dtype == torch.int64
+    assert (torch.cat(weights).diff(dim=1) <= 0).all()
+    assert torch.equal(torch.cat(weights).sum(1).round(decimals=5), torch.ones(NUM_SAMPLES))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dominant_targets_are_the_class_of_the_largest_weight(numbered_shards, mode):
+    soft, dominant, of_fdt = (
+        epoch_of(FDTLoader(numbered_shards, 50, mode=mode, **options))[1]
+        for options in ({}, {"targets": "dominant"}, {"fdt": FDT(targets="dominant")})
+    )
+    assert torch.equal(dominant, torch.nn.functional.one_hot(soft.argmax(1), 7).float())
+    assert torch.equal(dominant, of_fdt)
+    overruled = FDTLoader(numbered_shards, 50, mode=mode, fdt=FDT(targets="dominant"), targets="soft")
+    assert torch.equal(epoch_of(overruled)[1], soft)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_is_cast_to_at_the_end(numbered_shards, mode):
+    whole, cast = (
+        next(iter(FDTLoader(numbered_shards, 16, mode=mode, channels_last=True, dtype=dtype)))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert torch.equal(cast[0], whole[0].bfloat16())
+    assert cast[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(cast[1], whole[1])
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("mode", MODES)
+def test_without_mixing_an_epoch_shows_every_sample_once_in_the_same_form(numbered_shards, mode, engine):
+    loader = FDTLoader(
+        numbered_shards, 32, mode=mode, engine=engine, augment=None, weights=True, targets="sparse", **PIXELS
+    )
+    mixed = list(loader)
+    loader.mixing = False
+    assert not loader.mixing
+    for _ in range(2):
+        whole = list(loader)
+        numbers = numbers_of(whole)
+        assert sorted(numbers) == list(range(NUM_SAMPLES))
+        assert [batch[1].weights.shape for batch in whole] == [batch[1].weights.shape for batch in mixed]
+        labels = torch.cat([batch[1].dense(7) for batch in whole]).argmax(1)
+        assert np.array_equal(labels.numpy(), LABELS[numbers])
+    loader.mixing = True
+    assert max((batch[1].weights > 0).sum(1).max() for batch in loader) > 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mixing_is_switched_between_iterations_and_not_in_one(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 32, mode=mode)
+    expected = epoch_of(loader)[1]
+    loader.set_epoch(0)
+    targets = []
+    for _, target in loader:
+        loader.mixing = False
+        targets.append(target)
+    assert torch.equal(torch.cat(targets), expected)
+    assert torch.equal(epoch_of(loader)[1].amax(1), torch.ones(NUM_SAMPLES))
+
+
+def test_augmentation_stays_when_mixing_is_switched_off(numbered_shards):
+    loader = FDTLoader(numbered_shards, 64, fdt=FDT(), augment=Augment(pad=2), seed=1)
+    loader.mixing = False
+    plain = FDTLoader(numbered_shards, 64, fdt=None, augment=Augment(pad=2), seed=1)
+    for a, b in zip(epoch_of(loader), epoch_of(plain), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_statistics_count_what_the_consumer_was_given(numbered_shards):
+    loader = FDTLoader(numbered_shards, 50, mode="streaming", mix_window=100, prefetch=2)
+    assert (loader.stats.batches, loader.stats.images, loader.stats.windows) == (0, 0, 0)
+    batches = iter(loader)
+    next(batches)
+    assert (loader.stats.batches, loader.stats.images) == (1, 50)
+    list(batches)
+    list(loader)
+    stats = loader.stats
+    assert (stats.batches, stats.images, stats.windows, stats.bad_samples) == (10, 2 * NUM_SAMPLES, 6, 0)
+    assert stats.wait_seconds > 0
+    assert stats.images_per_output == stats.images_per_output_of_all == 4
+
+
+@pytest.mark.parametrize("window", [20, 40])
+def test_windows_that_lack_classes_are_counted_and_warned_of_with_a_window_that_does(tmp_path, window):
+    """Classes one after the other, as a foreign set of tars may have them; the order of our own shards mixes them."""
+    labels = np.arange(200) // 20
+    write_shards(ArraySource(numbered_images(200), labels), tmp_path / "shards", seed=1)
+    unmixed = ArraySource(numbered_images(200), labels)
+    write_unshuffled(unmixed, tmp_path / "sorted")
+    warning = r"pass mix_window=(\d+) or more"
+    with pytest.warns(UserWarning, match=warning) as caught:
+        loader = FDTLoader(tmp_path / "sorted", 20, mode="streaming", mix_window=window)
+        targets = epoch_of(loader)[1]
+    stats = loader.stats
+    assert stats.images_per_output_of_all == 5.5
+    assert (targets > 0).sum(1).float().mean().item() == pytest.approx(stats.images_per_output, abs=0.6)
+    assert stats.images_per_output < 3.5
+    assert len([w for w in caught if re.search(warning, str(w.message))]) == 1
+    whole = FDTLoader(tmp_path / "shards", 20, mode="streaming", mix_window=100)
+    list(whole)
+    assert whole.stats.images_per_output == 5.5
+
+
+def write_unshuffled(source, folder):
+    """Shards in the order of the source."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fdt_pipeline.shards.plan.interleaved_order", lambda labels, *_: np.arange(len(labels)))
+        write_shards(source, folder, samples_per_shard=20)
+
+
+def test_a_rare_class_asks_for_a_larger_window():
+    assert enough_samples(np.array([100] * 10)) < 60  # about 10 log(100)
+    rare = np.array([1000, 1000, 10])
+    window = enough_samples(rare)
+    assert ((1 - rare / rare.sum()) ** window).sum() <= 0.03
+    assert ((1 - rare / rare.sum()) ** (window - 1)).sum() > 0.03
+    assert enough_samples(np.array([5, 0, 5])) <= 10
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_loader_cannot_be_pickled_or_copied_and_says_why(numbered_shards, duplicate):
+    with pytest.raises(TypeError, match=r"cannot be pickled or copied: .* checkpoint keeps state_dict\(\)"):
+        duplicate(FDTLoader(numbered_shards, 8))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_profiler_sees_waiting_and_reading(numbered_shards, prefetch):
+    loader = FDTLoader(numbered_shards, 46, mode="streaming", mix_window=46, prefetch=prefetch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        list(loader)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["fdt_pipeline.wait"] == len(loader) + 1
+    if not prefetch:  # torch.profiler sees no threads that it did not start
+        assert counts["fdt_pipeline.read_window"] == 5
+
+
+def test_a_gpu_gets_nvtx_ranges(numbered_shards, monkeypatch):
+    names = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", names.append)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: names.append("end"))
+    list(FDTLoader(numbered_shards, 230, mode="resident"))
+    assert names == ["fdt_pipeline.wait", "end"] * 2
+
+
+def test_pinned_memory_is_asked_for_each_tensor(numbered_shards, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("fdt_pipeline.loader.annotated", lambda name: torch.no_grad())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    loader = FDTLoader(numbered_shards, 230, mode="resident", targets="sparse", weights=True, pin_memory=True)
+    [(images, targets, weights)] = loader
+    assert isinstance(targets, SparseTargets)
+    assert [id(tensor) for tensor in pinned] == [id(t) for t in (images, targets.classes, targets.weights, weights)]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"targets": "hard"}, "targets must be one of"),
+        ({"targets": "soft", "train": False}, "leave targets out"),
+        ({"last_batch": "full"}, "last_batch must be one of"),
+        ({"on_bad": "skip", "mode": "streaming"}, "on_bad must be one of"),
+        ({"on_bad": "substitute", "mode": "resident"}, "on_bad is for streaming"),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_loader_is_built(numbered_shards, options, match):
+    with pytest.raises(ValueError, match=match):
+        FDTLoader(numbered_shards, 8, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_pinned_memory_without_a_gpu_is_refused(numbered_shards):
+    with pytest.raises(ValueError, match="pin_memory=True needs a GPU"):
+        FDTLoader(numbered_shards, 8, pin_memory=True)
+
+
+def test_mixing_is_not_switched_on_where_there_is_none(numbered_shards):
+    for options in ({"fdt": None}, {"train": False}):
+        loader = FDTLoader(numbered_shards, 8, **options)
+        assert not loader.mixing
+        loader.mixing = False
+        with pytest.raises(ValueError, match="no fdt to switch on"):
+            loader.mixing = True

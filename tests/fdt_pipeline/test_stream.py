@@ -1,0 +1,58 @@
+"""The order of a streaming epoch, over ranks and legs."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fdt_pipeline.stream import Leg, epoch_order
+
+
+class Set:
+    """As much of a manifest as an order needs."""
+
+    num_samples = 230
+    shards = tuple(type("Shard", (), {"name": f"s{i}", "num_samples": n})() for i, n in enumerate((60, 60, 60, 50)))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 300), st.integers(1, 9), st.integers(0, 2**64 - 1))
+def test_ranks_share_every_sample_out_evenly(epoch, shuffle, world_size, seed):
+    orders = [epoch_order(Set, seed, epoch, shuffle, rank, world_size) for rank in range(world_size)]
+    assert sorted(np.concatenate([order.samples for order in orders])) == list(range(230))
+    sizes = [len(order.samples) for order in orders]
+    assert max(sizes) - min(sizes) <= 1
+    assert [order.first for order in orders] == np.cumsum([0, *sizes[:-1]]).tolist()
+    for order in orders:  # contiguous parts of the stream, so that a rank reads but its own shards
+        assert np.ptp(order.samples) == len(order.samples) - 1
+
+
+@settings(max_examples=60)
+@given(st.data(), st.integers(0, 2**32 - 1), st.sampled_from([0, 20, 70]))
+def test_legs_of_any_number_of_ranks_show_every_sample_once_with_numbers_of_its_own(data, epoch, shuffle):
+    legs, seen, numbers, left = [], [], [], 230
+    while left >= 24 and len(legs) < 4:
+        world_size = data.draw(st.sampled_from([1, 2, 3, 4, 6]))
+        batches = data.draw(st.integers(0, left // 24))
+        orders = [epoch_order(Set, 5, epoch, shuffle, rank, world_size, legs) for rank in range(world_size)]
+        for order in orders:
+            taken = order.samples[: batches * 24 // world_size]
+            seen.extend(taken.tolist())
+            numbers.extend(range(order.first, order.first + len(taken)))
+        legs.append(Leg(world_size, 24 // world_size, shuffle, batches))
+        left -= 24 * batches
+    last = epoch_order(Set, 5, epoch, shuffle, 0, 1, legs)
+    seen.extend(last.samples.tolist())
+    numbers.extend(range(last.first, last.first + len(last.samples)))
+    assert sorted(seen) == list(range(230))
+    assert len(set(numbers)) == 230
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_leg_without_batches_changes_the_order_but_not_what_is_in_it(world_size):
+    before = Leg(2, 10, 40, 0)
+    fresh, after = (
+        [epoch_order(Set, 1, 2, 40, rank, world_size, legs) for rank in range(world_size)] for legs in ((), (before,))
+    )
+    for a, b in zip(fresh, after, strict=True):
+        assert sorted(a.samples) == sorted(b.samples)
+        assert not np.array_equal(a.samples, b.samples)
