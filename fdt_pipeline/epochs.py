@@ -139,9 +139,11 @@ class StreamingEpochs:
                 num_new = batching.num_new(batch)
                 while sum(len(part.weights) for part in kept) < num_new:
                     kept.append(next(parts))
-                part, kept = _split(kept, num_new)
+                taken, kept = _split(kept, num_new)
                 if batching.is_filled(batch):
-                    part = _filled_up_to(size, part, previous)
+                    had = [previous.rows(num_new)] if previous else taken or [next(parts)]
+                    taken = [*taken, *_repeated(had, size - num_new)]
+                part = _joined(taken)
                 previous = part if batching.last_batch == "fill" else None
                 if batch >= place.batch:
                     yield part
@@ -154,6 +156,8 @@ class StreamingEpochs:
         order = epoch_order(
             self.manifest, self.seed, place.epoch, leg.shuffle, ranks.rank, ranks.world_size, place.legs
         )
+        if not len(order.samples):  # of a last batch that is to be filled up: with those of another rank
+            order = epoch_order(self.manifest, self.seed, place.epoch, leg.shuffle, legs=place.legs)
         number, skipped = divmod(position, self.window)
         num_windows = -(-len(order.samples) // self.window)
         while number < num_windows:
@@ -344,31 +348,27 @@ def _gist(error: Exception) -> str:
     return reasons[0][:400].rstrip(".") if reasons else "no reason given"
 
 
-def _split(parts: list[Part], size: int) -> tuple[Part, list[Part]]:
-    """The first `size` samples of consecutive parts, and what is left of the parts."""
+def _split(parts: list[Part], size: int) -> tuple[list[Part], list[Part]]:
+    """The first `size` outputs of consecutive parts, and what is left of the parts."""
     taken: list[Part] = []
-    missing = size
-    while parts and missing:
+    while parts and size:
         part, *parts = parts
-        taken.append(part.rows(0, missing))
-        if len(part.weights) > missing:
-            parts = [part.rows(missing), *parts]
-        missing -= len(taken[-1].weights)
-    return taken[0] if len(taken) == 1 else _joined(taken), parts
+        taken.append(part.rows(0, size))
+        if len(part.weights) > size:
+            parts = [part.rows(size), *parts]
+        size -= len(taken[-1].weights)
+    return taken, parts
 
 
-def _filled_up_to(size: int, part: Part, previous: Part | None) -> Part:
-    """With the last outputs of the batch before, weight 0; its own, again and again, where there is none."""
-    missing = size - len(part.weights)
-    if not missing:
-        return part
-    if previous is None:
-        again = [part] * -(-missing // len(part.weights))
-        filling = _joined(again).rows(0, missing)
-    else:
-        filling = previous.rows(len(part.weights))
-    return _joined([part, filling._replace(weights=torch.zeros(missing))])
+def _repeated(parts: list[Part], size: int) -> list[Part]:
+    """So many outputs of these, again and again, with weight 0."""
+    repeated: list[Part] = []
+    while size:
+        taken, _ = _split(parts, size)
+        repeated += [part._replace(weights=torch.zeros_like(part.weights)) for part in taken]
+        size -= sum(len(part.weights) for part in taken)
+    return repeated
 
 
 def _joined(parts: list[Part]) -> Part:
-    return Part(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    return parts[0] if len(parts) == 1 else Part(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fdt_pipeline import FDT, Augment, FDTLoader, SparseTargets, Uniform
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.stats import enough_samples
-from tests.loading import PIXELS, numbers_of
+from tests.loading import PIXELS, numbers_of, ranks
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
 MODES = ("resident", "streaming")
@@ -174,7 +175,7 @@ def test_a_profiler_sees_waiting_and_reading(numbered_shards, prefetch):
 
 def test_a_gpu_gets_nvtx_ranges(numbered_shards, monkeypatch):
     names = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda.nvtx, "range_push", names.append)
     monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: names.append("end"))
     list(FDTLoader(numbered_shards, 230, mode="resident"))
@@ -184,7 +185,6 @@ def test_a_gpu_gets_nvtx_ranges(numbered_shards, monkeypatch):
 def test_pinned_memory_is_asked_for_each_tensor(numbered_shards, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("fdt_pipeline.loader.annotated", lambda name: torch.no_grad())
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     loader = FDTLoader(numbered_shards, 230, mode="resident", targets="sparse", weights=True, pin_memory=True)
     [(images, targets, weights)] = loader
@@ -220,3 +220,29 @@ def test_mixing_is_not_switched_on_where_there_is_none(numbered_shards):
         loader.mixing = False
         with pytest.raises(ValueError, match="no fdt to switch on"):
             loader.mixing = True
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_that_has_no_output_in_the_last_batch_is_filled_up_too(numbered_shards, mode, resumed):
+    """230 outputs are 14 batches of 16, and 6 more for eight ranks; other ranks may have done all but that batch."""
+    seen = np.zeros(NUM_SAMPLES)
+    options = {"train": False, "mode": mode, "last_batch": "fill", "weights": True, **PIXELS}
+    state = None
+    if resumed:
+        for loader in ranks(numbered_shards, 16, 2, **options):
+            count(seen, islice(loader, len(loader) - 1))
+            state = loader.state_dict()
+    for loader in ranks(numbered_shards, 16, 8, **options):
+        if state:
+            loader.load_state_dict(state)
+        batches = list(loader)
+        assert {len(field) for batch in batches for field in batch} == {2}
+        count(seen, batches)
+    assert (seen == 1).all()
+
+
+def count(seen, batches):
+    """Add the weights of the batches to those of their samples."""
+    for images, _, weights in batches:
+        np.add.at(seen, numbers_of([(images,)]), weights.numpy())
