@@ -297,8 +297,8 @@ class FDTLoader:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "an FDTLoader holds threads, files and memory outside of Python, so it cannot be pickled or copied: make it in "
-            "the process that uses it; a checkpoint keeps state_dict()"
+            "an FDTLoader holds threads, files and memory outside of Python, so it cannot be pickled or copied: make "
+            "it in the process that uses it; a checkpoint keeps state_dict()"
         )
 
     def close(self) -> None:
