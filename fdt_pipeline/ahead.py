@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -38,8 +38,11 @@ class Ahead(Generic[_T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread, and the generator on it."""
+        """Ends the thread, and the generator on it. Called on that thread, as garbage is collected on any, it only says
+        so, and the thread ends when it has read what it is at."""
         self._closed.set()
+        if current_thread() is self._thread:
+            return
         while self._thread.is_alive():
             with suppress(Empty):
                 self._made.get(timeout=_POLL_SECONDS)  # make room for what it is about to put

@@ -65,6 +65,24 @@ def checked_pinning(pin_memory: bool, device: torch.device) -> bool:
     return pin_memory
 
 
+def checked_image_size(
+    shape: tuple[int, int, int] | None, url: str, mode: str, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """(height, width) of the outputs of a set whose images are of this shape, or of several."""
+    if mode == "resident" and shape is None:
+        raise ValueError(
+            f'{url} holds images of different sizes, which cannot be resident: pass mode="streaming" and '
+            "size=(height, width), or shard the images again at one size"
+        )
+    if mode == "resident" and size is not None:
+        raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
+    if size is not None:
+        return size
+    if shape is None:
+        raise ValueError(f"{url} holds images of different sizes: pass size=(height, width)")
+    return shape[0], shape[1]
+
+
 def checked_device(device: str | torch.device) -> torch.device:
     try:
         checked = torch.device(device)

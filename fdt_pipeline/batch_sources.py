@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class WindowSource:
             raise StopIteration
         if self._next != (epoch, number):  # a new epoch, or one that a checkpoint resumes
             self._open(epoch, number)
-        self._next = None  # if reading fails it is begun anew
+        self._next = None  # after an error it is opened again, as what has failed would seem to have ended
         window = next(self._windows)
         self._next = epoch, number + 1
         index = self._first + number * self.batching.batch_size + np.arange(len(window.labels))
@@ -74,14 +75,14 @@ class WindowSource:
         self._close = weakref.finalize(self, windows.close)
 
     def _order(self, epoch: int) -> EpochOrder:
-        """Of the samples in this rank's batches. A last one that has to be full begins with its own, and goes on with
-        those just before them."""
-        size, ranks, num_batches = self.batching.batch_size, self.batching.ranks, self.batching.num_batches
+        """Of this rank's samples. A last batch that has to be full begins with its own, and goes on with those just
+        before them."""
+        size, ranks = self.batching.batch_size, self.batching.ranks
         order = epoch_order(self.manifest, self.seed, epoch, size, ranks.rank, ranks.world_size)
-        samples = order.samples[: num_batches * size]
-        if self.batching.last_batch == "fill":
-            samples = np.concatenate([samples, np.resize(samples[-size:], num_batches * size - len(samples))])
-        return EpochOrder(order.shards, samples, order.first)
+        if self.batching.last_batch != "fill":
+            return order
+        missing = self.batching.num_batches * size - len(order.samples)
+        return replace(order, samples=np.append(order.samples, np.resize(order.samples[-size:], missing)))
 
 
 def _ids(epoch: int, index: I64) -> I64:

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn
 from weakref import ref
 
-import numpy as np
 import torch
 
 from fdt_pipeline.arguments import (
@@ -24,6 +23,7 @@ from fdt_pipeline.arguments import (
     check_count,
     check_size,
     checked_device,
+    checked_image_size,
     checked_mixing,
     checked_output,
     checked_pinning,
@@ -35,17 +35,16 @@ from fdt_pipeline.engines import (
     TorchResident,
     TorchStreaming,
     choose_engine,
-    native_core,
 )
 from fdt_pipeline.epochs import Part, ResidentEpochs, Running, StreamingEpochs
-from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.ranges import annotated
 from fdt_pipeline.ranks import Batching, LastBatch, find_ranks
-from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode, choose_window
-from fdt_pipeline.shards import check_hashes, check_shards, iterate_shards, load_shards, read_manifest
+from fdt_pipeline.residency import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window
+from fdt_pipeline.resident_pool import read_pool
+from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
-from fdt_pipeline.shards.progress import Progress, progress_bar
+from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.stage import Mixing
 from fdt_pipeline.state import Place, describe_fdt, pack_state, unpack_state
 from fdt_pipeline.stats import ClassWatch, LoaderStats
@@ -154,7 +153,7 @@ class FDTLoader:
         self.mode = choose_mode(
             mode, self.num_samples, self.manifest.shape, frame, self.device, self.batching.ranks.world_size
         )
-        height, width = self._checked_size(size)
+        height, width = checked_image_size(self.manifest.shape, self.shards.url, self.mode, size)
         if self.mode == "resident":
             self._check_for_streaming(mix_window=mix_window, on_bad=None if on_bad == "error" else on_bad)
         output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
@@ -350,21 +349,14 @@ class FDTLoader:
     def _resident(self) -> ResidentEpochs:
         engine: NativeResident | TorchResident
         in_order = not self.train
-        with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
-            if self.engine == "native":
-                engine = NativeResident(self._mixing, self.device, self._native_pool(progress), in_order)
-            else:
+        if self.engine == "native":
+            native_pool = read_pool(self.shards, self.manifest, self.augment.pad)
+            engine = NativeResident(self._mixing, self.device, native_pool, in_order)
+        else:
+            with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
                 images, labels, _ = load_shards(self.shards, progress)
-                engine = TorchResident(self._mixing, self.device, images, Pool(labels, self.num_classes), in_order)
+            engine = TorchResident(self._mixing, self.device, images, Pool(labels, self.num_classes), in_order)
         return ResidentEpochs(engine, self._running, self.batching, self.seed)
-
-    def _native_pool(self, progress: Progress) -> NativePool:
-        pool = native_core().begin_pool(self.num_samples, self.manifest.shape or (), self.augment.pad)
-        labels = np.empty(self.num_samples, np.int64)
-        for shard in iterate_shards(self.shards, self.manifest, progress):
-            pool.set_images(shard.first, shard.images)
-            labels[shard.first : shard.first + len(shard.labels)] = shard.labels
-        return pool.finish(Pool(labels, self.num_classes))
 
     def _streaming(
         self, size: tuple[int, int] | None, mix_window: int | None, verify: bool, substitute: bool
@@ -391,7 +383,7 @@ class FDTLoader:
         classes, mixed = self.num_classes, self.fdt is not None
         num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
         window = choose_window(asked, num_samples, self.batch_size, classes, self.shape, even=mixed)
-        if not self.fdt or self.fdt.max_images == 1 or window >= min(ENOUGH_PER_CLASS * classes, num_samples):
+        if not is_small_window(self.fdt, window, num_samples, classes):
             return window, False
         warnings.warn(
             f"a mix window of {window} samples will often lack some of the {classes} classes, so fewer images are "
@@ -408,24 +400,6 @@ class FDTLoader:
         for name, value in options.items():
             if value is not None:
                 raise ValueError(f"{name} is for streaming: {why[name]}, so leave it out")
-
-    def _checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        shape = self.manifest.shape
-        if self.mode == "resident" and shape is None:
-            raise ValueError(
-                f'{self.shards} holds images of different sizes, which cannot be resident: pass mode="streaming" and '
-                "size=(height, width), or shard the images again at one size"
-            )
-        if self.mode == "resident" and size is not None:
-            raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
-        if size is None and shape is None:
-            raise ValueError(f"{self.shards.url} holds images of different sizes: pass size=(height, width)")
-        return size or _height_and_width(shape)
-
-
-def _height_and_width(shape: tuple[int, ...] | None) -> tuple[int, int]:
-    assert shape is not None
-    return shape[0], shape[1]
 
 
 def _pinned(field: Any) -> Any:

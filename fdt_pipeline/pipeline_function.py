@@ -7,7 +7,6 @@ import warnings
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
@@ -18,24 +17,26 @@ from fdt_pipeline.arguments import (
     check_choice,
     check_count,
     check_size,
+    checked_image_size,
     checked_mixing,
     checked_output,
 )
 from fdt_pipeline.batch_sources import IdSource, WindowSource
-from fdt_pipeline.engines import NativeResident, NativeStreaming, native_core
+from fdt_pipeline.engines import NativeResident, NativeStreaming
 from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.native.loading import load
 from fdt_pipeline.native.unavailable import NativeUnavailable
 from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.pipeline import fn, pipeline_def, types
 from fdt_pipeline.ranks import Batching, LastBatch, find_ranks
-from fdt_pipeline.residency import ENOUGH_PER_CLASS, SAMPLES_PER_CLASS, choose_mode
-from fdt_pipeline.shards import Manifest, check_hashes, check_shards, iterate_shards, read_manifest
+from fdt_pipeline.residency import SAMPLES_PER_CLASS, choose_mode, is_small_window
+from fdt_pipeline.resident_pool import read_pool
+from fdt_pipeline.shards import Manifest, check_hashes, check_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.stage import Mixing
 from fdt_pipeline.storage import Folder, open_folder
-from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
+from fdt_pipeline.superposition import FDT, PLAIN, Augment
 
 # (sha256 of the manifest, pad) -> the images in memory, which the pipelines of a process share
 _pools: WeakValueDictionary[tuple[str, int], NativePool] = WeakValueDictionary()
@@ -106,7 +107,7 @@ def fdt_pipeline(
         mode = "streaming"
     world_size = batching.ranks.world_size
     chosen_mode = choose_mode(mode, manifest.num_samples, manifest.shape, 0, on_device, world_size)
-    _check_images(manifest, chosen_mode, size)
+    checked_image_size(manifest.shape, folder.url, chosen_mode, size)
     _load_operators()
     if chosen_mode == "resident":
         pool = _pool(folder, manifest, augmented.pad)
@@ -152,13 +153,7 @@ def _pool(folder: Folder, manifest: Manifest, pad: int) -> NativePool:
     kept = _pools.get((manifest.sha256, pad))
     if kept is not None:
         return kept
-    pool = native_core().begin_pool(manifest.num_samples, manifest.shape or (), pad)
-    labels = np.empty(manifest.num_samples, np.int64)
-    with progress_bar(f"load {folder.url}", "images", delay=2) as progress:
-        for shard in iterate_shards(folder, manifest, progress):
-            pool.set_images(shard.first, shard.images)
-            labels[shard.first : shard.first + len(shard.labels)] = shard.labels
-    pool.finish(Pool(labels, len(manifest.classes)))
+    pool = read_pool(folder, manifest, pad)
     _pools[manifest.sha256, pad] = pool
     return pool
 
@@ -180,21 +175,9 @@ def _checked_device(device: str, device_id: int | None) -> torch.device:
     return torch.device("cuda", device_id)
 
 
-def _check_images(manifest: Manifest, mode: str, size: tuple[int, int] | None) -> None:
-    if mode == "resident" and manifest.shape is None:
-        raise ValueError(
-            'images of different sizes cannot be resident: pass mode="streaming" and size=(height, width), or shard '
-            "them again at one size"
-        )
-    if mode == "resident" and size is not None:
-        raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
-    if size is None and manifest.shape is None:
-        raise ValueError("the images have different sizes: pass size=(height, width)")
-
-
 def _warn_of_small_windows(fdt: FDT | None, batching: Batching, num_classes: int) -> None:
     window = min(batching.batch_size, batching.total // batching.ranks.world_size)
-    if fdt and fdt.max_images != 1 and window < ENOUGH_PER_CLASS * num_classes:
+    if is_small_window(fdt, window, batching.total // batching.ranks.world_size, num_classes):
         warnings.warn(
             f"a DALI batch of {window} samples, which is the mix window, will often lack some of the {num_classes} "
             f"classes, so fewer images are superposed than asked: pass batch_size={SAMPLES_PER_CLASS * num_classes} or "

@@ -8,6 +8,7 @@ import os
 import torch
 
 from fdt_pipeline.ranks import local_world_size
+from fdt_pipeline.superposition import FDT
 
 # A window of 64 MiB of float32 outputs is 5,461 samples of 32x32x3, and 111 of 224x224x3. With 10 random samples a
 # class 0.005 % of the classes are missing on average (e**-10), with 5 a class 0.7 %.
@@ -79,6 +80,12 @@ def choose_mode(
     if shape is None or pool_bytes(num_samples, shape, pad) > room_for_pool(device, world_size):
         return "streaming"
     return "resident"
+
+
+def is_small_window(fdt: FDT | None, window: int, num_samples: int, num_classes: int) -> bool:
+    """Whether windows of so many samples will often lack some of the classes."""
+    mixes = fdt is not None and fdt.max_images != 1
+    return mixes and window < min(ENOUGH_PER_CLASS * num_classes, num_samples)
 
 
 def choose_window(

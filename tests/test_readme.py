@@ -38,9 +38,14 @@ def test_the_table_is_the_committed_results():
     assert "\n".join(table.splitlines()[:4]) in README
 
 
+ROOMS = ("fdt_pipeline", "models", "train", "tools", "examples")
 PAGES = [
     *ROOT.glob("*.md"),
-    *(page for room in ("fdt_pipeline", "models", "train", "tools") for page in (ROOT / room).rglob("*.md")),
+    *(
+        page
+        for room in ("fdt_pipeline", "models", "train", "tools", "examples")
+        for page in (ROOT / room).rglob("*.md")
+    ),
 ]
 
 
@@ -48,6 +53,15 @@ PAGES = [
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tests_that_show_each_promise_of_the_loader_are_there():
+    page = (ROOT / "fdt_pipeline" / "README.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 10
+    for file, name in named:
+        code = (ROOT / "tests" / "fdt_pipeline" / file).read_text()
+        assert f"def {name}(" in code or not name, f"{file}::{name}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "fdt_pipeline/native/README.md"])
@@ -65,3 +79,14 @@ def test_the_pipeline_of_the_natives_page_runs(numbered_shards):
     images, targets = (np.asarray(output.as_tensor()) for output in pipeline.run())
     assert images.shape == (256, 3, 6, 5)
     assert np.allclose(targets.sum(1), 1)
+
+
+def test_the_pipeline_of_the_packages_page_runs(few_shards, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "shards").symlink_to(few_shards)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "fdt_pipeline/README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["images"].shape == (100, 1, 28, 28)
+    assert names["targets"].shape == (100, 10)

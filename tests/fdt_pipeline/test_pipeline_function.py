@@ -1,0 +1,529 @@
+"""fdt_pipeline(...) under DALI's own iterators: the outputs of FDTLoader, with every supported DALI."""
+
+import gc
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali.plugin.pytorch import DALIClassificationIterator, DALIGenericIterator, LastBatchPolicy
+from PIL import Image
+
+from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline, pipeline_function
+from fdt_pipeline.shards import ShardError, iterate_shards, write_shards
+from fdt_pipeline.shards.index import parse_index
+from fdt_pipeline.sources import open_source
+from tests.numbered import NUM_SAMPLES, image_numbers, numbered_images
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+MODES = ("resident", "streaming")
+BATCH = 46  # 5 windows of the same size, as FDTLoader cuts an epoch, too
+PIXELS = {"mean": 0, "scale": 1}  # leaves pixels in 0..255, so that images can be told apart
+MIXINGS = {
+    "fdt": {},
+    "power": {"fdt": FDT(min_images=2, max_images=3, series=Power(2), probability=0.7), "augment": Augment(pad=2)},
+    "anchor": {"fdt": FDT(anchor="epoch", targets="dominant"), "augment": None},
+    "none": {"fdt": None},
+}
+
+
+def make(shards, batch_size=BATCH, **options):
+    return fdt_pipeline(shards, batch_size=batch_size, **{"num_threads": 2, "device_id": None, **options})
+
+
+def iterate(shards, batch_size=BATCH, auto_reset=False, **options):
+    return DALIGenericIterator(make(shards, batch_size, **options), ["images", "targets"], auto_reset=auto_reset)
+
+
+def rest(iterator):
+    """What is left of the epoch, as (images, targets) pairs; the iterator then stands at the next.
+
+    No `for`, which would reset the iterator: DALI does so as soon as it has worked ahead to the end of the epoch."""
+    batches = [pair(batch) for batch in iter(lambda: next(iterator, None), None)]
+    iterator.reset()
+    return batches
+
+
+def pair(batch):
+    """Of the one pipeline of an iterator."""
+    [fields] = batch
+    return fields["images"], fields["targets"]
+
+
+def load(shards, batch_size=BATCH, plan_seed=0, **options):
+    """The loader that gives the same."""
+    window = {"mix_window": batch_size} if options["mode"] == "streaming" else {}
+    return FDTLoader(shards, batch_size, seed=plan_seed, engine="native", **window, **options)
+
+
+def assert_same(found, expected):
+    assert [targets.shape for _, targets in found] == [targets.shape for _, targets in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mode", MODES)
+def test_epochs_are_those_of_the_loader_one_a_reset(numbered_shards, mode, mixing):
+    iterator = iterate(numbered_shards, mode=mode, plan_seed=7, epoch=2, **mixing)
+    loader = load(numbered_shards, mode=mode, plan_seed=7, **mixing)
+    loader.set_epoch(2)
+    for _ in range(3):
+        assert_same(rest(iterator), list(loader))
+
+
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_a_last_batch_of_a_set_in_memory_is_smaller(numbered_shards, mixing):
+    found = rest(iterate(numbered_shards, 64, mode="resident", **mixing))
+    assert [len(targets) for _, targets in found] == [64, 64, 64, 38]
+    assert_same(found, list(load(numbered_shards, 64, mode="resident", **mixing)))
+
+
+def test_a_last_window_is_smaller(numbered_shards):
+    found = rest(iterate(numbered_shards, 64, mode="streaming", fdt=None))
+    assert [len(targets) for _, targets in found] == [64, 64, 64, 38]
+    assert_same(found, list(load(numbered_shards, 64, mode="streaming", fdt=None)))
+
+
+FORMS = {
+    "float16": {"dtype": torch.float16},
+    "own mean": {"mean": (1, 2, 3), "scale": (4.0, 5.0, 6.0)},
+    "augment": {"augment": Augment(pad=1, flip=False)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("mode", MODES)
+def test_images_take_every_form_that_the_loaders_do(numbered_shards, mode, form):
+    found = rest(iterate(numbered_shards, mode=mode, **form))
+    assert_same(found, list(load(numbered_shards, mode=mode, **form)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_channels_last_is_dalis_hwc(numbered_shards, mode):
+    found = rest(iterate(numbered_shards, mode=mode, channels_last=True))
+    assert found[0][0].shape == (BATCH, 6, 5, 3)
+    expected = list(load(numbered_shards, mode=mode))
+    assert_same([(images.permute(0, 3, 1, 2), targets) for images, targets in found], expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gray_images_are_repeated(few_shards, mode):
+    options = {"mode": mode, "channels": 3, "mean": 0}
+    found = rest(iterate(few_shards / "train", 100, **options))
+    assert found[0][0].shape == (100, 3, 28, 28)
+    assert_same(found, list(load(few_shards / "train", 100, **options)))
+
+
+@pytest.fixture(scope="module")
+def file_shards(tmp_path_factory):
+    """24 images as PNG files, of two sizes and 4 classes, in 3 shards."""
+    photos = tmp_path_factory.mktemp("files")
+    for number, image in enumerate(numbered_images(24, (12, 16, 3))):
+        path = photos / "photos" / str(number % 4) / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image if number % 3 else image[:8]).save(path)
+    write_shards(open_source(photos / "photos"), photos / "shards", "png", samples_per_shard=10)
+    return photos / "shards"
+
+
+@pytest.mark.filterwarnings("ignore:.*classes:UserWarning")
+def test_files_are_decoded_and_resized_as_by_the_loader(file_shards):
+    options = {"mode": "streaming", "size": (9, 7), "plan_seed": 3}
+    iterator, loader = iterate(file_shards, 12, **options), load(file_shards, 12, **options)
+    epochs = [rest(iterator) for _ in range(2)]
+    for epoch in epochs:
+        assert_same(epoch, list(loader))
+
+
+def test_a_size_is_for_streaming(numbered_shards):
+    assert_same(
+        rest(iterate(numbered_shards, size=(8, 7))), rest(iterate(numbered_shards, size=(8, 7), mode="streaming"))
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_ranks_share_the_same_global_batches_of_a_set_in_memory(numbered_shards, mixing, world_size):
+    """The last of which is 38 outputs, 9 or 10 for each of 4 ranks."""
+    options = {"mode": "resident", "world_size": world_size, **mixing}
+    ranks = [iterate(numbered_shards, 64 // world_size, rank=rank, **options) for rank in range(world_size)]
+    loader = load(numbered_shards, 64, mode="resident", **mixing)
+    for _ in range(2):
+        parts = zip(*map(rest, ranks), strict=True)
+        joined = [tuple(map(torch.cat, zip(*batch, strict=True))) for batch in parts]
+        assert_same(joined, list(loader))
+
+
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_a_rank_streams_what_the_loader_of_that_rank_does(numbered_shards, mixing):
+    for rank in range(2):
+        options = {"mode": "streaming", "rank": rank, "world_size": 2, **mixing}
+        with warnings_of_small_windows(mixing):
+            iterator, loader = iterate(numbered_shards, 23, **options), load(numbered_shards, 23, **options)
+        for _ in range(2):
+            assert_same(rest(iterator), list(loader))
+
+
+def warnings_of_small_windows(mixing):
+    if mixing.get("fdt", FDT()) is None:
+        return nullcontext()
+    return pytest.warns(UserWarning, match="will often lack some of the 7 classes")
+
+
+@pytest.mark.parametrize("batch_size", [30, 32])
+@pytest.mark.parametrize("mode", MODES)
+def test_each_sample_leads_once_over_all_ranks(numbered_shards, mode, batch_size):
+    options = {"mode": mode, "fdt": None, "augment": None, "world_size": 3, **PIXELS}
+    ranks = [rest(iterate(numbered_shards, batch_size, rank=rank, **options)) for rank in range(3)]
+    numbers = [image_numbers(images) for batches in ranks for images, _ in batches]
+    assert sorted(np.concatenate(numbers)) == list(range(NUM_SAMPLES))
+    assert {len(batches) for batches in ranks} == {3}
+
+
+def test_torchruns_environment_says_the_rank(numbered_shards, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = rest(iterate(numbered_shards, mode="resident"))
+    assert_same(found, rest(iterate(numbered_shards, mode="resident", rank=1, world_size=2)))
+    assert [len(targets) for _, targets in found] == [46, 46, 23]
+
+
+def numbers_of(batches):
+    return [image_numbers(images).tolist() for images, _ in batches]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_last_batch_that_is_not_full_is_dropped_or_filled(numbered_shards, mode):
+    options = {"mode": mode, "fdt": None, "augment": None, **PIXELS}
+    partial, drop, fill = (
+        numbers_of(rest(iterate(numbered_shards, 64, last_batch=last_batch, **options)))
+        for last_batch in ("partial", "drop", "fill")
+    )
+    assert [len(batch) for batch in partial] == [64, 64, 64, 38]
+    assert drop == partial[:3]
+    assert fill[:3] == partial[:3]
+    again = partial[0][:26] if mode == "resident" else partial[2][-26:]
+    assert fill[3] == partial[3] + again
+
+
+def test_a_rank_of_less_than_a_window_fills_it_with_its_own(numbered_shards):
+    options = {"mode": "streaming", "fdt": None, "augment": None, "last_batch": "fill", **PIXELS}
+    [batch] = numbers_of(rest(iterate(numbered_shards, 300, rank=1, world_size=2, **options)))
+    assert len(batch) == 300
+    assert len(set(batch)) == 115
+    assert batch[115:230] == batch[:115]
+
+
+def with_size(*arguments, **options):
+    with pytest.warns(Warning, match="Please set `reader_name`"):  # DALI's, of any size
+        return DALIGenericIterator(*arguments, output_map=["images", "targets"], **options)
+
+
+@pytest.mark.parametrize("policy", LastBatchPolicy)
+@pytest.mark.parametrize("mode", MODES)
+def test_full_batches_go_with_every_policy_of_dalis_iterators(numbered_shards, mode, policy):
+    """They want the number of samples then, and full batches."""
+    options = {"mode": mode, "last_batch": "fill"}
+    iterator = with_size(make(numbered_shards, 64, **options), size=NUM_SAMPLES, last_batch_policy=policy)
+    alone = iterate(numbered_shards, 64, **options)
+    for _ in range(2):
+        expected = rest(alone)[: len(iterator)]
+        if policy == LastBatchPolicy.PARTIAL:
+            expected[-1] = tuple(field[:38] for field in expected[-1])
+        assert_same(rest(iterator), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_iterator_takes_the_pipelines_of_several_ranks(numbered_shards, mode):
+    options = {"mode": mode, "fdt": None, "world_size": 2, "last_batch": "drop"}
+    pipelines = [make(numbered_shards, 23, rank=rank, **options) for rank in range(2)]
+    iterator = with_size(pipelines, size=230)
+    alone = [iterate(numbered_shards, 23, rank=rank, **options) for rank in range(2)]
+    for _ in range(2):
+        both = list(iterator)
+        iterator.reset()
+        for rank, other in enumerate(alone):
+            assert_same([(batch[rank]["images"], batch[rank]["targets"]) for batch in both], rest(other))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_classification_iterator_names_them_data_and_label(numbered_shards, mode):
+    iterator = DALIClassificationIterator(make(numbered_shards, mode=mode), auto_reset=True)
+    loader = load(numbered_shards, mode=mode)
+    for _ in range(2):
+        found = [(batch["data"], batch["label"]) for [batch] in iterator]
+        assert_same(found, list(loader))
+
+
+@pytest.fixture(params=MODES)
+def resumable(request, numbered_shards):
+    """A function that makes the same iterator anew, after a checkpoint if it is given one."""
+
+    def begin(**options):
+        return iterate(numbered_shards, mode=request.param, plan_seed=5, enable_checkpointing=True, **options)
+
+    return begin
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("batches", range(5))
+def test_dalis_checkpoints_resume_after_any_batch_of_any_epoch(resumable, epoch, batches):
+    iterator = resumable()
+    for _ in range(epoch):
+        rest(iterator)
+    for _ in range(batches):
+        next(iterator)
+    [checkpoint] = iterator.checkpoints()
+    resumed = resumable(checkpoint=checkpoint, num_threads=1, prefetch_queue_depth=4)
+    for _ in range(2):
+        assert_same(rest(resumed), rest(iterator))
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_dalis_checkpoints_after_an_epoch_go_on_with_the_next(resumable, is_reset):
+    iterator, whole = resumable(), resumable()
+    assert len(list(iterator)) == 5
+    if is_reset:
+        iterator.reset()
+    [checkpoint] = iterator.checkpoints()
+    rest(whole)
+    assert_same([pair(batch) for batch in resumable(checkpoint=checkpoint)], rest(whole))
+
+
+def test_a_checkpoint_after_the_last_batch_neither_loses_nor_repeats_one(resumable):
+    """The epoch has not been seen to end yet: 1.34 resumes with the empty rest of it, 2.4 with the next epoch."""
+    iterator, whole = resumable(), resumable()
+    for _ in range(5):
+        next(iterator)
+    resumed = resumable(checkpoint=iterator.checkpoints()[0], auto_reset=True)
+    rest(whole)
+    assert_same([pair(batch) for batch in resumed] or [pair(batch) for batch in resumed], rest(whole))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pipelines_own_checkpoints_resume(numbered_shards, mode):
+    options = {"mode": mode, "enable_checkpointing": True}
+    pipeline = make(numbered_shards, **options)
+    pipeline.build()
+    pipeline.run()
+    resumed = make(numbered_shards, checkpoint=pipeline.checkpoint(), **options)
+    resumed.build()
+    for _ in range(3):
+        for one, other in zip(pipeline.run(), resumed.run(), strict=True):
+            assert np.array_equal(np.array(one.as_array()), np.array(other.as_array()))
+
+
+def test_the_pipelines_of_a_process_share_one_set_in_memory(numbered_shards, monkeypatch):
+    reads = []
+    monkeypatch.setattr(
+        pipeline_function, "iterate_shards", lambda *arguments: reads.append(1) or iterate_shards(*arguments)
+    )
+    gc.collect()  # lets go of those of other tests
+    kept = [iterate(numbered_shards, mode="resident", rank=rank, world_size=2) for rank in range(2)]
+    assert len(reads) == 1
+    make(numbered_shards, mode="resident", augment=Augment(pad=1))  # another frame
+    assert len(reads) == 2
+    kept.clear()
+    gc.collect()
+    assert len(rest(iterate(numbered_shards, mode="resident"))) == 5
+    assert len(reads) == 3
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("fdt_pipeline")]
+
+
+def test_the_thread_that_reads_ahead_ends_with_the_epoch_and_with_the_pipeline(numbered_shards):
+    gc.collect()
+    assert not reading_threads()
+    iterator = iterate(numbered_shards, mode="streaming", prefetch_queue_depth=1)
+    assert len(reading_threads()) == 1
+    for _ in iterator:
+        pass
+    assert not reading_threads()
+    iterator.reset()
+    next(iterator)
+    assert len(reading_threads()) == 1
+    del iterator
+    gc.collect()
+    assert not reading_threads()
+
+
+def test_a_shard_that_is_removed_is_named_when_the_next_epoch_begins(numbered_shards, tmp_path):
+    shards = shutil.copytree(numbered_shards, tmp_path / "shards")
+    iterator = iterate(shards, mode="streaming")
+    removed = sorted(shards.glob("*.tar"))[2]
+    removed.unlink()
+    with pytest.raises(ShardError, match=f"{removed.name}: changed or removed"):
+        rest(iterator)
+
+
+def test_a_file_that_has_changed_is_named_with_its_shard(file_shards, tmp_path):
+    shards = shutil.copytree(file_shards, tmp_path / "shards")
+    tar = sorted(shards.glob("*.tar"))[1]
+    image, _ = parse_index(tar.with_suffix(".idx").read_text())[4]
+    with open(tar, "r+b") as file:
+        file.seek(image.offset + image.size - 20)
+        file.write(b"spoilt")
+    options = {"mode": "streaming", "size": (9, 7), "fdt": None}
+    with pytest.raises(ShardError, match=f"{tar.name}: .*sha256"):
+        iterate(shards, 12, **options)
+    pipeline = make(shards, 4, verify=False, prefetch_queue_depth=1, **options)
+    pipeline.build()
+    pipeline.run()  # it is in a later window
+    for _ in range(2):  # and not, the second time, as if the epoch had ended
+        with pytest.raises(ShardError, match=f"{tar.name}: sample {image.name.partition('.')[0]}: changed since"):
+            run_on(pipeline)
+
+
+def run_on(pipeline):
+    while True:
+        pipeline.run()
+
+
+REFUSED = [
+    ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+    ({"num_threads": 0}, "num_threads must be 1 or more, got 0"),
+    ({"mode": "lazy"}, "mode must be one of 'auto', 'resident', 'streaming', got 'lazy'"),
+    ({"last_batch": "keep"}, "last_batch must be one of 'partial', 'drop', 'fill', got 'keep'"),
+    ({"device": "cuda"}, "device must be one of 'cpu', 'gpu', got 'cuda'"),
+    ({"device": "gpu"}, 'device="gpu" needs the number of one: pass device_id=0, got device_id=None'),
+    ({"plan_seed": -1}, "plan_seed must be 0 or more"),
+    ({"plan_seed": 2**64}, "seed"),
+    ({"epoch": -1}, "epoch must be in [0, 2**32), got -1"),
+    ({"epoch": 2**32}, "epoch must be in [0, 2**32)"),
+    ({"epoch": 1.5}, "epoch must be in [0, 2**32), got 1.5"),
+    ({"dtype": torch.bfloat16}, "DALI has no bfloat16"),
+    ({"dtype": torch.float64}, "dtype must be torch.float32"),
+    ({"channels": 1}, "channels=1, but the images have 3"),
+    ({"fdt": "none"}, "fdt must be an FDT or None, got 'none'"),
+    ({"fdt": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+    ({"augment": 4}, "augment must be an Augment or None, got 4"),
+    ({"size": 8}, "size must be (height, width), got 8"),
+    ({"size": (8, 8), "mode": "resident"}, "size resizes while streaming"),
+    ({"rank": 1}, "rank and world_size must be given together"),
+    ({"rank": 2, "world_size": 2}, "rank must be in [0, world_size), got rank 2 of 2"),
+    ({"rank": 0, "world_size": 114, "batch_size": 1}, 'last_batch="partial" leaves 2 of 230 outputs for 114 ranks'),
+    ({"batch_size": 300, "last_batch": "drop"}, 'last_batch="drop" leaves no batch'),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_be_is_refused_when_the_pipeline_is_made(numbered_shards, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(numbered_shards, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "resident"}, "images of different sizes cannot be resident"),
+        ({"mode": "streaming"}, "the images have different sizes: pass size=(height, width)"),
+        ({}, "the images have different sizes: pass size=(height, width)"),
+    ],
+)
+def test_images_of_different_sizes_have_to_be_resized(file_shards, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(file_shards, **options)
+
+
+def test_a_small_window_is_warned_of(numbered_shards):
+    with pytest.warns(UserWarning, match="a DALI batch of 20 samples, .* lack some of the 7 classes.* batch_size=70"):
+        make(numbered_shards, 20, mode="streaming")
+    for options in ({"fdt": None}, {"fdt": FDT(max_images=1)}):
+        make(numbered_shards, 20, mode="streaming", **options)
+
+
+def test_no_shards_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        make(tmp_path)
+
+
+BEGIN = """
+import faulthandler, gc, os, sys, threading
+faulthandler.dump_traceback_later(40, exit=True)
+import numpy as np
+from nvidia.dali.plugin.pytorch import DALIGenericIterator
+from fdt_pipeline import FDT, fdt_pipeline
+
+def started(**options):
+    options = {{"batch_size": 46, "num_threads": 2, "device_id": None, "mode": {mode!r}, **options}}
+    iterator = DALIGenericIterator(fdt_pipeline({shards!r}, **options), ["images", "targets"])
+    next(iterator)
+    return iterator
+"""
+
+
+def run(shards, mode, code, **environment):
+    """(exit code, what it printed, its errors); it ends itself with all its stacks on stderr should it hang."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN.format(shards=str(shards), mode=mode) + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert "Timeout" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+ENDS = {
+    "an iterator that is kept": "kept = started()",
+    "one in a cycle": "kept = [started()]\nkept.append(kept)\ndel kept",
+    "an exception in mid-epoch": "kept = started()\nraise ValueError('in mid-epoch')",
+    "a reader that waits": """
+from fdt_pipeline import batch_sources
+read = batch_sources.read_windows
+def slowly(*arguments):
+    for window in read(*arguments):
+        yield window
+        threading.Event().wait(0.3)
+batch_sources.read_windows = slowly
+kept = started()
+""",
+}
+
+
+@pytest.mark.parametrize(("mode", "end"), [(MODES[0], next(iter(ENDS))), *((MODES[1], end) for end in ENDS)])
+def test_the_interpreter_exits_in_mid_epoch_and_does_not_hang(numbered_shards, mode, end):
+    code, _, errors = run(numbered_shards, mode, ENDS[end])
+    assert code == (1 if end == "an exception in mid-epoch" else 0), errors
+    assert errors.count("Traceback") == code, errors
+
+
+def test_hundreds_of_pipelines_dropped_in_mid_epoch_leave_no_threads(numbered_shards):
+    """Each has five or more. One that has just ended may still be counted."""
+    code = """
+def threads():
+    gc.collect()
+    return len(os.listdir("/proc/self/task"))
+
+for mode in ("resident", "streaming"):
+    started(mode=mode)
+    before = threads()
+    for _ in range(100): started(mode=mode)
+    print(threads() - before < 5)
+"""
+    assert run(numbered_shards, "auto", code)[:2] == (0, "True\nTrue\n")
+
+
+def test_without_the_native_operators_there_is_no_such_pipeline(numbered_shards):
+    code = """
+try:
+    started()
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    found = run(numbered_shards, "resident", code, FDT_PIPELINE_NATIVE="0")
+    assert "NativeUnavailable fdt_pipeline needs the native operators" in found[1], found
+    assert "turned off by FDT_PIPELINE_NATIVE=0" in found[1]
