@@ -239,6 +239,13 @@ class FDTLoader:
             self._next = Place(operator.index(epoch), mixing=self._is_mixing)
         self._reached = None
 
+    batch_sampler = None
+
+    @property
+    def sampler(self) -> FDTLoader:
+        """Itself, as trainers that are made for a DataLoader (Lightning, timm) call `loader.sampler.set_epoch(e)`."""
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """JSON values, a kilobyte: how far the iteration that moved last is, the batch that it gave last being done,
         and what tells this loader from others. Batches made ahead do not count, so none is lost or repeated."""
@@ -258,15 +265,16 @@ class FDTLoader:
     def __iter__(self) -> Generator[Any, None, None]:
         if self._epochs is None:
             raise RuntimeError("this FDTLoader is closed: make a new one")
-        place = self._next
-        if place.epoch >= 2**32:
-            raise ValueError(f"epoch must be in [0, 2**32), got {place.epoch}")
-        self._next = Place(place.epoch + 1, mixing=self._is_mixing)
-        batches = self._iterate(self._epochs, place)
+        if self._next.epoch >= 2**32:
+            raise ValueError(f"epoch must be in [0, 2**32), got {self._next.epoch}")
+        batches = self._iterate(self._epochs)
         self._iterations = [*(old for old in self._iterations if old() is not None), ref(batches)]
         return batches
 
-    def _iterate(self, epochs: ResidentEpochs | StreamingEpochs, place: Place) -> Generator[Any, None, None]:
+    def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
+        """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
+        place = self._next
+        self._next = Place(place.epoch + 1, mixing=self._is_mixing)
         with closing(epochs.batches(place, self._stats)) as parts:
             while True:
                 start = time.perf_counter()

@@ -248,3 +248,18 @@ def count(seen, batches):
     """Add the weights of the batches to those of their samples."""
     for images, _, weights in batches:
         np.add.at(seen, numbers_of([(images,)]), weights.numpy())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_iterator_that_is_never_moved_takes_no_epoch(numbered_shards, mode):
+    """Lightning makes two for each epoch, and sets the epoch through `sampler`."""
+    loader = FDTLoader(numbered_shards, 50, mode=mode)
+    expected = epoch_of(loader)
+    loader.set_epoch(0)
+    iter(loader)
+    iter(loader)
+    loader.sampler.set_epoch(0)
+    assert loader.epoch == 0
+    for a, b in zip(epoch_of(loader), expected, strict=True):
+        assert torch.equal(a, b)
+    assert loader.epoch == 1
