@@ -1,0 +1,127 @@
+"""The examples, run with the real libraries; the two that need DALI alone are in tests/fdt_pipeline."""
+
+import re
+import runpy
+import shutil
+
+import pytest
+import torch
+
+from fdt_pipeline import FDTLoader
+from tests.example_runs import EXAMPLES, run_example
+
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "shared.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_each_is_shorter_than_60_lines_and_has_its_line_in_the_table(script):
+    assert len(script.read_text().splitlines()) < 60
+    (row,) = re.findall(rf"^\| \[`{script.name}`\].*$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert f"examples/{script.name} SHARDS`" in row
+
+
+def test_plain_goes_on_after_its_last_checkpoint_as_if_it_had_not_been_stopped(few_shards, tmp_path):
+    whole = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "whole.pt")
+    assert list(whole.losses) == list(range(1, 11))
+    stopped = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--steps", 8, "--checkpoint", "parts.pt")
+    assert list(stopped.losses) == list(range(1, 9))
+    resumed = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "parts.pt")
+    assert list(resumed.losses) == [7, 8, 9, 10]
+    assert {**stopped.losses, **resumed.losses} == whole.losses
+    assert resumed.accuracy == whole.accuracy
+
+
+EPOCHS = 21  # of 4 steps: the last step is one that is saved
+
+
+@pytest.fixture(scope="module")
+def ddp(few_shards, tmp_path_factory):
+    """What ddp.py printed and left behind, run by 2 ranks from its beginning to its end."""
+    folder = tmp_path_factory.mktemp("ddp")
+    return run_example("ddp", few_shards, folder, "--epochs", EPOCHS, "--checkpoint", "run.pt", ranks=2), folder
+
+
+def weights_of(folder):
+    return torch.load(folder / "run.pt", weights_only=True)["model"]
+
+
+def test_ddp_ends_the_same_stopped_or_not_and_by_fewer_ranks_within_rounding(few_shards, tmp_path, ddp):
+    whole, folder = ddp
+    assert list(whole.losses) == list(range(1, 4 * EPOCHS + 1))
+    two, one = tmp_path / "two", tmp_path / "one"
+    two.mkdir()
+    options = ("--epochs", EPOCHS, "--checkpoint", "run.pt")
+    assert max(run_example("ddp", few_shards, two, *options, "--steps", 77, ranks=2).losses) == 77
+    shutil.copytree(two, one)
+    for ranks, place in ((2, two), (1, one)):
+        resumed = run_example("ddp", few_shards, place, *options, ranks=ranks)
+        assert list(resumed.losses) == list(range(76, 85))
+    torch.testing.assert_close(weights_of(two), weights_of(folder), rtol=0, atol=0)
+    torch.testing.assert_close(weights_of(one), weights_of(folder), rtol=0, atol=1e-5)
+
+
+def exact_accuracy(weights, shards):
+    """All samples in one batch, by one process."""
+    with FDTLoader(shards / "test", 100, train=False) as loader:
+        ((images, labels),) = loader
+    model = runpy.run_path(EXAMPLES / "shared.py")["small_network"](loader.shape[0], loader.num_classes)
+    model.load_state_dict(weights)
+    return (model(images).argmax(1) == labels).float().mean().item()
+
+
+def test_ddp_evaluates_exactly_over_any_number_of_ranks(few_shards, ddp):
+    over_two, folder = ddp
+    over_one = run_example("ddp", few_shards, folder, "--epochs", EPOCHS, "--checkpoint", "run.pt", ranks=1)
+    assert not over_one.losses
+    exact = pytest.approx(exact_accuracy(weights_of(folder), few_shards), abs=1e-4)
+    assert over_two.accuracy == exact
+    assert over_one.accuracy == exact
+    assert over_two.accuracy > 0.2  # something that a wrong count would change
+
+
+@pytest.mark.parametrize("name", ["lightning_fit", "accelerate_fit"])
+def test_trainers_launched_by_torchrun_do_what_ddp_does(few_shards, tmp_path, ddp, name):
+    found = run_example(name, few_shards, tmp_path, "--epochs", EPOCHS, "--checkpoint", tmp_path / "a.ckpt", ranks=2)
+    expected, _ = ddp
+    assert found.losses.keys() == expected.losses.keys()
+    assert found.losses == pytest.approx(expected.losses, abs=1e-4)
+    assert found.accuracy == expected.accuracy
+
+
+def test_lightnings_checkpoints_resume_in_mid_epoch_and_at_the_end_of_one(few_shards, tmp_path):
+    def fit(checkpoint, *arguments):
+        return run_example("lightning_fit", few_shards, tmp_path, "--checkpoint", tmp_path / checkpoint, *arguments)
+
+    whole = fit("whole/run.ckpt", "--epochs", 4)
+    assert list(whole.losses) == list(range(1, 17))
+    stopped = fit("parts/run.ckpt", "--epochs", 4, "--steps", 5)
+    middle = fit("parts/run.ckpt", "--epochs", 3)
+    assert list(middle.losses) == list(range(4, 13))
+    end = fit("parts/run.ckpt", "--epochs", 4)
+    assert list(end.losses) == [13, 14, 15, 16]
+    assert {**stopped.losses, **middle.losses, **end.losses} == whole.losses
+    assert end.accuracy == whole.accuracy
+
+
+def test_accelerates_saved_state_goes_on_in_mid_epoch(few_shards, tmp_path):
+    whole = run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "whole")
+    assert list(whole.losses) == list(range(1, 9))
+    stop = ("--epochs", 2, "--steps", 6)
+    stopped = run_example("accelerate_fit", few_shards, tmp_path, *stop, "--checkpoint", "parts")
+    resumed = run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "parts")
+    assert list(resumed.losses) == [7, 8]
+    assert {**stopped.losses, **resumed.losses} == whole.losses
+    assert resumed.accuracy == whole.accuracy
+
+
+def test_timm_trains_and_evaluates(few_shards, tmp_path):
+    found = run_example("timm_fit", few_shards, tmp_path, "--epochs", 2, "--steps", 6)
+    assert list(found.losses) == [1, 2, 3, 4, 5, 6]
+    assert found.accuracy is not None
+
+
+def test_the_compiled_step_has_the_losses_of_the_plain_one(few_shards, tmp_path):
+    compiled = run_example("compiled", few_shards, tmp_path)
+    plain = run_example("plain", few_shards, tmp_path, "--steps", 4, "--checkpoint", "plain.pt")
+    assert list(compiled.losses) == [1, 2, 3, 4]
+    assert compiled.losses == pytest.approx(plain.losses, abs=1e-4)
