@@ -163,14 +163,16 @@ class StreamingEpochs:
         while number < num_windows:
             reading = _Reading(self, order, place.epoch, number)
             try:
-                for part, window in reading.parts(engine, num_windows - number):
-                    self._count(window, place.mixing, stats)
-                    yield part.rows(skipped)
-                    number, skipped = number + 1, 0
+                with closing(reading.parts(engine, num_windows - number)) as parts:
+                    for part, window in parts:
+                        self._count(window, place.mixing, stats)
+                        yield part.rows(skipped)
+                        number, skipped = number + 1, 0
             except BadSamplesError as error:
                 self.known_bad |= error.found  # and once more, now that they are known
 
     def _count(self, window: Window, mixing: bool, stats: LoaderStats) -> None:
+        stats.windows += 1
         stats.add_bad(list(window.replaced.values()))
         if self.watch and mixing:
             self.watch.add(window.labels, stats)

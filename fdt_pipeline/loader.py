@@ -274,7 +274,7 @@ class FDTLoader:
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
         place = self._next
-        self._next = Place(place.epoch + 1, mixing=self._is_mixing)
+        self._next, self._reached = Place(place.epoch + 1, mixing=self._is_mixing), place  # should the first one fail
         with closing(epochs.batches(place, self._stats)) as parts:
             while True:
                 start = time.perf_counter()
@@ -288,7 +288,8 @@ class FDTLoader:
                 self._reached = place
                 del part
                 yield batch
-        self._reached = None
+        if self._reached is place:  # and not where another iteration is
+            self._reached = None
 
     def _delivered(self, part: Part) -> tuple[Any, ...]:
         """As the trainer takes it."""
@@ -371,10 +372,10 @@ class FDTLoader:
     ) -> StreamingEpochs:
         manifest = self.manifest
         window, is_small = self._checked_window(mix_window)
+        files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
         if verify and self.shards.local:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, manifest, self._running.num_threads, progress)
-        files = files_of(self.shards, manifest)
         engine: NativeStreaming | TorchStreaming
         if self.engine == "native":
             engine = NativeStreaming(self._mixing, self.device, window)

@@ -45,6 +45,7 @@ def pack_state(place: Place, current: Leg | None, mixing: bool, config: Mapping[
         "mixing": place.mixing,
         "mixing_next": mixing,
         "legs": [asdict(leg) for leg in legs],
+        "world_size": current.world_size if current else None,
         "config": dict(config),
     }
 
@@ -54,18 +55,17 @@ def unpack_state(
 ) -> tuple[Place, bool]:
     """-> (place, mixing from the next epoch on). ValueError for what is no state, and for the state of another loader,
     naming every field that differs."""
-    legs = _checked(state)
-    check_same_config(state["config"], config, legs, current)
+    legs = [leg for leg in _checked(state) if leg.batches]
+    check_same_config(state["config"], config, state["world_size"], current)
     if state["batch"] > num_batches:
         raise ValueError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}")
     if legs and current and replace(legs[-1], batches=0) == replace(current, batches=0):
         legs = legs[:-1]
-    legs = [leg for leg in legs if leg.batches]
     return Place(state["epoch"], state["batch"], state["mixing"], tuple(legs)), state["mixing_next"]
 
 
-def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any], legs: list[Leg], current: Leg | None) -> None:
-    other_ranks = bool(legs and current and legs[-1].world_size != current.world_size)
+def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any], world_size: int, current: Leg | None) -> None:
+    other_ranks = bool(current and world_size != current.world_size)
     ignored = {"mix_window"} if other_ranks else set()  # it may depend on the number of ranks
     names = [name for name in {**ours, **theirs} if name not in ignored]
     differing = [
@@ -83,8 +83,9 @@ def describe_fdt(fdt: FDT | None) -> dict[str, Any] | None:
     if fdt is None:
         return None
     described = {field.name: getattr(fdt, field.name) for field in fields(fdt)}
+    described = {name: value.item() if isinstance(value, np.generic) else value for name, value in described.items()}
     most = fdt.max_images or _SERIES_ROWS
-    rows = [np.asarray(fdt.series.weights(k), np.float64) for k in range(1, min(most, _SERIES_ROWS) + 1)]
+    rows = [np.asarray(fdt.series.weights(k), np.float32) for k in range(1, min(most, _SERIES_ROWS) + 1)]
     digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()[:12]
     return {**described, "series": f"{type(fdt.series).__name__}, weights {digest}"}
 
@@ -98,14 +99,16 @@ def _checked(state: Mapping[str, Any]) -> list[Leg]:
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"expected what state_dict() of an FDTLoader gave, of version {VERSION}, got {found!r}")
-    missing = {"epoch", "batch", "mixing", "mixing_next", "legs", "config"} - state.keys()
+    missing = {"epoch", "batch", "mixing", "mixing_next", "legs", "world_size", "config"} - state.keys()
     if missing:
         raise ValueError(f"expected what state_dict() of an FDTLoader gave, without: {', '.join(sorted(missing))}")
     for name in ("epoch", "batch"):
         value = state[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
             raise ValueError(f"{name} of the state must be in [0, 2**32), got {value!r}")
+    if not isinstance(state["config"], Mapping) or not all(isinstance(leg, Mapping) for leg in state["legs"]):
+        raise ValueError("expected what state_dict() of an FDTLoader gave, but config or legs are something else")
     try:
         return [Leg(**leg) for leg in state["legs"]]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"legs of the state: {error}") from None

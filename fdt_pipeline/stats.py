@@ -22,8 +22,8 @@ class LoaderStats:
     batches, images: what the consumer has been given. wait_seconds: how long it waited for that, in all.
     bad_samples: how often another sample took a bad one's place; bad: the first 100 of them, each named once, with what
     was wrong. windows: mix windows used (streaming). images_per_output: the expected number of images in a sum, by the
-    classes that the windows so far held; images_per_output_of_all: the same if no class had been missing. Both are 0
-    before the first window, and in resident mode, where no class is ever missing.
+    classes that the mixed windows so far held; images_per_output_of_all: the same if no class had been missing. Both
+    are 0 before the first one, and in resident mode, where no class is ever missing.
     """
 
     batches: int = 0
@@ -50,11 +50,6 @@ class LoaderStats:
                 self.bad.append(text)
                 warnings.warn(f"another sample takes the place of a bad one: {text}", stacklevel=2)
 
-    def add_window(self, images_per_output: float, of_all: float) -> None:
-        self.windows += 1
-        self.images_per_output += (images_per_output - self.images_per_output) / self.windows
-        self.images_per_output_of_all += (of_all - self.images_per_output_of_all) / self.windows
-
 
 class ClassWatch:
     """Warns, once, of windows that lack so many classes that fewer images are superposed than asked."""
@@ -63,6 +58,7 @@ class ClassWatch:
         self.fdt, self.counts = fdt, np.array(samples_per_class, np.int64)
         self.num_classes = int((self.counts > 0).sum())
         self._has_warned = not warns
+        self._num_windows = 0
 
     def images_per_output(self, num_classes: int) -> float:
         """The mean K of sums within a window of so many classes."""
@@ -74,7 +70,9 @@ class ClassWatch:
         """labels i64[n]: of a window."""
         found = len(np.unique(labels))
         of_all = self.images_per_output(self.num_classes)
-        stats.add_window(self.images_per_output(found), of_all)
+        self._num_windows += 1
+        stats.images_per_output += (self.images_per_output(found) - stats.images_per_output) / self._num_windows
+        stats.images_per_output_of_all = of_all
         if self.fdt.max_images == 1 or self._has_warned or stats.images_per_output >= _ENOUGH * of_all:
             return
         self._has_warned = True

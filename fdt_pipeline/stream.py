@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fdt_pipeline.arguments import check_at_least_one, check_count
 from fdt_pipeline.philox import Stream, permutation, random_words
 from fdt_pipeline.shards import Manifest, Shard
 from fdt_pipeline.sources.source import I64
@@ -30,6 +31,11 @@ class Leg:
     batch_size: int
     shuffle: int
     batches: int
+
+    def __post_init__(self) -> None:
+        check_at_least_one(world_size=self.world_size, batch_size=self.batch_size)
+        for name in ("shuffle", "batches"):
+            check_count(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from .manifest import Manifest, Shard
 AHEAD = 3  # shards that are fetched while one is read, if half of the cache has room for them
 
 
-# What changes when a file does: inode, size and time of its last change.
-FileState = tuple[int, int, int]
+# What changes when a file does: inode, size, time of its last change, and that of its inode, which nobody can set back.
+FileState = tuple[int, int, int, int]
 
 
 def file_state(found: os.stat_result) -> FileState:
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class LocalShardFiles:
 
     def check_unchanged(self) -> None:
         for name, state in self._states.items():
-            if self._state(name) != state:
+            now = self._state(name)
+            if now is None or state is None or now[:3] != state[:3]:  # the fourth changes by a chmod, too
                 raise ShardError(
                     f"{self.folder.path(name)}: changed or removed since the loader was built: make a new loader"
                 )

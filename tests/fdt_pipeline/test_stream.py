@@ -15,6 +15,7 @@ class Set:
     shards = tuple(type("Shard", (), {"name": f"s{i}", "num_samples": n})() for i, n in enumerate((60, 60, 60, 50)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 300), st.integers(1, 9), st.integers(0, 2**64 - 1))
 def test_ranks_share_every_sample_out_evenly(epoch, shuffle, world_size, seed):
     orders = [epoch_order(Set, seed, epoch, shuffle, rank, world_size) for rank in range(world_size)]
@@ -26,7 +27,7 @@ def test_ranks_share_every_sample_out_evenly(epoch, shuffle, world_size, seed):
         assert np.ptp(order.samples) == len(order.samples) - 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(0, 2**32 - 1), st.sampled_from([0, 20, 70]))
 def test_legs_of_any_number_of_ranks_show_every_sample_once_with_numbers_of_its_own(data, epoch, shuffle):
     legs, seen, numbers, left = [], [], [], 230

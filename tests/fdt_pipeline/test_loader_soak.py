@@ -1,0 +1,280 @@
+"""Loaders over a long time, beside each other, with consumers of any speed, and at the end of the interpreter."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fdt_pipeline import FDTLoader, windows
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+from tests.loading import assert_same
+from tests.numbered import numbered_images
+
+MODES = ("resident", "streaming")
+
+PRELUDE = """
+import faulthandler, gc, os
+from itertools import islice
+faulthandler.dump_traceback_later(140, exit=True)
+from fdt_pipeline import FDTLoader
+
+def figures():
+    gc.collect()
+    mebibytes = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return mebibytes, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+"""
+
+
+@pytest.fixture(scope="module")
+def small_shards(tmp_path_factory):
+    """400 images of 8x8x3 in 10 classes, in 4 shards."""
+    folder = tmp_path_factory.mktemp("small") / "shards"
+    write_shards(ArraySource(numbered_images(400, (8, 8, 3)), np.arange(400) % 10), folder, samples_per_shard=100)
+    return folder
+
+
+def said_by_a_process(code, *arguments):
+    """What a fresh process prints, as memory that others freed would hide a leak."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figures_of_a_process(code, *arguments):
+    """(MiB, threads, file descriptors), twice."""
+    figures = [float(word) for word in said_by_a_process(code, *arguments).split()]
+    return figures[:3], figures[3:]
+
+
+BATCHES = """
+import sys
+loader = FDTLoader(sys.argv[1], 2, mode=sys.argv[2], num_threads=1, weights=True)
+assert len(loader) == 200
+for _ in range(2):
+    for _ in range(25):
+        for number, batch in enumerate(loader):
+            if number % 20 == 0:
+                state = loader.state_dict()
+    print(*figures())
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ten_thousand_batches_take_no_more_memory_threads_or_files(small_shards, mode):
+    first, last = figures_of_a_process(BATCHES, small_shards, mode)
+    assert last[0] < first[0] + 4
+    assert last[1:] == first[1:]
+
+
+LOADERS = """
+import sys
+def make(count):
+    for i in range(count):
+        options = {"mode": sys.argv[2], "engine": ("native", "torch")[i % 2], "seed": i}
+        loader = FDTLoader(sys.argv[1], 32, **options)
+        list(islice(loader, 1 + i % 3))  # broken off
+        resumed = FDTLoader(sys.argv[1], 32, **options)
+        resumed.load_state_dict(loader.state_dict())
+        if i % 5 == 0:
+            list(resumed)
+        if i % 4 < 2:
+            loader.close()
+    print(*figures())
+make(10)
+make(50)
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hundred_loaders_made_resumed_and_dropped_leave_nothing_behind(small_shards, mode):
+    first, last = figures_of_a_process(LOADERS, small_shards, mode)
+    assert last[0] < first[0] + 8
+    assert last[1] <= first[1]
+    assert last[2] <= first[2]
+
+
+EXITS = """
+faulthandler.cancel_dump_traceback_later()  # a child would wait for its thread, which is not forked
+import signal, sys, threading, time
+def loaders():
+    return [FDTLoader(sys.argv[1], 8, mode=mode, prefetch=2) for mode in ("resident", "streaming")]
+
+def in_the_middle():
+    iterations = [iter(loader) for loader in loaders()]
+    for iteration in iterations:
+        next(iteration)
+    return iterations
+
+def at_the_end_of_the_script():
+    global iterations
+    iterations = in_the_middle()
+
+def by_an_exception():
+    iterations = in_the_middle()
+    raise RuntimeError("the consumer's own")
+
+def by_sys_exit():
+    iterations = in_the_middle()
+    sys.exit(7)
+
+def by_sys_exit_in_a_thread():
+    def run():
+        iterations = in_the_middle()
+        sys.exit(7)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+def while_a_daemon_thread_iterates():
+    started = threading.Event()
+    def run():
+        while True:
+            for batch in loaders()[1]:
+                started.set()
+    threading.Thread(target=run, daemon=True).start()
+    started.wait()
+
+def with_an_iteration_kept_by_a_module():
+    sys.kept = in_the_middle()
+
+def in_a_reference_cycle():
+    cycle = in_the_middle()
+    cycle.append(cycle)
+
+EXPECTED = {
+    at_the_end_of_the_script: 0,
+    by_an_exception: 1,
+    by_sys_exit: 7,
+    by_sys_exit_in_a_thread: 0,
+    while_a_daemon_thread_iterates: 0,
+    with_an_iteration_kept_by_a_module: 0,
+    in_a_reference_cycle: 0,
+}
+
+def end_of(child, deadline):
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hangs"
+
+children = {}
+for way in EXPECTED:  # forked before there is any loader: that is safe, and saves the imports
+    children[way] = os.fork()
+    if children[way] == 0:
+        way()
+        break
+else:
+    deadline = time.monotonic() + 100
+    for way, child in children.items():
+        print(way.__name__, end_of(child, deadline), EXPECTED[way], flush=True)
+"""
+
+
+def test_the_interpreter_exits_in_the_middle_of_an_epoch_in_whatever_way(small_shards):
+    """Each way in a process of its own, that ends as any script does."""
+    said = [line.split() for line in said_by_a_process(EXITS, small_shards).splitlines()]
+    assert len(said) == 7
+    assert [(way, found) for way, found, _ in said] == [(way, expected) for way, _, expected in said]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_consumer_slower_than_the_loader_sees_the_same(small_shards, mode):
+    loader = FDTLoader(small_shards, 40, mode=mode, prefetch=3)
+    expected = list(loader)
+    loader.set_epoch(0)
+    found = []
+    for batch in loader:
+        time.sleep(0.01)
+        found.append(batch)
+    assert_same(found, expected)
+
+
+def test_a_consumer_faster_than_the_loader_waits_and_sees_the_same(small_shards, monkeypatch):
+    options = {"mode": "streaming", "mix_window": 100, "prefetch": 2}
+    expected = list(FDTLoader(small_shards, 40, **options))
+    real, slept = windows.os.pread, []
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        slept.append(0.05)
+        return real(*arguments)
+
+    monkeypatch.setattr(windows.os, "pread", slow)
+    loader = FDTLoader(small_shards, 40, verify=False, **options)
+    assert_same(list(loader), expected)
+    assert len(slept) >= 4
+    assert loader.stats.wait_seconds > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_loaders_in_step_do_not_disturb_each_other(small_shards, mode):
+    first, second = (FDTLoader(small_shards, 32, mode=mode, seed=seed) for seed in (1, 2))
+    alone = [list(loader) for loader in (first, second)]
+    for loader in (first, second):
+        loader.set_epoch(0)
+    pairs = list(zip(first, second, strict=True))
+    assert_same([pair[0] for pair in pairs], alone[0])
+    assert_same([pair[1] for pair in pairs], alone[1])
+    assert not torch.equal(alone[0][0][0], alone[1][0][0])
+
+
+def test_loaders_in_threads_of_their_own_do_not_disturb_each_other(small_shards):
+    """Two of each mode, three epochs, beginning at once."""
+    options = [{"mode": mode, "seed": seed} for mode in MODES for seed in (1, 2)]
+    expected = [[*loader, *loader, *loader] for loader in (FDTLoader(small_shards, 32, **each) for each in options)]
+    found = [None] * len(options)
+    together = threading.Barrier(len(options))
+
+    def run(number):
+        loader = FDTLoader(small_shards, 32, **options[number])
+        together.wait()
+        found[number] = [*loader, *loader, *loader]
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(options))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+def test_a_state_may_be_taken_by_another_thread_while_batches_are_made(small_shards):
+    """As a checkpointing thread does: whatever moment it meets, what follows its state follows there."""
+    loader = FDTLoader(small_shards, 8, mode="resident", seed=1)
+    expected, states, done = list(loader), [], threading.Event()
+    loader.set_epoch(0)
+
+    def watch():
+        while not done.is_set():
+            states.append(loader.state_dict())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    list(loader)
+    done.set()
+    watcher.join()
+    distinct = [state for state, before in zip(states, [None, *states], strict=False) if state != before]
+    rests = []
+    for state in distinct[:: max(1, len(distinct) // 8)]:
+        resumed = FDTLoader(small_shards, 8, mode="resident", seed=1)
+        resumed.load_state_dict(state)
+        if resumed.epoch == 0:
+            rests.append(list(resumed))
+            assert_same(rests[-1], expected[len(expected) - len(rests[-1]) :])
+    assert rests
