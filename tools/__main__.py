@@ -16,8 +16,9 @@ from typing import TextIO
 from fdt_pipeline.shards import BadSampleError, WorkerError
 
 from . import convert, index, info, preview, shard, verify
+from .bench import command as bench
 
-VERBS = (shard, index, verify, info, preview, convert)
+VERBS = (shard, index, verify, info, preview, convert, bench)
 _EXAMPLE = """example:
   python -m tools shard train/data/fashion_mnist_subset runs/shards
   python -m tools verify runs/shards

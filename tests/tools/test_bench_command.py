@@ -1,0 +1,227 @@
+"""`python -m tools bench` from its options to its files, with seats that need no time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fdt_pipeline.shards import load_shards, read_manifest, write_shards
+from fdt_pipeline.sources import ArraySource
+from tests.numbered import numbered_images
+from tools.__main__ import main
+from tools.bench.checks import check
+from tools.bench.contenders import ENTRIES
+from tools.bench.entries import find_entry
+from tools.bench.noise import Noise, spread
+from tools.bench.options import Options
+from tools.bench.relabelling import relabelled
+from tools.bench.running import Bench
+from tools.bench.task import Entry
+
+MODULE = "tests.bench_contenders"
+USED = {"cpu": 0.1, "memory": 1e8, "peak": 2e8, "from_storage": 0, "by_read": 10, "gpu": 0, "rests": True}
+
+
+RATES = {"whole": 1000.0, "mixed": 500.0}
+
+
+class QuickSeat:
+    """Its rate is told by its name; checks are real."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        self.rate = RATES.get(spec.contender.rpartition(":")[2], 1.0) / len(spec.task.manifest.classes)
+        self.rng = np.random.default_rng(0)
+
+    def start(self, seconds):
+        epoch = {"images": 100, "seconds": 1.0, "whole": True}
+        return {"set_up_seconds": 0.1, "first_batch_seconds": 0.2, "first_epoch": epoch, **USED}
+
+    def check(self, sets):
+        return check(find_entry(self.spec.contender), self.spec.task, sets)
+
+    def turn(self, seconds):
+        rate = self.rate * (1 - self.spec.lost) * float(np.exp(0.01 * self.rng.normal()))
+        times = {"p50": 0.1, "p95": 0.2, "p99": 0.3, "seconds": 1.0, "waited": 0.5}
+        return {"rate": rate, "images": 100, "taken": 110, "batches": 1, "epoch": 0, **times, **USED}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("tools.bench.commands.Bench", lambda options: Bench(options, QuickSeat))
+    monkeypatch.setattr("tools.bench.commands.SeatProcess", QuickSeat)
+    monkeypatch.setattr("tools.bench.noise.works", lambda: {"arithmetic": lambda: None})
+
+
+@pytest.fixture
+def shards(few_shards):
+    return few_shards / "train"
+
+
+def bench(shards, tmp_path, *options, contenders=("whole", "mixed")):
+    own = [argument for name in contenders for argument in ("--contender", f"{MODULE}:{name}")]
+    common = ["--batch-size", 32, "--workers", 1, "--work", tmp_path / "work"]
+    return main(["bench", str(shards), *map(str, [*own, *common, *options])])
+
+
+def test_a_table_json_and_a_plot_come_out(shards, tmp_path, quick, capsys):
+    json_path, plot = tmp_path / "out" / "bench.json", tmp_path / "out" / "bench.png"
+    assert bench(shards, tmp_path, "--json", json_path, "--plot", plot) == 0
+    printed = capsys.readouterr().out
+    assert "fashion-mnist" not in printed  # the few are arrays
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith(MODULE)] == [
+        f"{MODULE}:whole",
+        f"{MODULE}:mixed",
+    ]
+    results = json.loads(json_path.read_text())
+    assert results["data"]["samples"] == 300
+    assert results["machine"]["cores"] >= 1
+    assert results["options"]["repeats"] == 6
+    assert len(results["contenders"][0]["turns"]) == 6
+    assert results["contenders"][1]["images_per_output"] == 3.5
+    assert len(results["noise"]["arithmetic"]["seconds"]) == 7
+    assert results["versions"]["numpy"] == np.__version__
+    assert str(tmp_path) not in json.dumps({key: results[key] for key in results if key != "command"})
+    assert plot.stat().st_size > 1000
+
+
+def test_a_cheat_is_refused_by_name_is_not_timed_and_makes_the_command_fail(shards, tmp_path, quick, capsys):
+    json_path = tmp_path / "bench.json"
+    contenders = ("whole", "half_of_the_epoch", "not_installed")
+    assert bench(shards, tmp_path, "--json", json_path, contenders=contenders) == 1
+    printed = capsys.readouterr().out
+    assert f"{MODULE}:half_of_the_epoch: refused: epoch 0 has 150 images, expected" in printed
+    assert f"{MODULE}:not_installed: not installed: pip install nothing-like-it" in printed
+    whole, half, missing = json.loads(json_path.read_text())["contenders"]
+    assert [one["status"] for one in (whole, half, missing)] == ["measured", "refused", "not installed"]
+    assert not half["turns"]
+    assert "summary" not in half
+
+
+def test_what_is_not_installed_alone_is_no_failure(shards, tmp_path, quick):
+    assert bench(shards, tmp_path, contenders=("whole", "not_installed")) == 0
+
+
+def test_contenders_for_gpus_are_left_out_on_a_cpu(shards, tmp_path, quick, monkeypatch, capsys):
+    entry = Entry("gpu alone", "none", lambda task: None, needs_gpu=True)
+    monkeypatch.setattr("tools.bench.entries.ENTRIES", (entry,))
+    assert bench(shards, tmp_path, "--contenders", "gpu alone") == 0
+    assert "gpu alone: left out: it runs on GPUs alone" in capsys.readouterr().out
+
+
+def test_sweeps_race_on_other_classes_and_in_other_batches(shards, tmp_path, quick):
+    json_path = tmp_path / "bench.json"
+    assert bench(shards, tmp_path, "--classes", 4, 8, "--batch-sizes", 16, "--json", json_path) == 0
+    sweeps = json.loads(json_path.read_text())["sweeps"]
+    rates = {c: found[0]["summary"]["images_per_second"]["median"] for c, found in sweeps["classes"].items()}
+    assert rates["4"] / rates["8"] == pytest.approx(2, rel=0.1)
+    assert list(sweeps["batch_sizes"]) == ["16"]
+
+
+def test_training_is_raced_alone_and_with_each_loader(shards, tmp_path, quick):
+    json_path = tmp_path / "bench.json"
+    assert bench(shards, tmp_path, "--model", "small", "--json", json_path) == 0
+    names = [one["name"] for one in json.loads(json_path.read_text())["training"]]
+    assert names == ["small, the same batch again", f"small, {MODULE}:whole", f"small, {MODULE}:mixed"]
+
+
+def test_the_self_test_holds_on_an_honest_machine(shards, tmp_path, quick, capsys):
+    assert bench(shards, tmp_path, "--self-test", "--repeats", 8) == 0
+    assert capsys.readouterr().out.count("yes") == 2
+
+
+def test_the_self_test_exits_1_where_it_does_not_hold(shards, tmp_path, quick, capsys, monkeypatch):
+    monkeypatch.setattr("tools.bench.commands.LOST", 0.0)
+    assert bench(shards, tmp_path, "--self-test") == 1
+    assert "NO" in capsys.readouterr().out
+
+
+def test_the_list_names_every_contender(capsys):
+    assert main(["bench", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(ENTRIES)
+    assert all(line.startswith(entry.name) and entry.note in line for line, entry in zip(lines, ENTRIES, strict=True))
+
+
+def test_one_real_race_in_processes(shards, tmp_path, capsys):
+    assert bench(shards, tmp_path, "--repeats", 2, "--seconds", 0.05, "--widest", 100, contenders=("whole",)) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{MODULE}:whole "))
+    assert float(line.split()[1].replace(",", "")) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--repeats", 1], "--repeats must be at least 2"),
+        (["--batch-size", 0], "--batch-size must be at least 1"),
+        (["--workers", 0], "--workers must be at least 1"),
+        (["--classes", 0], "--classes must be at least 1"),
+        (["--seconds", 0], "--seconds and --widest must be above 0"),
+        (["--classes", 301], "--classes 301 needs as many images, got 300"),
+        (["--mixing", "mixup"], "no contender is left"),
+        (["--contenders", "nobody"], "unknown contender 'nobody'"),
+    ],
+)
+def test_wrong_options_are_an_error_of_one_line(shards, tmp_path, quick, capsys, options, message):
+    assert bench(shards, tmp_path, *options) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_without_shards_there_is_nothing_to_race_on(capsys):
+    assert main(["bench"]) == 2
+    assert "expected SHARDS" in capsys.readouterr().err
+
+
+def test_mixed_sizes_need_a_size(tmp_path, quick):
+    with pytest.raises(ValueError, match="--size"):
+        Options(mixed_sizes(tmp_path), (), 4, 1, 6, 1.0, tmp_path).task()
+    assert Options(mixed_sizes(tmp_path), (), 4, 1, 6, 1.0, tmp_path, size=(8, 8)).task().shape == (3, 8, 8)
+
+
+def mixed_sizes(folder):
+    class Source(ArraySource):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return sample._replace(image=np.ascontiguousarray(sample.image[: 4 + index % 2]))
+
+    if not (folder / "mixed").exists():
+        source = Source(numbered_images(20), np.arange(20) % 2)
+        source.shape = None
+        write_shards(source, folder / "mixed", "png")
+    return folder / "mixed"
+
+
+def test_relabelled_images_are_the_same_with_other_classes(numbered_shards, tmp_path):
+    options = Options(numbered_shards, (), 4, 1, 6, 1.0, tmp_path)
+    folder = relabelled(options, 23)
+    manifest = read_manifest(folder)
+    assert manifest.samples_per_class == (10,) * 23
+    images, labels, _ = load_shards(folder)
+    before = [image.tobytes() for image in load_shards(numbered_shards)[0]]
+    assert sorted(image.tobytes() for image in images) == sorted(before)
+    assert [before.index(image.tobytes()) % 23 for image in images] == labels.tolist()
+    assert relabelled(options, 23) == folder
+
+
+def test_encoded_images_are_relabelled_byte_by_byte(tmp_path):
+    write_shards(ArraySource(numbered_images(30), np.arange(30) % 3), tmp_path / "shards", "jpg")
+    folder = relabelled(Options(tmp_path / "shards", (), 4, 1, 6, 1.0, tmp_path), 5)
+    decoded = [sorted(image.tobytes() for image in load_shards(where)[0]) for where in (tmp_path / "shards", folder)]
+    assert decoded[0] == decoded[1]
+    assert read_manifest(folder).samples_per_class == (6,) * 5
+
+
+def test_the_noise_of_a_machine_is_how_much_longer_the_same_work_took():
+    times = iter([0, 1, 10, 12, 20, 21, 30, 31])
+    noise = Noise(clock=lambda: float(next(times)))
+    noise._works = {"arithmetic": lambda: None}
+    for _ in range(4):
+        noise.measure()
+    assert noise.seconds["arithmetic"] == [1, 2, 1, 1]
+    assert noise.to_dict()["arithmetic"]["spread"] == 1
+    assert spread([]) == 0

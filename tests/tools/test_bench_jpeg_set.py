@@ -1,0 +1,57 @@
+"""The JPEG set of the bench: real images enlarged, the same for the same input."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdt_pipeline.shards import read_manifest, write_shards
+from fdt_pipeline.sources import ArraySource
+from tools.bench.jpeg_set import main, write_jpeg_set
+
+CLASSES = ("apple", "bear", "chair")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Ten images of each class, whose level is 20 times the class's number; a little brighter to the right."""
+    labels = np.arange(30) % 3
+    ramp = np.arange(32, dtype=np.uint8)[None, None, :, None]
+    images = (60 * labels.astype(np.uint8) + 20)[:, None, None, None] + np.broadcast_to(ramp, (30, 32, 32, 3))
+    write_shards(ArraySource(images.astype(np.uint8), labels, CLASSES), tmp_path / "small", samples_per_shard=10)
+    return tmp_path / "small"
+
+
+def test_as_many_of_each_class_enlarged_as_jpeg_files(shards: Path, tmp_path: Path) -> None:
+    manifest = write_jpeg_set(shards, tmp_path / "large", 12)
+    assert manifest == read_manifest(tmp_path / "large")
+    assert (manifest.classes, manifest.samples_per_class) == (CLASSES, (4, 4, 4))
+    assert (manifest.shape, manifest.encoding) == ((224, 224, 3), "keep")
+    tar = (tmp_path / "large" / manifest.shards[0].name).read_bytes()
+    with Image.open(io.BytesIO(tar[tar.index(b"\xff\xd8\xff") :])) as image:
+        assert image.format == "JPEG"
+        columns = np.asarray(image)[:, :, 0].mean(0)
+    levels = columns[0] // 60 * 60 + 20
+    np.testing.assert_allclose(columns, levels + np.linspace(-0.5, 31.5, 224).clip(0, 31), atol=3)
+
+
+def test_the_same_input_gives_the_same_bytes(shards: Path, tmp_path: Path) -> None:
+    first, second = (write_jpeg_set(shards, tmp_path / name, 6) for name in ("a", "b"))
+    assert first.sha256 == second.sha256
+
+
+@pytest.mark.parametrize("num_images", [0, 10, 33])
+def test_classes_without_as_many_images_are_an_error(shards: Path, tmp_path: Path, num_images: int) -> None:
+    with pytest.raises(ValueError, match="at most 10 of each"):
+        write_jpeg_set(shards, tmp_path / "large", num_images)
+
+
+def test_the_command_says_what_it_wrote(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["jpeg_set", str(shards), str(tmp_path / "new" / "large"), "--images", "3"])
+    main()
+    assert "3 images of 3 classes" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "new" / "large").num_samples == 3

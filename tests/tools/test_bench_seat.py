@@ -1,0 +1,129 @@
+"""Contenders in processes of their own."""
+
+import os
+import time
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tests.bench_contenders import InMemory
+from tools.bench.entries import choose, find_entry
+from tools.bench.errors import FailedError, RefusedError
+from tools.bench.options import Options
+from tools.bench.proving import LOST
+from tools.bench.resources import tree_of, usage_of
+from tools.bench.seat import SeatProcess
+from tools.bench.spec import Spec
+from tools.bench.task import NotInstalledError
+
+MODULE = "tests.bench_contenders"
+
+
+@pytest.fixture
+def task(few_shards, tmp_path):
+    return Options(few_shards / "train", (), 20, 1, 6, 0.1, tmp_path).task()
+
+
+def test_a_contender_starts_takes_its_turns_and_ends_with_its_process(task):
+    seat = SeatProcess(Spec(f"{MODULE}:whole", task))
+    try:
+        start = seat.start(0.2)
+        turns = [seat.turn(0.1) for _ in range(2)]
+    finally:
+        seat.close()
+    assert start["first_epoch"]["images"] > 0
+    assert start["set_up_seconds"] > 0
+    assert all(turn["rate"] > 0 and turn["taken"] > turn["images"] for turn in turns)
+    assert start["memory"] > 50e6
+    assert start["cpu"] > 0
+
+
+def test_a_process_that_dies_is_told_with_its_exit_code(task):
+    seat = SeatProcess(Spec(f"{MODULE}:dies", task))
+    try:
+        with pytest.raises(FailedError, match="its process ended with exit code 7"):
+            seat.start(0.1)
+    finally:
+        seat.close()
+
+
+def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on(task):
+    """One of each, all started before the first is asked: their start takes the time."""
+    kinds = {
+        "not_installed": (NotInstalledError, "pip install nothing-like-it"),
+        "raises": (FailedError, "RuntimeError: out of luck"),
+        "half_of_the_epoch": (RefusedError, "150 images"),
+    }
+    with ExitStack() as stack:
+        seats = {name: stack.enter_context(closing(SeatProcess(Spec(f"{MODULE}:{name}", task)))) for name in kinds}
+        for name, (kind, message) in kinds.items():
+            with pytest.raises(kind, match=message):
+                seats[name].start(5)
+        with pytest.raises(NotInstalledError, match="pip install nothing-like-it"):
+            seats["not_installed"].start(5)
+
+
+def test_a_planted_slowdown_loses_a_tenth_of_each_batch(task):
+    seat = SeatProcess(Spec(f"{MODULE}:whole", task, lost=LOST))
+    try:
+        seat.start(0.1)
+        turn = seat.turn(0.1)
+    finally:
+        seat.close()
+    assert turn["images"] == 18 * turn["batches"]
+
+
+@pytest.mark.parametrize("kind", ["model", "both"])
+def test_a_model_is_trained_alone_and_on_a_loader(task, kind):
+    seat = SeatProcess(Spec(f"{MODULE}:mixed", task, kind, "small"))
+    try:
+        seat.start(0.1)
+        turn = seat.turn(0.1)
+    finally:
+        seat.close()
+    assert 0 < turn["waited"] < turn["seconds"]
+
+
+def test_the_use_of_a_tree_counts_children_and_those_that_ended():
+    before = usage_of(os.getpid())
+    child = os.fork()
+    if not child:
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+        os.read(os.open("/dev/zero", os.O_RDONLY), 1 << 20)
+        os._exit(0)
+    assert str(child) in [folder.name for folder in tree_of(os.getpid())]
+    os.waitpid(child, 0)
+    used = usage_of(os.getpid()).since(before)
+    assert 0.2 <= used["cpu"] < 30
+    assert used["by_read"] >= 1 << 20
+    assert used["peak"] >= used["memory"] > 0
+
+
+def test_names_are_known_or_said_to_be_unknown():
+    with pytest.raises(ValueError, match="unknown contender 'nobody'"):
+        find_entry("nobody")
+    with pytest.raises(ValueError, match="no_such_module"):
+        find_entry("no_such_module:loader")
+    with pytest.raises(ValueError, match="no attribute 'nothing'"):
+        find_entry(f"{MODULE}:nothing")
+    with pytest.raises(ValueError, match="expected an Entry, or a function"):
+        find_entry("tests.numbered:NUM_SAMPLES")
+
+
+def test_an_own_contender_says_how_it_mixes_and_what_it_reads():
+    entry = find_entry(f"{MODULE}:mixed")
+    assert (entry.mixing, entry.images_per_output(10)) == ("fdt", 3.5)
+    assert choose([], [f"{MODULE}:mixed", f"{MODULE}:whole"], ["fdt"]) == [f"{MODULE}:mixed"]
+    with pytest.raises(ValueError, match="no contender is left with mixing mixup"):
+        choose([], [f"{MODULE}:whole"], ["mixup"])
+
+
+@pytest.mark.parametrize("name", ["whole", "generated"])
+def test_loaders_and_generator_functions_give_epoch_after_epoch(task, name):
+    contender = find_entry(f"{MODULE}:{name}").make(task)
+    for number in range(3):
+        assert sum(len(images) for images, _ in contender.epoch(number)) == task.manifest.num_samples
+    contender.close()
+    assert InMemory(task)

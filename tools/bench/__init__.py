@@ -1,0 +1,1 @@
+"""`python -m tools bench`: image rates of data loaders, measured side by side."""

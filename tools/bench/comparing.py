@@ -1,0 +1,110 @@
+"""What changed between two results, beyond noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .interval import estimate
+from .report import measured, table
+from .summary import rates
+
+SAME = ("data", "options")
+REPEATING = ("repeats", "seconds", "widest", "classes", "batch_sizes", "model")  # options that change no rate
+Contenders = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """ratio: the later rate over the former; low and high: what it is beyond noise, from the two intervals' ends."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+    def verdict(self, bound: float) -> str:
+        """A regression is beyond noise, and more than `bound` of the rate."""
+        if self.high < 1:
+            return "regression" if self.ratio < 1 - bound else "slower, within the bound"
+        return "faster" if self.low > 1 else "no change beyond noise"
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """What both have measured. Of one machine, images a second; of two, what each has to its first contender.
+
+    ValueError where the two do not measure the same.
+    """
+    _check_same(before, after)
+    own_machine = before["machine"] == after["machine"]
+    old, new = _values(before, own_machine), _values(after, own_machine)
+    changes = []
+    for name in (name for name in old if name in new):
+        a, b = estimate(old[name]), estimate(new[name])
+        changes.append(Change(name, b.median / a.median, b.low / a.high, b.high / a.low))
+    if not changes:
+        raise ValueError("the two results have no contender in common that was measured")
+    return changes
+
+
+def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """Contenders that were measured before, and are refused or fail now -> why."""
+    names = {one["name"] for one in measured(before["contenders"])}
+    return {
+        one["name"]: f"{one['status']}: {one['reason']}"
+        for one in after["contenders"]
+        if one["name"] in names and one["status"] in ("refused", "failed")
+    }
+
+
+def _check_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for part in SAME:
+        differing = [
+            key
+            for key in before[part].keys() | after[part].keys()
+            if key not in REPEATING and before[part].get(key) != after[part].get(key)
+        ]
+        if differing:
+            key = sorted(differing)[0]
+            raise ValueError(
+                f"the two cannot be compared: {part}, {key}: {before[part].get(key)} and {after[part].get(key)}"
+            )
+
+
+def _values(results: dict[str, Any], own_machine: bool) -> dict[str, list[float]]:
+    """name -> rates of the rounds, or their ratios to the first contender's of the same race."""
+    found = {}
+    for race, contenders in _races(results):
+        for contender in measured(contenders):
+            under = [1.0] * len(contender["turns"]) if own_machine else rates(measured(contenders)[0])
+            found[race + contender["name"]] = [a / b for a, b in zip(rates(contender), under, strict=True)]
+    return found
+
+
+def _races(results: dict[str, Any]) -> Iterator[tuple[str, Contenders]]:
+    """What their names begin with, and who raced."""
+    yield "", results["contenders"]
+    yield "training: ", results["training"]
+    for name, sweep in results["sweeps"].items():
+        for value, contenders in sweep.items():
+            yield f"{name.replace('_', ' ')}, {value}: ", contenders
+
+
+def told(before: dict[str, Any], after: dict[str, Any], changes: list[Change], bound: float) -> Iterator[str]:
+    """Lines for people to read."""
+    if before["machine"] != after["machine"]:
+        yield "Two machines: compared is what each contender has to the first one of its own run."
+    rows = [("contender", "after : before", "interval", "")]
+    for change in changes:
+        between = f"{change.low:.3f} .. {change.high:.3f}"
+        rows.append((change.name, f"{change.ratio:.3f}", between, change.verdict(bound)))
+    yield from table(rows)
+    yield from (f"{name}: regression: {reason}" for name, reason in lost(before, after).items())
+    for name, versions in sorted(_changed(before["versions"], after["versions"]).items()):
+        yield f"{name}: {versions[0]} -> {versions[1]}"
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    names = before.keys() | after.keys()
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}

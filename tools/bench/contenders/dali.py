@@ -1,0 +1,156 @@
+"""DALI without us: its webdataset reader, its decoders and operators, its iterator for PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from fdt_pipeline.dali import import_dali
+from fdt_pipeline.shards import EXTENSIONS
+from fdt_pipeline.shards.codec import npy_header
+
+from ..task import Entry, NotInstalledError, Task
+from .dali_memory import ArrayEpochs
+from .images import arrays
+
+Graph = Callable[[], tuple[Any, Any]]
+SHUFFLED = 4096  # samples that the reader keeps to draw from; four of our shards
+
+
+def dali() -> Any:
+    """The package, with `fn` and `types`."""
+    try:
+        return import_dali()
+    except ImportError as error:
+        raise NotInstalledError(str(error)) from error
+
+
+class DaliEpochs:
+    """A pipeline behind DALIGenericIterator; labels(u8 or i64 tensor of a batch) -> i64[n]."""
+
+    def __init__(self, task: Task, graph: Graph, labels: Callable[[Any], Any], **options: Any) -> None:
+        package = dali()
+        from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+        on_gpu = task.device != "cpu"
+        pipeline = package.pipeline_def(graph)(
+            batch_size=task.batch_size, num_threads=max(1, task.num_workers),
+            device_id=torch.device(task.device).index or 0 if on_gpu else None, seed=task.seed,
+        )  # fmt: skip
+        self._labels = labels
+        self._batches: Any = DALIGenericIterator(
+            pipeline, ["images", "labels"], auto_reset=True, last_batch_policy=LastBatchPolicy.PARTIAL, **options
+        )
+
+    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
+        """One that was broken off goes on where it was: DALI cannot begin anew."""
+        for [batch] in self._batches:
+            yield batch["images"], self._labels(batch["labels"])
+
+    def close(self) -> None:
+        self._batches = None
+
+
+def from_shards(task: Task, augment: str) -> DaliEpochs:
+    """Read, decode, resize, then normalize; augment: "shift and flip", or "flip"."""
+    fn, types = dali().fn, dali().types
+    folder, shards = task.shards, task.manifest.shards
+
+    def graph() -> tuple[Any, Any]:
+        encoded, label = fn.readers.webdataset(
+            paths=[str(folder / shard.name) for shard in shards],
+            index_paths=[str(folder / shard.index_name) for shard in shards],
+            ext=[";".join(EXTENSIONS[task.manifest.encoding]), "cls"],
+            missing_component_behavior="error", random_shuffle=True, initial_fill=SHUFFLED, pad_last_batch=True,
+            name="reader",
+        )  # fmt: skip
+        images = _sized(_decoded(encoded, task), task)
+        if task.pad and augment == "shift and flip":
+            start = fn.random.uniform(values=list(range(-task.pad, task.pad + 1)), shape=2, dtype=types.INT32)
+            h, w = task.shape[1:]
+            images = fn.slice(
+                images, start=start, shape=(h, w), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
+            )  # fmt: skip
+        return _normalized(images, task), fn.pad(label, fill_value=0)
+
+    return DaliEpochs(task, graph, _parsed, reader_name="reader")
+
+
+def _decoded(encoded: Any, task: Task) -> Any:
+    """u8[h w c]; a raw sample is an npy, whose header all have alike."""
+    fn, types = dali().fn, dali().types
+    on_gpu = task.device != "cpu"
+    if task.manifest.encoding == "raw":
+        assert task.manifest.shape is not None
+        pixels = fn.reshape(encoded[len(npy_header(task.manifest.shape)) :], shape=task.manifest.shape, layout="HWC")
+        return pixels.gpu() if on_gpu else pixels
+    kind = types.GRAY if task.manifest.channels == 1 else types.RGB
+    return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=kind)
+
+
+def _sized(images: Any, task: Task) -> Any:
+    return images if task.size is None else dali().fn.resize(images, size=task.size)
+
+
+def _normalized(images: Any, task: Task, **crop: Any) -> Any:
+    """u8[h w c] -> f32[c h w], with a flip."""
+    fn, types = dali().fn, dali().types
+    flip = {"mirror": fn.random.coin_flip()} if task.flip else {}
+    return fn.crop_mirror_normalize(
+        images, dtype=types.FLOAT, output_layout="CHW", mean=list(task.mean), std=list(task.std), **flip, **crop
+    )
+
+
+def _parsed(text: torch.Tensor) -> torch.Tensor:
+    """u8[n l], the digits of .cls with zeros after them -> i64[n]"""
+    labels = torch.zeros(len(text), dtype=torch.int64)
+    for digits in text.unbind(1):
+        labels = torch.where(digits > 0, 10 * labels + digits - ord("0"), labels)
+    return labels
+
+
+def from_memory(task: Task) -> DaliEpochs:
+    """The set in memory, framed by zeros once, so that a shift is a crop; what resident FDT is to be held against."""
+    fn, types = dali().fn, dali().types
+    images, labels = arrays(task)
+    framed = np.pad(images, ((0, 0), (task.pad,) * 2, (task.pad,) * 2, (0, 0)))
+    batches = ArrayEpochs(framed, labels, task.batch_size, task.seed)
+
+    def graph() -> tuple[Any, Any]:
+        pixels, label = fn.external_source(
+            source=batches, num_outputs=2, batch=True, cycle="raise", no_copy=True,
+            dtype=[types.UINT8, types.INT64], ndim=[3, 0], layout=["HWC", ""],
+        )  # fmt: skip
+        crop: dict[str, Any] = {}
+        if task.pad:
+            places = [i / (2 * task.pad) for i in range(2 * task.pad + 1)]
+            x, y = (fn.random.uniform(values=places) for _ in "xy")
+            crop = {"crop": task.shape[1:], "crop_pos_x": x, "crop_pos_y": y}
+        return _normalized(pixels.gpu() if task.device != "cpu" else pixels, task, **crop), label
+
+    return DaliEpochs(task, graph, _flat)
+
+
+def _flat(labels: torch.Tensor) -> torch.Tensor:
+    """i64[n] or i64[n 1] -> i64[n]"""
+    return labels.reshape(-1)
+
+
+ENTRIES = (
+    Entry(
+        "DALI, from memory", "none", from_memory,
+        note="external_source of arrays framed by zeros once: a shift is a crop; the decoded set in memory",
+    ),
+    Entry(
+        "DALI, webdataset", "none", partial(from_shards, augment="shift and flip"),
+        note="shifts with a slice that pads, then crop_mirror_normalize",
+    ),
+    Entry(
+        "DALI, webdataset, no shift", "none", partial(from_shards, augment="flip"),
+        note="flips and normalizes alone, which crop_mirror_normalize does in one pass",
+    ),
+)  # fmt: skip

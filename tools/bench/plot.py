@@ -1,0 +1,104 @@
+"""The pictures: rates with their intervals, and the cost of an image against classes and batch size."""
+
+from __future__ import annotations
+
+import textwrap
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fdt_pipeline.storage.atomic import atomic_file
+
+from .report import measured, number
+from .task import MIXING
+
+COLOURS = {"none": "#8c8c8c", "mixup": "#4c9f70", "fdt in the batch": "#e0923a", "fdt": "#3b6fb6"}
+SWEEPS = {"classes": "classes in the set, C", "batch_sizes": "images in a batch"}
+MARKERS = "osD^vP*X<>"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """A PNG with the bars, and a panel for each sweep."""
+    contenders = sorted(measured(results["contenders"]), key=_median)
+    sweeps = {name: sweep for name, sweep in results["sweeps"].items() if sweep}
+    heights = [1.1 + 0.34 * len(contenders), *(3.8 for _ in sweeps)]
+    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
+    panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _bars(panels[0], contenders)
+    for panel, (name, sweep) in zip(panels[1:], sweeps.items(), strict=True):
+        _lines(panel, sweep, SWEEPS[name])
+    figure.suptitle(_title(results), fontsize=9)
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    with atomic_file(path) as file:
+        file.write(data.getvalue())
+
+
+def _median(contender: dict[str, Any]) -> float:
+    return contender["summary"]["images_per_second"]["median"]
+
+
+def _bars(panel: Any, contenders: list[dict[str, Any]]) -> None:
+    """On a logarithmic scale: contenders differ by factors of a hundred."""
+    least = min((one["summary"]["images_per_second"]["low"] for one in contenders), default=1.0)
+    most = max((one["summary"]["images_per_second"]["high"] for one in contenders), default=1.0)
+    for place, contender in enumerate(contenders):
+        rate, mixing = contender["summary"]["images_per_second"], contender["mixing"]
+        error = [[rate["median"] - rate["low"]], [rate["high"] - rate["median"]]]
+        panel.barh(place, rate["median"], xerr=error, color=COLOURS[mixing], height=0.7, capsize=3,
+                   hatch="//" if rate["too_noisy"] else None, edgecolor="white")  # fmt: skip
+        text = "too noisy" if rate["too_noisy"] else number(rate["median"])
+        panel.annotate(text, (rate["high"], place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    panel.set_yticks(range(len(contenders)), [contender["name"] for contender in contenders], fontsize=8)
+    panel.set_xscale("log")
+    panel.set_xlim(least / 2, most * 3)
+    panel.set_ylim(-0.6, len(contenders) - 0.4)
+    panel.xaxis.set_major_formatter(lambda value, _: number(value))
+    panel.set_xlabel("images a second, logarithmic: median, with the interval of the rounds", fontsize=8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.grid(axis="x", alpha=0.3)
+    panel.set_axisbelow(True)
+    kinds = [kind for kind in MIXING if any(one["mixing"] == kind for one in contenders)]
+    panel.legend(
+        [Patch(color=COLOURS[kind]) for kind in kinds], [MIXING[kind] for kind in kinds], fontsize=8, loc="lower right"
+    )
+
+
+def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> None:
+    """Microseconds an image; the interval as bars."""
+    names = list(dict.fromkeys(one["name"] for contenders in sweep.values() for one in measured(contenders)))
+    for place, name in enumerate(names):
+        points = [(int(value), one) for value, found in sweep.items() for one in measured(found) if one["name"] == name]
+        rates = [one["summary"]["images_per_second"] for _, one in points]
+        costs = [1e6 / rate["median"] for rate in rates]
+        errors = [
+            [cost - 1e6 / rate["high"] for cost, rate in zip(costs, rates, strict=True)],
+            [1e6 / rate["low"] - cost for cost, rate in zip(costs, rates, strict=True)],
+        ]
+        style = {"marker": MARKERS[place % len(MARKERS)], "linestyle": "-" if place < 10 else "--"}
+        panel.errorbar([x for x, _ in points], costs, errors, label=name, capsize=3, color=f"C{place % 10}", **style)
+    values = [int(value) for value in sweep]
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xticks(values, [f"{value:,}" for value in values])
+    panel.minorticks_off()
+    panel.yaxis.set_major_formatter(lambda value, _: number(value))
+    panel.set_xlabel(label, fontsize=8)
+    panel.set_ylabel("microseconds an image", fontsize=8)
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _title(results: dict[str, Any]) -> str:
+    data, machine, options = results["data"], results["machine"], results["options"]
+    shape = " x ".join(map(str, data["shape"])) if data["shape"] else "sizes differ"
+    place = f"{machine['gpu']}, " if "gpu" in machine else ""
+    text = (
+        f"{data['kind']}: {data['samples']:,} images, {shape}, {data['encoding']}, {data['classes']} classes; "
+        f"batches of {options['batch_size']}; {place}{machine['cores']} cores of {machine['cpu']}"
+    )
+    return "\n".join(textwrap.wrap(text, 110))

@@ -1,0 +1,88 @@
+"""What every contender of a race is asked for, and what it has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fdt_pipeline.shards import Manifest
+
+Mixing = Literal["none", "mixup", "fdt in the batch", "fdt"]
+MIXING: dict[Mixing, str] = {
+    "none": "no mixing",
+    "mixup": "MixUp",
+    "fdt in the batch": "FDT in the batch",
+    "fdt": "FDT",
+}
+
+
+class NotInstalledError(ImportError):
+    """What a contender needs is not there; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One epoch after another of `manifest`'s images as standardized float32 [n c h w] batches on `device`.
+
+    shards: a local folder of our shards; work: a folder that the contender may fill with the same images in its own
+    format, before it is timed (it is kept from run to run, for one set of shards). Every image is shifted by up to
+    `pad` pixels over zeros and flipped with odds 1/2 if `flip` (a contender that has a random crop with padding and a
+    flip of its own uses those). mean and std: per channel, in 0..255. size: (height, width) to resize to, where the
+    files' sizes are not all that. num_workers: processes or threads of the loader. seed: of its randomness.
+    """
+
+    shards: Path
+    work: Path
+    manifest: Manifest
+    batch_size: int
+    num_workers: int
+    device: str = "cpu"
+    pad: int = 4
+    flip: bool = True
+    mean: tuple[float, ...] = (122.0, 117.0, 104.0)
+    std: tuple[float, ...] = (256.0, 256.0, 256.0)
+    size: tuple[int, int] | None = None
+    seed: int = 0
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of an output."""
+        if self.size is None:
+            assert self.manifest.shape is not None
+            h, w, c = self.manifest.shape
+            return c, h, w
+        return (self.manifest.channels, *self.size)
+
+
+class Contender(Protocol):
+    """A loader that is set up. Batches are (images, targets): targets i64[n], or f32[n num_classes] where it mixes.
+
+    An attribute `batches_at_once`, if there is one: how many come together, such as those cut from a mix window; a turn
+    is a multiple of it.
+    """
+
+    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
+        """The batches of an epoch, shuffled; the last one may be smaller or left out."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """name: as the table has it. make: sets the contender up; raises NotInstalledError. images_per_output: E[K], how
+    many images of the set an output reads on average. needs_gpu: it runs on GPUs alone. note: what the reader should
+    know."""
+
+    name: str
+    mixing: Mixing
+    make: Callable[[Task], Contender]
+    images_per_output: Callable[[int], float] = lambda num_classes: 1.0
+    needs_gpu: bool = False
+    note: str = ""
