@@ -253,7 +253,7 @@ def _chunks_of(
             chunk = _Chunk(shard, file.url, first + begin, begin, part, _read(descriptor, part))
             chunk.parse(manifest)
             # What has changed since it was checked may yet hold the same samples. Raw ones are not looked at otherwise,
-            # as that would take a fifth of the rate; beside the decoding of files it is nothing.
+            # as that took an eighth of the rate; beside the decoding of files it is nothing.
             if manifest.encoding != "raw" or file.state not in (None, file_state(os.fstat(descriptor))):
                 chunk.check(checksums[begin:end])
             for number in range(begin, end) if known_bad else ():
