@@ -16,7 +16,8 @@ from nvidia.dali.plugin.pytorch import DALIClassificationIterator, DALIGenericIt
 from PIL import Image
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline, pipeline_function
-from fdt_pipeline.shards import ShardError, iterate_shards, write_shards
+from fdt_pipeline.resident_pool import read_pool
+from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import open_source
 from tests.numbered import NUM_SAMPLES, image_numbers, numbered_images
@@ -324,9 +325,7 @@ def test_a_pipelines_own_checkpoints_resume(numbered_shards, mode):
 
 def test_the_pipelines_of_a_process_share_one_set_in_memory(numbered_shards, monkeypatch):
     reads = []
-    monkeypatch.setattr(
-        pipeline_function, "iterate_shards", lambda *arguments: reads.append(1) or iterate_shards(*arguments)
-    )
+    monkeypatch.setattr(pipeline_function, "read_pool", lambda *arguments: reads.append(1) or read_pool(*arguments))
     gc.collect()  # lets go of those of other tests
     kept = [iterate(numbered_shards, mode="resident", rank=rank, world_size=2) for rank in range(2)]
     assert len(reads) == 1
@@ -426,9 +425,9 @@ def test_what_cannot_be_is_refused_when_the_pipeline_is_made(numbered_shards, op
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "resident"}, "images of different sizes cannot be resident"),
-        ({"mode": "streaming"}, "the images have different sizes: pass size=(height, width)"),
-        ({}, "the images have different sizes: pass size=(height, width)"),
+        ({"mode": "resident"}, "holds images of different sizes, which cannot be resident"),
+        ({"mode": "streaming"}, "holds images of different sizes: pass size=(height, width)"),
+        ({}, "holds images of different sizes: pass size=(height, width)"),
     ],
 )
 def test_images_of_different_sizes_have_to_be_resized(file_shards, options, message):

@@ -188,7 +188,7 @@ def test_a_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.C
     assert "usage: python -m tools" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["", *(verb.__name__.removeprefix("tools.") for verb in VERBS)])
+@pytest.mark.parametrize("verb", ["", *(verb.__name__.split(".")[1] for verb in VERBS)])
 def test_every_help_has_an_example_to_copy(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*([verb] if verb else []), "--help")

@@ -29,6 +29,8 @@ FLAGS = {
     "info": "OUT --json",
     "index": "TARS --json",
     "preview": "OUT --out --seed --superpose",
+    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --device --into "
+    "--json --list --mixing --model --plot --render --repeats --seconds --self-test --size --widest --work --workers",
 }
 
 
