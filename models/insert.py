@@ -12,15 +12,16 @@ from models.functional_relu import functional_relu_graphs, is_in_place, relu_nod
 from models.tensor_norm import Gradient, ReLUTensorNorm, check_gradient, tensor_norm_layers
 
 
-def insert_tensor_norm(model: nn.Module, gradient: Gradient = "straight-through") -> nn.Module:
+def insert_tensor_norm(model: nn.Module, gradient: Gradient = "straight-through", inplace: bool = False) -> nn.Module:
     """Change the model in place and return it; parameters, state_dict names, modes, devices and hooks stay.
 
     A module whose own forward calls a functional ReLU (F.relu, torch.relu, x.relu() and the in-place forms) is
     replaced by a GraphModule, and a model that is itself such a module, or an nn.ReLU, comes back as a new object:
     use the result. Where torch.fx cannot trace a forward, its functional ReLUs stay and a UserWarning names the
     module. ReLU6, LeakyReLU, clamp(min=0) and what is inside torch.nn's own layers are no ReLU here. The result of
-    an in-place nn.ReLU must be taken from its return value, as its input is no longer overwritten. ValueError if
-    there is no ReLU, or if the model has TN already; the model is then unchanged.
+    an in-place nn.ReLU must be taken from its return value, as its input is no longer overwritten; or, with `inplace`,
+    may be overwritten, which saves time and memory where no ReLU's input is read after it. ValueError if there is no
+    ReLU, or if the model has TN already; the model is then unchanged.
     """
     check_gradient(gradient)
     if tensor_norm_layers(model):
@@ -33,7 +34,11 @@ def insert_tensor_norm(model: nn.Module, gradient: Gradient = "straight-through"
             f"found no nn.ReLU and no functional ReLU in {type(model).__name__}, expected at least one: ReLU6 and "
             "other activations are left alone, replace them with ReLU or place TensorNorm by hand"
         )
-    return _rewrite(model, graphs, gradient, {})
+    model = _rewrite(model, graphs, gradient, {})
+    for layer in tensor_norm_layers(model):
+        if isinstance(layer, ReLUTensorNorm):
+            layer.inplace = inplace
+    return model
 
 
 def _rewrite(

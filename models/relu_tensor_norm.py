@@ -5,45 +5,40 @@ convolution needs. Here only A* and the mean M are kept. Where A = 0 the output 
 A* > -M. Left alone, that loses each A > 0 too small to change -M when M is subtracted (in bfloat16 one positive
 value in 1,250 of a rectified normal map), so the forward raises those just enough that A* is the next number
 above -M.
+
+Two implementations of the passes: torch's operations, and on a GPU Triton kernels. torch.compile sees through the
+former, and fuses them with what stands before and after.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from models import eager_relu_tensor_norm as eager
+from models.eager_relu_tensor_norm import BITS, channel_mean, is_compiling
+
+__all__ = ["Gradient", "channel_mean", "check_gradient", "check_map", "relu_tensor_norm"]
+
 Gradient = Literal["straight-through", "exact"]
 
-# torch 2.2 has it under another name.
-_is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, "is_compiling") else torch._utils.is_compiling
 
-_BITS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
-
-
-def relu_tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through") -> torch.Tensor:
+def relu_tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through", inplace: bool = False) -> torch.Tensor:
     """ReLU, then Eq. 1: f[n z ...] -> f[n z ...] in x's dtype and memory format.
 
     Backward, with g = dL/dA*: `straight-through` (Algorithm 1) is g where x > 0, `exact` is g - mean_z g where x > 0.
     Equal to `tensor_norm(x.relu())`, save that a positive A lost in rounding comes out one number higher.
+    `inplace` gives leave to overwrite x, which nobody may read afterwards: a map less is alive meanwhile.
     It can be differentiated once; a second backward raises RuntimeError.
     """
     check_gradient(gradient)
     check_map(x)
-    return _ReLUTensorNorm.apply(x, gradient == "exact")
-
-
-def channel_mean(x: torch.Tensor) -> torch.Tensor:
-    """M of Eq. 1: f[n z ...] -> f[n 1 ...], summed in float32 for half precision, rounded once to x's dtype."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return x.mean(1, keepdim=True, dtype=torch.float32).to(x.dtype)
-    return x.mean(1, keepdim=True)
+    return _ReLUTensorNorm.apply(x, gradient == "exact", inplace and not is_compiling())
 
 
 def check_gradient(gradient: str) -> None:
@@ -54,7 +49,7 @@ def check_gradient(gradient: str) -> None:
 
 def check_map(x: torch.Tensor) -> None:
     """ValueError unless x is a floating point [n z ...]: without a channel dimension there is no mean to take."""
-    if x.dim() < 2 or x.dtype not in _BITS:
+    if x.dim() < 2 or x.dtype not in BITS:
         raise ValueError(
             f"tensor normalization needs a float [n channels ...] tensor, got {x.dtype} of shape {tuple(x.shape)}: "
             "add the batch dimension or cast the input"
@@ -63,36 +58,42 @@ def check_map(x: torch.Tensor) -> None:
 
 class _ReLUTensorNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, exact: bool) -> torch.Tensor:
-        activation = torch.relu(x)
-        mean = channel_mean(activation)
-        activation.clamp_(min=_spacing_below(mean))  # raises the zeros too, which the next line puts back
-        output = _keep_where_positive(activation, x, out=activation).sub_(mean)
+    def forward(ctx: Any, x: torch.Tensor, exact: bool, inplace: bool) -> torch.Tensor:
+        output, mean = _passes(x).forward(x, inplace)
+        if inplace:
+            ctx.mark_dirty(output)
         ctx.exact = exact
         ctx.save_for_backward(output, mean)
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         output, mean = ctx.saved_tensors
-        if ctx.exact:
-            grad = grad - channel_mean(grad)
-        gate = output + mean  # zero exactly where A* = -M: the difference of two floats never underflows to zero
-        return _keep_where_positive(grad, gate, out=gate), None
+        return _passes(grad).backward(grad, output, mean, ctx.exact), None, None
 
 
-def _spacing_below(mean: torch.Tensor) -> torch.Tensor:
-    """M minus the float before it (0 for M = 0): the least A for which A - M is sure to be above -M.
-
-    M >= 0, where floats are ordered as their bits are.
-    """
-    bits = mean.view(_BITS[mean.dtype])
-    return mean - (bits.clamp(min=1) - 1).view(mean.dtype)
+def _passes(x: torch.Tensor) -> Any:
+    if is_compiling() or not x.is_cuda:
+        return eager
+    return _kernels() or eager
 
 
-def _keep_where_positive(values: torch.Tensor, gate: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Values where gate > 0, else 0: 0.4 ms for f32[100 64 32 32] on two cores, a boolean torch.where takes 12."""
-    if _is_compiling():  # torch 2.2 cannot trace out=, and a compiler places its results itself
-        return torch.ops.aten.threshold_backward(values, gate, 0)
-    return torch.ops.aten.threshold_backward.grad_input(values, gate, 0, grad_input=out)
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernels, if they run here: Triton may be absent, and needs a C compiler for its launchers."""
+    try:
+        from models import triton_relu_tensor_norm as kernels
+    except ImportError:
+        return None
+    try:
+        kernels.forward(torch.zeros(1, 1, device="cuda"))
+    except Exception as error:  # a compiler's own kinds, which differ from release to release
+        warnings.warn(
+            f"Triton's kernels of tensor normalization do not run here ({type(error).__name__}: {error}): torch's own "
+            "operations take their place, which read and write each map several times",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    return kernels

@@ -41,7 +41,7 @@ def resnet(
     model.conv1 = _first_convolution(in_channels, stem)
     if stem == "cifar":
         model.maxpool = nn.Identity()
-    return model if tensor_norm is None else insert_tensor_norm(model, tensor_norm)
+    return model if tensor_norm is None else insert_tensor_norm(model, tensor_norm, inplace=True)
 
 
 def _first_convolution(in_channels: int, stem: Stem) -> nn.Conv2d:

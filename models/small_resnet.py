@@ -37,7 +37,7 @@ def small_resnet(
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model if tensor_norm is None else insert_tensor_norm(model, tensor_norm)
+    return model if tensor_norm is None else insert_tensor_norm(model, tensor_norm, inplace=True)
 
 
 def _shortcut(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -56,10 +56,20 @@ class TensorNorm(nn.Module):
 
 
 class ReLUTensorNorm(TensorNorm):
-    """`relu_tensor_norm` as a layer: takes the place of nn.ReLU and keeps one value a pixel more than it."""
+    """`relu_tensor_norm` as a layer: takes the place of nn.ReLU and keeps one value a pixel more than it.
+
+    `inplace` gives leave to overwrite the input, which nobody may read afterwards.
+    """
+
+    def __init__(self, gradient: Gradient = "straight-through", inplace: bool = False) -> None:
+        super().__init__(gradient)
+        self.inplace = inplace
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return relu_tensor_norm(x, self.gradient)
+        return relu_tensor_norm(x, self.gradient, self.inplace)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", inplace=True" if self.inplace else "")
 
 
 def tensor_norm_layers(model: nn.Module) -> list[TensorNorm]:

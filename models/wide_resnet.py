@@ -57,7 +57,7 @@ def wrn28_10(num_classes: int, in_channels: int = 3, tensor_norm: Gradient | Non
 
 
 def _relu(tensor_norm: Gradient | None) -> nn.Module:
-    return nn.ReLU(inplace=True) if tensor_norm is None else ReLUTensorNorm(tensor_norm)
+    return nn.ReLU(inplace=True) if tensor_norm is None else ReLUTensorNorm(tensor_norm, inplace=True)
 
 
 def _initialise(model: nn.Sequential) -> nn.Sequential:

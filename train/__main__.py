@@ -3,6 +3,10 @@
     python -m train                                     the demo: two models and their robustness table, in minutes
     python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10
     python -m train robustness runs/c10 --eps 0.1 0.01 --json robustness.json
+    python -m train checks runs/c10 --json runs/c10/checks.json
+    python -m train export runs/c10 --out exported/c10
+    python -m train reproduce table1 --data shards --out runs/table1
+    python -m train sweep --data shards/cifar10 --out runs/sweep
 
 Exit status: 0 fine, 1 training failed, 2 bad input, 130 interrupted (the same command goes on; fit with --resume).
 """
@@ -14,7 +18,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from train.recipes import RECIPES
+from train.attack_checks_options import CHECKS_HELP, add_checks
+from train.export_options import EXPORT_HELP, add_export
+from train.recipes import CONTROLS, RECIPES
+from train.reproduce.command import REPRODUCE_HELP, SWEEP_HELP, add_reproduce, add_sweep
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -25,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         argv = ["demo", *argv]
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.run is not _fit:
+            check_one_process()
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {arguments.interrupted}", file=sys.stderr)
@@ -46,7 +55,23 @@ def _parser() -> argparse.ArgumentParser:
     _fit_options(fit)
     robustness = _with_help(verbs.add_parser("robustness", help="attack a trained run"), ROBUSTNESS_HELP)
     _robustness_options(robustness)
+    checks = verbs.add_parser("checks", help="does the attack find what there is to find?")
+    add_checks(_with_help(checks, CHECKS_HELP))
+    export = verbs.add_parser("export", help="a trained run as safetensors and ONNX, with a model card")
+    add_export(_with_help(export, EXPORT_HELP))
+    reproduce = verbs.add_parser("reproduce", help="a table of the paper beside ours")
+    add_reproduce(_with_help(reproduce, REPRODUCE_HELP))
+    sweep = verbs.add_parser("sweep", help="controls that separate the causes")
+    add_sweep(_with_help(sweep, SWEEP_HELP))
     return parser
+
+
+def check_one_process() -> None:
+    from fdt_pipeline.ranks import find_ranks
+
+    world_size = find_ranks(None, None).world_size
+    if world_size > 1:
+        raise ValueError(f"this is one of {world_size} processes: torchrun is for `fit`, run all else without it")
 
 
 def _with_help(parser: argparse.ArgumentParser, text: str) -> argparse.ArgumentParser:
@@ -97,6 +122,9 @@ FIT_HELP = f"""Train one recipe on DATA/train, with the accuracy on DATA/test af
 
 Recipes are MODEL_COLUMN, columns as in the paper's Table 1 (plain, ov, fdt, tn, tn_fdt):
 {chr(10).join("    " + " ".join(RECIPES[i : i + 5]) for i in range(0, len(RECIPES), 5))}
+
+In place of COLUMN, controls that separate its causes (recipes.py says what each is):
+    {" ".join(CONTROLS)}
 """
 
 
@@ -125,6 +153,7 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
 def _fit(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from train.ddp import is_first_rank
     from train.recipes import make_recipe
     from train.trainer import fit
 
@@ -132,6 +161,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     recipe = make_recipe(arguments.recipe, **changes, size=tuple(arguments.size) if arguments.size else None)
     recipe = replace(recipe, augment=None) if arguments.no_augment else recipe
     results = fit(recipe, arguments.data, arguments.out, arguments.resume, arguments.device)
+    if not is_first_rank():
+        return 0
     final, best = results["final"], results["best"]
     if final["accuracy"] is None:
         print(f"{recipe.name}: {results['steps']} steps; no test shards under {arguments.data}, so no accuracy")

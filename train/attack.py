@@ -8,9 +8,10 @@ later. The answer at x^t is the forward pass of step t + 1, so a path costs T pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from train.full_float32 import full_float32
 from train.threat_model import PGD, PixelBounds
 
-__all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path"]
+__all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path", "pgd_paths"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +42,25 @@ def pgd_path(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, bounds: P
     The model is in eval mode meanwhile, its parameters need no gradient, and autocast is off; all of it is put back.
     FloatingPointError names the first step t whose logits or gradient at x^t are not finite.
     """
+    return pgd_paths(model, x, labels, [attack], bounds)[0]
+
+
+def pgd_paths(
+    model: nn.Module, x: Tensor, labels: Tensor, attacks: Sequence[PGD], bounds: PixelBounds | None = None
+) -> list[AttackPath]:
+    """`pgd_path` of each attack, all in one batch of n * len(attacks) images; eps, rel_step and seed may differ.
+
+    A network may answer otherwise in the last bit in a batch of another size.
+    """
     bounds = None if bounds is None else bounds.to(x.device)
-    _check_input(x, labels, attack, bounds)
+    _check_input(x, labels, attacks, bounds)
     with _under_attack(model, x.device.type):
-        origin, labels = x.detach().clone(), labels.clone()  # out of inference mode, if the caller is in it
-        point = _start(origin, attack, bounds)
+        # out of inference mode, if the caller is in it
+        origin, labels = _repeat(x.detach(), len(attacks)), labels.repeat(len(attacks))
+        walk = _Walk(attacks, origin, bounds if attacks[0].clip_pixels else None)
+        point = _start(origin, attacks, walk)
         correct, finite = [], []
-        for step in range(attack.steps):
+        for step in range(attacks[0].steps):
             leaf = point.detach().requires_grad_()
             logits = model(leaf)
             if step == 0:
@@ -55,26 +68,51 @@ def pgd_path(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, bounds: P
             gradient = _input_gradient(logits, labels, leaf)
             correct.append(logits.argmax(dim=1) == labels)
             finite.append(torch.isfinite(logits).all() & torch.isfinite(gradient).all())
-            point = _project(point + attack.alpha * gradient.sign(), origin, attack, bounds)
-        point = _project(point, origin, attack, bounds)
+            point = walk.project(point + walk.alpha * gradient.sign())
+        point = walk.project(point)
         logits = model(point)
         correct.append(logits.argmax(dim=1) == labels)
         finite.append(torch.isfinite(logits).all())
     _check_finite(torch.stack(finite))
-    return AttackPath(correct=torch.stack(correct), adversarial=point)
+    rows, points = torch.stack(correct).split(len(x), dim=1), point.split(len(x))
+    return [AttackPath(*path) for path in zip(rows, points, strict=True)]
 
 
-def _start(origin: Tensor, attack: PGD, bounds: PixelBounds | None) -> Tensor:
-    if not attack.random_start:
+class _Walk:
+    """The step and the ball of each image: a number for one attack, f32[k*n 1 1 1] for k of them."""
+
+    def __init__(self, attacks: Sequence[PGD], origin: Tensor, bounds: PixelBounds | None) -> None:
+        self.origin, self.bounds = origin, bounds
+        self.alpha = _of_each_image([attack.alpha for attack in attacks], origin)
+        self.eps = _of_each_image([attack.eps for attack in attacks], origin)
+
+    def project(self, point: Tensor) -> Tensor:
+        point = self.origin + torch.clamp(point - self.origin, -self.eps, self.eps)
+        return self.bounds.clip(point) if self.bounds is not None else point
+
+
+def _of_each_image(values: Sequence[float], origin: Tensor) -> Any:
+    if len(values) == 1:
+        return values[0]
+    each = torch.tensor(values, dtype=torch.float32, device=origin.device)
+    return each.repeat_interleave(len(origin) // len(values)).view(-1, 1, 1, 1)
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    """A copy in x's memory format; Tensor.repeat makes NCHW of every format."""
+    return torch.cat([x] * times) if times > 1 else x.clone()
+
+
+def _start(origin: Tensor, attacks: Sequence[PGD], walk: _Walk) -> Tensor:
+    if not attacks[0].random_start:
         return origin
+    noise = [_noise(attack, part.shape) for attack, part in zip(attacks, origin.chunk(len(attacks)), strict=True)]
+    return walk.project(origin + torch.cat(noise).to(origin.device))
+
+
+def _noise(attack: PGD, shape: torch.Size) -> Tensor:
     generator = torch.Generator().manual_seed(attack.seed)
-    noise = (2 * torch.rand(origin.shape, generator=generator) - 1) * attack.eps
-    return _project(origin + noise.to(origin.device), origin, attack, bounds)
-
-
-def _project(point: Tensor, origin: Tensor, attack: PGD, bounds: PixelBounds | None) -> Tensor:
-    point = origin + torch.clamp(point - origin, -attack.eps, attack.eps)
-    return bounds.clip(point) if attack.clip_pixels and bounds is not None else point
+    return (2 * torch.rand(shape, generator=generator) - 1) * attack.eps
 
 
 def _input_gradient(logits: Tensor, labels: Tensor, leaf: Tensor) -> Tensor:
@@ -101,12 +139,14 @@ def _under_attack(model: nn.Module, device_type: str) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check_input(x: Tensor, labels: Tensor, attack: PGD, bounds: PixelBounds | None) -> None:
+def _check_input(x: Tensor, labels: Tensor, attacks: Sequence[PGD], bounds: PixelBounds | None) -> None:
+    if len({(attack.steps, attack.clip_pixels, attack.random_start) for attack in attacks}) != 1:
+        raise ValueError(f"expected attacks that differ in eps, rel_step and seed alone, got {list(attacks)}")
     if x.dim() != 4 or x.dtype != torch.float32 or len(x) == 0:
         raise ValueError(f"expected at least one image, f32[n c h w], got {x.dtype} of shape {tuple(x.shape)}")
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"expected labels i64[{len(x)}], got {labels.dtype} of shape {tuple(labels.shape)}")
-    if bounds is None and attack.clip_pixels:
+    if bounds is None and attacks[0].clip_pixels:
         raise ValueError("expected the pixel bounds, got None; pass PixelBounds, or PGD(clip_pixels=False)")
     if bounds is not None:
         bounds.check(x)

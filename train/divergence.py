@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from train.ddp import mean_over_ranks
+
 
 class NonFiniteLossError(RuntimeError):
     """Training diverged."""
@@ -16,11 +18,12 @@ class NonFiniteLossError(RuntimeError):
 def checked_figures(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
     """(step, loss f32[], KL f32[]) -> numbers, fetched together, as each fetch waits for a GPU.
 
-    NonFiniteLossError for the first step whose loss is none.
+    Means over the ranks, so that all of them stop at the same step. NonFiniteLossError for the first step whose loss is
+    none.
     """
     if not waiting:
         return
-    figures = torch.stack([torch.stack([loss, kl]) for _, loss, kl in waiting]).tolist()
+    figures = mean_over_ranks(torch.stack([torch.stack([loss, kl]) for _, loss, kl in waiting])).tolist()
     for (step, _, _), (loss, kl) in zip(waiting, figures, strict=True):
         check_finite(step, "loss of", loss)
         yield step, loss, kl

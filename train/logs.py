@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +40,16 @@ class RunLog:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+
+class NoLog(AbstractContextManager["NoLog"]):
+    """In the place of a log, on the ranks that write no files."""
+
+    def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 The paper's optimisation (section 4 of its text): SGD, momentum 0.9, weight decay 5e-4, learning rate 0.1 divided by 10
 every 30 epochs, batch 100, 150 epochs, no warm-up; an FDT epoch has as many steps as a plain one.
-The five columns of its Table 1 are plain, ov, fdt, tn and tn_fdt; every base model has all of them.
+The five columns of its Table 1 are plain, ov, fdt, tn and tn_fdt; every base model has all of them. The controls
+separate their causes: soft targets without mixing, mixing of other kinds, other weights, other norms.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from fdt_pipeline.series import Power
 from fdt_pipeline.superposition import FDT, Augment
+
+Column = Callable[["Recipe"], "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,19 @@ class Recipe:
     max_steps: stop after so many optimizer steps, or None. channels: 3 repeats gray images, as the paper does.
     size: (height, width) to resize images to, needed where they differ in size; they are then streamed.
     tensor_norm: None, "straight-through" (the paper's backward pass) or "exact". loss_eps: Algorithm 4's threshold.
+    norm: "pono" takes TN's place after every ReLU (mean and deviation per pixel, arXiv 1907.04312).
+    label_smoothing: share of a target that is spread over all classes; "fdt-entropy": as soft as FDT's on average.
+    mixup: a of its weight ~ Beta(a, a), one a batch (arXiv 1710.09412). Both are for whole images, without fdt.
     """
 
     name: str
     model: str
     stem: Literal["cifar", "cifar-pool", "imagenet"] = "cifar"
     tensor_norm: Literal["straight-through", "exact"] | None = None
+    norm: Literal["pono"] | None = None
     fdt: FDT | None = None
+    label_smoothing: float | Literal["fdt-entropy"] | None = None
+    mixup: float | None = None
     augment: Augment | None = field(default_factory=Augment)
     loss: Literal["cross-entropy", "multi-label"] = "cross-entropy"
     loss_eps: float = 1e-6
@@ -50,6 +60,20 @@ class Recipe:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
+        self._check_controls()
+
+    def _check_controls(self) -> None:
+        if self.norm is not None and (self.norm != "pono" or self.tensor_norm is not None):
+            raise ValueError(f'norm must be "pono" without tensor_norm, got {self.norm!r} with {self.tensor_norm!r}')
+        smoothing = self.label_smoothing
+        if isinstance(smoothing, str) and smoothing != "fdt-entropy":
+            raise ValueError(f'label_smoothing must be a share or "fdt-entropy", got {smoothing!r}')
+        if isinstance(smoothing, float | int) and not 0 <= smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {smoothing}")
+        if self.mixup is not None and not self.mixup > 0:
+            raise ValueError(f"mixup must be above 0, the a of Beta(a, a), got {self.mixup}")
+        if self.fdt is not None and (smoothing is not None or self.mixup is not None):
+            raise ValueError("label_smoothing and mixup are controls on whole images: leave out fdt, or them")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values that tell two recipes apart; a series is named with its parameters."""
@@ -85,6 +109,40 @@ def tn_fdt(base: Recipe) -> Recipe:
     return replace(fdt(base), name=f"{base.name}_tn_fdt", tensor_norm="straight-through")
 
 
+def label_smoothing(base: Recipe) -> Recipe:
+    """Control: targets as soft as FDT's on clean images, so what is left of FDT's effect is the mixing."""
+    return replace(base, name=f"{base.name}_label_smoothing", label_smoothing="fdt-entropy")
+
+
+def mixup(base: Recipe) -> Recipe:
+    """Control: two images a sum with random weights, classes may meet; a = 1, as its paper takes for CIFAR."""
+    return replace(base, name=f"{base.name}_mixup", mixup=1.0)
+
+
+def fdt_k2(base: Recipe) -> Recipe:
+    """Control: always two images, 2/3 and 1/3, and never a clean one."""
+    return replace(fdt(base), name=f"{base.name}_fdt_k2", fdt=FDT(min_images=2, max_images=2))
+
+
+def tn_exact(base: Recipe) -> Recipe:
+    """Control: TN with the gradient of what it computes, in place of the paper's straight-through one."""
+    return replace(base, name=f"{base.name}_tn_exact", tensor_norm="exact")
+
+
+def pono(base: Recipe) -> Recipe:
+    """Control: positional normalization in TN's place."""
+    return replace(base, name=f"{base.name}_pono", norm="pono")
+
+
+def power_series(gamma: float) -> Column:
+    """Control: FDT with weights i**-gamma (over their sum) in place of 1/i."""
+
+    def column(base: Recipe) -> Recipe:
+        return replace(fdt(base), name=f"{base.name}_fdt_gamma{gamma:g}", fdt=FDT(series=Power(gamma)))
+
+    return column
+
+
 def resnet34() -> Recipe:
     """Table 1. The paper on CIFAR-10: plain 92.52, ov 92.13, fdt 93.13, tn 93.69, tn_fdt 93.77 % clean."""
     return Recipe("resnet34", "resnet34")
@@ -116,18 +174,24 @@ def demo() -> Recipe:
 
 
 BASES: tuple[Callable[[], Recipe], ...] = (resnet18, resnet34, resnet152, wrn28_10, small, demo)
-COLUMNS: tuple[Callable[[Recipe], Recipe], ...] = (plain, ov, fdt, tn, tn_fdt)
+COLUMNS: tuple[Column, ...] = (plain, ov, fdt, tn, tn_fdt)
 RECIPES = tuple(f"{base.__name__}_{column.__name__}" for base in BASES for column in COLUMNS)
+GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup (arXiv 2204.03323)
+CONTROLS: dict[str, Column] = {
+    **{column.__name__: column for column in (label_smoothing, mixup, fdt_k2, tn_exact, pono)},
+    **{f"fdt_gamma{gamma:g}": power_series(gamma) for gamma in GAMMAS},
+}
 
 
 def make_recipe(name: str, **changes: Any) -> Recipe:
-    """The recipe of this name with changes to its fields; None changes nothing.
+    """The recipe MODEL_COLUMN or MODEL_CONTROL with changes to its fields; None changes nothing.
 
     A change of epochs alone keeps the share of the run after which the learning rate drops.
     """
-    made = next((c(b()) for b in BASES for c in COLUMNS if name == f"{b.__name__}_{c.__name__}"), None)
+    columns = {column.__name__: column for column in COLUMNS} | CONTROLS
+    made = next((c(b()) for b in BASES for key, c in columns.items() if name == f"{b.__name__}_{key}"), None)
     if made is None:
-        raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}")
+        raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; controls: {', '.join(CONTROLS)}")
     changes = {field: value for field, value in changes.items() if value is not None}
     if "epochs" in changes and "lr_drop_every" not in changes:
         changes["lr_drop_every"] = max(1, round(made.lr_drop_every * changes["epochs"] / made.epochs))

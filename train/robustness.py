@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
-from train.attack import PGD, PixelBounds, pgd_path
+from train.attack import PGD, PixelBounds, pgd_paths
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.robustness_table import format_table
 
@@ -33,14 +33,16 @@ def evaluate_robustness(
     clip_pixels: bool = True,
     gradients: Sequence[Gradient] | None = None,
     device: torch.device | str | None = None,
+    together: bool | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Robustness:
     """Attacks every batch (images f32[n c h w], labels i64[n]) once for each eps and TN gradient; reads `batches` once.
 
     For tensors in memory pass `zip(images.split(100), labels.split(100))`. `gradients` defaults to exact and
     straight-through where the model has TN layers, else to exact. `device`, where the batches are moved to, defaults to
-    the model's. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update wants it;
-    their total is images * steps * radii * gradients, each one pass forward and back.
+    the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU, which a batch of
+    100 does not fill. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update
+    wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     attacks = _attacks(eps_values, steps, clip_pixels)
     names = _gradients(model, gradients)
@@ -48,28 +50,34 @@ def evaluate_robustness(
     tally = _Tally(len(attacks), len(names), steps)
     for x, labels in _batches(batches):
         x, labels = x.to(device), labels.to(device)
-        tally.add(_attack_batch(model, x, labels, attacks, names, bounds, progress))
+        groups = _groups(attacks, x.device.type == "cuda" if together is None else together)
+        tally.add(_attack_batch(model, x, labels, groups, names, bounds, progress))
     return tally.result(attacks, names)
+
+
+def _groups(attacks: Sequence[PGD], together: bool) -> list[list[PGD]]:
+    """The attacks that share a batch."""
+    return [list(attacks)] if together else [[attack] for attack in attacks]
 
 
 def _attack_batch(
     model: nn.Module,
     x: Tensor,
     labels: Tensor,
-    attacks: Sequence[PGD],
+    groups: Sequence[Sequence[PGD]],
     gradients: Sequence[Gradient],
     bounds: PixelBounds | None,
     progress: Callable[[int], object] | None,
 ) -> Tensor:
     """bool[gradient eps T+1 n]: is the answer right at x^t."""
-    paths = []
+    rows = []
     for gradient in gradients:
         with tensor_norm_gradient(model, gradient):
-            for attack in attacks:
-                paths.append(pgd_path(model, x, labels, attack, bounds).correct)
+            for group in groups:
+                rows += [path.correct for path in pgd_paths(model, x, labels, group, bounds)]
                 if progress is not None:
-                    progress(len(x) * attack.steps)
-    return torch.stack(paths).unflatten(0, (len(gradients), len(attacks)))
+                    progress(len(x) * sum(attack.steps for attack in group))
+    return torch.stack(rows).unflatten(0, (len(gradients), -1))
 
 
 class _Tally:

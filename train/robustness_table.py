@@ -21,7 +21,7 @@ def format_table(rows: Mapping[str, Robustness]) -> str:
     header = ["model", "clean", *(f"eps {radius.eps:g}: {_COLUMNS}" for radius in first.radii[:1])]
     header += [f"eps {radius.eps:g}" for radius in first.radii[1:]]
     cells = [[name, _percent(row.clean), *map(_cell, row.radii)] for name, row in rows.items()]
-    return "\n".join([*_markdown(header, cells), "", *_footnotes(rows, first)]) + "\n"
+    return "\n".join([*markdown_table(header, cells), "", *_footnotes(rows, first)]) + "\n"
 
 
 def _cell(radius: RobustnessAtEps) -> str:
@@ -49,7 +49,8 @@ def _attack(row: Robustness) -> tuple[list[float], int, bool]:
     return [radius.eps for radius in row.radii], row.steps, row.clip_pixels
 
 
-def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first column to the left and the others to the right."""
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return ["| " + " | ".join(_pad(line, widths)) + " |" for line in [header, rule, *cells]]

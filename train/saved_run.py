@@ -41,7 +41,7 @@ class SavedRun:
         tests = _test_shards(folder, given=data is not None)
         recipe = self.config["recipe"]
         options = output_options(self.device, recipe["channels"], recipe["size"])
-        loader = FDTLoader(tests, batch_size, train=False, **options)
+        loader = FDTLoader(tests, batch_size, train=False, rank=0, world_size=1, **options)  # also under torchrun
         if list(loader.classes) != self.config["classes"]:
             raise ValueError(f"{tests} has other classes than {self.name} was trained on: pass --data with its own")
         if data is None and fingerprint(loader) != self.config["shards"]["test"]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.arguments import checked_device
 from models import build_model
+from models.positional_norm import insert_positional_norm
+from train.ddp import evaluate_over_ranks, evaluation_options, share_of_batch
 from train.full_float32 import full_float32
 from train.losses import cross_entropy, multi_label_loss
 from train.recipes import Recipe
@@ -36,9 +38,10 @@ def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool)
     """Training batches as the recipe asks for them, or the samples in order; channels_last, as convolutions want it."""
     common = output_options(device, recipe.channels, recipe.size)
     if not train:
-        return FDTLoader(shards, 200, train=False, **common)
+        return FDTLoader(shards, 200, train=False, **evaluation_options(), **common)
+    batch_size = share_of_batch(recipe)
     return FDTLoader(
-        shards, recipe.batch_size, fdt=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
+        shards, batch_size, fdt=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
     )
 
 
@@ -68,6 +71,8 @@ def make_model(recipe: Mapping[str, Any], num_classes: int, in_channels: int, de
         stem=recipe["stem"],
         tensor_norm=recipe["tensor_norm"],
     )
+    if recipe.get("norm") == "pono":  # not in the configuration of runs from before the controls
+        insert_positional_norm(model)
     return model.to(device).to(memory_format=torch.channels_last)
 
 
@@ -91,13 +96,19 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: FDTLoader) -> tuple[float, float]:
-    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode and full float32."""
+def evaluate(model: nn.Module, loader: FDTLoader, precise: bool = True) -> tuple[float, float]:
+    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode.
+
+    In full float32 where `precise`, else as a training step computes: on an H100 eight times as fast, for curves.
+    """
+    if loader.world_size > 1:
+        return evaluate_over_ranks(model, loader)
     model.eval()
-    correct, loss = 0, 0.0
-    with full_float32(loader.device.type):
+    correct = torch.zeros((), dtype=torch.int64, device=loader.device)  # on the device, so that no batch waits for it
+    loss = torch.zeros((), dtype=torch.float64, device=loader.device)
+    with full_float32(loader.device.type) if precise else autocast(loader.device):
         for images, labels in loader:
-            logits = model(images)
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(cross_entropy(logits, labels, reduction="sum"))
-    return correct / loader.num_samples, loss / loader.num_samples
+            logits = model(images).float()
+            correct += (logits.argmax(1) == labels).sum()
+            loss += cross_entropy(logits, labels, reduction="sum")
+    return int(correct) / loader.num_samples, float(loss) / loader.num_samples

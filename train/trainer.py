@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdt_pipeline.ranks import find_ranks
+from train.controls import make_batch_change
+from train.ddp import data_parallel, from_first_rank, is_first_rank, process_group, this_rank
 from train.divergence import check_finite, check_weights, checked_figures
 from train.environment import hardware, versions
 from train.files import (
@@ -31,12 +32,11 @@ from train.files import (
     write_checkpoint,
     write_json,
 )
-from train.logs import RunLog
-from train.losses import check_eps, kl_to_target
+from train.logs import NoLog, RunLog
+from train.losses import check_eps
 from train.recipes import Recipe
 from train.setup import (
     amp_dtype,
-    autocast,
     evaluate,
     fingerprint,
     make_loader,
@@ -46,10 +46,13 @@ from train.setup import (
     test_folder,
     train_folder,
 )
+from train.step import TrainStep, load_optimizer, make_optimizer
 
 # Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
 LOG_EVERY = 50
+# Seconds between checkpoints. On a GPU an epoch of CIFAR-10 takes 2 s, and writing 250 MB of ResNet-34 would add half.
+CHECKPOINT_EVERY = {"cpu": 0.0, "cuda": 20.0}
 
 
 @dataclass
@@ -72,33 +75,29 @@ def fit(
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
+    Under torchrun one run of all its processes (ddp.py), whose first one writes.
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
-    check_one_process()
     check_folder(out)
-    run = Run(recipe, data, out, pick_device(device), show_progress)
-    checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
-    if checkpoint.exists():
-        with fitting(checkpoint):
-            run.load_state(read_checkpoint(checkpoint))
-    return run.train()
-
-
-def check_one_process() -> None:
-    """Loaders share an epoch out among ranks, but nothing here would average their gradients."""
-    world_size = find_ranks(None, None).world_size
-    if world_size > 1:
-        raise ValueError(
-            f"this is one of {world_size} processes, but a recipe is trained by one: run it without torchrun "
-            "(examples/ddp.py shows a trainer of several)"
-        )
+    with process_group(pick_device(device)) as device_of_rank:
+        run = Run(recipe, data, out, device_of_rank, show_progress)
+        checkpoint = out / CHECKPOINT
+        if checkpoint.exists() and not resume:
+            raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+        saved = from_first_rank(lambda: read_checkpoint(checkpoint) if checkpoint.exists() else None)
+        if saved is not None:
+            with fitting(checkpoint):
+                run.load_state(saved)
+        return run.train()
 
 
 class Run:
-    """Model, optimizer, loaders and progress of one recipe."""
+    """Model, optimizer, loaders and progress of one recipe; on several ranks, what all of them do alike.
+
+    `model` is what is saved and evaluated; `network` is what a step calls: the same, or the model with its gradients
+    averaged over the ranks.
+    """
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, device: torch.device, show_progress: bool) -> None:
         self.recipe, self.data, self.out, self.device, self.show_progress = recipe, data, out, device, show_progress
@@ -108,14 +107,18 @@ class Run:
         if recipe.loss == "multi-label":
             check_eps(recipe.loss_eps, self.loader.num_classes)
         self.loss = make_loss(recipe)
+        self.change = make_batch_change(recipe, self.loader.num_classes)
         torch.manual_seed(recipe.seed)
         self.model = make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        self.network = data_parallel(self.model, device)
+        self.optimizer = make_optimizer(self.model, recipe.lr, recipe.momentum, recipe.weight_decay, device)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_drop_every, gamma=0.1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
+        graph = device.type == "cuda" and self.network is self.model
+        self.step = TrainStep(self.network, self.loss, self.optimizer, self.scaler, device, graph)
         self.progress = Progress()
+        self._best_state: dict[str, Any] | None = None  # not written yet
+        self._written = time.perf_counter()
 
     @property
     def num_steps(self) -> int:
@@ -127,23 +130,26 @@ class Run:
         return self.progress.epoch >= self.recipe.epochs or self.progress.step >= self.num_steps
 
     def train(self) -> dict[str, Any]:
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / CONFIG, self.config())
+        if is_first_rank():
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / CONFIG, self.config())
         if self.finished:
             return self._write_results()
-        bar = tqdm(total=self.num_steps, initial=self.progress.step, unit="step", disable=not self.show_progress)
+        hidden = not (self.show_progress and is_first_rank())
+        bar = tqdm(total=self.num_steps, initial=self.progress.step, unit="step", disable=hidden)
         bar.set_description(self.recipe.name)
-        with RunLog(self.out, self.progress.step) as log, bar:
+        with RunLog(self.out, self.progress.step) if is_first_rank() else NoLog() as log, bar:
             while not self.finished:
                 self._epoch(log, bar)
         return self._write_results()
 
     def _write_results(self) -> dict[str, Any]:
         results = self.results()
-        write_json(self.out / RESULTS, results)
+        if is_first_rank():
+            write_json(self.out / RESULTS, results)
         return results
 
-    def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
+    def _epoch(self, log: RunLog | NoLog, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
         waiting: list[tuple[float, float]] = []
         for step, loss, kl in self._steps(bar):
@@ -153,17 +159,25 @@ class Run:
         self._log_means(log, progress.step, waiting)
         self.schedule.step()
         check_weights(self.model, progress.step)
+        progress.epoch += 1
         if self.test_loader:
-            accuracy, loss = evaluate(self.model, self.test_loader)
+            accuracy, loss = evaluate(self.model, self.test_loader, precise=self.finished)
             check_finite(progress.step, "test loss after", loss)
-            log.add("test", progress.step, progress.epoch, accuracy=accuracy, loss=loss)
+            log.add("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
             bar.set_postfix(test=f"{100 * accuracy:.2f}%")
-        progress.epoch += 1
         progress.seconds += time.perf_counter() - start
-        write_checkpoint(self.out / CHECKPOINT, self.state())
+        if self.finished or time.perf_counter() - self._written >= CHECKPOINT_EVERY[self.device.type]:
+            self._write_checkpoint()
 
-    def _log_means(self, log: RunLog, step: int, waiting: list[tuple[float, float]]) -> None:
+    def _write_checkpoint(self) -> None:
+        if is_first_rank():
+            if self._best_state is not None:
+                write_checkpoint(self.out / BEST, self._best_state)
+            write_checkpoint(self.out / CHECKPOINT, self.state())
+        self._best_state, self._written = None, time.perf_counter()
+
+    def _log_means(self, log: RunLog | NoLog, step: int, waiting: list[tuple[float, float]]) -> None:
         """One record of the mean loss and KL of the steps since the last one; empties `waiting`."""
         if waiting:
             loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
@@ -175,8 +189,9 @@ class Run:
         best = progress.best_accuracy
         progress.accuracies.append(accuracy)
         if best is None or accuracy > best:
-            progress.best_epoch = progress.epoch
-            write_checkpoint(self.out / BEST, {"model": self.model.state_dict(), "epoch": progress.epoch})
+            progress.best_epoch = progress.epoch - 1
+            weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self._best_state = {"model": weights, "epoch": progress.best_epoch}
 
     def _steps(self, bar: tqdm[Any]) -> Iterator[tuple[int, float, float]]:
         """One epoch; yields (step, loss, KL), on a GPU some steps late."""
@@ -196,15 +211,8 @@ class Run:
         yield from checked_figures(waiting)
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(self.device):
-            logits = self.model(images)
-        loss = self.loss(logits, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        with torch.no_grad():
-            return loss.detach(), kl_to_target(logits.detach(), targets)
+        images, targets = self.change(images, targets, self.progress.step)
+        return self.step(images, targets)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -228,6 +236,7 @@ class Run:
             "accuracies": progress.accuracies,
             "seconds": round(progress.seconds, 1),
             "mode": self.loader.mode,
+            "ranks": this_rank().world_size,
             "hardware": hardware(self.device),
             "versions": versions(),
         }
@@ -250,7 +259,7 @@ class Run:
         check_same("shards", state["shards"], self._fingerprint())
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"]:  # empty where the loss was not scaled: on a CPU, or with bfloat16
             self.scaler.load_state_dict(state["scaler"])

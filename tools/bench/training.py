@@ -7,6 +7,9 @@ from typing import Any, get_args
 import torch
 
 from models import Stem, build_model
+from train.losses import cross_entropy
+from train.setup import amp_dtype
+from train.step import TrainStep, make_optimizer
 
 from .entries import SameBatch
 from .task import Task
@@ -17,20 +20,22 @@ assert IMAGENET in get_args(Stem)
 
 
 class Trainer:
-    """A model, its optimizer, and one step of SGD: forward, backward, update, done when it returns."""
+    """A model, its optimizer, and one step of SGD, done when it returns: the step of `python -m train`, so on a GPU with
+    mixed precision and as one CUDA graph."""
 
     def __init__(self, model: str, task: Task) -> None:
         torch.manual_seed(task.seed)
         c, h, _ = task.shape
+        device = torch.device(task.device)
         stem: dict[str, Any] = {"stem": IMAGENET} if h >= PHOTO and model.startswith("resnet") else {}
-        self._model = build_model(model, task.num_classes, in_channels=c, **stem).to(task.device).train()
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.01, momentum=0.9)
+        network = build_model(model, task.num_classes, in_channels=c, **stem)
+        network = network.to(device).to(memory_format=torch.channels_last).train()
+        optimizer = make_optimizer(network, 0.01, 0.9, 0.0, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
+        self._step = TrainStep(network, cross_entropy, optimizer, scaler, device, graph=device.type == "cuda")
 
     def step(self, images: Any, targets: Any) -> None:
-        loss = torch.nn.functional.cross_entropy(self._model(images), targets)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimizer.step()
+        self._step(images.contiguous(memory_format=torch.channels_last), targets)
         if images.is_cuda:
             torch.cuda.synchronize()
 
@@ -38,6 +43,6 @@ class Trainer:
 def same_batch(task: Task) -> SameBatch:
     """Random images with soft targets, on the task's device."""
     generator = torch.Generator().manual_seed(task.seed)
-    images = torch.randn(task.batch_size, *task.shape, generator=generator)
+    images = torch.randn(task.batch_size, *task.shape, generator=generator).to(memory_format=torch.channels_last)
     targets = torch.rand(task.batch_size, task.num_classes, generator=generator)
     return SameBatch(images.to(task.device), (targets / targets.sum(1, keepdim=True)).to(task.device))

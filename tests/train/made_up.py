@@ -1,0 +1,59 @@
+"""Records with figures that are made up, as the runs of a table leave them."""
+
+from train.environment import versions
+from train.reproduce.record import make_record, write_record
+from train.reproduce.rows import Row
+from train.reproduce.running import write_plan
+from train.reproduce.settings import Settings, recipe_of
+from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
+
+STEPS = 5
+TINY = Settings("table1", "small", epochs=2, attack_images=1000, attack_steps=STEPS)
+HARDWARE = {"device": "cpu", "cpu": "made up", "cores": 2, "memory_gib": 1.0}
+
+
+def made_up_record(row=Row("cifar10", "small", "plain"), seed=0, clean=0.9, eq7=0.5, settings=TINY, **changes):  # noqa: B008
+    """Accuracy falls from `clean` to 2 eq7 - clean along the path, so that its mean is near eq7 at every radius."""
+    recipe = recipe_of(row, settings, seed).to_dict()
+    training = {
+        "recipe": recipe,
+        "shards": {"train": f"{row.dataset} train", "test": f"{row.dataset} test"},
+        "final": {"epoch": 1, "accuracy": clean},
+        "best": {"epoch": 1, "accuracy": clean},
+        "accuracies": [clean / 2, clean],
+        "seconds": 60.0,
+        "hardware": HARDWARE,
+        "versions": versions(),
+    }
+    parts = {
+        "training": training,
+        "precision": "float32",
+        "curves": {"test_accuracy": [clean / 2, clean], "train_loss": [2.0, 1.0], "train_kl": [1.0, 0.5]},
+        "robustness": _robustness(clean, eq7, settings).to_dict(),
+        "attack_seconds": 30.0,
+        "autoattack": None,
+    }
+    return make_record(row, seed, settings.to_dict(), **{**parts, **changes})
+
+
+def _robustness(clean, eq7, settings):
+    num_images = settings.attack_images
+    radii = []
+    for number, eps in enumerate(settings.eps_values):
+        last = max(0.0, clean - 2 * (clean - eq7) / 4**number)
+        path = [clean + (last - clean) * t / settings.attack_steps for t in range(settings.attack_steps + 1)]
+        correct = tuple(round(num_images * share) for share in path)
+        attacks = {"exact": AttackCounts(num_images, correct, correct[-1])}
+        radii.append(RobustnessAtEps(eps, attacks, correct[-1]))
+    return Robustness(num_images, round(num_images * clean), settings.attack_steps, True, tuple(radii))
+
+
+def write_table(out, records, settings=TINY, missing=None):
+    """A folder as `reproduce` leaves it, but for the runs."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [Row(**record["row"]) for record in records]
+    asked = [*rows, *(Row(dataset, "small", "plain") for dataset in missing or {})]
+    write_plan(out, settings, asked, missing or {})
+    for record in records:
+        write_record(out, record)
+    return out

@@ -1,0 +1,300 @@
+"""The checks tell a network that hides its gradient from one that does not."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from models import ReLUTensorNorm
+from train.__main__ import main
+from train.attack_checks import Target, not_beaten, overall, share
+from train.attack_checks_autoattack import AutoAttackStages, UnitPixels, import_autoattack
+from train.attack_checks_pgd import growth_in_radius, path_right, random_noise, tensor_norm_gradients
+from train.attack_checks_run import RADII, Settings, run_checks
+from train.recipes import make_recipe
+from train.threat_model import PGD, PixelBounds
+from train.trainer import fit
+
+BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
+NUM_CLASSES = 5
+QUICK = Settings(restarts=1, queries=200)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def fewer_queries(monkeypatch):
+    """Of Square within AutoAttack, of whose time its 5,000 would be most."""
+    monkeypatch.setattr("train.attack_checks_autoattack.QUERIES", 300)
+
+
+def images(num, seed):
+    """x f32[num 3 8 8] in channels_last and labels: noise around one image a class."""
+    prototypes = torch.rand(NUM_CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, NUM_CLASSES, (num,), generator=generator)
+    noise = torch.rand(num, 3, 8, 8, generator=generator) - 0.5
+    pixels = (0.5 + 0.25 * (prototypes[labels] - 0.5) + 0.3 * noise).clamp(0, 1)
+    return (BOUNDS.low + pixels * (BOUNDS.high - BOUNDS.low)).to(memory_format=torch.channels_last), labels
+
+
+def trained_net(relu=nn.ReLU):
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 3, padding=1), relu(), nn.Conv2d(8, 16, 3, stride=2, padding=1), relu()]
+    net = nn.Sequential(*body, nn.Flatten(), nn.Linear(256, NUM_CLASSES))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(150):
+        x, labels = images(64, step + 1)
+        optimizer.zero_grad()
+        cross_entropy(net(x), labels).backward()
+        optimizer.step()
+    return net.eval().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return trained_net()
+
+
+class Quantized(nn.Module):
+    """Rounds its input to 24 steps a unit: the answers hardly change, the gradient is zero."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((24 * x).round() / 24)
+
+
+class Saturated(nn.Module):
+    """The same answers from logits so large that the softmax has no gradient left."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return 1000 * self.net(x)
+
+
+def target_of(model, num=32, batch_size=32):
+    return Target(model, *images(num, 1000), BOUNDS, batch_size)
+
+
+def test_a_plain_network_and_one_with_tn_mask_nothing(net):
+    normalized = trained_net(ReLUTensorNorm)
+    told = []
+    short = replace(QUICK, grey_levels=None)
+    reports = [run_checks(target_of(net), short), run_checks(target_of(normalized), QUICK, net, told.append)]
+    for report in reports:
+        assert not report.masked, report.summary()
+        assert report.clean > 0.9
+        assert report.strongest < report.clean
+    names = ["larger radius", "more steps", "random restarts", "single step", "random noise"]
+    ends = ["margin loss", "Square", "AutoAttack"]
+    assert [check.name for check in reports[0].checks] == [*names, *ends[:2]]
+    assert [check.name for check in reports[1].checks] == [*names, "TN gradient", "transfer", *ends]
+    assert len(told) == 10
+    assert "not masked: none of 10 checks" in reports[1].summary()
+
+
+def test_a_quantized_input_is_found_to_mask(net):
+    report = run_checks(target_of(Quantized(net)), QUICK, plain=net)
+    masked = {check.name for check in report.checks if check.masked}
+    assert masked >= {"larger radius", "random noise", "transfer", "Square", "AutoAttack"}
+    assert report.strongest < 0.2
+    assert report.summary().startswith("masked: ")
+    assert "it warns: there are" in report.checks[-1].verdict, "AutoAttack's own flag of zero gradients"
+
+
+def test_saturated_logits_are_found_to_mask_and_the_margin_finds_what_is_behind(net):
+    report = run_checks(target_of(Saturated(net)), Settings(restarts=1, queries=50, grey_levels=None))
+    checks = {check.name: check for check in report.checks}
+    assert checks["margin loss"].masked
+    assert checks["margin loss"].figures["APGD-DLR"] < 0.1 < checks["margin loss"].figures["PGD"]
+    assert "AutoAttack" not in checks
+
+
+def test_autoattack_is_the_librarys_own_evaluation(net):
+    target, eps = target_of(net, batch_size=12), 0.03
+    stages = AutoAttackStages(target, eps, NUM_CLASSES)
+    right = torch.ones(target.num_images, dtype=torch.bool)
+    for name in stages.stages():
+        right = stages.survivors(name, right)
+    pixels = UnitPixels(target)
+    library = import_autoattack().AutoAttack(pixels, eps=eps / target.span, seed=0)
+    library.apgd_targeted.n_target_classes = library.fab.n_target_classes = NUM_CLASSES - 1
+    library.square.n_queries = 300
+    adversarial, _ = library.run_standard_evaluation(pixels.to_pixels(target.x), target.labels, batch_size=12)
+    with torch.no_grad():
+        expected = pixels(adversarial).argmax(1) == target.labels
+    assert 0 < share(expected) < 1
+    assert abs(share(right) - share(expected)) <= 1 / target.num_images
+
+
+def test_a_librarys_attack_leaves_model_and_random_state_as_they_were(net):
+    state = torch.get_rng_state()
+    stages = AutoAttackStages(target_of(net, 8), 0.05, NUM_CLASSES)
+    stages.survivors("FAB-T", torch.ones(8, dtype=torch.bool))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+
+
+def test_what_a_library_returns_is_clipped_and_judged_again(net):
+    class Cheat:
+        def perturb(self, pixels, labels):
+            return images(len(pixels), 5)[0] + 100  # far outside of the ball
+
+    target, stages = target_of(net), AutoAttackStages(target_of(net), 1e-4, NUM_CLASSES)
+    stages._attack = lambda name, queries: Cheat()
+    right = path_right(target, PGD(0.0, steps=1))[0]
+    assert torch.equal(stages.survivors("Square", right), right)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_few_classes_have_the_attacks_that_there_are(num_classes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
+    x = images(12, 3)[0]
+    with torch.no_grad():
+        target = Target(model, x, model(x).argmax(1), BOUNDS)
+    report = run_checks(target, Settings(restarts=1, queries=20, eps=0.01))
+    names = [check.name for check in report.checks]
+    assert ("margin loss" in names) == (num_classes >= 3)
+    assert list(report.checks[-1].figures) == ["PGD", "APGD-CE", "FAB-T", "Square"]
+
+
+def test_grey_levels_are_those_of_the_pixels():
+    target = target_of(nn.Identity())
+    assert target.grey_levels(0.1) == pytest.approx(25.6)
+    assert target.grey_levels(1e-3) == pytest.approx(0.256)
+    each = Target(nn.Identity(), *images(2, 0), PixelBounds.from_normalization((0, 0, 0), (255, 128, 64)))
+    with pytest.raises(ValueError, match="expected one scale for all channels"):
+        each.grey_levels(0.1)
+
+
+def paths(*lasts, num=100):
+    """For each share: bool[1 2 num], that many right at the last of two iterates."""
+    return [torch.stack([torch.ones(num), torch.arange(num) < round(num * value)]).bool()[None] for value in lasts]
+
+
+@pytest.mark.parametrize(
+    ("lasts", "masked"),
+    [
+        ((0.9, 0.5, 0.0), False),
+        ((0.9, 0.5, 0.06), True),  # something is left where everything can be reached
+        ((0.5, 0.9, 0.0), True),  # rises
+        ((0.5, 0.52, 0.0), False),  # within the slack
+    ],
+)
+def test_the_radius_masks_where_accuracy_rises_or_is_left_at_one(lasts, masked):
+    check = growth_in_radius(target_of(nn.Identity(), 100), dict(zip((0.1, 0.3, 1.0), paths(*lasts), strict=True)))
+    assert check.masked == masked
+    assert check.figures["eps 0.1 (25.6 grey levels)"] == lasts[0]
+
+
+def right(value, num=100):
+    return torch.arange(num) < round(num * value)
+
+
+def test_an_attack_that_finds_more_than_its_slack_is_a_sign():
+    for other, masked in ((0.6, False), (0.49, False), (0.48, False), (0.47, True)):
+        check = not_beaten("Square", "", 0.1, right(0.5), right(other), 0.02)
+        assert check.masked == masked
+        assert check.figures == {"PGD": 0.5, "Square": other}
+    assert "Square fools 3 of 100 images that PGD does not" in check.verdict
+    assert overall([check]) == "masked: 1 of 1 checks show masked gradients (Square)"
+
+
+def test_noise_that_does_nothing_says_nothing(net):
+    target = target_of(net)
+    clean = path_right(target, PGD(0.0, steps=1))[0]
+    check, still = random_noise(target, 1e-6, clean, clean)
+    assert not check.masked
+    assert "says nothing" in check.verdict
+    assert torch.equal(still, clean)
+
+
+@pytest.mark.parametrize(("exact", "straight", "weak"), [(0.3, 0.5, "straight-through"), (0.5, 0.3, "exact")])
+def test_the_tn_gradient_that_finds_less_is_named(exact, straight, weak):
+    check = tensor_norm_gradients(0.1, torch.cat(paths(exact, straight)), 0.02)
+    assert f"the {weak} gradient misses 20.00 points" in check.verdict
+
+
+def test_random_starts_differ_from_batch_to_batch(monkeypatch):
+    seeds = []
+
+    def noting(model, x, labels, attack, bounds):
+        seeds.append(attack.seed)
+        return type("Path", (), {"correct": torch.ones(2, len(x), dtype=torch.bool)})
+
+    monkeypatch.setattr("train.attack_checks_pgd.pgd_path", noting)
+    target = target_of(nn.Identity(), batch_size=12)
+    for seed in (0, 1):
+        path_right(target, PGD(0.1, steps=1, random_start=True, seed=seed))
+    assert len(set(seeds)) == len(seeds) == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [({"steps": 0}, "steps must be 1 or more"), ({"eps": 0.0}, "eps must be above 0"), ({"grey_levels": -1.0}, "grey")],
+)
+def test_impossible_settings_are_refused(values, match):
+    with pytest.raises(ValueError, match=match):
+        Settings(**values)
+
+
+def test_a_model_that_is_never_right_is_refused(net):
+    x, labels = images(8, 0)
+    with pytest.raises(ValueError, match="right on none of 8 images"):
+        run_checks(Target(net, x, (labels + 1) % NUM_CLASSES, BOUNDS))
+
+
+def test_radii_go_up_to_one():
+    assert list(RADII) == sorted(RADII)
+    assert RADII[-1] == 1.0
+
+
+@pytest.fixture(scope="module")
+def run(few_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checked") / "run"
+    fit(make_recipe("small_tn_fdt", max_steps=12), few_shards, folder, device="cpu", show_progress=False)
+    return folder
+
+
+def test_checks_of_a_run_are_printed_and_written(run, tmp_path, capsys):
+    command = ["checks", str(run), "--plain", str(run), "--images", "20", "--restarts", "1", "--queries", "20"]
+    assert main([*command, "--json", str(tmp_path / "checks.json"), "--device", "cpu"]) == 0
+    output = capsys.readouterr().out
+    report = json.loads((tmp_path / "checks.json").read_text())
+    assert report["num_images"] == 20
+    assert report["versions"]["pyautoattack"]
+    assert report["grey_levels"] == pytest.approx(256 * report["eps"])
+    assert [check["name"] for check in report["checks"]][-1] == "AutoAttack"
+    assert report["checks"][-1]["eps"] == pytest.approx(8 / 256)
+    assert report["masked"] == any(check["masked"] for check in report["checks"])
+    for check in report["checks"]:
+        assert f"{check['name']}: " in output
+        assert check["verdict"] in output
+    assert report["summary"] in output
+
+
+def test_a_plain_run_on_other_classes_is_refused(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["classes"] = config["classes"][::-1]
+    (other / "config.json").write_text(json.dumps(config))
+    assert main(["checks", str(run), "--plain", str(other), "--images", "5"]) == 2
+    assert "has other classes than small_tn_fdt" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_with_its_extra(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    assert main(["checks", str(run)]) == 2
+    assert 'checks need pyautoattack: pip install -e ".[attacks]"' in capsys.readouterr().err

@@ -1,0 +1,207 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fdt_pipeline import FDT
+from fdt_pipeline.superposition import Pool, draw_plan, superpose_targets
+from models import build_model, tensor_norm_layers
+from models.positional_norm import PositionalNorm, insert_positional_norm, positional_norm
+from tests.train.test_trainer import assert_equal_weights, weights
+from train import trainer
+from train.controls import (
+    label_smoothing_of,
+    make_batch_change,
+    mean_target_entropy,
+    mix_pairs,
+    smooth_targets,
+    smoothing_with_entropy,
+)
+from train.recipes import CONTROLS, Recipe, make_recipe
+from train.setup import make_model
+from train.trainer import fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("num_classes", "entropy"), [(10, 1.3314), (100, 2.9797)])
+def test_fdts_targets_have_the_papers_entropy(num_classes, entropy):
+    assert mean_target_entropy(FDT(), num_classes) == pytest.approx(entropy, abs=5e-5)
+
+
+def test_the_entropy_is_that_of_drawn_targets():
+    pool, fdt = Pool(np.arange(10), 10), FDT(probability=0.7)
+    drawn = [superpose_targets(draw_plan(0, 0, i, pool, fdt), 10).astype(np.float64) for i in range(4000)]
+    entropies = [-(t[t > 0] * np.log(t[t > 0])).sum() for t in drawn]
+    assert np.mean(entropies) == pytest.approx(mean_target_entropy(fdt, 10), abs=4 * np.std(entropies) / 4000**0.5)
+
+
+@given(st.integers(2, 200), st.floats(0, 1))
+def test_smoothing_gives_the_entropy_that_is_asked_for(num_classes, share):
+    entropy = share * math.log(num_classes)
+    smoothing = smoothing_with_entropy(entropy, num_classes)
+    target = smooth_targets(torch.eye(num_classes, dtype=torch.float64)[:1], smoothing)
+    assert float(torch.special.entr(target).sum()) == pytest.approx(entropy, abs=1e-6)
+
+
+def test_an_entropy_that_no_target_has_is_refused():
+    with pytest.raises(ValueError, match=r"in \[0, log 10\] nats, got 2\.4"):
+        smoothing_with_entropy(2.4, 10)
+
+
+def test_label_smoothing_is_as_soft_as_fdt_on_clean_images():
+    recipe = make_recipe("small_label_smoothing")
+    images, targets = torch.rand(6, 3, 4, 4), torch.eye(10)[[0, 0, 1, 2, 9, 9]]
+    same, soft = make_batch_change(recipe, 10)(images, targets, 0)
+    assert same is images
+    assert recipe.fdt is None
+    torch.testing.assert_close(torch.special.entr(soft).sum(1), torch.full((6,), 1.3314), atol=5e-5, rtol=0)
+    torch.testing.assert_close(soft.argmax(1), targets.argmax(1))
+    assert label_smoothing_of(make_recipe("small_plain", label_smoothing=0.1), 10) == 0.1
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 2**31), st.floats(0.2, 4))
+def test_mixup_mixes_targets_as_it_mixes_images_where_classes_repeat(labels, seed, alpha):
+    images = torch.tensor(labels, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 2)  # a pixel is its class
+    mixed, targets = mix_pairs(images, torch.eye(4)[labels], alpha, np.random.default_rng(seed))
+    torch.testing.assert_close(mixed[:, 0, 0, 0], (targets * torch.arange(4.0)).sum(1))
+    torch.testing.assert_close(targets.sum(1), torch.ones(len(labels)))
+
+
+def test_mixups_weights_have_the_law_of_beta():
+    one, zero = torch.ones(1, 1, 1, 1), torch.ones(1, 1)
+    drawn = []
+    for step in range(3000):
+        images = torch.cat([one, 0 * one])
+        mixed, _ = mix_pairs(images, torch.cat([zero, zero]), 0.5, np.random.default_rng([7, step]))
+        drawn.append(float(mixed[0]))
+    assert np.mean([0 < value < 1 for value in drawn]) == pytest.approx(0.5, abs=0.05)  # else paired with itself
+    inside = [value for value in drawn if value < 1]
+    assert np.mean(inside) == pytest.approx(0.5, abs=0.04)
+    assert np.var(inside) == pytest.approx(0.125, abs=0.01)  # 1 / (4 (2 a + 1))
+
+
+def test_mixup_draws_from_seed_and_step_alone_and_their_streams_do_not_meet():
+    images, targets = torch.rand(20, 1, 2, 2), torch.eye(20)
+    draws = {}
+    for seed in range(3):
+        change = make_batch_change(make_recipe("small_mixup", seed=seed), 20)
+        for step in range(3):
+            draws[seed, step] = change(images, targets, step)[1]
+            torch.testing.assert_close(draws[seed, step], change(images, targets, step)[1], rtol=0, atol=0)
+    values = list(draws.values())
+    assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
+
+
+def test_paper_recipes_leave_a_batch_as_it_is():
+    images, targets = torch.rand(2, 1, 2, 2), torch.eye(2)
+    for column in ("plain", "ov", "fdt", "tn", "tn_fdt"):
+        changed = make_batch_change(make_recipe(f"small_{column}"), 2)(images, targets, 5)
+        assert changed[0] is images
+        assert changed[1] is targets
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control_is_a_recipe_of_its_name_that_survives_json(control):
+    recipe = make_recipe(f"resnet34_{control}")
+    assert recipe.name == f"resnet34_{control}"
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+    assert recipe.to_dict() != replace(make_recipe("resnet34_plain"), name=recipe.name).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"norm": "pono", "tensor_norm": "exact"}, 'norm must be "pono" without tensor_norm'),
+        ({"norm": "layer"}, 'norm must be "pono"'),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1\.0"),
+        ({"label_smoothing": "soft"}, "a share or \"fdt-entropy\", got 'soft'"),
+        ({"mixup": 0.0}, "mixup must be above 0"),
+        ({"mixup": 1.0, "fdt": FDT()}, "controls on whole images"),
+        ({"label_smoothing": 0.1, "fdt": FDT()}, "controls on whole images"),
+    ],
+)
+def test_controls_that_do_not_fit_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        Recipe("made up", "small", **changes)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control_trains(few_shards, tmp_path, control):
+    recipe = make_recipe(f"small_{control}", epochs=1)
+    results = fit(recipe, few_shards, tmp_path / "run", device="cpu", show_progress=False)
+    assert results["steps"] == 3
+    assert math.isfinite(results["final"]["accuracy"])
+
+
+def test_a_mixup_run_that_was_interrupted_ends_with_the_same_weights(few_shards, tmp_path, monkeypatch):
+    recipe = make_recipe("small_mixup", epochs=3)
+    fit(recipe, few_shards, tmp_path / "whole", device="cpu", show_progress=False)
+    original, calls = trainer.make_batch_change, iter(range(100))
+
+    def interrupting(*arguments):
+        change = original(*arguments)
+
+        def interrupted(*batch):
+            if next(calls) == 4:  # in the second epoch
+                raise KeyboardInterrupt
+            return change(*batch)
+
+        return interrupted
+
+    monkeypatch.setattr(trainer, "make_batch_change", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, few_shards, tmp_path / "cut", device="cpu", show_progress=False)
+    fit(recipe, few_shards, tmp_path / "cut", resume=True, device="cpu", show_progress=False)
+    assert_equal_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_positional_norm_is_layer_norm_over_the_channels_with_an_unbiased_variance():
+    x = torch.randn(3, 8, 5, 4, dtype=torch.float64)
+    biased = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=1e-5 * 7 / 8).permute(0, 3, 1, 2)
+    torch.testing.assert_close(positional_norm(x), biased * (7 / 8) ** 0.5)
+
+
+def test_positional_norm_takes_off_a_pixels_mean_and_scale_and_leaves_a_dead_pixel_zero():
+    x = torch.rand(2, 6, 3, 3, dtype=torch.float64) + 1
+    pixel = torch.rand(2, 1, 3, 3, dtype=torch.float64) + 1
+    torch.testing.assert_close(positional_norm(1e3 * x * pixel + pixel), positional_norm(1e6 * x), rtol=1e-6, atol=1e-6)
+    assert not positional_norm(torch.zeros(1, 4, 2, 2)).any()
+    assert positional_norm(torch.rand(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="2 or more channels"):
+        positional_norm(torch.rand(2, 1, 3, 3))
+
+
+def test_positional_norm_passes_its_exact_gradient():
+    x = torch.randn(2, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(positional_norm, (x,))
+
+
+@pytest.mark.parametrize(("name", "sites"), [("small", 7), ("resnet18", 17)])
+def test_positional_norm_follows_every_relu_and_changes_no_weight(name, sites):
+    torch.manual_seed(0)
+    plain = build_model(name, 10)
+    torch.manual_seed(0)
+    model = insert_positional_norm(build_model(name, 10))
+    calls = []
+    for module in model.modules():
+        if isinstance(module, PositionalNorm):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    model.eval()(torch.rand(1, 3, 32, 32))
+    assert len(calls) == sites
+    assert_equal_weights(model.state_dict(), plain.state_dict())
+    with pytest.raises(ValueError, match=r"found no nn\.ReLU"):
+        insert_positional_norm(build_model(name, 10, tensor_norm="exact"))
+
+
+def test_the_pono_recipe_has_it_after_every_relu_and_no_tensor_norm():
+    model = make_model(make_recipe("small_pono").to_dict(), 10, 3, torch.device("cpu"))
+    norms = [module for module in model.modules() if isinstance(module, PositionalNorm)]
+    assert len(norms) == 4  # the stem's, and one a block, which is called twice
+    assert not tensor_norm_layers(model)

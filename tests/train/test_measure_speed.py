@@ -1,0 +1,67 @@
+"""The measuring tool: its arithmetic, and that each part of it runs; nothing here depends on how long anything took."""
+
+import json
+
+import pytest
+import torch
+
+from train.files import write_json
+from train.measure_speed import ON_CPU, ON_GPU, Settings, measure, report, table
+from train.robustness import evaluate_robustness
+from train.speed import attacks
+from train.speed.rounds import Figure, ratios, timed_rounds
+from train.speed.tensor_norm import _in_a_process
+
+CPU = torch.device("cpu")
+TINY = Settings("small", (4,), 8, 1, 2, 1, 1.1, 1.03, 0.01, attacks=(("small", 2, 8, 2),))
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_median_is_held_against_the_bound_on_its_side():
+    assert Figure("a", (1.0, 1.2, 1.1), 1.1, "at most").holds
+    assert not Figure("a", (1.0, 1.2, 1.3), 1.1, "at most").holds
+    assert Figure("a", (1.0, 1.2, 1.3), 1.1, "at least").holds
+    assert Figure("a", (1.0,)).holds is None
+
+
+def test_contenders_take_turns_forwards_and_backwards_and_the_first_round_is_dropped():
+    turns = []
+    seconds = timed_rounds({name: lambda name=name: turns.append(name) for name in "ab"}, 3, CPU, "")
+    assert turns == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert [len(each) for each in seconds.values()] == [3, 3]
+
+
+def test_ratios_are_taken_within_a_round():
+    assert ratios([2.0, 9.0], [1.0, 3.0]) == (2.0, 3.0)
+
+
+def test_the_whole_of_it_runs_and_is_written(tmp_path):
+    figures, raw = measure(TINY, CPU)
+    assert [figure.bound for figure in figures] == [1.1, 1.03, 0.01, 1.0, None, 1.3, None]
+    assert all(value > 0 for figure in figures for value in figure.values)
+    assert figures[2].values[0] < 1
+    write_json(tmp_path / "speed.json", report(figures, raw, CPU))
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert [figure["name"] for figure in written["figures"]] == [figure.name for figure in figures]
+    assert len(table(figures).splitlines()) == 2 + len(figures)
+
+
+def test_the_bounds_are_those_that_were_asked_for():
+    assert (ON_CPU.time_bound, ON_CPU.memory_bound, ON_CPU.waiting_bound) == (1.10, 1.03, 0.01)
+    assert (ON_GPU.time_bound, ON_GPU.memory_bound, ON_GPU.waiting_bound) == (1.03, 1.01, 0.02)
+
+
+def test_a_peak_holds_what_a_larger_batch_needs():
+    small, large = (_in_a_process("plain", "small", size, "32", "cpu") for size in ("100", "400"))
+    assert large > small + 300 * 16 * 16 * 16 * 4  # one map of the stem
+
+
+def test_foolbox_is_asked_for_the_same_columns_as_ours():
+    model, x, labels = attacks._subject("small", 4, 8, CPU)
+    labels[0] = (labels[0] + 1) % 10
+    theirs = attacks._frozen(attacks._all_columns, model, x, labels, 5)
+    ours = evaluate_robustness(model, [(x, labels)], attacks.BOUNDS, steps=5)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for rows, radius in zip(theirs, ours.radii, strict=True):
+        assert tuple(rows.sum(1).tolist()) == radius.attacks["exact"].correct

@@ -1,0 +1,130 @@
+"""Results of several machines in one table: they must be of one configuration."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.train.made_up import TINY, made_up_record, write_table
+from train.reproduce.configuration import differing_fields
+from train.reproduce.merging import merge
+from train.reproduce.record import read_records
+from train.reproduce.report import write_report
+from train.reproduce.rows import Row
+
+FDT = Row("cifar10", "small", "fdt")
+
+
+def changed(record, path, value):
+    """A copy with another value at a dotted path."""
+    record = copy.deepcopy(record)
+    *parents, last = path.split(".")
+    place = record
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return record
+
+
+@pytest.fixture
+def one(tmp_path):
+    return write_table(tmp_path / "one", [made_up_record(seed=0), made_up_record(seed=1)])
+
+
+def test_seeds_and_rows_of_two_machines_make_one_table(one, tmp_path):
+    elsewhere = {"device": "cuda", "gpu": "another", "cpu": "made up", "cores": 16, "memory_gib": 1.0}
+    records = [made_up_record(seed=2), made_up_record(FDT)]
+    two = write_table(tmp_path / "two", [changed(r, "training.hardware", elsewhere) for r in records])
+    merge([one, two], tmp_path / "both")
+    found = read_records(tmp_path / "both")
+    assert [record.name for record in found] == [
+        "cifar10-small-fdt-seed0.json",
+        *(f"cifar10-small-plain-seed{seed}.json" for seed in range(3)),
+    ]
+    text = write_report(tmp_path / "both")
+    assert "ours, Eq. 7, 3 seeds" in text
+    report = (tmp_path / "both" / "report.md").read_text()
+    assert "2 cores of made up, float32" in report
+    assert "* another, float32" in report
+
+
+def test_merging_again_and_into_a_folder_with_results_changes_nothing_that_is_there(one, tmp_path):
+    before = {path.name: path.read_bytes() for path in (one / "records").iterdir()}
+    two = write_table(tmp_path / "two", [made_up_record(FDT)])
+    for _ in range(2):
+        merge([two], one)
+    after = {path.name: path.read_bytes() for path in (one / "records").iterdir()}
+    assert set(after) == {*before, "cifar10-small-fdt-seed0.json"}
+    assert all(after[name] == content for name, content in before.items())
+
+
+def test_a_missing_data_set_that_another_machine_has_is_no_longer_missing(tmp_path):
+    without = write_table(tmp_path / "a", [made_up_record()], missing={"fashion-mnist": "gone", "svhn": "gone"})
+    have = write_table(tmp_path / "b", [made_up_record(Row("fashion-mnist", "small", "plain"))])
+    merge([without, have], tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "plan.json").read_text())["missing"] == {"svhn": "gone"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("training.recipe.lr", 0.2, r"recipe\.lr is 0\.1 in .*one .* and 0\.2 in .*two"),
+        ("training.recipe.augment.pad", 0, r"recipe\.augment\.pad is 4"),
+        ("training.shards.test", "other", r"shards\.test is 'cifar10 test'"),
+        ("precision", "bfloat16", "precision is 'float32'"),
+        ("robustness.num_images", 7, "num_images is 1000"),
+    ],
+)
+def test_results_of_another_configuration_are_refused_with_the_field(one, tmp_path, path, value, field):
+    two = write_table(tmp_path / "two", [changed(made_up_record(seed=2), path, value)])
+    with pytest.raises(ValueError, match=f"different configurations: {field}"):
+        merge([one, two], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_folders_of_other_settings_are_refused_with_the_field(one, tmp_path):
+    other = replace(TINY, epochs=30, eps_values=(0.1,))
+    two = write_table(tmp_path / "two", [made_up_record(seed=2, settings=other)], other)
+    with pytest.raises(ValueError, match=r"epochs is 2 in .*one and 30 in .*two; eps_values is"):
+        merge([one, two], tmp_path / "both")
+
+
+def test_a_report_of_mixed_records_is_refused(one):
+    from train.reproduce.record import write_record
+
+    write_record(one, changed(made_up_record(seed=2), "training.recipe.lr", 0.2))
+    with pytest.raises(ValueError, match=r"recipe\.lr"):
+        write_report(one)
+
+
+def test_autoattack_at_another_radius_is_refused(tmp_path):
+    found = {"accuracy": 0.1, "num_images": 50, "eps": 0.03, "masked": False}
+    records = [made_up_record(seed=0, autoattack=found), made_up_record(seed=1, autoattack={**found, "eps": 0.02})]
+    folders = [write_table(tmp_path / f"{number}", [record]) for number, record in enumerate(records)]
+    with pytest.raises(ValueError, match=r"autoattack\.eps is 0\.03 in .* and 0\.02"):
+        merge(folders, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("training.final.accuracy", 0.91), ("robustness.num_correct", 3), ("curves.train_kl", [1.0, 0.6])],
+)
+def test_a_seed_with_two_results_is_refused(one, tmp_path, path, value):
+    two = write_table(tmp_path / "two", [changed(made_up_record(seed=1), path, value)])
+    with pytest.raises(ValueError, match=f"one row and seed has two results: {path}"):
+        merge([one, two], tmp_path / "both")
+
+
+def test_a_seed_that_was_run_twice_with_the_same_figures_is_one_seed(one, tmp_path):
+    attacked = {"accuracy": 0.1, "num_images": 50, "eps": 0.03, "masked": False}
+    again = changed(made_up_record(seed=1, autoattack=attacked), "training.seconds", 7.0)
+    two = write_table(tmp_path / "two", [again])
+    merge([one, two], tmp_path / "both")
+    records = read_records(tmp_path / "both")
+    assert len(records) == 2
+    assert records[1].autoattack == 0.1  # the one that knows more is kept
+
+
+def test_differing_fields_are_named_down_to_the_leaf():
+    assert differing_fields({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == [("a.c", 2, 4), ("d", 3, None)]

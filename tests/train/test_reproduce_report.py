@@ -1,0 +1,236 @@
+"""Tables, verdicts and the report, from records with made-up figures."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.train.made_up import TINY, made_up_record, write_table
+from train.reproduce.claims import Claim, judge, verdict
+from train.reproduce.differences import Difference, difference
+from train.reproduce.paper import PAPER
+from train.reproduce.record import Record
+from train.reproduce.report import write_report
+from train.reproduce.results import Measure, grouped
+from train.reproduce.rows import Row, select_rows, table_rows
+from train.reproduce.running import in_order
+from train.reproduce.settings import Settings, recipe_of
+from train.reproduce.sweep import ALL_COLUMNS, write_sweep_report
+from train.reproduce.tables import summary_table
+
+
+def small(column, dataset="cifar10"):
+    return Row(dataset, "small", column)
+
+
+def records_of(column, seeds=(0, 1, 2), **figures):
+    return [made_up_record(small(column), seed, **figures) for seed in seeds]
+
+
+def cells(text, column):
+    """Lines of the first table whose first cell is `column`, split."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [line for line in lines if line[0] == column]
+
+
+def test_the_papers_tables_are_whole():
+    assert len(PAPER) == 24
+    row = PAPER["cifar100", "resnet34", "tn_fdt"]
+    assert (row.clean, row.std, row.eq7) == (74.37, 0.27, (9.91, 46.92, 72.38, 74.37))
+    assert PAPER["cifar100", "wrn28_10", "plain"].std is None
+    assert all(row.eq7[0] < row.eq7[1] < row.eq7[2] <= row.eq7[3] <= row.clean for row in PAPER.values())
+
+
+def test_every_row_of_the_tables_stands_beside_the_paper():
+    rows = [*table_rows("table1"), *table_rows("table2")]
+    assert len(rows) == 20 + 4
+    assert {(row.dataset, row.model, row.column) for row in rows} == set(PAPER)
+    assert small("fdt").paper == PAPER["cifar10", "resnet34", "fdt"]
+
+
+def test_rows_are_chosen_by_part_or_pattern():
+    rows = table_rows("table1")
+    assert [row.column for row in select_rows(rows, ["svhn"])] == ["plain", "tn_fdt", "fdt", "tn", "ov"]
+    assert len(select_rows(rows, ["ov", "cifar100-*"])) == 4 + 5 - 1
+    assert select_rows(rows, None) == rows
+    with pytest.raises(ValueError, match=r"--only cifar11 names no row; rows: cifar10-resnet34-plain"):
+        select_rows(rows, ["cifar10", "cifar11"])
+
+
+def test_a_data_set_is_done_seed_by_seed_with_the_most_telling_rows_first():
+    order = [(row.key, seed) for row, seed in in_order(table_rows("table1"), (0, 1), {"cifar100": "not there"})]
+    assert order[:2] == [("cifar10-resnet34-plain", 0), ("cifar10-resnet34-tn_fdt", 0)]
+    assert order[5] == ("cifar10-resnet34-plain", 1)
+    assert order[10] == ("fashion-mnist-resnet34-plain", 0)
+
+
+def test_recipes_are_the_papers_but_for_the_switches():
+    plain = recipe_of(Row("svhn", "resnet34", "plain"), Settings("table1"), 4)
+    assert (plain.augment, plain.seed, plain.epochs, plain.lr_drop_every) == (None, 4, 150, 30)
+    switched = Settings("table1", stem="cifar-pool", tensor_norm="exact", max_images=3, anchor="epoch", epochs=15)
+    recipe = recipe_of(Row("cifar10", "resnet34", "tn_fdt"), switched, 0)
+    assert (recipe.stem, recipe.tensor_norm, recipe.fdt.max_images) == ("cifar-pool", "exact", 3)
+    assert (recipe.fdt.anchor, recipe.lr_drop_every) == ("epoch", 3)
+    assert recipe_of(Row("cifar100", "wrn28_10", "plain"), switched, 0).stem == "cifar"  # it has but one
+    k2 = recipe_of(small("fdt_k2"), switched, 0).fdt
+    assert (k2.min_images, k2.max_images, k2.anchor) == (2, 2, "epoch")
+    assert Settings.from_dict(switched.to_dict()) == switched
+
+
+values = st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=2, max_size=6)
+
+
+@given(values, values)
+def test_the_interval_is_welchs(a, b):
+    found = difference(a, b)
+    assert found.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-9)
+    if np.std(a) < 1e-6 or np.std(b) < 1e-6:
+        return  # scipy warns of what it then cannot do
+    interval = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+
+
+def test_without_spread_or_without_a_second_seed_the_interval_is_what_can_be_said():
+    assert difference([2.0, 2.0], [1.0, 1.0]) == Difference(1.0, 0.0, 1.0, 1.0)
+    assert difference([2.0], [1.0, 1.5]) == Difference(0.75)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "word"),
+    [
+        (0.1, 0.9, 0, "holds"),
+        (-0.1, 0.9, 0, "undecided"),
+        (-0.9, -0.1, 0, "does not hold"),
+        (-0.4, 0.2, 0.5, "holds"),
+        (-0.6, 0.2, 0.5, "undecided"),
+        (-0.9, -0.6, 0.5, "does not hold"),
+        (None, None, 0, "one seed: undecided"),
+    ],
+)
+def test_a_claim_is_judged_by_the_interval(low, high, margin, word):
+    assert verdict(Difference(0.0, 0.1, low, high), margin) == word
+
+
+def test_claims_are_set_beside_the_papers_difference():
+    records = [Record.from_content(r) for r in [*records_of("plain", eq7=0.4), *records_of("fdt", eq7=0.6)]]
+    (group,) = grouped([small("plain"), small("fdt")], records)
+    verdicts = {(v.claim.text, v.claim.measure): v for v in judge(group, TINY.eps_values)}
+    assert {text for text, _ in verdicts} == {"FDT keeps accuracy", "FDT is more robust by Eq. 7"}
+    robust = verdicts["FDT is more robust by Eq. 7", Measure("mean", 0.1)]
+    assert robust.claim == Claim("FDT is more robust by Eq. 7", "fdt", "plain", Measure("mean", 0.1))
+    assert robust.paper == pytest.approx(13.81 - 6.28)
+    assert robust.word == "holds"
+    assert robust.last.value > 0
+    assert robust.autoattack is None
+    assert summary_table([(group, list(verdicts.values()))]).splitlines()[-1].split("|")[2].strip() == "holds 4"
+    kept = verdicts["FDT keeps accuracy", Measure("clean")]
+    assert (kept.word, kept.ours.value) == ("holds", 0)
+
+
+def test_the_report_sets_mean_and_deviation_of_all_seeds_beside_the_paper(tmp_path):
+    records = [made_up_record(small("plain"), seed, clean) for seed, clean in enumerate((0.90, 0.91, 0.92))]
+    text = write_report(write_table(tmp_path / "t", records))
+    paper, ours = cells(text, "plain")[0], cells(text, "")[0]
+    assert paper[1:4] == ["paper, Eq. 7", "92.52 ± 0.25", "6.28"]
+    assert ours[1:3] == ["ours, Eq. 7, 3 seeds", "91.00 ± 1.00"]
+    assert ours[-1] == "not run"
+    report = (tmp_path / "t" / "report.md").read_text()
+    every_seed = report[report.index("## Every seed") :]
+    assert [line[1:3] for line in cells(every_seed, "plain")] == [["0", "90.00"], ["1", "91.00"], ["2", "92.00"]]
+    assert "Scaled down, and no reproduction of the paper's figures" in report
+    assert "2 cores of made up, float32" in report
+    assert "3 runs, 3.0 minutes of training, 1.5 of attacks" in report
+
+
+def test_what_was_not_run_is_listed_and_never_filled(tmp_path):
+    records = [*records_of("plain"), *records_of("fdt", seeds=(0,))]
+    out = write_table(tmp_path / "t", records, missing={"fashion-mnist": "no shards in fashion-mnist/train of --data"})
+    text = write_report(out)
+    report = (out / "report.md").read_text()
+    assert "* Fashion-MNIST, small ResNet: missing, no shards in fashion-mnist/train of --data." in report
+    assert "not run: cifar10-small-ov, cifar10-small-tn, cifar10-small-tn_fdt." in report
+    position = text.splitlines().index(next(line for line in text.splitlines() if line.startswith("| TN ")))
+    assert "not run" in text.splitlines()[position + 1]
+    assert "96.1" not in text  # the paper's row of a data set that is missing is not shown alone
+    verdicts = {line[1]: line for line in (*cells(text, "TN helps"), *cells(text, "FDT keeps accuracy"))}
+    assert verdicts["TN - plain, clean"][3:7] == ["", "", "", "not run"]
+    assert verdicts["FDT - plain, clean"][5:7] == ["", "one seed: undecided"]
+
+
+def test_a_diverged_run_is_told(tmp_path):
+    from train.reproduce.running import write_plan
+
+    out = write_table(tmp_path / "t", records_of("plain"))
+    write_plan(out, TINY, [small("plain")], {}, {"cifar10-small-ov seed 1": "the loss of step 3 is nan"})
+    assert "* Diverged: cifar10-small-ov seed 1: the loss of step 3 is nan" in write_report(out)
+
+
+def test_odd_cells_are_footnotes_of_the_tables_that_show_them(tmp_path):
+    rows = [made_up_record(small(column, "fashion-mnist")) for column in ("plain", "tn")]
+    text = write_report(write_table(tmp_path / "t", rows))
+    assert cells(text, "plain")[0][6] == "94.64 [2]"
+    assert cells(text, "TN")[0][6] == "94.70 [3]"
+    assert "[2] The paper's figure lies about 1.5 points below clean" in text
+    assert "[1]" not in text
+
+
+def test_autoattack_stands_beside_eq_7(tmp_path):
+    found = {"num_images": 50, "eps": 8 / 256, "masked": False}
+    records = [
+        made_up_record(small(column), seed, autoattack={"accuracy": accuracy + seed / 100, **found})
+        for column, accuracy in (("plain", 0.2), ("fdt", 0.1))
+        for seed in (0, 1)
+    ]
+    text = write_report(write_table(tmp_path / "t", records))
+    assert cells(text, "")[0][-1] == "20.50 ± 0.71"
+    assert cells(text, "FDT is more robust by Eq. 7")[0][-1] == "-10.00 ± 0.71"
+    report = (tmp_path / "t" / "report.md").read_text()
+    assert "AutoAttack: 4 runs, on 50 images at eps = 0.03125 (8 grey levels); the checks found signs" in report
+
+
+def test_the_report_is_remade_from_the_records_alone(tmp_path):
+    out = write_table(tmp_path / "t", [*records_of("plain"), *records_of("tn_fdt")])
+    text = write_report(out)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(out / "plan.json", copy)
+    shutil.copytree(out / "records", copy / "records")
+    assert write_report(copy) == text
+    assert (copy / "report.md").read_bytes() == (out / "report.md").read_bytes()
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert pictures == ["cifar10-small-learning.png", "cifar10-small-paths.png"]
+    for name in pictures:
+        assert (copy / name).read_bytes() == (out / name).read_bytes()
+        assert (np.asarray(Image.open(out / name).convert("L")) < 200).mean() > 0.01
+
+
+def test_the_sweeps_report_tells_each_control_from_what_it_is_compared_with(tmp_path):
+    tiny = replace(TINY, table="sweep", scale="full")
+    records = [
+        made_up_record(small(column), seed, 0.5 + 0.02 * number + 0.01 * seed, 0.4, tiny)
+        for number, column in enumerate(ALL_COLUMNS)
+        for seed in (0, 1)
+    ]
+    out = write_table(tmp_path / "s", records, tiny)
+    text = write_sweep_report(out)
+    assert cells(text, "FDT, gamma = 2 - FDT")[0][1] == "+18.00 ± 0.71"
+    assert "paper, Eq. 7" not in text
+    assert {path.name for path in out.glob("*.png")} == {"cifar10-small-clean-robust.png", "cifar10-small-weights.png"}
+
+
+def test_a_folder_without_a_table_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no table: make one with"):
+        write_report(tmp_path)
+
+
+def test_a_folder_of_another_table_is_refused(tmp_path):
+    out = write_table(tmp_path / "t", records_of("plain"))
+    with pytest.raises(ValueError, match="holds table1, not table2"):
+        write_report(out, "table2")
+    with pytest.raises(ValueError, match="holds table1, not sweep"):
+        write_sweep_report(out)

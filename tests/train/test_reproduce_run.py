@@ -1,0 +1,258 @@
+"""Training and attacking the rows of a table: what is left on disk, and going on after a stop."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fdt_pipeline.shards import load_shards, write_shards
+from fdt_pipeline.sources import ArraySource
+from train import trainer
+from train.__main__ import main
+from train.files import CHECKPOINT, read_json
+from train.reproduce import chunked_attack, data
+from train.reproduce.chunked_attack import PROGRESS, add_counts
+from train.reproduce.data import draw_subset
+from train.reproduce.record import read_records
+from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COLUMNS = ["plain", "tn_fdt"]
+SHORT = ["--epochs", "2", "--images", "60", "--steps", "2", "--eps", "0.1", "0.01", "--device", "cpu"]
+TABLE = ["reproduce", "table1", "--scale", "small", *SHORT, "--seeds", "2", "--only", *COLUMNS]
+
+
+@pytest.fixture(autouse=True)
+def small_subsets(monkeypatch):
+    """The small scale from ROOT alone, smaller still, attacked 25 images at a time."""
+    monkeypatch.setattr(data, "BUNDLED", {})
+    monkeypatch.setattr(data, "PER_CLASS", {"train": 20, "test": 8})
+    monkeypatch.setattr(chunked_attack, "BATCH_SIZE", {"cpu": 25})
+
+
+@pytest.fixture(scope="module")
+def root(few_shards, tmp_path_factory):
+    """ROOT with CIFAR-10 alone (Fashion-MNIST's images in truth)."""
+    folder = tmp_path_factory.mktemp("root")
+    (folder / "cifar10").symlink_to(few_shards)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("table") / "table"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        small_subsets.__wrapped__(monkeypatch)
+        assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 0
+    return out
+
+
+def figures(out):
+    """All that the records say, but for the time it took."""
+    found = {}
+    for record in read_records(out):
+        content = dict(record.content)
+        training = {name: value for name, value in content.pop("training").items() if name != "seconds"}
+        content.pop("attack_seconds")
+        found[record.name] = (content, training)
+    return found
+
+
+def test_a_table_leaves_a_record_a_seed_and_a_report_that_lists_what_is_missing(undisturbed, capsys):
+    assert sorted(figures(undisturbed)) == [
+        f"cifar10-small-{column}-seed{seed}.json" for column in COLUMNS for seed in (0, 1)
+    ]
+    record = read_records(undisturbed)[0]
+    assert record.robustness.num_images == 60
+    assert record.content["training"]["final"]["accuracy"] == record.clean
+    assert len(record.content["curves"]["test_accuracy"]) == len(record.content["curves"]["train_kl"]) == 2
+    report = (undisturbed / "report.md").read_text()
+    assert "Fashion-MNIST, small ResNet: missing, no shards in fashion-mnist/train of --data" in report
+    assert (undisturbed / "cifar10-small-paths.png").is_file()
+
+
+def test_the_same_command_shows_the_same_table_and_runs_nothing(undisturbed, root, monkeypatch, capsys):
+    monkeypatch.setattr("train.reproduce.running.fit", None)
+    assert main([*TABLE, "--data", str(root), "--out", str(undisturbed)]) == 0
+    first = capsys.readouterr().out
+    assert main(["reproduce", "table1", "--report", "--out", str(undisturbed)]) == 0
+    assert capsys.readouterr().out == first
+    assert "ours, Eq. 7, 2 seeds" in first
+
+
+def test_an_attack_in_chunks_counts_what_one_attack_counts(undisturbed, root):
+    from train.saved_run import attack_run, open_run
+
+    for record in read_records(undisturbed):
+        run = undisturbed / "runs" / record.row.key / f"seed{record.seed}"
+        saved = open_run(run, torch.device("cpu"))
+        loader = saved.test_loader(undisturbed / "data" / "cifar10", 60)
+        whole = attack_run(saved, loader, (0.1, 0.01), 2, num_images=60)
+        assert record.robustness.num_correct == whole.num_correct
+        assert record.robustness.to_dict() == whole.to_dict()
+
+
+def test_interruptions_in_runs_and_attacks_change_nothing(undisturbed, root, tmp_path, monkeypatch, capsys):
+    """In the second epoch of a run, and after the first chunk of an attack."""
+    out = tmp_path / "table"
+    command = [*TABLE, "--data", str(root), "--out", str(out)]
+    step, attack, steps, chunks = (
+        trainer.Run._step,
+        chunked_attack.evaluate_robustness,
+        iter(range(99)),
+        iter(range(99)),
+    )
+
+    def broken_step(*arguments):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    def broken_attack(*arguments, **options):
+        if next(chunks) == 1:
+            raise KeyboardInterrupt
+        return attack(*arguments, **options)
+
+    monkeypatch.setattr(trainer.Run, "_step", broken_step)
+    monkeypatch.setattr(chunked_attack, "evaluate_robustness", broken_attack)
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (out / "report.md").exists()
+    assert main(command) == 130
+    attacked = read_json(out / "runs" / "cifar10-small-plain" / "seed0" / PROGRESS)
+    assert attacked["robustness"]["num_images"] == 25
+    assert main(command) == 0
+    assert figures(out) == figures(undisturbed)
+    assert next(chunks) == 1 + 4 * 3  # none of the images twice: three chunks a run, and one that was broken off
+
+
+def test_a_table_killed_in_the_middle_of_a_run_comes_out_the_same(undisturbed, root, tmp_path):
+    out = tmp_path / "table"
+    code = f"""
+import time
+import torch
+from train import trainer
+from train.__main__ import main
+from train.reproduce import chunked_attack, data
+
+torch.set_num_threads(1)
+data.BUNDLED, data.PER_CLASS, chunked_attack.BATCH_SIZE = {{}}, {{"train": 20, "test": 8}}, {{"cpu": 25}}
+step = trainer.Run._step
+trainer.Run._step = lambda *arguments: (time.sleep(0.2), step(*arguments))[1]
+main({[*TABLE, "--data", str(root), "--out", str(out)]!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    second = out / "runs" / "cifar10-small-tn_fdt" / "seed0" / CHECKPOINT
+    deadline = time.monotonic() + 500  # two seconds of work, on a machine that may be busy with other things
+    while not second.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert second.exists()
+    assert len(read_records(out)) == 1
+    assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 0
+    assert figures(out) == figures(undisturbed)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(undisturbed, root, capsys):
+    command = [*TABLE, "--data", str(root), "--out", str(undisturbed), "--lr", "0.2", "--epochs", "3"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "epochs is 2 in" in error
+    assert "lr is None in" in error
+
+
+def test_autoattack_that_was_run_later_is_added_to_the_record(undisturbed, root, tmp_path, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "table")
+    checks = [{"name": "Square", "figures": {"Square": 0.9}, "eps": 0.1}]
+    checks += [{"name": "AutoAttack", "figures": {"PGD": 0.4, "Square": 0.3}, "eps": 8 / 256}]
+    content = {"num_images": 10, "masked": True, "checks": checks}
+    run = out / "runs" / "cifar10-small-plain" / "seed0"
+    (run / "checks.json").write_text(json.dumps(content))
+    assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 0
+    record = next(r for r in read_records(out) if r.name == "cifar10-small-plain-seed0.json")
+    assert record.content["autoattack"] == {"accuracy": 0.3, "num_images": 10, "eps": 8 / 256, "masked": True}
+    (run / "checks.json").write_text("{}")
+    assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 2
+    assert "is not a report of `python -m train checks`" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_is_noted_and_the_others_are_done(root, tmp_path, capsys):
+    command = [*TABLE[:-2], "plain", "--seeds", "1", "--data", str(root), "--out", str(tmp_path / "t")]
+    assert main([*command, "--lr", "1e30"]) == 1
+    assert "cifar10-small-plain seed 0: the loss of step" in capsys.readouterr().err
+    plan = read_json(tmp_path / "t" / "plan.json")
+    assert list(plan["diverged"]) == ["cifar10-small-plain seed 0"]
+    assert main(["reproduce", "table1", "--report", "--out", str(tmp_path / "t")]) == 0
+    assert "Diverged: cifar10-small-plain seed 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table1", "--data", "no/root"], "cifar10: no shards in cifar10/train of --data"),
+        (["table1"], "cifar10: no --data was given"),
+        (["table2", "--scale", "small"], "--scale small is for table1"),
+        (["table1", "--only", "mnist"], "--only mnist names no row"),
+        (["table1", "--report", "--data", "x"], "leave out --data and --only"),
+        (["table1", "--merge", "no/folder"], "no/folder holds no table"),
+        (["table1", "--data", "x", "--seeds", "0"], "1 or more seeds"),
+        (["table1", "--data", "x", "--eps", "0.1", "0.1"], "one or more different eps"),
+        (["table1", "--data", "x", "--images", "0"], "1 or more images"),
+    ],
+)
+def test_bad_input_exits_2(root, tmp_path, arguments, message, capsys):
+    arguments = [str(root) if argument == "x" else argument for argument in arguments]
+    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", ["reproduce", "sweep"])
+def test_help_shows_an_example_to_copy(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    assert f"\n    python -m train {verb} " in capsys.readouterr().out
+
+
+def test_the_small_subset_is_the_same_whatever_the_order_of_the_shards(few_shards, tmp_path):
+    images, labels, _ = load_shards(few_shards / "train")
+    order = np.random.default_rng(0).permutation(len(labels))
+    write_shards(ArraySource(images[order], labels[order]), tmp_path / "shuffled", seed=9)
+    again, again_labels, _ = load_shards(tmp_path / "shuffled")
+    first, second = draw_subset(images, labels, 7), draw_subset(again, again_labels, 7)
+    assert np.array_equal(images[first], again[second])
+    assert np.bincount(labels[first]).tolist() == [7] * 10
+
+
+def test_counts_of_two_batches_add_up_and_other_attacks_are_refused():
+    def counts(num_images, *correct):
+        attacks = {"exact": AttackCounts(num_images, correct, correct[-1])}
+        return Robustness(num_images, correct[0], len(correct) - 1, True, (RobustnessAtEps(0.1, attacks, correct[-1]),))
+
+    whole = add_counts(counts(10, 9, 5, 2), counts(5, 4, 4, 4))
+    assert whole.clean == 13 / 15
+    assert whole.radii[0].attacks["exact"].path == [13 / 15, 9 / 15, 6 / 15]
+    assert whole.radii[0].worst == 6 / 15
+    with pytest.raises(ValueError, match="expected counts of the attacks"):
+        add_counts(counts(10, 9, 5), counts(10, 9, 5, 2))
+
+
+def test_the_scripts_of_the_small_scale_use_the_bundled_images(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    assert data.missing_data(None, "fashion-mnist", "small") is None
+    folder = data.data_folder(None, "fashion-mnist", "small", tmp_path)
+    images, labels, _ = load_shards(folder / "test")
+    assert images.shape == (1000, 28, 28, 1)
+    assert Path(folder) == tmp_path / "data" / "fashion-mnist"
+    assert np.bincount(labels).tolist() == [100] * 10

@@ -1,0 +1,1 @@
+"""Train the rows of the paper, attack them, and set the results beside what it prints."""

@@ -1,0 +1,94 @@
+"""The attack on a trained run, a batch at a time, with the counts so far on disk: a killed attack goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from train.files import fitting, read_json, write_json
+from train.reproduce.settings import Settings
+from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
+from train.robustness import evaluate_robustness
+from train.saved_run import first_samples, open_run
+from train.threat_model import PixelBounds
+
+PROGRESS = "attack.json"
+# On a GPU 1,000 images of 32x32 keep ResNet-34 busy; on a CPU a chunk is what a kill may lose.
+BATCH_SIZE = {"cpu": 100, "cuda": 1000}
+
+
+def attack_in_chunks(
+    run: Path, data: Path, settings: Settings, device: torch.device, show: bool
+) -> tuple[Robustness, float]:
+    """-> (counts, seconds); goes on with what RUN/attack.json has.
+
+    Counts of batches add up, so the result is the one of an undisturbed attack.
+    """
+    saved = open_run(run, device)
+    loader = saved.test_loader(data, BATCH_SIZE[device.type])
+    num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
+    whole, seconds = _so_far(run)
+    done = whole.num_images if whole else 0
+    bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
+    passed = 0
+    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image", disable=not show) as bar:
+        for images, labels in first_samples(loader, num_images):
+            passed += len(labels)
+            if passed <= done:
+                continue
+            start = time.perf_counter()
+            part = evaluate_robustness(
+                saved.model,
+                [(images, labels)],
+                bounds,
+                settings.eps_values,
+                steps=settings.attack_steps,
+                clip_pixels=settings.clip_pixels,
+                device=device,
+            )
+            whole = add_counts(whole, part) if whole else part
+            seconds += time.perf_counter() - start
+            write_json(run / PROGRESS, {"robustness": whole.to_dict(), "seconds": seconds})
+            bar.update(len(labels))
+    assert whole is not None  # num_images is 1 or more
+    return whole, seconds
+
+
+def _so_far(run: Path) -> tuple[Robustness | None, float]:
+    if not (run / PROGRESS).exists():
+        return None, 0.0
+    with fitting(run / PROGRESS):
+        state = read_json(run / PROGRESS)
+        return Robustness.from_dict(state["robustness"]), state["seconds"]
+
+
+def add_counts(a: Robustness, b: Robustness) -> Robustness:
+    """Of the same attacks on other images. ValueError where the attacks differ."""
+    if _attacks(a) != _attacks(b):
+        raise ValueError(f"expected counts of the attacks {_attacks(a)}, got {_attacks(b)}: delete {PROGRESS}")
+    radii = tuple(_add_radius(x, y) for x, y in zip(a.radii, b.radii, strict=True))
+    return Robustness(a.num_images + b.num_images, a.num_correct + b.num_correct, a.steps, a.clip_pixels, radii)
+
+
+def _attacks(robustness: Robustness) -> tuple[int, bool, list[tuple[float, list[str]]]]:
+    return (
+        robustness.steps,
+        robustness.clip_pixels,
+        [(radius.eps, list(radius.attacks)) for radius in robustness.radii],
+    )
+
+
+def _add_radius(a: RobustnessAtEps, b: RobustnessAtEps) -> RobustnessAtEps:
+    attacks = {name: _add_attack(a.attacks[name], b.attacks[name]) for name in a.attacks}
+    return RobustnessAtEps(a.eps, attacks, a.correct_throughout + b.correct_throughout)
+
+
+def _add_attack(a: AttackCounts, b: AttackCounts) -> AttackCounts:
+    return AttackCounts(
+        a.num_images + b.num_images,
+        tuple(x + y for x, y in zip(a.correct, b.correct, strict=True)),
+        a.correct_throughout + b.correct_throughout,
+    )

@@ -1,0 +1,157 @@
+"""The verbs `reproduce` and `sweep` of `python -m train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+REPRODUCE_HELP = """Train and attack the rows of a table of the paper, and print the paper's figures beside ours.
+
+    python -m train reproduce table1 --data shards --out runs/table1 --only cifar10
+    python -m train reproduce table1 --scale small --data shards --out runs/small
+    python -m train reproduce table1 --merge machine_a machine_b --out runs/both
+    python -m train reproduce table1 --report --out runs/both
+
+--data ROOT holds shards: ROOT/cifar10/{train,test}, and so cifar100, fashion-mnist and svhn. What is not there is
+listed as missing. The same command goes on where it was stopped, in the middle of a run or of an attack too.
+--scale small: a small network on 5,000 images, Fashion-MNIST's from the checkout and CIFAR-10's drawn from ROOT.
+PAPER.md says what the switches of the readings stand for.
+"""
+SWEEP_HELP = """Train and attack controls that separate the causes of FDT's and TN's effects; draw clean against robust.
+
+    python -m train sweep --data shards/cifar10 --out runs/sweep --seeds 3
+
+The paper's five columns, label smoothing as soft as FDT's targets, mixup, two images a sum, weights i^-gamma for
+gamma 0.5 to 4, TN with its exact gradient, and PONO in TN's place. The same command goes on where it was stopped.
+"""
+# Thirty runs and attacks: some 31 minutes on two cores, by the seconds of results/demo and the pixels.
+SMALL_EPOCHS, SMALL_IMAGES = 40, 500
+INTERRUPTED = "the same command goes on from the last whole epoch, or the last images attacked"
+
+
+def add_reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", choices=("table1", "table2"), help="of the paper")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder with a folder of shards for each data set")
+    parser.add_argument("--scale", choices=("full", "small"), default="full", help="default: %(default)s")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="copy these folders' results to --out")
+    instead.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help="data sets, models, columns or DATA-MODEL-COLUMN with * (default: all)"
+    )
+    _add_common(parser, seeds=3, images=f"all; {SMALL_IMAGES} at the small scale")
+    for flag, kind, text in (
+        ("--batch-size", int, "default: 100"),
+        ("--lr", float, "default: 0.1"),
+        ("--loss-eps", float, "Algorithm 4's threshold (default: 1e-6)"),
+        ("--min-images", int, "lowest K of a superposition (default: 1)"),
+        ("--max-images", int, "highest K (default: the number of classes)"),
+        ("--mix-probability", float, "share of the outputs that are superpositions (default: 1)"),
+    ):
+        parser.add_argument(flag, type=kind, help=text)
+    for flag, choices, text in (
+        ("--anchor", ("random", "epoch"), "image 1: drawn, or each image once an epoch (default: random)"),
+        ("--stem", ("cifar", "cifar-pool", "imagenet"), "of the ResNets (default: cifar)"),
+        ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
+    ):
+        parser.add_argument(flag, choices=choices, help=text)
+    parser.set_defaults(run=_reproduce, interrupted=INTERRUPTED)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="SHARDS", help="folder with train/ and test/ shards")
+    parser.add_argument("--model", default="small", help="of the recipes (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="COLUMN", help="columns, * for any part (default: all)")
+    parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
+    _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
+    parser.set_defaults(run=_sweep, interrupted=INTERRUPTED)
+
+
+def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--seeds", type=int, default=seeds, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds S .. S+N-1 (default: 0)")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's; learning-rate drops keep their share")
+    parser.add_argument("--images", type=int, metavar="N", help=f"attack the first N test images (default: {images})")
+    parser.add_argument("--steps", type=int, default=40, help="of the attack, each eps / 30 (default: %(default)s)")
+    parser.add_argument("--eps", type=float, nargs="+", help="radii in input units (default: the paper's four)")
+    parser.add_argument("--no-clip", action="store_true", help="let the attack leave the pixel range")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from train.reproduce.data import data_folder, missing_data
+    from train.reproduce.merging import merge
+    from train.reproduce.report import write_report
+    from train.reproduce.rows import select_rows, table_rows
+    from train.reproduce.running import run_rows
+
+    out = arguments.out
+    if (arguments.merge or arguments.report) and (arguments.data or arguments.only):
+        raise ValueError("--merge and --report go by what was run: leave out --data and --only")
+    if arguments.merge:
+        merge(arguments.merge, out)
+    elif not arguments.report:
+        rows = select_rows(table_rows(arguments.table, arguments.scale), arguments.only)
+        reasons = {row.dataset: missing_data(arguments.data, row.dataset, arguments.scale) for row in rows}
+        missing = {dataset: reason for dataset, reason in reasons.items() if reason}
+        if len(missing) == len(reasons):
+            raise ValueError("; ".join(f"{dataset}: {reason}" for dataset, reason in missing.items()))
+        run_rows(
+            rows,
+            _seeds(arguments),
+            _table_settings(arguments),
+            missing,
+            lambda dataset: data_folder(arguments.data, dataset, arguments.scale, out),
+            out,
+            arguments.device,
+        )
+    print(write_report(out, arguments.table), end="")
+    return 0
+
+
+def _table_settings(arguments: argparse.Namespace) -> Any:
+    from train.reproduce.settings import Settings
+
+    small = arguments.scale == "small"
+    names = ("batch_size", "lr", "loss_eps", "min_images", "max_images", "mix_probability", "anchor")
+    given = {name: getattr(arguments, name) for name in (*names, "stem", "tensor_norm")}
+    return Settings(
+        arguments.table,
+        arguments.scale,
+        epochs=SMALL_EPOCHS if small and arguments.epochs is None else arguments.epochs,
+        attack_images=SMALL_IMAGES if small and arguments.images is None else arguments.images,
+        **_attack_settings(arguments),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _attack_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    eps = {"eps_values": tuple(arguments.eps)} if arguments.eps else {}
+    return {"attack_steps": arguments.steps, "clip_pixels": not arguments.no_clip, **eps}
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from train.reproduce.sweep import run_sweep, write_sweep_report
+
+    if not arguments.report:
+        if arguments.data is None:
+            raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
+        run_sweep(
+            arguments.data,
+            arguments.model,
+            arguments.only,
+            _seeds(arguments),
+            {"epochs": arguments.epochs, "attack_images": arguments.images, **_attack_settings(arguments)},
+            arguments.out,
+            arguments.device,
+        )
+    print(write_sweep_report(arguments.out), end="")
+    return 0
+
+
+def _seeds(arguments: argparse.Namespace) -> range:
+    if arguments.seeds < 1 or arguments.first_seed < 0:
+        raise ValueError(f"expected 1 or more seeds from 0 on, got {arguments.seeds} from {arguments.first_seed} on")
+    return range(arguments.first_seed, arguments.first_seed + arguments.seeds)

@@ -1,0 +1,126 @@
+"""Train and attack the rows of a table, seed by seed, going on where it was stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.divergence import NonFiniteLossError
+from train.files import check_folder, read_json, write_json
+from train.reproduce.autoattack import autoattack_of
+from train.reproduce.chunked_attack import attack_in_chunks
+from train.reproduce.configuration import check_settings
+from train.reproduce.record import RECORDS, learning_curves, make_record, read_record, record_name, write_record
+from train.reproduce.rows import Row
+from train.reproduce.settings import Settings, recipe_of
+from train.setup import amp_dtype, pick_device
+from train.trainer import fit
+
+RUNS = "runs"
+PLAN = "plan.json"
+
+Folders = Callable[[str], Path]
+
+
+def run_rows(
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    settings: Settings,
+    missing: Mapping[str, str],
+    folder_of: Folders,
+    out: Path,
+    device: str | None = None,
+    show: bool = True,
+) -> None:
+    """Leaves one record a row and seed in out/records; rows of data sets in `missing` (name: reason) are left out.
+
+    ValueError where `out` holds results with other settings. A run that diverges is noted in plan.json, and the others
+    are done all the same; NonFiniteLossError at the end names it.
+    """
+    check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    diverged = write_plan(out, settings, rows, missing)
+    for row, seed in in_order(rows, seeds, missing):
+        if (out / RECORDS / record_name(row, seed)).exists():
+            add_autoattack(out, row, seed)
+            continue
+        try:
+            write_record(out, run_one(row, seed, settings, folder_of(row.dataset), out, device, show))
+        except NonFiniteLossError as error:
+            diverged[f"{row.key} seed {seed}"] = str(error)
+            print(f"{row.key} seed {seed}: {error}", file=sys.stderr)
+        else:
+            diverged.pop(f"{row.key} seed {seed}", None)
+        write_plan(out, settings, rows, missing, diverged)
+    if diverged:
+        raise NonFiniteLossError("; ".join(f"{name}: {reason}" for name, reason in diverged.items()))
+
+
+def in_order(rows: Sequence[Row], seeds: Sequence[int], missing: Mapping[str, str]) -> Iterator[tuple[Row, int]]:
+    """A data set at a time, and in it a seed at a time: one whole table of one seed is worth more than half of one."""
+    for dataset in dict.fromkeys(row.dataset for row in rows if row.dataset not in missing):
+        for seed in seeds:
+            yield from ((row, seed) for row in rows if row.dataset == dataset)
+
+
+def run_one(
+    row: Row, seed: int, settings: Settings, data: Path, out: Path, device: str | None, show: bool
+) -> dict[str, Any]:
+    """The record of one row and seed."""
+    run, on = out / RUNS / row.key / f"seed{seed}", pick_device(device)
+    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device, show_progress=show)
+    robustness, attack_seconds = attack_in_chunks(run, data, settings, on, show)
+    return make_record(
+        row,
+        seed,
+        settings.to_dict(),
+        training=training,
+        precision=str(amp_dtype(on) or "torch.float32").removeprefix("torch."),
+        curves=learning_curves(run),
+        robustness=robustness.to_dict(),
+        attack_seconds=round(attack_seconds, 1),
+        autoattack=autoattack_of(run),
+    )
+
+
+def add_autoattack(out: Path, row: Row, seed: int) -> None:
+    """To a record that is there, where AutoAttack was run after it."""
+    record = read_record(out / RECORDS / record_name(row, seed))
+    found = autoattack_of(out / RUNS / row.key / f"seed{seed}")
+    if found is not None and found != record.content["autoattack"]:
+        write_record(out, {**record.content, "autoattack": found})
+
+
+def write_plan(
+    out: Path,
+    settings: Settings,
+    rows: Sequence[Row],
+    missing: Mapping[str, str],
+    diverged: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """plan.json: the settings of this folder, and what of its rows cannot be had. -> the diverged runs so far.
+
+    ValueError, naming the fields, where the folder has other settings. Rows asked for before stay in the plan.
+    """
+    path = out / PLAN
+    old = read_json(path) if path.exists() else {"settings": settings.to_dict(), "missing": {}, "diverged": {}}
+    check_settings(old["settings"], settings.to_dict(), str(out), "the command")
+    asked = {row.dataset for row in rows}
+    kept = {name: reason for name, reason in old["missing"].items() if name not in asked}
+    noted = dict(old["diverged"] if diverged is None else diverged)
+    gone = {name: reason for name, reason in missing.items() if name in asked}
+    write_json(path, {"settings": settings.to_dict(), "missing": {**kept, **gone}, "diverged": noted})
+    return noted
+
+
+def read_plan(out: Path, table: str | None = None) -> dict[str, Any]:
+    """ValueError where `out` holds no table, or another one than `table`."""
+    if not (out / PLAN).is_file():
+        raise ValueError(f"{out} holds no table: make one with `python -m train reproduce table1 --out {out} ...`")
+    plan = dict(read_json(out / PLAN))
+    held = plan["settings"]["table"]
+    if table is not None and table != held:
+        raise ValueError(f"{out} holds {held}, not {table}")
+    return plan

@@ -1,0 +1,146 @@
+"""The paper's table beside ours, every seed, and the verdicts, as Markdown that a terminal can show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from train.reproduce.claims import CONFIDENCE_TEXT, KEEPS_WITHIN, Verdict
+from train.reproduce.differences import Difference, deviation
+from train.reproduce.paper import ODD_CELLS
+from train.reproduce.results import Kind, Measure, Results, label
+from train.robustness_table import markdown_table
+
+FIGURES: tuple[tuple[Kind, str], ...] = (("mean", "ours, Eq. 7"), ("last", "last iterate"), ("worst", "worst"))
+
+
+def comparison_table(results: Results, eps_values: Sequence[float], beside_paper: bool = True) -> str:
+    """Four lines a column: the paper's, if they are wanted and there, then ours."""
+    header = ["column", "figure", "clean", *(f"eps {eps:g}" for eps in eps_values), "AutoAttack"]
+    lines = [line for column in results.columns for line in _column_lines(results, column, eps_values, beside_paper)]
+    return "\n".join(markdown_table(header, lines))
+
+
+def _column_lines(results: Results, column: str, eps_values: Sequence[float], beside_paper: bool) -> list[list[str]]:
+    lines, paper = [], results.row(column).paper if beside_paper else None
+    if paper:
+        eq7 = [_paper_cell(results.dataset, column, eps, paper.at(eps)) for eps in eps_values]
+        clean = f"{paper.clean:.2f}" + (f" ± {paper.std:.2f}" if paper.std is not None else "")
+        lines.append([label(column), "paper, Eq. 7", clean, *eq7, ""])
+    num_seeds = len(results.columns[column])
+    if not num_seeds:
+        return [*lines, ["" if paper else label(column), "ours", "not run", *("" for _ in eps_values), ""]]
+    for kind, name in FIGURES:
+        cells = [over_seeds(results.values(column, Measure(kind, eps))) for eps in eps_values]
+        first = kind == "mean"
+        clean = over_seeds(results.values(column, Measure("clean"))) if first else ""
+        attacked = (over_seeds(results.values(column, Measure("autoattack"))) or "not run") if first else ""
+        text = f"{name}, {num_seeds} seed{'s' * (num_seeds > 1)}" if first else name
+        lines.append(["" if paper or not first else label(column), text, clean, *cells, attacked])
+    return lines
+
+
+def _paper_cell(dataset: str, column: str, eps: float, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" [{_odd_number(dataset, column, eps)}]" if (dataset, column, eps) in ODD_CELLS else "")
+
+
+def _odd_number(dataset: str, column: str, eps: float) -> int:
+    return list(ODD_CELLS).index((dataset, column, eps)) + 1
+
+
+def odd_cell_notes(groups: Sequence[Results]) -> list[str]:
+    """Of the cells that these tables show."""
+    shown = {(group.dataset, column) for group in groups for column in group.columns}
+    return [
+        f"[{number}] The paper's figure {why}; it is not chased."
+        for number, ((dataset, column, _), why) in enumerate(ODD_CELLS.items(), 1)
+        if (dataset, column) in shown
+    ]
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """ "92.52 ± 0.25", with ddof 1; no deviation for one seed."""
+    if not values:
+        return ""
+    spread = deviation(values)
+    return f"{fmean(values):.2f}" + (f" ± {spread:.2f}" if spread is not None else "")
+
+
+def seeds_table(results: Results, eps_values: Sequence[float]) -> str:
+    """One line a seed: clean, and mean / last / worst at each radius."""
+    header = ["column", "seed", "clean", *(f"eps {eps:g}" for eps in eps_values), "AutoAttack"]
+    lines = []
+    for column, records in results.columns.items():
+        for record in records:
+            cells = [" / ".join(f"{Measure(kind, eps).of(record):.2f}" for kind, _ in FIGURES) for eps in eps_values]
+            attacked = Measure("autoattack").of(record)
+            shown = "not run" if attacked is None else f"{attacked:.2f}"
+            lines.append([label(column), str(record.seed), f"{100 * record.clean:.2f}", *cells, shown])
+    return "\n".join(markdown_table(header, lines)) if lines else "No seed was run."
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    header = [
+        "claim",
+        "compared",
+        "paper",
+        "ours",
+        "standard error",
+        "interval",
+        "verdict",
+        "last iterate",
+        "AutoAttack",
+    ]
+    return "\n".join(markdown_table(header, [_verdict_line(verdict) for verdict in verdicts]))
+
+
+def summary_table(groups: Sequence[tuple[Results, Sequence[Verdict]]]) -> str:
+    """One line a claim, one column a data set and network: how many of its comparisons hold, or do not."""
+    texts = list(dict.fromkeys(verdict.claim.text for _, verdicts in groups for verdict in verdicts))
+    lines = [
+        [text, *(_counted([v.word for v in verdicts if v.claim.text == text]) for _, verdicts in groups)]
+        for text in texts
+    ]
+    return "\n".join(markdown_table(["claim", *(group.title for group, _ in groups)], lines))
+
+
+def _counted(words: Sequence[str]) -> str:
+    """ "holds 3, undecided 1", in the order of first appearance."""
+    return ", ".join(f"{word} {words.count(word)}" for word in dict.fromkeys(words))
+
+
+def _verdict_line(verdict: Verdict) -> list[str]:
+    claim, ours = verdict.claim, verdict.ours
+    interval = "" if ours is None or ours.low is None else f"[{ours.low:+.2f}, {ours.high:+.2f}]"
+    robust = claim.measure.kind != "clean"
+    return [
+        claim.text,
+        claim.compared,
+        "" if verdict.paper is None else f"{verdict.paper:+.2f}",
+        "" if ours is None else f"{ours.value:+.2f}",
+        "" if ours is None or ours.standard_error is None else f"{ours.standard_error:.2f}",
+        interval,
+        verdict.word,
+        with_error(verdict.last) if robust else "",
+        (with_error(verdict.autoattack) or "not run") if robust else "",
+    ]
+
+
+def with_error(found: Difference | None) -> str:
+    """ "+1.17 ± 0.20", the standard error behind the difference; "" for none."""
+    if found is None:
+        return ""
+    return f"{found.value:+.2f}" + ("" if found.standard_error is None else f" ± {found.standard_error:.2f}")
+
+
+READING = [
+    "Accuracies in percent, mean ± standard deviation over the seeds (ddof 1). Clean: all test images, final epoch.",
+    "Eq. 7 is a mean over the attack's path from radius 0 to eps, not robustness at eps; last iterate: t = T; worst: "
+    "right at every iterate, t = 0 too. Models with TN are attacked along both gradients of TN, and the worse counts.",
+    f"Verdicts: difference of the means in points, its standard error (Welch, seeds unpaired) and {CONFIDENCE_TEXT} "
+    f"interval. A claim holds if the whole interval is above 0 (FDT keeps accuracy: above -{KEEPS_WITHIN}), does not "
+    "hold if all of it is below, and is undecided otherwise. The error is of the seeds alone: all columns and seeds "
+    "are attacked on the same images, and other images would shift all of them.",
+]

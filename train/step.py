@@ -1,0 +1,86 @@
+"""One optimizer step, as fast as the device allows, without ever waiting for a GPU.
+
+On a GPU: mixed precision, cuDNN's algorithms chosen by trial, the pass forward and back as one CUDA graph (at batch 100
+the launches of some 500 kernels would take longer than the kernels), SGD as one kernel for many weights. On a CPU none
+of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.cuda_graph import GraphedPass
+from train.losses import kl_to_target
+from train.setup import autocast
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TrainStep:
+    """(images f32[n c h w], targets f32[n C]) -> (loss f32[], KL f32[]) in nats, of the weights before the update.
+
+    `network` is what is called, in the mode that it is in. With `graph` the first few steps run as they are, then one
+    is recorded and replayed: no decision in `network` may depend on values.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        device: torch.device,
+        graph: bool,
+    ) -> None:
+        self.network, self.loss, self.optimizer, self.scaler, self.device = network, loss, optimizer, scaler, device
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._pass = GraphedPass(self._forward_and_back, parameters, device) if graph else self._forward_and_back
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with autotuned_convolutions(self.device):
+            figures = self._pass(images, targets)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return figures[0], figures[1]
+
+    def _forward_and_back(self, images: Tensor, targets: Tensor) -> Tensor:
+        """-> f32[2]; the gradients are in the parameters."""
+        with autocast(self.device):
+            logits = self.network(images)
+        loss = self.loss(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        with torch.no_grad():
+            return torch.stack([loss.detach(), kl_to_target(logits.detach(), targets)])
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, device: torch.device
+) -> torch.optim.SGD:
+    """On a GPU one kernel updates many weights, and a scaled loss needs no look at its gradients from the host."""
+    fused = True if device.type == "cuda" else None
+    return torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The state, without the choice of kernels of the machine that it comes from."""
+    own = [group["fused"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, fused in zip(optimizer.param_groups, own, strict=True):
+        group["fused"] = fused
+
+
+@contextmanager
+def autotuned_convolutions(device: torch.device) -> Iterator[None]:
+    """cuDNN tries its algorithms once for each shape, inside; evaluation and attacks keep their defaults."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
