@@ -189,6 +189,10 @@ def _robustness_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=40, help="attack steps of eps / 30 (default: %(default)s)")
     parser.add_argument("--no-clip", action="store_true", help="let the attack leave the pixel range")
     parser.add_argument("--images", type=int, help="attack the first N test samples (default: all)")
+    parser.add_argument(
+        "--precision", choices=("float32", "tf32"),
+        help="tf32: on a GPU, behind the first layer (the default there); elsewhere the same as float32",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="default: where the run found them")

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.full_float32 import full_float32
+from train.autotuning import autotuned_convolutions
+from train.full_float32 import Precision, full_float32, tf32_behind_first_layer
 from train.threat_model import PGD, PixelBounds
 
 __all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path", "pgd_paths"]
@@ -36,17 +37,30 @@ class AttackPath:
     adversarial: Tensor
 
 
-def pgd_path(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, bounds: PixelBounds | None = None) -> AttackPath:
+def pgd_path(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    attack: PGD,
+    bounds: PixelBounds | None = None,
+    precision: Precision = "float32",
+) -> AttackPath:
     """Follows Eq. 6 from x f32[n c h w] with labels i64[n]; `bounds` may be left out where pixels are not clipped.
 
     The model is in eval mode meanwhile, its parameters need no gradient, and autocast is off; all of it is put back.
+    precision: "tf32" is `tf32_behind_first_layer`, which makes a difference on GPUs alone.
     FloatingPointError names the first step t whose logits or gradient at x^t are not finite.
     """
-    return pgd_paths(model, x, labels, [attack], bounds)[0]
+    return pgd_paths(model, x, labels, [attack], bounds, precision)[0]
 
 
 def pgd_paths(
-    model: nn.Module, x: Tensor, labels: Tensor, attacks: Sequence[PGD], bounds: PixelBounds | None = None
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    attacks: Sequence[PGD],
+    bounds: PixelBounds | None = None,
+    precision: Precision = "float32",
 ) -> list[AttackPath]:
     """`pgd_path` of each attack, all in one batch of n * len(attacks) images; eps, rel_step and seed may differ.
 
@@ -54,7 +68,7 @@ def pgd_paths(
     """
     bounds = None if bounds is None else bounds.to(x.device)
     _check_input(x, labels, attacks, bounds)
-    with _under_attack(model, x.device.type):
+    with _under_attack(model, x.device.type, precision):
         # out of inference mode, if the caller is in it
         origin, labels = _repeat(x.detach(), len(attacks)), labels.repeat(len(attacks))
         walk = _Walk(attacks, origin, bounds if attacks[0].clip_pixels else None)
@@ -122,15 +136,17 @@ def _input_gradient(logits: Tensor, labels: Tensor, leaf: Tensor) -> Tensor:
 
 
 @contextmanager
-def _under_attack(model: nn.Module, device_type: str) -> Iterator[None]:
-    """Eval mode, frozen parameters, full float32; every module's mode and every parameter's flag is put back."""
+def _under_attack(model: nn.Module, device_type: str, precision: Precision) -> Iterator[None]:
+    """Eval mode, frozen parameters, the precision; every module's mode and every parameter's flag is put back."""
+    exact = precision == "float32"
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), full_float32(device_type):  # switches no_grad off as well
+        number_format = full_float32(device_type) if exact else tf32_behind_first_layer(model, device_type)
+        with torch.inference_mode(False), number_format, autotuned_convolutions(device_type):  # no no_grad either
             yield
     finally:
         for module, mode in modes:

@@ -83,13 +83,17 @@ class RobustnessAtEps:
 
 @dataclass(frozen=True)
 class Robustness:
-    """A model's accuracy on clean images and, for each radius, under attack with `steps` steps."""
+    """A model's accuracy on clean images and, for each radius, under attack with `steps` steps.
+
+    precision: "float32", or "tf32" behind the first layer (full_float32.py).
+    """
 
     num_images: int
     num_correct: int
     steps: int
     clip_pixels: bool
     radii: tuple[RobustnessAtEps, ...]
+    precision: str = "float32"
 
     @property
     def clean(self) -> float:
@@ -109,6 +113,7 @@ class Robustness:
             "clean": self.clean,
             "steps": self.steps,
             "clip_pixels": self.clip_pixels,
+            "precision": self.precision,
             "radii": [radius.to_dict() for radius in self.radii],
         }
 
@@ -122,4 +127,5 @@ class Robustness:
                 for name, attack in radius["attacks"].items()
             }
             radii.append(RobustnessAtEps(radius["eps"], attacks, radius["correct_throughout"]))
-        return cls(num_images, values["num_correct"], values["steps"], values["clip_pixels"], tuple(radii))
+        precision = values.get("precision", "float32")  # the only one there was
+        return cls(num_images, values["num_correct"], values["steps"], values["clip_pixels"], tuple(radii), precision)

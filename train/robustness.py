@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
 from train.attack import PGD, PixelBounds, pgd_paths
+from train.full_float32 import Precision, attack_precision
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.robustness_table import format_table
 
@@ -34,6 +35,7 @@ def evaluate_robustness(
     gradients: Sequence[Gradient] | None = None,
     device: torch.device | str | None = None,
     together: bool | None = None,
+    precision: Precision | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Robustness:
     """Attacks every batch (images f32[n c h w], labels i64[n]) once for each eps and TN gradient; reads `batches` once.
@@ -41,18 +43,20 @@ def evaluate_robustness(
     For tensors in memory pass `zip(images.split(100), labels.split(100))`. `gradients` defaults to exact and
     straight-through where the model has TN layers, else to exact. `device`, where the batches are moved to, defaults to
     the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU, which a batch of
-    100 does not fill. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update
+    100 does not fill. `precision` is "tf32" on a GPU by default (full_float32.py says what that is), else "float32"; the
+    result has it. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update
     wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     attacks = _attacks(eps_values, steps, clip_pixels)
     names = _gradients(model, gradients)
     device = _device_of(model) if device is None else torch.device(device)
+    precision = attack_precision(precision, device.type)
     tally = _Tally(len(attacks), len(names), steps)
     for x, labels in _batches(batches):
         x, labels = x.to(device), labels.to(device)
         groups = _groups(attacks, x.device.type == "cuda" if together is None else together)
-        tally.add(_attack_batch(model, x, labels, groups, names, bounds, progress))
-    return tally.result(attacks, names)
+        tally.add(_attack_batch(model, x, labels, groups, names, bounds, precision, progress))
+    return tally.result(attacks, names, precision)
 
 
 def _groups(attacks: Sequence[PGD], together: bool) -> list[list[PGD]]:
@@ -67,6 +71,7 @@ def _attack_batch(
     groups: Sequence[Sequence[PGD]],
     gradients: Sequence[Gradient],
     bounds: PixelBounds | None,
+    precision: Precision,
     progress: Callable[[int], object] | None,
 ) -> Tensor:
     """bool[gradient eps T+1 n]: is the answer right at x^t."""
@@ -74,7 +79,7 @@ def _attack_batch(
     for gradient in gradients:
         with tensor_norm_gradient(model, gradient):
             for group in groups:
-                rows += [path.correct for path in pgd_paths(model, x, labels, group, bounds)]
+                rows += [path.correct for path in pgd_paths(model, x, labels, group, bounds, precision)]
                 if progress is not None:
                     progress(len(x) * sum(attack.steps for attack in group))
     return torch.stack(rows).unflatten(0, (len(gradients), -1))
@@ -101,7 +106,7 @@ class _Tally:
         self.throughout += throughout.sum(dim=2)
         self.throughout_all += throughout.all(dim=0).sum(dim=1)
 
-    def result(self, attacks: Sequence[PGD], gradients: Sequence[str]) -> Robustness:
+    def result(self, attacks: Sequence[PGD], gradients: Sequence[str], precision: Precision) -> Robustness:
         if self.num_images == 0:
             raise ValueError("expected at least one batch, got none; was the iterable used up before?")
         radii = []
@@ -111,7 +116,8 @@ class _Tally:
                 for g, name in enumerate(gradients)
             }
             radii.append(RobustnessAtEps(attack.eps, counts, int(self.throughout_all[e])))
-        return Robustness(self.num_images, self.num_correct, attacks[0].steps, attacks[0].clip_pixels, tuple(radii))
+        first = attacks[0]
+        return Robustness(self.num_images, self.num_correct, first.steps, first.clip_pixels, tuple(radii), precision)
 
 
 def _batches(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:

@@ -27,7 +27,9 @@ def robustness_of_runs(arguments: argparse.Namespace) -> str:
     rows: dict[str, Robustness] = {}
     names = _row_names(runs, arguments.runs)
     for run, loader, name in zip(runs, loaders, names, strict=True):
-        rows[name] = attack_run(run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images)
+        rows[name] = attack_run(
+            run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images, arguments.precision
+        )
         if arguments.json:  # after every run, so that an interruption loses one at most
             write_json(arguments.json, _report(arguments, rows, runs, device))
     return format_table(rows)

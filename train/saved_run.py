@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fdt_pipeline import FDTLoader
 from models import tensor_norm_layers
 from train.files import BEST, CHECKPOINT, CONFIG, fitting, read_checkpoint, read_json
+from train.full_float32 import Precision
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
 from train.setup import fingerprint, make_model, output_options, test_folder
 from train.threat_model import PixelBounds
@@ -82,6 +83,7 @@ def attack_run(
     steps: int = 40,
     clip_pixels: bool = True,
     num_images: int | None = None,
+    precision: Precision | None = None,
 ) -> Robustness:
     """Eq. 6 and 7 over the first num_images test samples (default: all; shards interleave the classes), with a bar."""
     num_images = loader.num_samples if num_images is None else num_images
@@ -96,6 +98,7 @@ def attack_run(
             steps=steps,
             clip_pixels=clip_pixels,
             device=run.device,
+            precision=precision,
             progress=bar.update,
         )
 

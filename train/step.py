@@ -7,13 +7,13 @@ of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from train.autotuning import autotuned_convolutions
 from train.cuda_graph import GraphedPass
 from train.losses import kl_to_target
 from train.setup import autocast
@@ -42,7 +42,7 @@ class TrainStep:
         self._pass = GraphedPass(self._forward_and_back, parameters, device) if graph else self._forward_and_back
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with autotuned_convolutions(self.device):
+        with autotuned_convolutions(self.device.type):
             figures = self._pass(images, targets)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -73,14 +73,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     optimizer.load_state_dict(dict(state))
     for group, fused in zip(optimizer.param_groups, own, strict=True):
         group["fused"] = fused
-
-
-@contextmanager
-def autotuned_convolutions(device: torch.device) -> Iterator[None]:
-    """cuDNN tries its algorithms once for each shape, inside; evaluation and attacks keep their defaults."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or device.type == "cuda"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

@@ -118,7 +118,6 @@ EXPORT int cuDevicePrimaryCtxRetain(void **retained, int) {
   *retained = &context;
   return 0;
 }
-EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 EXPORT int cuModuleLoadData(void **loaded, const void *) {
   *loaded = &module;
   return contexts.empty() ? kInvalidContext : 0;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.full_float32 import full_float32
+from train.full_float32 import attack_precision, full_float32, tf32_behind_first_layer
 
 CUDNN: Any = torch.backends.cudnn
 MATMUL: Any = torch.backends.cuda.matmul
@@ -53,3 +53,48 @@ def test_autocast_is_off_inside() -> None:
         assert (a @ a).dtype == torch.bfloat16
         with full_float32("cpu"):
             assert (a @ a).dtype == torch.float32
+
+
+class Layers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1), torch.nn.Linear(4, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[2](self.layers[1](self.layers[0](x)).mean((2, 3)))
+
+
+def switches() -> tuple[bool, str]:
+    return CUDNN.allow_tf32, torch.get_float32_matmul_precision()
+
+
+def test_behind_the_first_layer_tf32_is_on_in_every_pass(flags: tuple[bool, str]) -> None:
+    model, images, seen = Layers(), torch.zeros(2, 3, 4, 4), []
+
+    def note(*_: object) -> None:
+        seen.append(switches())
+
+    with tf32_behind_first_layer(model, "cpu"):
+        for layer in model.layers:
+            layer.register_forward_pre_hook(note)  # called after those that turn TF32 off
+        for _ in range(2):
+            model(images)
+            assert switches() == (True, "high")
+    assert seen == 2 * [(False, "highest"), (True, "high"), (True, "high")]
+    assert switches() == flags
+    model(images)
+    assert seen[-3:] == 3 * [flags]  # nothing is left behind
+
+
+def test_a_first_layer_that_fails_leaves_the_switches_as_they_were(flags: tuple[bool, str]) -> None:
+    model = torch.nn.Conv2d(3, 4, 1)
+    with pytest.raises(RuntimeError), tf32_behind_first_layer(model, "cpu"):
+        model(torch.zeros(2, 5, 4, 4))
+    assert switches() == flags
+
+
+def test_the_precision_of_an_attack_is_chosen_by_the_device() -> None:
+    assert [attack_precision(None, device) for device in ("cpu", "cuda")] == ["float32", "tf32"]
+    assert attack_precision("float32", "cuda") == "float32"
+    with pytest.raises(ValueError, match="precision must be one of"):
+        attack_precision("bf16", "cuda")  # type: ignore[arg-type]

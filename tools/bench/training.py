@@ -20,8 +20,9 @@ assert IMAGENET in get_args(Stem)
 
 
 class Trainer:
-    """A model, its optimizer, and one step of SGD, done when it returns: the step of `python -m train`, so on a GPU with
-    mixed precision and as one CUDA graph."""
+    """A model, its optimizer, and one step of SGD, done when it returns.
+
+    The step is that of `python -m train`: on a GPU with mixed precision, as one CUDA graph."""
 
     def __init__(self, model: str, task: Task) -> None:
         torch.manual_seed(task.seed)

@@ -70,13 +70,15 @@ def add_counts(a: Robustness, b: Robustness) -> Robustness:
     if _attacks(a) != _attacks(b):
         raise ValueError(f"expected counts of the attacks {_attacks(a)}, got {_attacks(b)}: delete {PROGRESS}")
     radii = tuple(_add_radius(x, y) for x, y in zip(a.radii, b.radii, strict=True))
-    return Robustness(a.num_images + b.num_images, a.num_correct + b.num_correct, a.steps, a.clip_pixels, radii)
+    sums = a.num_images + b.num_images, a.num_correct + b.num_correct
+    return Robustness(*sums, a.steps, a.clip_pixels, radii, a.precision)
 
 
-def _attacks(robustness: Robustness) -> tuple[int, bool, list[tuple[float, list[str]]]]:
+def _attacks(robustness: Robustness) -> tuple[int, bool, str, list[tuple[float, list[str]]]]:
     return (
         robustness.steps,
         robustness.clip_pixels,
+        robustness.precision,
         [(radius.eps, list(radius.attacks)) for radius in robustness.radii],
     )
 

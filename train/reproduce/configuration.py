@@ -59,7 +59,11 @@ def _parts(record: Record) -> dict[str, dict[str, Any]]:
     more = {"autoattack": {"autoattack": {name: attacked[name] for name in ("eps", "num_images")}}} if attacked else {}
     return {
         **more,
-        "table": {"settings": content["settings"], "precision": content["precision"]},
+        "table": {
+            "settings": content["settings"],
+            "precision": content["precision"],
+            "attack precision": content["robustness"].get("precision", "float32"),
+        },
         f"data {record.row.dataset}": {"shards": training["shards"], "num_images": content["robustness"]["num_images"]},
         f"row {record.row.key}": {"recipe": recipe},
     }

@@ -42,7 +42,6 @@ CudaDriver load_driver() {
   FDT_LOOK_UP(cuDeviceGet);
   FDT_LOOK_UP(cuDeviceGetAttribute);
   FDT_LOOK_UP(cuDevicePrimaryCtxRetain);
-  FDT_LOOK_UP(cuDevicePrimaryCtxRelease_v2);
   FDT_LOOK_UP(cuCtxGetCurrent);
   FDT_LOOK_UP(cuCtxGetDevice);
   FDT_LOOK_UP(cuCtxPushCurrent_v2);

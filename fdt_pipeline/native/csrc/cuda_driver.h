@@ -17,7 +17,6 @@ struct CudaDriver {
   int (*cuDeviceGet)(int *device, int number);
   int (*cuDeviceGetAttribute)(int *value, int attribute, int device);
   int (*cuDevicePrimaryCtxRetain)(void **context, int device);
-  int (*cuDevicePrimaryCtxRelease_v2)(int device);
   int (*cuCtxGetCurrent)(void **context);
   int (*cuCtxGetDevice)(int *device);
   int (*cuCtxPushCurrent_v2)(void *context);

@@ -197,8 +197,9 @@ std::vector<uint32_t> GpuSuperpose::draw_plans(const GpuPool &pool, const Id *id
   upload_.begin();
   const size_t place = add_ids(p, ids, n, pool.n);
   if (place != SIZE_MAX) set(p.ids, upload_.send(kernels, nullptr), place);
-  const GpuMemory all(static_cast<size_t>(n) * p.highest * sizeof(gpu::PlanEntry)),
-      sizes(static_cast<size_t>(n) * sizeof(uint32_t));
+  // Zeros, as rows are fetched whole, and most have fewer images than they have room for.
+  const GpuMemory all = copy_of(std::vector<gpu::PlanEntry>(static_cast<size_t>(n) * p.highest)),
+                  sizes(static_cast<size_t>(n) * sizeof(uint32_t));
   CudaPointer to = all.address(), sizes_to = sizes.address();
   uint32_t most = p.highest;
   void *arguments[] = {&p, &to, &sizes_to, &most};

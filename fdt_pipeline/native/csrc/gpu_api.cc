@@ -26,19 +26,19 @@ void copy_text(const std::string &text, char *to, size_t size) {
   to[length] = 0;
 }
 
-// A GPU's primary context, which every library of a process shares.
+// A GPU's primary context, which every library of a process shares. It is kept for the life of the process: kernels
+// that were loaded into it are found again by it (gpu_module.cc), and would be gone with its last user.
 class PrimaryContext {
  public:
   explicit PrimaryContext(int number) {
-    fdt::check_cuda(fdt::cuda_driver().cuDeviceGet(&device_, number), "find the GPU");
-    fdt::check_cuda(fdt::cuda_driver().cuDevicePrimaryCtxRetain(&context_, device_), "use the GPU");
+    int device = 0;
+    fdt::check_cuda(fdt::cuda_driver().cuDeviceGet(&device, number), "find the GPU");
+    fdt::check_cuda(fdt::cuda_driver().cuDevicePrimaryCtxRetain(&context_, device), "use the GPU");
   }
-  ~PrimaryContext() { fdt::cuda_driver().cuDevicePrimaryCtxRelease_v2(device_); }
   PrimaryContext(const PrimaryContext &) = delete;
   void *get() const { return context_; }
 
  private:
-  int device_ = 0;
   void *context_ = nullptr;
 };
 

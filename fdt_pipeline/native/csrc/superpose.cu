@@ -20,9 +20,10 @@ constexpr uint32_t kInFlight = 4;  // images that a thread reads at once; divide
 
 // All threads of the block wait for each other. __syncthreads must be one place for all; this may be called from two,
 // as the warp that draws and those that gather have loops of their own (and so no registers for each other's work).
+// So it is not `bar.sync`, which stands for `barrier.sync.aligned`: one instruction for the whole block.
 __device__ void meet() {
 #ifdef __CUDA_ARCH__
-  asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x) : "memory");
+  asm volatile("barrier.sync 1, %0;" ::"r"(blockDim.x) : "memory");
 #else
   __syncthreads();
 #endif

@@ -49,7 +49,8 @@ class DaliEpochs:
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
         """One that was broken off goes on where it was: DALI cannot begin anew."""
         for [batch] in self._batches:
-            yield batch["images"], self._labels(batch["labels"])
+            images = batch["images"]
+            yield images, self._labels(batch["labels"]).to(images.device, non_blocking=True)
 
     def close(self) -> None:
         self._batches = None
