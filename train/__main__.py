@@ -146,6 +146,9 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, help=text)
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize, where images differ in size")
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: long runs on a GPU)"
+    )
     _device_option(parser)
     parser.set_defaults(run=_fit, interrupted="the same command with --resume goes on from the last whole epoch")
 
@@ -160,7 +163,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     changes = {name: getattr(arguments, name) for name in ("epochs", "max_steps", "batch_size", "lr", "seed", "stem")}
     recipe = make_recipe(arguments.recipe, **changes, size=tuple(arguments.size) if arguments.size else None)
     recipe = replace(recipe, augment=None) if arguments.no_augment else recipe
-    results = fit(recipe, arguments.data, arguments.out, arguments.resume, arguments.device)
+    results = fit(
+        recipe, arguments.data, arguments.out, arguments.resume, arguments.device, compile_it=arguments.compile
+    )
     if not is_first_rank():
         return 0
     final, best = results["final"], results["best"]

@@ -94,7 +94,8 @@ def not_beaten(
 ) -> Check:
     """PGD must leave no more right than the other attack does, but for `slack`; pgd, other bool[n]: still right."""
     others_name = others_name or name
-    masked = share(pgd) - share(other) > slack
+    more = int(pgd.sum()) - int(other.sum())
+    masked = more > slack * len(pgd) + 1e-6  # 0.5 - 0.48 is above 0.02 in floats
     only_other = f"{others_name} fools {int((pgd & ~other).sum())} of {len(pgd)} images that PGD does not"
     verdict = f"{others_name} finds more than PGD: gradients are masked" if masked else "no sign of masked gradients"
     figures = {"PGD": share(pgd), others_name: share(other)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,23 +52,22 @@ ON_GPU = Settings(
 )
 
 
-def measure(settings: Settings, device: torch.device) -> tuple[list[Figure], dict[str, Any]]:
-    """(figures, what they were made of)."""
-    figures: list[Figure] = []
-    raw: dict[str, Any] = {}
+Part = tuple[list[Figure], dict[str, Any]]  # figures, and what they were made of
+
+
+def measure(settings: Settings, device: torch.device) -> Iterator[Part]:
+    """A part at a time, so that what was measured is not lost with what comes after it."""
     for batch_size in settings.batch_sizes:
         subject = (settings.model, batch_size, settings.size, settings.rounds)
         time, seconds = step_time(*subject, settings.steps, device, settings.time_bound)
+        yield [time], {f"seconds, {time.name}": seconds}
         memory, peaks = peak_memory(*subject[:3], settings.memory_rounds, device, settings.memory_bound)
-        figures += [time, memory]
-        raw |= {f"seconds, {time.name}": seconds, f"bytes, {memory.name}": peaks}
+        yield [memory], {f"bytes, {memory.name}": peaks}
     subject = (settings.model, settings.batch_sizes[0], settings.size, settings.rounds)
-    figures.append(waiting_share(*subject, max(settings.steps, 3), device, settings.waiting_bound))
+    yield [waiting_share(*subject, max(settings.steps, 3), device, settings.waiting_bound)], {}
     for attack in settings.attacks:
         found, seconds = attack_speed(*attack, settings.rounds, device)
-        figures += found
-        raw[f"seconds, PGD, {attack[0]}"] = seconds
-    return figures, raw
+        yield found, {f"seconds, PGD, {attack[0]}": seconds}
 
 
 def report(figures: Sequence[Figure], raw: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -106,9 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     device = pick_device(arguments.device)
     import_foolbox()
-    figures, raw = measure(ON_GPU if device.type == "cuda" else ON_CPU, device)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, report(figures, raw, device))
+    figures: list[Figure] = []
+    raw: dict[str, Any] = {}
+    for more_figures, more_raw in measure(ON_GPU if device.type == "cuda" else ON_CPU, device):
+        figures += more_figures
+        raw |= more_raw
+        write_json(arguments.out, report(figures, raw, device))
     print(table(figures))
     return 0
 

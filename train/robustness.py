@@ -43,8 +43,8 @@ def evaluate_robustness(
     For tensors in memory pass `zip(images.split(100), labels.split(100))`. `gradients` defaults to exact and
     straight-through where the model has TN layers, else to exact. `device`, where the batches are moved to, defaults to
     the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU, which a batch of
-    100 does not fill. `precision` is "tf32" on a GPU by default (full_float32.py says what that is), else "float32"; the
-    result has it. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update
+    100 does not fill. `precision` is "tf32" on a GPU by default (full_float32.py says what that is), else "float32",
+    and is in the result. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update
     wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     attacks = _attacks(eps_values, steps, clip_pixels)

@@ -30,7 +30,7 @@ class TrainStep:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Callable[[Tensor], Tensor],
         loss: Loss,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from train.compiling import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.ddp import data_parallel, from_first_rank, is_first_rank, process_group, this_rank
 from train.divergence import check_finite, check_weights, checked_figures
@@ -71,17 +72,23 @@ class Progress:
 
 
 def fit(
-    recipe: Recipe, data: Path, out: Path, resume: bool = False, device: str | None = None, show_progress: bool = True
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    device: str | None = None,
+    show_progress: bool = True,
+    compile_it: bool | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
-    Under torchrun one run of all its processes (ddp.py), whose first one writes.
+    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see compiling.py.
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
     check_folder(out)
     with process_group(pick_device(device)) as device_of_rank:
-        run = Run(recipe, data, out, device_of_rank, show_progress)
+        run = Run(recipe, data, out, device_of_rank, show_progress, compile_it)
         checkpoint = out / CHECKPOINT
         if checkpoint.exists() and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
@@ -99,7 +106,15 @@ class Run:
     averaged over the ranks.
     """
 
-    def __init__(self, recipe: Recipe, data: Path, out: Path, device: torch.device, show_progress: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Path,
+        out: Path,
+        device: torch.device,
+        show_progress: bool,
+        compile_it: bool | None = None,
+    ) -> None:
         self.recipe, self.data, self.out, self.device, self.show_progress = recipe, data, out, device, show_progress
         self.loader = make_loader(recipe, train_folder(data), device, train=True)
         tests = test_folder(data)
@@ -114,8 +129,11 @@ class Run:
         self.optimizer = make_optimizer(self.model, recipe.lr, recipe.momentum, recipe.weight_decay, device)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_drop_every, gamma=0.1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
-        graph = device.type == "cuda" and self.network is self.model
-        self.step = TrainStep(self.network, self.loss, self.optimizer, self.scaler, device, graph)
+        alone = self.network is self.model
+        called = network_of_step(self.model, device, self.num_steps, compile_it) if alone else self.network
+        self.compiled = isinstance(called, Compiled)
+        graph = device.type == "cuda" and alone
+        self.step = TrainStep(called, self.loss, self.optimizer, self.scaler, device, graph)
         self.progress = Progress()
         self._best_state: dict[str, Any] | None = None  # not written yet
         self._written = time.perf_counter()
@@ -237,6 +255,7 @@ class Run:
             "seconds": round(progress.seconds, 1),
             "mode": self.loader.mode,
             "ranks": this_rank().world_size,
+            "compiled": self.compiled,
             "hardware": hardware(self.device),
             "versions": versions(),
         }

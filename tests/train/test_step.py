@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from models import build_model
+from train.autotuning import autotuned_convolutions
 from train.cuda_graph import GraphedPass
 from train.losses import cross_entropy, kl_to_target
-from train.step import TrainStep, autotuned_convolutions, load_optimizer, make_optimizer
+from train.step import TrainStep, load_optimizer, make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -163,6 +164,6 @@ def test_on_a_gpu_the_update_is_fused_and_on_a_cpu_it_is_the_plain_one():
 @pytest.mark.parametrize(("device", "inside"), [("cpu", False), ("cuda", True)])
 def test_convolutions_are_autotuned_inside_a_step_on_a_gpu_alone(device, inside):
     before = torch.backends.cudnn.benchmark
-    with autotuned_convolutions(torch.device(device)):
+    with autotuned_convolutions(device):
         assert torch.backends.cudnn.benchmark == inside
     assert torch.backends.cudnn.benchmark == before

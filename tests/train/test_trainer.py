@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from train import files
+from train import files, trainer
 from train.divergence import NonFiniteLossError, check_weights
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
 from train.logs import RunLog
@@ -67,6 +67,34 @@ def test_saved_weights_give_the_logged_accuracy(finished):
         saved = open_run(out, torch.device("cpu"), name)
         assert saved.epoch == results[name]["epoch"]
         assert evaluate(saved.model, saved.test_loader())[0] == results[name]["accuracy"]
+
+
+def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards, finished, tmp_path, monkeypatch):
+    """As on a GPU, where an epoch takes less time than writing it."""
+    written = []
+    write = trainer.write_checkpoint
+    monkeypatch.setitem(trainer.CHECKPOINT_EVERY, "cpu", 1e9)
+    monkeypatch.setattr(
+        trainer, "write_checkpoint", lambda path, state: written.append(path.name) or write(path, state)
+    )
+    assert run(TN_FDT, few_shards, tmp_path / "run")["best"] == finished[0]["best"]
+    assert written == [BEST, CHECKPOINT]
+    assert_equal_weights(weights(tmp_path / "run"), weights(finished[1]))
+    ours, theirs = (read_checkpoint(folder / BEST) for folder in (tmp_path / "run", finished[1]))
+    assert ours["epoch"] == theirs["epoch"]
+    assert_equal_weights(ours["model"], theirs["model"])
+
+
+def test_the_last_accuracy_is_taken_precisely_and_the_others_as_a_step_computes(few_shards, tmp_path, monkeypatch):
+    precise = []
+
+    def noting(model, loader, **options):
+        precise.append(options["precise"])
+        return evaluate(model, loader, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", noting)
+    run(replace(TN_FDT, epochs=3), few_shards, tmp_path / "run")
+    assert precise == [False, False, True]
 
 
 def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
