@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fdt_pipeline.storage.atomic import atomic_file
 
@@ -56,7 +57,7 @@ def _bars(panel: Any, contenders: list[dict[str, Any]]) -> None:
     panel.set_xscale("log")
     panel.set_xlim(least / 2, most * 3)
     panel.set_ylim(-0.6, len(contenders) - 0.4)
-    panel.xaxis.set_major_formatter(lambda value, _: number(value))
+    _plain_numbers(panel.xaxis)
     panel.set_xlabel("images a second, logarithmic: median, with the interval of the rounds", fontsize=8)
     panel.tick_params(axis="x", labelsize=8)
     panel.grid(axis="x", alpha=0.3)
@@ -65,6 +66,13 @@ def _bars(panel: Any, contenders: list[dict[str, Any]]) -> None:
     panel.legend(
         [Patch(color=COLOURS[kind]) for kind in kinds], [MIXING[kind] for kind in kinds], fontsize=8, loc="lower right"
     )
+
+
+def _plain_numbers(axis: Any) -> None:
+    """1, 2 and 5 times the powers of ten, as one writes them: an axis may hold no power at all."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(lambda value, _: number(value))
 
 
 def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> None:
@@ -85,7 +93,7 @@ def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> No
     panel.set_yscale("log")
     panel.set_xticks(values, [f"{value:,}" for value in values])
     panel.minorticks_off()
-    panel.yaxis.set_major_formatter(lambda value, _: number(value))
+    _plain_numbers(panel.yaxis)
     panel.set_xlabel(label, fontsize=8)
     panel.set_ylabel("microseconds an image", fontsize=8)
     panel.tick_params(labelsize=8)

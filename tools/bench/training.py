@@ -27,6 +27,7 @@ class Trainer:
     def __init__(self, model: str, task: Task) -> None:
         torch.manual_seed(task.seed)
         c, h, _ = task.shape
+        self._num_classes = task.num_classes
         device = torch.device(task.device)
         stem: dict[str, Any] = {"stem": IMAGENET} if h >= PHOTO and model.startswith("resnet") else {}
         network = build_model(model, task.num_classes, in_channels=c, **stem)
@@ -36,6 +37,8 @@ class Trainer:
         self._step = TrainStep(network, cross_entropy, optimizer, scaler, device, graph=device.type == "cuda")
 
     def step(self, images: Any, targets: Any) -> None:
+        if targets.dim() == 1:  # labels
+            targets = torch.nn.functional.one_hot(targets, self._num_classes).float()
         self._step(images.contiguous(memory_format=torch.channels_last), targets)
         if images.is_cuda:
             torch.cuda.synchronize()
