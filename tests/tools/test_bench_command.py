@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import numbered_images
 from tools.__main__ import main
 from tools.bench.checks import check
+from tools.bench.command import REPEATS
 from tools.bench.contenders import ENTRIES
 from tools.bench.entries import find_entry
 from tools.bench.noise import Noise, spread
@@ -17,6 +19,7 @@ from tools.bench.options import Options
 from tools.bench.relabelling import relabelled
 from tools.bench.running import Bench
 from tools.bench.task import Entry
+from tools.bench.training import Trainer
 
 MODULE = "tests.bench_contenders"
 USED = {"cpu": 0.1, "memory": 1e8, "peak": 2e8, "from_storage": 0, "by_read": 10, "gpu": 0, "rests": True}
@@ -79,10 +82,10 @@ def test_a_table_json_and_a_plot_come_out(shards, tmp_path, quick, capsys):
     results = json.loads(json_path.read_text())
     assert results["data"]["samples"] == 300
     assert results["machine"]["cores"] >= 1
-    assert results["options"]["repeats"] == 6
-    assert len(results["contenders"][0]["turns"]) == 6
+    assert results["options"]["repeats"] == REPEATS
+    assert len(results["contenders"][0]["turns"]) == REPEATS
     assert results["contenders"][1]["images_per_output"] == 3.5
-    assert len(results["noise"]["arithmetic"]["seconds"]) == 7
+    assert len(results["noise"]["arithmetic"]["seconds"]) == REPEATS + 1
     assert results["versions"]["numpy"] == np.__version__
     assert str(tmp_path) not in json.dumps({key: results[key] for key in results if key != "command"})
     assert plot.stat().st_size > 1000
@@ -126,6 +129,13 @@ def test_training_is_raced_alone_and_with_each_loader(shards, tmp_path, quick):
     assert bench(shards, tmp_path, "--model", "small", "--json", json_path) == 0
     names = [one["name"] for one in json.loads(json_path.read_text())["training"]]
     assert names == ["small, the same batch again", f"small, {MODULE}:whole", f"small, {MODULE}:mixed"]
+
+
+def test_a_trainer_takes_labels_and_soft_targets(shards, tmp_path):
+    task = Options(shards, (), batch_size=4, workers=1, repeats=2, seconds=1.0, work=tmp_path).task()
+    trainer, images, labels = Trainer("small", task), torch.rand(4, *task.shape), torch.arange(4) % task.num_classes
+    trainer.step(images, labels)
+    trainer.step(images, torch.nn.functional.one_hot(labels, task.num_classes).float())
 
 
 def test_the_self_test_holds_on_an_honest_machine(shards, tmp_path, quick, capsys):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..verb import verb_parser
-from .interval import FEWEST
 from .spec import MODELS
 from .summary import TOO_WIDE
 from .task import Mixing
@@ -21,6 +20,9 @@ _EXAMPLE = """example:
   python -m tools bench runs/shards/train --json runs/bench.json --plot runs/bench.png
   python -m tools bench runs/shards/train --contender my_module:my_loader --model small
   python -m tools bench --compare before.json after.json --bound 0.05"""
+
+# Many short rounds, over few long ones: the interval of 15 leaves out the three slowest, that of 6 none.
+REPEATS, SECONDS = 15, 1.0
 
 
 def add_parser(verbs: Any) -> None:
@@ -47,8 +49,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is measured")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: %(default)s)")
     group.add_argument("--workers", type=int, metavar="N", help="processes or threads of each (default: the CPUs)")
-    group.add_argument("--repeats", type=int, default=FEWEST, metavar="N", help="rounds (default: %(default)s)")
-    group.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of a turn (default: %(default)s)")
+    group.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help="rounds (default: %(default)s)")
+    group.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="of a turn (default: %(default)s)")
     group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
     group.add_argument("--model", choices=MODELS, help="train it too: alone, and on each loader")
