@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from train.autotuning import autotuned_convolutions
 from train.cuda_graph import GraphedPass
 from train.losses import kl_to_target
-from train.setup import autocast
+from train.setup import amp_dtype, autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,6 +65,11 @@ def make_optimizer(
     """On a GPU one kernel updates many weights, and a scaled loss needs no look at its gradients from the host."""
     fused = True if device.type == "cuda" else None
     return torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+
+
+def make_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss where the step computes in float16, and does nothing elsewhere."""
+    return torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -37,7 +37,6 @@ from train.logs import NoLog, RunLog
 from train.losses import check_eps
 from train.recipes import Recipe
 from train.setup import (
-    amp_dtype,
     evaluate,
     fingerprint,
     make_loader,
@@ -47,7 +46,7 @@ from train.setup import (
     test_folder,
     train_folder,
 )
-from train.step import TrainStep, load_optimizer, make_optimizer
+from train.step import TrainStep, load_optimizer, make_optimizer, make_scaler
 
 # Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
@@ -128,7 +127,7 @@ class Run:
         self.network = data_parallel(self.model, device)
         self.optimizer = make_optimizer(self.model, recipe.lr, recipe.momentum, recipe.weight_decay, device)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_drop_every, gamma=0.1)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
+        self.scaler = make_scaler(device)
         alone = self.network is self.model
         called = network_of_step(self.model, device, self.num_steps, compile_it) if alone else self.network
         self.compiled = isinstance(called, Compiled)

@@ -133,9 +133,13 @@ def test_training_is_raced_alone_and_with_each_loader(shards, tmp_path, quick):
 
 def test_a_trainer_takes_labels_and_soft_targets(shards, tmp_path):
     task = Options(shards, (), batch_size=4, workers=1, repeats=2, seconds=1.0, work=tmp_path).task()
-    trainer, images, labels = Trainer("small", task), torch.rand(4, *task.shape), torch.arange(4) % task.num_classes
-    trainer.step(images, labels)
-    trainer.step(images, torch.nn.functional.one_hot(labels, task.num_classes).float())
+    images, labels = torch.rand(4, *task.shape), torch.arange(4) % task.num_classes
+    weights = []
+    for targets in (labels, torch.nn.functional.one_hot(labels, task.num_classes).float()):
+        trainer = Trainer("small", task)
+        trainer.step(images, targets)
+        weights.append(torch.cat([p.flatten() for p in trainer._step.optimizer.param_groups[0]["params"]]))
+    assert torch.equal(*weights)
 
 
 def test_the_self_test_holds_on_an_honest_machine(shards, tmp_path, quick, capsys):

@@ -8,8 +8,7 @@ import torch
 
 from models import Stem, build_model
 from train.losses import cross_entropy
-from train.setup import amp_dtype
-from train.step import TrainStep, make_optimizer
+from train.step import TrainStep, make_optimizer, make_scaler
 
 from .entries import SameBatch
 from .task import Task
@@ -33,8 +32,9 @@ class Trainer:
         network = build_model(model, task.num_classes, in_channels=c, **stem)
         network = network.to(device).to(memory_format=torch.channels_last).train()
         optimizer = make_optimizer(network, 0.01, 0.9, 0.0, device)
-        scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
-        self._step = TrainStep(network, cross_entropy, optimizer, scaler, device, graph=device.type == "cuda")
+        self._step = TrainStep(
+            network, cross_entropy, optimizer, make_scaler(device), device, graph=device.type == "cuda"
+        )
 
     def step(self, images: Any, targets: Any) -> None:
         if targets.dim() == 1:  # labels

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from train.reproduce.differences import deviation
 from train.reproduce.plots import COLORS, MARKERS, save
 from train.reproduce.results import Kind, Measure, Results, label
+from train.reproduce.sweep_tables import largest_radii
 
-NUM_RADII = 2  # the largest ones: at eps 1e-3 and below nothing but clean accuracy shows
 KINDS: tuple[tuple[Kind, str], ...] = (("mean", "Eq. 7 mean"), ("last", "last iterate"))
 
 
 def draw_clean_against_robust(results: Results, eps_values: Sequence[float], path: Path) -> None:
     """Panels: the two largest radii by Eq. 7 and by the last iterate; a point a column, mean over the seeds."""
-    radii = sorted(eps_values, reverse=True)[:NUM_RADII]
+    radii = largest_radii(eps_values)
     figure = Figure(figsize=(6.2 * len(radii), 9.5), layout="constrained")
     panels = figure.subplots(len(KINDS), len(radii), squeeze=False, sharex=True)
     names = [column for column, records in results.columns.items() if records]

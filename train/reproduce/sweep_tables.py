@@ -28,9 +28,13 @@ COMPARED = (
 )
 
 
+def largest_radii(eps_values: Sequence[float]) -> list[float]:
+    return sorted(eps_values, reverse=True)[:NUM_RADII]
+
+
 def separation_table(results: Results, eps_values: Sequence[float]) -> str:
     """Differences of the means in points, each with its standard error where both columns have two seeds."""
-    radii = sorted(eps_values, reverse=True)[:NUM_RADII]
+    radii = largest_radii(eps_values)
     measures = [("clean", Measure("clean"))]
     for eps in radii:
         measures += [(f"Eq. 7, eps {eps:g}", Measure("mean", eps)), (f"last, eps {eps:g}", Measure("last", eps))]

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from models import Gradient, build_model
 from train.losses import cross_entropy
-from train.setup import amp_dtype
 from train.speed.rounds import Figure, ratios, timed_rounds
-from train.step import TrainStep, make_optimizer
+from train.step import TrainStep, make_optimizer, make_scaler
 
 SIDES: dict[str, Gradient | None] = {"plain": None, "tn": "straight-through"}
 
@@ -56,8 +55,7 @@ def make_step(model: str, tensor_norm: Gradient | None, device: torch.device) ->
     network: nn.Module = build_model(model, 10, tensor_norm=tensor_norm)
     network = network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(network, 1e-6, 0.9, 5e-4, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
-    return TrainStep(network, cross_entropy, optimizer, scaler, device, graph=device.type == "cuda")
+    return TrainStep(network, cross_entropy, optimizer, make_scaler(device), device, graph=device.type == "cuda")
 
 
 def _repeat(step: Callable[[Tensor, Tensor], object], batch: tuple[Tensor, Tensor], steps: int) -> None:
