@@ -19,7 +19,7 @@ class Ahead(Generic[_T]):
         self._items = items
         self._made: Queue[tuple[str, Any]] = Queue(max(1, depth))
         self._closed = Event()
-        self._thread = Thread(target=self._work, name="fdt_pipeline read ahead", daemon=True)
+        self._thread: Thread | None = Thread(target=self._work, name="fdt_pipeline read ahead", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[_T]:
@@ -39,14 +39,19 @@ class Ahead(Generic[_T]):
 
     def close(self) -> None:
         """Ends the thread, and the generator on it. Called on that thread, as garbage is collected on any, it only says
-        so, and the thread ends when it has read what it is at."""
+        so, and the thread ends when it has read what it is at.
+
+        It lets go of the thread, as DALI keeps what it calls in reference cycles: a thread that dies when these are
+        collected runs Python's own callback, in which a Ctrl-C that came during the collection would be lost."""
         self._closed.set()
-        if current_thread() is self._thread:
+        thread = self._thread
+        if thread is None or current_thread() is thread:
             return
-        while self._thread.is_alive():
+        while thread.is_alive():
             with suppress(Empty):
                 self._made.get(timeout=_POLL_SECONDS)  # make room for what it is about to put
-        self._thread.join()
+        thread.join()
+        self._thread = None
 
     def _work(self) -> None:
         with closing(self._items):

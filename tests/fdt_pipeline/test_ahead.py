@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from weakref import ref
 
 import pytest
 
@@ -72,3 +73,13 @@ def test_closing_ends_thread_and_generator_even_if_nobody_takes_what_was_made():
     ahead.close()
     assert ended.is_set()
     assert threading.active_count() == before
+
+
+def test_a_closed_one_leaves_no_thread_to_the_garbage_collector():
+    """Whoever holds it may be in a reference cycle: collected there, a thread runs a callback that swallows Ctrl-C."""
+    ahead = Ahead((number for number in range(20)), 3)
+    [thread] = (ref(thread) for thread in threading.enumerate() if thread.name.startswith("fdt_pipeline"))
+    assert next(ahead) == 0
+    ahead.close()
+    assert thread() is None
+    ahead.close()
