@@ -30,12 +30,14 @@ from train.speed.waiting import waiting_share
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. steps: of a turn. attacks: (model, images, size, steps) each."""
+    """What is measured. steps: of a turn. rounds: of the wait and the attacks. attacks: (model, images, size, steps)
+    each."""
 
     model: str
     batch_sizes: tuple[int, ...]
     size: int
     steps: int
+    time_rounds: int
     rounds: int
     memory_rounds: int
     time_bound: float
@@ -45,10 +47,30 @@ class Settings:
 
 
 ON_CPU = Settings(
-    "resnet18", (100,), 32, 1, 7, 3, 1.10, 1.03, 0.01, attacks=(("resnet18", 20, 32, 4), ("small", 100, 28, 10))
+    model="resnet18",
+    batch_sizes=(100,),
+    size=32,
+    steps=1,
+    time_rounds=15,
+    rounds=7,
+    memory_rounds=3,
+    time_bound=1.10,
+    memory_bound=1.03,
+    waiting_bound=0.01,
+    attacks=(("resnet18", 20, 32, 4), ("small", 100, 28, 10)),
 )
 ON_GPU = Settings(
-    "resnet34", (100, 512), 32, 100, 5, 1, 1.03, 1.01, 0.02, attacks=(("resnet34", 100, 32, 10), ("small", 100, 28, 10))
+    model="resnet34",
+    batch_sizes=(100, 512),
+    size=32,
+    steps=100,
+    time_rounds=5,
+    rounds=5,
+    memory_rounds=1,
+    time_bound=1.03,
+    memory_bound=1.01,
+    waiting_bound=0.02,
+    attacks=(("resnet34", 100, 32, 10), ("small", 100, 28, 10)),
 )
 
 
@@ -58,13 +80,13 @@ Part = tuple[list[Figure], dict[str, Any]]  # figures, and what they were made o
 def measure(settings: Settings, device: torch.device) -> Iterator[Part]:
     """A part at a time, so that what was measured is not lost with what comes after it."""
     for batch_size in settings.batch_sizes:
-        subject = (settings.model, batch_size, settings.size, settings.rounds)
-        time, seconds = step_time(*subject, settings.steps, device, settings.time_bound)
+        subject = (settings.model, batch_size, settings.size)
+        time, seconds = step_time(*subject, settings.time_rounds, settings.steps, device, settings.time_bound)
         yield [time], {f"seconds, {time.name}": seconds}
-        memory, peaks = peak_memory(*subject[:3], settings.memory_rounds, device, settings.memory_bound)
+        memory, peaks = peak_memory(*subject, settings.memory_rounds, device, settings.memory_bound)
         yield [memory], {f"bytes, {memory.name}": peaks}
-    subject = (settings.model, settings.batch_sizes[0], settings.size, settings.rounds)
-    yield [waiting_share(*subject, max(settings.steps, 3), device, settings.waiting_bound)], {}
+    subject = (settings.model, settings.batch_sizes[0], settings.size)
+    yield [waiting_share(*subject, settings.rounds, max(settings.steps, 3), device, settings.waiting_bound)], {}
     for attack in settings.attacks:
         found, seconds = attack_speed(*attack, settings.rounds, device)
         yield found, {f"seconds, PGD, {attack[0]}": seconds}

@@ -13,7 +13,7 @@ from train.speed.rounds import Figure, ratios, timed_rounds
 from train.speed.tensor_norm import _in_a_process
 
 CPU = torch.device("cpu")
-TINY = Settings("small", (4,), 8, 1, 2, 1, 1.1, 1.03, 0.01, attacks=(("small", 2, 8, 2),))
+TINY = Settings("small", (4,), 8, 1, 2, 2, 1, 1.1, 1.03, 0.01, attacks=(("small", 2, 8, 2),))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
