@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = ["demo", *argv]
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.run is not _fit:
+        if not getattr(arguments, "on_ranks", False):
             check_one_process()
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -71,7 +71,10 @@ def check_one_process() -> None:
 
     world_size = find_ranks(None, None).world_size
     if world_size > 1:
-        raise ValueError(f"this is one of {world_size} processes: torchrun is for `fit`, run all else without it")
+        raise ValueError(
+            f"this is one of {world_size} processes: torchrun is for `fit`, `reproduce` and `sweep`, "
+            "run all else without it"
+        )
 
 
 def _with_help(parser: argparse.ArgumentParser, text: str) -> argparse.ArgumentParser:
@@ -150,7 +153,9 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: long runs on a GPU)"
     )
     _device_option(parser)
-    parser.set_defaults(run=_fit, interrupted="the same command with --resume goes on from the last whole epoch")
+    parser.set_defaults(
+        run=_fit, on_ranks=True, interrupted="the same command with --resume goes on from the last whole epoch"
+    )
 
 
 def _fit(arguments: argparse.Namespace) -> int:

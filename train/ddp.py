@@ -1,4 +1,4 @@
-"""One run on several processes: `torchrun --nproc-per-node 2 -m train fit ...`.
+"""One run on several processes: `torchrun --nproc-per-node 2 -m train fit ...`; `reproduce` and `sweep` likewise.
 
 The recipe's batch is the global one, and every rank takes an equal share of it. Resident global batches are the same
 for any number of ranks, the mean over the ranks of means over equal shares is the mean over the batch, and batch
@@ -123,6 +123,16 @@ def from_first_rank(make: Callable[[], T]) -> T:
     values: list[Any] = [make() if is_first_rank() else None]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def from_each_rank(value: T) -> list[T]:
+    """What the ranks have, in their order, on every rank."""
+    world_size = this_rank().world_size
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def evaluation_options() -> dict[str, Any]:

@@ -113,11 +113,11 @@ def test_mixup_whose_pairs_no_rank_has_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("verb", [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"]])
-def test_torchrun_is_for_fit_alone(monkeypatch, capsys, verb):
+def test_torchrun_is_for_what_trains(monkeypatch, capsys, verb):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(verb) == 2
-    assert "this is one of 2 processes: torchrun is for `fit`" in capsys.readouterr().err
+    assert "torchrun is for `fit`, `reproduce` and `sweep`" in capsys.readouterr().err
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):

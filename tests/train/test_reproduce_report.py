@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.train.made_up import TINY, made_up_record, write_table
+from train.files import read_json
 from train.reproduce.claims import Claim, judge, verdict
 from train.reproduce.differences import Difference, difference
 from train.reproduce.paper import PAPER
@@ -22,6 +24,8 @@ from train.reproduce.running import in_order
 from train.reproduce.settings import Settings, recipe_of
 from train.reproduce.sweep import ALL_COLUMNS, write_sweep_report
 from train.reproduce.tables import summary_table
+
+COMMITTED = sorted(path.parent for path in (Path(__file__).parents[2] / "train" / "results").glob("*/plan.json"))
 
 
 def small(column, dataset="cifar10"):
@@ -207,6 +211,16 @@ def test_the_report_is_remade_from_the_records_alone(tmp_path):
     for name in pictures:
         assert (copy / name).read_bytes() == (out / name).read_bytes()
         assert (np.asarray(Image.open(out / name).convert("L")) < 200).mean() > 0.01
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_reports_say_what_their_records_say(folder, tmp_path):
+    shutil.copy(folder / "plan.json", tmp_path)
+    shutil.copytree(folder / "records", tmp_path / "records")
+    is_sweep = read_json(folder / "plan.json")["settings"]["table"] == "sweep"
+    (write_sweep_report if is_sweep else write_report)(tmp_path)
+    assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in folder.glob("*.png")}
 
 
 def test_the_sweeps_report_tells_each_control_from_what_it_is_compared_with(tmp_path):

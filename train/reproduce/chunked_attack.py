@@ -1,13 +1,21 @@
-"""The attack on a trained run, a batch at a time, with the counts so far on disk: a killed attack goes on."""
+"""The attack on a trained run, a batch at a time, with the counts so far on disk: a killed attack goes on.
+
+Several ranks attack a batch each at a time, the same batches as one process would.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from train.ddp import from_each_rank, from_first_rank, is_first_rank, this_rank
 from train.files import fitting, read_json, write_json
 from train.reproduce.settings import Settings
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
@@ -31,31 +39,43 @@ def attack_in_chunks(
     saved = open_run(run, device)
     loader = saved.test_loader(data, BATCH_SIZE[device.type])
     num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
-    whole, seconds = _so_far(run)
+    whole, seconds = from_first_rank(partial(_so_far, run))
     done = whole.num_images if whole else 0
     bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
-    passed = 0
-    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image", disable=not show) as bar:
-        for images, labels in first_samples(loader, num_images):
-            passed += len(labels)
-            if passed <= done:
-                continue
+    batches, ranks = _behind(done, first_samples(loader, num_images)), this_rank()
+    hidden = not (show and is_first_rank())
+    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image", disable=hidden) as bar:
+        while turn := list(islice(batches, ranks.world_size)):
             start = time.perf_counter()
-            part = evaluate_robustness(
-                saved.model,
-                [(images, labels)],
-                bounds,
-                settings.eps_values,
-                steps=settings.attack_steps,
-                clip_pixels=settings.clip_pixels,
-                device=device,
-            )
-            whole = add_counts(whole, part) if whole else part
+            part = None
+            if ranks.rank < len(turn):
+                part = evaluate_robustness(
+                    saved.model,
+                    [turn[ranks.rank]],
+                    bounds,
+                    settings.eps_values,
+                    steps=settings.attack_steps,
+                    clip_pixels=settings.clip_pixels,
+                    device=device,
+                )
+            for found in filter(None, from_each_rank(part)):
+                whole = add_counts(whole, found) if whole else found
+            assert whole is not None  # the first rank had a batch
             seconds += time.perf_counter() - start
-            write_json(run / PROGRESS, {"robustness": whole.to_dict(), "seconds": seconds})
-            bar.update(len(labels))
+            if is_first_rank():
+                write_json(run / PROGRESS, {"robustness": whole.to_dict(), "seconds": seconds})
+            bar.update(whole.num_images - bar.n)
     assert whole is not None  # num_images is 1 or more
     return whole, seconds
+
+
+def _behind(done: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches but for those of the first `done` images."""
+    passed = 0
+    for images, labels in batches:
+        passed += len(labels)
+        if passed > done:
+            yield images, labels
 
 
 def _so_far(run: Path) -> tuple[Robustness | None, float]:

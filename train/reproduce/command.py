@@ -14,7 +14,8 @@ REPRODUCE_HELP = """Train and attack the rows of a table of the paper, and print
     python -m train reproduce table1 --report --out runs/both
 
 --data ROOT holds shards: ROOT/cifar10/{train,test}, and so cifar100, fashion-mnist and svhn. What is not there is
-listed as missing. The same command goes on where it was stopped, in the middle of a run or of an attack too.
+listed as missing. The same command goes on where it was stopped, in the middle of a run or of an attack too, and
+under torchrun (torchrun --nproc-per-node 2 -m train reproduce ...) its processes share each run and attack.
 --scale small: a small network on 5,000 images, Fashion-MNIST's from the checkout and CIFAR-10's drawn from ROOT.
 PAPER.md says what the switches of the readings stand for.
 """
@@ -25,7 +26,7 @@ SWEEP_HELP = """Train and attack controls that separate the causes of FDT's and 
 The paper's five columns, label smoothing as soft as FDT's targets, mixup, two images a sum, weights i^-gamma for
 gamma 0.5 to 4, TN with its exact gradient, and PONO in TN's place. The same command goes on where it was stopped.
 """
-# Thirty runs and attacks are to take less than an hour on two slow cores, where 40 epochs would have taken 75 minutes.
+# Thirty runs and attacks took 56 minutes on two slow cores (results/table1-small); 40 epochs would have taken 75.
 SMALL_EPOCHS, SMALL_IMAGES = 25, 500
 INTERRUPTED = "the same command goes on from the last whole epoch, or the last images attacked"
 
@@ -56,7 +57,7 @@ def add_reproduce(parser: argparse.ArgumentParser) -> None:
         ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
     ):
         parser.add_argument(flag, choices=choices, help=text)
-    parser.set_defaults(run=_reproduce, interrupted=INTERRUPTED)
+    parser.set_defaults(run=_reproduce, on_ranks=True, interrupted=INTERRUPTED)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="COLUMN", help="columns, * for any part (default: all)")
     parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
     _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
-    parser.set_defaults(run=_sweep, interrupted=INTERRUPTED)
+    parser.set_defaults(run=_sweep, on_ranks=True, interrupted=INTERRUPTED)
 
 
 def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> None:
@@ -81,6 +82,7 @@ def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> Non
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
+    from train.ddp import is_first_rank
     from train.reproduce.data import data_folder, missing_data
     from train.reproduce.merging import merge
     from train.reproduce.report import write_report
@@ -91,7 +93,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if (arguments.merge or arguments.report) and (arguments.data or arguments.only):
         raise ValueError("--merge and --report go by what was run: leave out --data and --only")
     if arguments.merge:
-        merge(arguments.merge, out)
+        if is_first_rank():
+            merge(arguments.merge, out)
     elif not arguments.report:
         rows = select_rows(table_rows(arguments.table, arguments.scale), arguments.only)
         reasons = {row.dataset: missing_data(arguments.data, row.dataset, arguments.scale) for row in rows}
@@ -107,7 +110,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             out,
             arguments.device,
         )
-    print(write_report(out, arguments.table), end="")
+    if is_first_rank():
+        print(write_report(out, arguments.table), end="")
     return 0
 
 
@@ -133,6 +137,7 @@ def _attack_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from train.ddp import is_first_rank
     from train.reproduce.sweep import run_sweep, write_sweep_report
 
     if not arguments.report:
@@ -147,7 +152,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
             arguments.out,
             arguments.device,
         )
-    print(write_sweep_report(arguments.out), end="")
+    if is_first_rank():
+        print(write_sweep_report(arguments.out), end="")
     return 0
 
 

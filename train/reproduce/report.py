@@ -137,6 +137,8 @@ def _autoattack_part(records: Sequence[Record]) -> str:
 def _machine(record: Record) -> str:
     hardware, versions = record.content["training"]["hardware"], record.content["training"]["versions"]
     place = hardware.get("gpu") or f"{hardware['cores']} cores of {hardware['cpu']}"
+    ranks = record.content["training"].get("ranks", 1)
+    place = place if ranks == 1 else f"{ranks} processes on {place}"
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "commit")
     return f"{place}, {record.content['precision']}; commit {versions['commit'] or 'unknown'}; {packages}"
 

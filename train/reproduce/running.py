@@ -1,12 +1,20 @@
-"""Train and attack the rows of a table, seed by seed, going on where it was stopped."""
+"""Train and attack the rows of a table, seed by seed, going on where it was stopped.
+
+Under torchrun all ranks do each row together (train/ddp.py), and the first one alone writes: the others must see its
+files, as ranks of one machine do.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from train.ddp import from_first_rank, is_first_rank, process_group, share_of_batch
 from train.divergence import NonFiniteLossError
 from train.files import check_folder, read_json, write_json
 from train.reproduce.autoattack import autoattack_of
@@ -40,20 +48,28 @@ def run_rows(
     are done all the same; NonFiniteLossError at the end names it.
     """
     check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    diverged = write_plan(out, settings, rows, missing)
-    for row, seed in in_order(rows, seeds, missing):
-        if (out / RECORDS / record_name(row, seed)).exists():
-            add_autoattack(out, row, seed)
-            continue
-        try:
-            write_record(out, run_one(row, seed, settings, folder_of(row.dataset), out, device, show))
-        except NonFiniteLossError as error:
-            diverged[f"{row.key} seed {seed}"] = str(error)
-            print(f"{row.key} seed {seed}: {error}", file=sys.stderr)
-        else:
-            diverged.pop(f"{row.key} seed {seed}", None)
-        write_plan(out, settings, rows, missing, diverged)
+    for row in rows:
+        share_of_batch(recipe_of(row, settings, 0))
+    with process_group(pick_device(device)) as device_of_rank:
+        diverged = from_first_rank(partial(write_plan, out, settings, rows, missing))
+        for row, seed in in_order(rows, seeds, missing):
+            if from_first_rank((out / RECORDS / record_name(row, seed)).exists):
+                if is_first_rank():
+                    add_autoattack(out, row, seed)
+                continue
+            data = from_first_rank(partial(folder_of, row.dataset))
+            try:
+                record = run_one(row, seed, settings, data, out, device_of_rank, show)
+            except NonFiniteLossError as error:  # on all ranks, at the same step
+                diverged[f"{row.key} seed {seed}"] = str(error)
+                if is_first_rank():
+                    print(f"{row.key} seed {seed}: {error}", file=sys.stderr)
+            else:
+                diverged.pop(f"{row.key} seed {seed}", None)
+                if is_first_rank():
+                    write_record(out, record)
+            if is_first_rank():
+                write_plan(out, settings, rows, missing, diverged)
     if diverged:
         raise NonFiniteLossError("; ".join(f"{name}: {reason}" for name, reason in diverged.items()))
 
@@ -66,18 +82,19 @@ def in_order(rows: Sequence[Row], seeds: Sequence[int], missing: Mapping[str, st
 
 
 def run_one(
-    row: Row, seed: int, settings: Settings, data: Path, out: Path, device: str | None, show: bool
+    row: Row, seed: int, settings: Settings, data: Path, out: Path, device: torch.device, show: bool
 ) -> dict[str, Any]:
     """The record of one row and seed."""
-    run, on = out / RUNS / row.key / f"seed{seed}", pick_device(device)
-    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device, show_progress=show)
-    robustness, attack_seconds = attack_in_chunks(run, data, settings, on, show)
+    run = out / RUNS / row.key / f"seed{seed}"
+    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type, show_progress=show)
+    from_first_rank(lambda: None)  # the others wait for its checkpoint
+    robustness, attack_seconds = attack_in_chunks(run, data, settings, device, show)
     return make_record(
         row,
         seed,
         settings.to_dict(),
         training=training,
-        precision=str(amp_dtype(on) or "torch.float32").removeprefix("torch."),
+        precision=str(amp_dtype(device) or "torch.float32").removeprefix("torch."),
         curves=learning_curves(run),
         robustness=robustness.to_dict(),
         attack_seconds=round(attack_seconds, 1),
@@ -104,6 +121,7 @@ def write_plan(
 
     ValueError, naming the fields, where the folder has other settings. Rows asked for before stay in the plan.
     """
+    out.mkdir(parents=True, exist_ok=True)
     path = out / PLAN
     old = read_json(path) if path.exists() else {"settings": settings.to_dict(), "missing": {}, "diverged": {}}
     check_settings(old["settings"], settings.to_dict(), str(out), "the command")
