@@ -31,6 +31,8 @@ def draw_clean_against_robust(results: Results, eps_values: Sequence[float], pat
             panel.set_ylabel(f"{text}, %")
             panel.grid(alpha=0.3)
             panel.margins(0.12)
+            low, high = panel.get_ylim()
+            panel.set_ylim(max(low, -0.5), max(high, 1))  # also where nothing is right any more
     for panel in panels[-1]:
         panel.set_xlabel("clean accuracy, %")
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -84,6 +86,6 @@ def draw_weight_series(
     panel.set_xlabel("gamma: image i weighs i^-gamma (1 is the paper's)")
     panel.set_ylabel("accuracy, %; dotted: plain training")
     panel.grid(alpha=0.3)
-    figure.suptitle(f"{results.title}: accuracy against the weight series", fontsize=11)
+    panel.set_title(f"{results.title}: accuracy against the weight series", fontsize=11)
     figure.legend(loc="outside right upper", frameon=False)
     save(figure, path)
