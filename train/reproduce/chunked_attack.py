@@ -36,10 +36,10 @@ def attack_in_chunks(
 
     Counts of batches add up, so the result is the one of an undisturbed attack.
     """
+    whole, seconds = from_first_rank(partial(_so_far, run))  # the others wait here until its checkpoint is written
     saved = open_run(run, device)
     loader = saved.test_loader(data, BATCH_SIZE[device.type])
     num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
-    whole, seconds = from_first_rank(partial(_so_far, run))
     done = whole.num_images if whole else 0
     bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
     batches, ranks = _behind(done, first_samples(loader, num_images)), this_rank()

@@ -87,7 +87,6 @@ def run_one(
     """The record of one row and seed."""
     run = out / RUNS / row.key / f"seed{seed}"
     training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type, show_progress=show)
-    from_first_rank(lambda: None)  # the others wait for its checkpoint
     robustness, attack_seconds = attack_in_chunks(run, data, settings, device, show)
     return make_record(
         row,
