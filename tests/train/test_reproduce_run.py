@@ -15,6 +15,7 @@ import torch
 
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
+from tests.table_on_ranks import SMALLER
 from train import trainer
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json
@@ -33,10 +34,8 @@ TABLE = ["reproduce", "table1", "--scale", "small", *SHORT, "--seeds", "2", "--o
 
 @pytest.fixture(autouse=True)
 def small_subsets(monkeypatch):
-    """The small scale from ROOT alone, smaller still, attacked 25 images at a time."""
-    monkeypatch.setattr(data, "BUNDLED", {})
-    monkeypatch.setattr(data, "PER_CLASS", {"train": 20, "test": 8})
-    monkeypatch.setattr(chunked_attack, "BATCH_SIZE", {"cpu": 25})
+    for change in SMALLER:
+        monkeypatch.setattr(*change)
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +139,13 @@ def test_a_table_killed_in_the_middle_of_a_run_comes_out_the_same(undisturbed, r
     code = f"""
 import time
 import torch
+from tests.table_on_ranks import SMALLER
 from train import trainer
 from train.__main__ import main
-from train.reproduce import chunked_attack, data
 
 torch.set_num_threads(1)
-data.BUNDLED, data.PER_CLASS, chunked_attack.BATCH_SIZE = {{}}, {{"train": 20, "test": 8}}, {{"cpu": 25}}
+for change in SMALLER:
+    setattr(*change)
 step = trainer.Run._step
 trainer.Run._step = lambda *arguments: (time.sleep(0.2), step(*arguments))[1]
 main({[*TABLE, "--data", str(root), "--out", str(out)]!r})
