@@ -14,7 +14,7 @@ from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment
 # The paper's input: (pixel - mean) / 256 in RGB; 117 is also the luma of that mean, for gray images.
 PAPER_MEAN = (122.0, 117.0, 104.0)
 PAPER_GRAY_MEAN = (117.0,)
-PAPER_SCALE = 256.0
+PAPER_STD = 256.0
 
 PerChannel = float | Sequence[float]
 
@@ -121,7 +121,7 @@ def checked_mixing(
 
 
 def checked_output(
-    stored: int, asked: int | None, mean: PerChannel | None, scale: PerChannel, dtype: torch.dtype, channels_last: bool
+    stored: int, asked: int | None, mean: PerChannel | None, std: PerChannel, dtype: torch.dtype, channels_last: bool
 ) -> Output:
     channels = stored if asked is None else asked
     if channels != stored and stored != 1:
@@ -134,12 +134,12 @@ def checked_output(
         if channels not in (1, 3):
             raise ValueError(f"the default mean is for 1 or 3 channels, these images have {channels}: pass mean")
         mean = PAPER_MEAN if channels == 3 else PAPER_GRAY_MEAN
-    means, scales = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("scale", scale)))
-    if not min(scales) > 0:
-        raise ValueError(f"scale must be above 0, got {scale}")
+    means, stds = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
+    if not min(stds) > 0:
+        raise ValueError(f"std must be above 0, got {std}")
     # DALI knows no bfloat16: it is cast to at the end.
     made = torch.float32 if dtype == torch.bfloat16 else dtype
-    return Output(means, scales, channels, made, channels_last)
+    return Output(means, stds, channels, made, channels_last)
 
 
 def _per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:

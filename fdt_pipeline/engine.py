@@ -24,10 +24,10 @@ _CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 @dataclass(frozen=True)
 class Output:
-    """What an image becomes: (pixels - mean) / scale, `channels` of them, in this dtype and memory layout."""
+    """What an image becomes: (pixels - mean) / std, `channels` of them, in this dtype and memory layout."""
 
     mean: tuple[float, ...]
-    scale: tuple[float, ...]
+    std: tuple[float, ...]
     channels: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
@@ -92,8 +92,8 @@ def _chunks(offsets: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, in
 
 def finish(pixels: torch.Tensor, output: Output) -> torch.Tensor:
     """f32[n h w c] in [0, 255] -> [n channels h w]: gray repeated if asked, standardized, cast, laid out."""
-    mean, scale = (_on_device(values, pixels.device) for values in (output.mean, output.scale))
-    standardized = ((pixels - mean) / scale).to(output.dtype).permute(0, 3, 1, 2)
+    mean, std = (_on_device(values, pixels.device) for values in (output.mean, output.std))
+    standardized = ((pixels - mean) / std).to(output.dtype).permute(0, 3, 1, 2)
     layout = torch.channels_last if output.channels_last else torch.contiguous_format
     return standardized.contiguous(memory_format=layout)
 

@@ -75,7 +75,7 @@ def operator_arguments(mixing: Mixing, most: int) -> dict[str, Any]:
         "pad": mixing.augment.pad,
         "flip": mixing.augment.flip,
         "mean": list(output.mean),
-        "std": list(output.scale),
+        "std": list(output.std),
         "channels": output.channels,
         "dtype": pipelines.types.FLOAT16 if output.dtype == torch.float16 else pipelines.types.FLOAT,
         "output_layout": "HWC" if output.channels_last else "CHW",

@@ -16,7 +16,7 @@ from weakref import ref
 import torch
 
 from fdt_pipeline.arguments import (
-    PAPER_SCALE,
+    PAPER_STD,
     PerChannel,
     check_at_least_one,
     check_choice,
@@ -65,8 +65,8 @@ class FDTLoader:
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
     targets: "soft" f32 [n num_classes], rows with sum 1; "dominant", one-hot of the class with the largest weight;
         "sparse", `SparseTargets` of the same as "soft" (targets.py). None is what `fdt` says.
-    images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / scale in units of
-        0..255; mean and scale are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
+    images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
+        0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
@@ -108,7 +108,7 @@ class FDTLoader:
         engine: Literal["auto", "native", "torch"] = "auto",
         seed: int = 0,
         mean: PerChannel | None = None,
-        scale: PerChannel = PAPER_SCALE,
+        std: PerChannel = PAPER_STD,
         channels: int | None = None,
         targets: Literal["soft", "dominant", "sparse"] | None = None,
         dtype: torch.dtype = torch.float32,
@@ -156,7 +156,7 @@ class FDTLoader:
         height, width = checked_image_size(self.manifest.shape, self.shards.url, self.mode, size)
         if self.mode == "resident":
             self._check_for_streaming(mix_window=mix_window, on_bad=None if on_bad == "error" else on_bad)
-        output = checked_output(self.manifest.channels, channels, mean, scale, dtype, channels_last)
+        output = checked_output(self.manifest.channels, channels, mean, std, dtype, channels_last)
         self.dtype, self.shape = dtype, (output.channels, height, width)
         self._mixing = Mixing(self.seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
         on_gpu = self.engine == "native" and self.device.type == "cuda"
@@ -192,9 +192,9 @@ class FDTLoader:
         return self._mixing.output.mean
 
     @property
-    def scale(self) -> tuple[float, ...]:
+    def std(self) -> tuple[float, ...]:
         """Per channel, in 0..255: what is divided by."""
-        return self._mixing.output.scale
+        return self._mixing.output.std
 
     @property
     def rank(self) -> int:
@@ -348,7 +348,7 @@ class FDTLoader:
             "global_batch_size": self.global_batch_size,
             "last_batch": self.last_batch,
             "mean": list(output.mean),
-            "scale": list(output.scale),
+            "std": list(output.std),
             "channels": output.channels,
             "dtype": str(self.dtype),
             "size": list(size) if size else None,

@@ -11,7 +11,7 @@ import torch
 from nvidia.dali import Pipeline
 
 from fdt_pipeline.arguments import (
-    PAPER_SCALE,
+    PAPER_STD,
     PerChannel,
     check_at_least_one,
     check_choice,
@@ -51,7 +51,7 @@ def fdt_pipeline(
     plan_seed: int = 0,
     mode: Literal["auto", "resident", "streaming"] = "auto",
     mean: PerChannel | None = None,
-    scale: PerChannel = PAPER_SCALE,
+    std: PerChannel = PAPER_STD,
     channels: int | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
@@ -72,7 +72,7 @@ def fdt_pipeline(
                 train(batch["images"], batch["targets"])
             batches.reset()
 
-    shards, fdt, augment, mode, mean, scale, channels, size, verify, rank, world_size and last_batch are FDTLoader's,
+    shards, fdt, augment, mode, mean, std, channels, size, verify, rank, world_size and last_batch are FDTLoader's,
     plan_seed is its seed, and the outputs are its outputs. (The `seed` of a DALI pipeline decides nothing here.)
     Streaming mixes within a DALI batch, so batch_size is the mix window too, and last_batch="fill" goes on with this
     rank's samples just before the last batch.
@@ -101,7 +101,7 @@ def fdt_pipeline(
     chosen, augmented = checked_mixing(True, fdt, augment, len(manifest.classes))
     if dtype == torch.bfloat16:
         raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
-    output = checked_output(manifest.channels, channels, mean, scale, dtype, channels_last)
+    output = checked_output(manifest.channels, channels, mean, std, dtype, channels_last)
     mixing = Mixing(plan_seed, chosen or PLAIN, augmented, len(manifest.classes), output)
     if size is not None and mode == "auto":
         mode = "streaming"

@@ -205,6 +205,6 @@ def superpose_targets(plan: Plan, num_classes: int, targets: str = "soft") -> np
     return target
 
 
-def standardize(pixels: F64, mean: npt.ArrayLike, scale: npt.ArrayLike) -> F64:
-    """(x - mean) / scale per channel, [... c]. The F_i sum to 1, so once after the sum is the same as on each image."""
-    return (pixels - np.asarray(mean, np.float64)) / np.asarray(scale, np.float64)
+def standardize(pixels: F64, mean: npt.ArrayLike, std: npt.ArrayLike) -> F64:
+    """(x - mean) / std per channel, [... c]. The F_i sum to 1, so once after the sum is the same as on each image."""
+    return (pixels - np.asarray(mean, np.float64)) / np.asarray(std, np.float64)

@@ -6,7 +6,7 @@ import torch
 from fdt_pipeline import FDTLoader
 from tests.numbered import image_numbers
 
-PIXELS = {"mean": 0, "scale": 1}  # leaves pixels in 0..255, so that images can be told apart
+PIXELS = {"mean": 0, "std": 1}  # leaves pixels in 0..255, so that images can be told apart
 
 
 def ranks(shards, global_batch, world_size, **options):

@@ -37,7 +37,7 @@ from nvidia.dali import pipeline_def
 from PIL import Image
 
 from fdt_pipeline import FDT, FDTLoader
-from fdt_pipeline.arguments import PAPER_MEAN, PAPER_SCALE
+from fdt_pipeline.arguments import PAPER_MEAN, PAPER_STD
 from fdt_pipeline.engines import native_core
 from fdt_pipeline.epochs import Running
 from fdt_pipeline.native.core import Core, CoreOutput
@@ -59,7 +59,7 @@ BATCH_SIZES, THREADS = (32, 64, 256, 1024, 4096), (1, 2)
 # Pixels of the superposition alone: 500 images of 32x32x3 are 1.5 MB, 64 float32 outputs 0.8 MB.
 CACHED_IMAGES, CACHED_OUTPUTS = 500, 64
 PAD = 4
-NORMALIZE: dict[str, Any] = {"mean": list(PAPER_MEAN), "std": [PAPER_SCALE] * 3}
+NORMALIZE: dict[str, Any] = {"mean": list(PAPER_MEAN), "std": [PAPER_STD] * 3}
 MIX: dict[str, Any] = {"pad": PAD, "flip": True, **NORMALIZE}
 
 
@@ -429,7 +429,7 @@ class SuperposedDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tenso
         self.images = images if way == "PIL" else planes
         self.by_class = [torch.from_numpy(np.flatnonzero(labels == c)) for c in range(num_classes)]
         augment = [v2.RandomCrop(images.shape[1], padding=PAD), v2.RandomHorizontalFlip()]
-        normalize = [v2.ToDtype(torch.float32), v2.Normalize(PAPER_MEAN, [PAPER_SCALE] * 3)]
+        normalize = [v2.ToDtype(torch.float32), v2.Normalize(PAPER_MEAN, [PAPER_STD] * 3)]
         begin = [v2.Lambda(Image.fromarray), v2.ToImage()] if way == "PIL" else []
         self.size = planes.shape[1:]
         self.each = v2.Compose(augment if way == "lean" else [*begin, *augment, *normalize])
@@ -506,7 +506,7 @@ def _sums(core: Core, data: Data, threads: int) -> list[Figure]:
     plans = core.draw_plans(pool, 0, 0, indices, fdt, augment)
 
     def superpose(half: bool) -> Figure:
-        output = CoreOutput(PAPER_MEAN, [PAPER_SCALE] * 3, half=half)
+        output = CoreOutput(PAPER_MEAN, [PAPER_STD] * 3, half=half)
         more: dict[str, Any] = {"num_threads": threads}
         return _repeated(lambda n: core.superpose(pool, 0, 0, indices, fdt, augment, output, repeats=n, **more)[2])
 

@@ -50,11 +50,11 @@ class Target:
         would then be another number of grey levels in each."""
         spans = (self.bounds.high - self.bounds.low).flatten()
         if not torch.allclose(spans, spans[:1]):
-            raise ValueError(f"expected one scale for all channels, got 255 / scale = {spans.tolist()}")
+            raise ValueError(f"expected one std for all channels, got 255 / std = {spans.tolist()}")
         return float(spans[0])
 
     def grey_levels(self, eps: float) -> float:
-        """Of a radius in input units: 25.6 for 0.1 where the scale is 256."""
+        """Of a radius in input units: 25.6 for 0.1 where the std is 256."""
         return eps * 255 / self.span
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:

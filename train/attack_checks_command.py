@@ -63,7 +63,7 @@ def _target(run: SavedRun, arguments: argparse.Namespace) -> Target:
     count = loader.num_samples if arguments.images is None else min(arguments.images, loader.num_samples)
     parts = list(first_samples(loader, count))
     images, labels = (torch.cat(field) for field in zip(*parts, strict=True))
-    bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
     return Target(run.model, images, labels, bounds, arguments.batch_size, arguments.seed)
 
 

@@ -76,7 +76,7 @@ def run_checks(
 ) -> Report:
     """`plain`: where transferred images come from. `tell` is given each check as text when it is done.
 
-    ImportError without pyautoattack; ValueError for a model that is never right, or channels of several scales.
+    ImportError without pyautoattack; ValueError for a model that is never right, or channels of several stds.
     """
     settings = settings or Settings()
     peers.import_autoattack()

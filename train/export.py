@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fdt_pipeline.arguments import PAPER_SCALE, checked_output
+from fdt_pipeline.arguments import PAPER_STD, checked_output
 from fdt_pipeline.storage.atomic import atomic_file
 from train.export_card import model_card
 from train.export_onnx import largest_difference, to_onnx
@@ -51,8 +51,8 @@ def export_run(folder: Path, out: Path, weights: str = "final") -> str:
 def exported_config(run: SavedRun) -> dict[str, Any]:
     """JSON values: all that it takes to build the model and to make its input."""
     recipe, channels = run.config["recipe"], run.config["in_channels"]
-    output = checked_output(channels, None, None, PAPER_SCALE, torch.float32, False)  # as the loaders of `fit` have it
-    normalization = {"mean": list(output.mean), "scale": list(output.scale)}
+    output = checked_output(channels, None, None, PAPER_STD, torch.float32, False)  # as the loaders of `fit` have it
+    normalization = {"mean": list(output.mean), "std": list(output.std)}
     return {
         "recipe": recipe,
         "classes": run.config["classes"],
@@ -82,10 +82,10 @@ def _safetensors(run: SavedRun) -> bytes:
 
 def _example_images(config: dict[str, Any]) -> torch.Tensor:
     """Five of random pixels, standardized."""
-    mean, scale = (torch.tensor(config["input"][name]).view(-1, 1, 1) for name in ("mean", "scale"))
+    mean, std = (torch.tensor(config["input"][name]).view(-1, 1, 1) for name in ("mean", "std"))
     height, width = config["input"]["size"] or (32, 32)
     pixels = 255 * torch.rand(5, len(mean), height, width, generator=torch.Generator().manual_seed(0))
-    return (pixels - mean) / scale
+    return (pixels - mean) / std
 
 
 def _check_installed() -> None:

@@ -61,7 +61,7 @@ def _files(num_folded: int, difference: float, config: Mapping[str, Any]) -> str
 def _use(config: Mapping[str, Any]) -> str:
     recipe, given = config["recipe"], config["input"]
     size = f", resized to {given['size'][0]} x {given['size'][1]}" if given["size"] else ""
-    mean, scale = (tuple(given[name]) for name in ("mean", "scale"))
+    mean, std = (tuple(given[name]) for name in ("mean", "std"))
     arguments = (
         f"{recipe['model']!r}, num_classes={len(config['classes'])}, in_channels={config['in_channels']}, "
         f"stem={recipe['stem']!r}, tensor_norm={recipe['tensor_norm']!r}"
@@ -77,9 +77,9 @@ import numpy as np
 import onnxruntime
 
 pixels = np.zeros((1, {config["in_channels"]}, {", ".join(map(str, given["size"] or (32, 32)))}), np.float32)
-mean, scale = np.array([{mean}, {scale}], np.float32).reshape(2, -1, 1, 1)
+mean, std = np.array([{mean}, {std}], np.float32).reshape(2, -1, 1, 1)
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-[logits] = session.run(None, {{"images": (pixels - mean) / scale}})
+[logits] = session.run(None, {{"images": (pixels - mean) / std}})
 ```
 
 In a checkout of fdt-pipeline:

@@ -42,7 +42,7 @@ def draw_paths(rows: Mapping[str, Robustness], path: Path) -> None:
 def draw_batch(loader: FDTLoader, path: Path) -> None:
     """ROWS x COLUMNS outputs of a training loader, each over its target's largest weights in percent."""
     images, targets = next(iter(loader))
-    pixels = to_pixels(images[: ROWS * COLUMNS], loader.mean, loader.scale)
+    pixels = to_pixels(images[: ROWS * COLUMNS], loader.mean, loader.std)
     figure = Figure(figsize=(1.75 * COLUMNS, 2.35 * ROWS), layout="constrained")
     panels = list(figure.subplots(ROWS, COLUMNS, squeeze=False).flat)
     for panel in panels:
@@ -64,10 +64,10 @@ def describe_target(target: Sequence[float], classes: Sequence[str], lines: int 
     return "\n".join(text + [""] * (lines + 1 - len(text)))
 
 
-def to_pixels(images: torch.Tensor, mean: Sequence[float], scale: Sequence[float]) -> npt.NDArray[np.float64]:
+def to_pixels(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float64]:
     """Standardized f32[n c h w] -> [n h w 3] in [0, 1], for a person to see."""
     channels_last = images.detach().cpu().double().permute(0, 2, 3, 1).numpy()
-    pixels = np.clip((channels_last * np.asarray(scale) + np.asarray(mean)) / 255, 0, 1)
+    pixels = np.clip((channels_last * np.asarray(std) + np.asarray(mean)) / 255, 0, 1)
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
 
 

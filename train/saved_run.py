@@ -93,7 +93,7 @@ def attack_run(
         return evaluate_robustness(
             run.model,
             first_samples(loader, num_images),
-            PixelBounds.from_normalization(loader.mean, loader.scale),
+            PixelBounds.from_normalization(loader.mean, loader.std),
             eps_values,
             steps=steps,
             clip_pixels=clip_pixels,

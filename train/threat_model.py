@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SLACK = 1e-3  # of the pixel range: far above rounding, far below a wrong mean or scale
+_SLACK = 1e-3  # of the pixel range: far above rounding, far below a wrong mean or std
 
 
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient descent in the L-infinity ball of radius `eps`, in the model's input units.
 
-    Those are the units of (pixel - mean) / scale: with scale 256, eps = 0.1 is 25.6 grey levels. The step is
+    Those are the units of (pixel - mean) / std: with std 256, eps = 0.1 is 25.6 grey levels. The step is
     alpha = rel_step * eps, by default eps / 30, so the path can first reach the radius eps at t = 30. A random start is
     x^0 + U(-eps, eps) drawn from `seed`, the same draw on every call: give each batch a seed of its own.
     """
@@ -30,7 +30,7 @@ class PGD:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ValueError(f"expected a finite eps >= 0, a radius in units of (pixel - mean) / scale, got {self.eps}")
+            raise ValueError(f"expected a finite eps >= 0, a radius in units of (pixel - mean) / std, got {self.eps}")
         if self.steps < 1:
             raise ValueError(f"expected steps >= 1, got {self.steps}; the paper takes 40")
         if not (math.isfinite(self.rel_step) and self.rel_step > 0):
@@ -50,12 +50,12 @@ class PixelBounds:
     high: Tensor
 
     @classmethod
-    def from_normalization(cls, mean: Sequence[float], scale: float | Sequence[float]) -> PixelBounds:
-        """For x = (pixel - mean) / scale, pixels in 0..255; `mean` has one entry a channel, `scale` one or as many."""
+    def from_normalization(cls, mean: Sequence[float], std: float | Sequence[float]) -> PixelBounds:
+        """For x = (pixel - mean) / std, pixels in 0..255; `mean` has one entry a channel, `std` one or as many."""
         center = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
-        width = torch.tensor(scale, dtype=torch.float32).reshape(-1, 1, 1)
+        width = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
         if len(width) not in (1, len(center)) or not bool((width > 0).all()):
-            raise ValueError(f"expected one scale > 0, or one for each of the {len(center)} channels, got {scale}")
+            raise ValueError(f"expected one std > 0, or one for each of the {len(center)} channels, got {std}")
         return cls(low=(0 - center) / width, high=(255 - center) / width)
 
     def to(self, device: torch.device) -> PixelBounds:
@@ -72,5 +72,5 @@ class PixelBounds:
         if not bool(((x >= self.low - slack) & (x <= self.high + slack)).all()):
             raise ValueError(
                 f"expected x between {self.low.flatten().tolist()} and {self.high.flatten().tolist()}, got values in "
-                f"[{x.min():.4g}, {x.max():.4g}]; make the bounds from the mean and scale that x was normalized with"
+                f"[{x.min():.4g}, {x.max():.4g}]; make the bounds from the mean and std that x was normalized with"
             )

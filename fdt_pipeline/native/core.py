@@ -46,10 +46,10 @@ def mix_threshold(probability: float) -> int:
 
 @dataclass(frozen=True)
 class CoreOutput:
-    """How outputs are written; mean and scale in 0..255, one a channel."""
+    """How outputs are written; mean and std in 0..255, one a channel."""
 
     mean: Sequence[float]
-    scale: Sequence[float]
+    std: Sequence[float]
     half: bool = False
     channels_last: bool = False
     targets: str = "soft"
@@ -219,7 +219,7 @@ class Core:
         options.channels, options.half, options.hwc = channels, output.half, output.channels_last
         options.targets, options.series = TARGETS[output.targets], series
         options.mean[:channels] = output.mean
-        options.inv_std[:channels] = [1 / value for value in output.scale]
+        options.inv_std[:channels] = [1 / value for value in output.std]
         index, leader = _i64(indices), None if leaders is None else _i64(leaders)
         _, h, w, _ = pool.shape
         size = (h, w, channels) if output.channels_last else (channels, h, w)

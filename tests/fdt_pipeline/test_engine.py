@@ -6,7 +6,7 @@ from fdt_pipeline.engine import ImagePool, Output, stack_images, superpose
 from fdt_pipeline.plans import draw_plans
 from fdt_pipeline.superposition import FDT, Augment, Pool, standardize, superpose_images
 
-RGB = Output(mean=(122.0, 117.0, 104.0), scale=(256.0,) * 3, channels=3)
+RGB = Output(mean=(122.0, 117.0, 104.0), std=(256.0,) * 3, channels=3)
 
 
 def random_pool(n, shape, classes, seed=0):
@@ -30,7 +30,7 @@ def test_images_are_within_2e_6_of_the_float64_sums(shape, classes, augment):
     plans = draw_plans(1, 0, np.arange(48), pool, FDT(), augment)
     batch = superpose(ImagePool(torch.from_numpy(images), augment.pad), plans, output)
     for i in range(len(plans)):
-        expected = standardize(superpose_images(plans[i], images, augment.pad), output.mean, output.scale)
+        expected = standardize(superpose_images(plans[i], images, augment.pad), output.mean, output.std)
         assert np.abs(batch[i].numpy() - expected.transpose(2, 0, 1)).max() < 2e-6
 
 
@@ -38,10 +38,10 @@ def test_layout_dtype_and_repeated_gray_change_no_value():
     images, pool = random_pool(50, (12, 10, 1), 5)
     plans = draw_plans(2, 0, np.arange(16), pool, FDT(), Augment())
     resident = ImagePool(torch.from_numpy(images), 4)
-    mean, scale = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
-    plain = superpose(resident, plans, Output(mean, scale, 3))
-    last = superpose(resident, plans, Output(mean, scale, 3, channels_last=True))
-    half = superpose(resident, plans, Output(mean, scale, 3, dtype=torch.float16))
+    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
+    plain = superpose(resident, plans, Output(mean, std, 3))
+    last = superpose(resident, plans, Output(mean, std, 3, channels_last=True))
+    half = superpose(resident, plans, Output(mean, std, 3, dtype=torch.float16))
     gray = superpose(resident, plans, Output((0.0,), (1.0,), 1))
     assert plain.shape == (16, 3, 12, 10)
     assert plain.is_contiguous()
@@ -49,7 +49,7 @@ def test_layout_dtype_and_repeated_gray_change_no_value():
     assert torch.equal(plain, last)
     assert torch.equal(half, plain.half())
     for channel in range(3):
-        assert torch.allclose(plain[:, channel], (gray[:, 0] - mean[channel]) / scale[channel], atol=1e-6)
+        assert torch.allclose(plain[:, channel], (gray[:, 0] - mean[channel]) / std[channel], atol=1e-6)
 
 
 def test_result_does_not_depend_on_how_a_batch_is_cut():

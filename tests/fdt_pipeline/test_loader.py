@@ -30,7 +30,7 @@ from fdt_pipeline.superposition import (
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
 
 MODES = ("resident", "streaming")
-PIXELS = {"mean": 0, "scale": 1}  # leaves pixels in 0..255, so that images can be told apart
+PIXELS = {"mean": 0, "std": 1}  # leaves pixels in 0..255, so that images can be told apart
 
 
 @pytest.fixture(params=["native", "torch"], autouse=True)
@@ -355,7 +355,7 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"seed": 2**64}, "seed must be in"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"mean": float("nan")}, "mean must be a finite number"),
-        ({"scale": float("nan")}, "scale must be a finite number"),
+        ({"std": float("nan")}, "std must be a finite number"),
         ({"size": 7, "mode": "streaming"}, "size must be"),
         ({"size": (3.5, 3), "mode": "streaming"}, "height of size must be a whole number"),
         ({"last_batch": "full"}, "last_batch must be one of"),
@@ -367,7 +367,7 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"dtype": torch.float64}, "cast other types after"),
         ({"channels": 1}, "only gray ones can be repeated"),
         ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
-        ({"scale": 0}, "scale must be above 0"),
+        ({"std": 0}, "std must be above 0"),
         ({"size": (4, 4), "mode": "resident"}, "size resizes while streaming"),
         ({"size": (0, 4), "mode": "streaming"}, "height of size must be 1 or more"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),

@@ -287,7 +287,7 @@ SAME = {"mode": "streaming", "mix_window": 70, "seed": 1}
         ({"rank": 0, "world_size": 2}, "global.?batch.?size"),
         ({"last_batch": "drop"}, "last_batch"),
         ({"mean": 100}, "mean"),
-        ({"scale": 255}, "scale"),
+        ({"std": 255}, "std"),
         ({"dtype": torch.float16}, "dtype"),
         ({"size": (8, 8)}, "size"),
         ({"mix_window": 80}, "mix_window"),
@@ -298,8 +298,8 @@ def test_a_state_of_another_configuration_is_refused_and_the_field_named(numbere
     other = FDTLoader(numbered_shards, **{"batch_size": 40, **SAME, **change})
     with pytest.raises(ValueError, match=field) as caught:
         other.load_state_dict(state)
-    named = {"seed", "train", "mode", "augment", "last_batch", "mean", "scale", "dtype"} - {field, *change}
-    if change.keys() <= {"seed", "mean", "scale", "dtype", "last_batch"}:
+    named = {"seed", "train", "mode", "augment", "last_batch", "mean", "std", "dtype"} - {field, *change}
+    if change.keys() <= {"seed", "mean", "std", "dtype", "last_batch"}:
         assert not any(f"{name}:" in str(caught.value) for name in named)
     assert other.epoch == 0
 
@@ -579,7 +579,7 @@ def test_numpy_numbers_may_be_stored(numbered_shards):
     """What a consumer passes in, such as an epoch counted in NumPy, is JSON all the same."""
     fdt = FDT(min_images=np.int64(2), max_images=np.int64(3), probability=np.float32(0.5))
     loader = FDTLoader(
-        numbered_shards, np.int64(40), seed=np.int64(3), fdt=fdt, mean=np.float32(100), scale=np.array([1, 2, 3])
+        numbered_shards, np.int64(40), seed=np.int64(3), fdt=fdt, mean=np.float32(100), std=np.array([1, 2, 3])
     )
     loader.set_epoch(np.int64(2))
     stored(loader.state_dict())

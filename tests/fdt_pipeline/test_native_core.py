@@ -286,41 +286,41 @@ def test_levels_of_the_instruction_set_are_within_the_bound_of_each_other(cores)
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float16_is_float32_rounded_to_nearest_even_and_hwc_is_chw_transposed(cores, shape):
-    case, mean, scale = Case(shape, augment=Augment(2), num_outputs=4), PAPER[shape[2]], (60.0,) * shape[2]
+    case, mean, std = Case(shape, augment=Augment(2), num_outputs=4), PAPER[shape[2]], (60.0,) * shape[2]
     for core in cores.values():
-        images = case.run(core, CoreOutput(mean, scale))[0]
-        half = case.run(core, CoreOutput(mean, scale, half=True))[0]
-        last = case.run(core, CoreOutput(mean, scale, channels_last=True))[0]
-        half_last = case.run(core, CoreOutput(mean, scale, half=True, channels_last=True))[0]
+        images = case.run(core, CoreOutput(mean, std))[0]
+        half = case.run(core, CoreOutput(mean, std, half=True))[0]
+        last = case.run(core, CoreOutput(mean, std, channels_last=True))[0]
+        half_last = case.run(core, CoreOutput(mean, std, half=True, channels_last=True))[0]
         assert np.array_equal(half, images.astype(np.float16))
         assert np.array_equal(last, images.transpose(0, 2, 3, 1))
         assert np.array_equal(half_last, images.astype(np.float16).transpose(0, 2, 3, 1))
 
 
 def test_float16_is_rounded_right_where_it_ties_overflows_or_is_subnormal(cores):
-    """One image an output: pixel / scale - mean / scale runs through ties, infinities and numbers below 6e-5."""
+    """One image an output: pixel / std - mean / std runs through ties, infinities and numbers below 6e-5."""
     images = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1)
-    for mean, scale in [(0, 2048), (0.5, 2**-10), (128, 2**-9), (3, 2**22), (0, 2**24), (0, 2**25), (1, 3 * 2**22)]:
+    for mean, std in [(0, 2048), (0.5, 2**-10), (128, 2**-9), (3, 2**22), (0, 2**24), (0, 2**25), (1, 3 * 2**22)]:
         for core in cores.values():
             pool = core.pool(images, [0], 2, 0)
             single, half = (
-                core.superpose(pool, 0, 0, [0], PLAIN, NO_AUGMENT, CoreOutput((mean,), (scale,), half), leaders=[0])[0]
+                core.superpose(pool, 0, 0, [0], PLAIN, NO_AUGMENT, CoreOutput((mean,), (std,), half), leaders=[0])[0]
                 for half in (False, True)
             )
             with np.errstate(over="ignore"):
-                assert np.array_equal(half, single.astype(np.float16)), (mean, scale)
+                assert np.array_equal(half, single.astype(np.float16)), (mean, std)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_gray_images_are_repeated_with_each_channels_own_mean_and_scale(cores, channels):
     case = Case((7, 9, 1), augment=Augment(2))
-    mean, scale = PAPER[channels], (256.0, 64.0, 100.0, 3.0)[:channels]
+    mean, std = PAPER[channels], (256.0, 64.0, 100.0, 3.0)[:channels]
     for core in cores.values():
-        images = case.run(core, CoreOutput(mean, scale))[0]
-        last = case.run(core, CoreOutput(mean, scale, channels_last=True))[0]
+        images = case.run(core, CoreOutput(mean, std))[0]
+        last = case.run(core, CoreOutput(mean, std, channels_last=True))[0]
         assert np.array_equal(last, images.transpose(0, 2, 3, 1))
         for i in range(channels):
-            assert np.array_equal(images[:, i], case.run(core, CoreOutput(mean[i : i + 1], scale[i : i + 1]))[0][:, 0])
+            assert np.array_equal(images[:, i], case.run(core, CoreOutput(mean[i : i + 1], std[i : i + 1]))[0][:, 0])
 
 
 def test_outputs_do_not_depend_on_threads_or_on_the_others_of_their_batch(core):

@@ -31,7 +31,7 @@ from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment, Pool, image_ran
 
 EMULATION = Path(__file__).parents[1] / "native_emulation"
 SEED, EPOCH = 0x0123456789ABCDEF, 7
-MEAN, SCALE = (122.0, 117.0, 104.0, 90.0), 256.0
+MEAN, STD = (122.0, 117.0, 104.0, 90.0), 256.0
 RESIDENT, WINDOW, SCATTERED_WINDOW = 0, 1, 2
 FIELDS = ("images", "classes", "dy", "dx", "flip", "weights")
 
@@ -66,7 +66,7 @@ class Gpu:
         options.channels, options.half, options.hwc = output.channels, output.half, output.hwc
         options.targets = TARGETS[output.targets]
         options.mean[:] = MEAN
-        options.inv_std[:] = [1 / SCALE] * 4
+        options.inv_std[:] = [1 / STD] * 4
         options.series = series_argument(fdt.series, image_range(fdt, labels)[1]).encode()
         return options
 
@@ -222,7 +222,7 @@ def expected_outputs(indices, pixels, labels, fdt, augment, output, leaders=None
     sums = np.stack(
         [superpose_images(plan_with_f64_weights(plans[i], fdt), pixels, augment.pad) for i in range(len(plans))]
     )
-    images = standardize(np.broadcast_to(sums, (*sums.shape[:3], output.channels)), MEAN[: output.channels], SCALE)
+    images = standardize(np.broadcast_to(sums, (*sums.shape[:3], output.channels)), MEAN[: output.channels], STD)
     first = plans.classes[plans.offsets[:-1]]
     return images, first if output.targets == "label" else batch_targets(plans, labels.num_classes, output.targets)
 

@@ -81,7 +81,7 @@ def resident(folder, indices=range(BATCH), epoch=0, **options):
 
 
 def definition(images, labels, indices, fdt, augment=NO_AUGMENT, seed=0, epoch=0, leaders=None):
-    """f64[n c h w] and f32[n 7] with the paper's mean and scale."""
+    """f64[n c h w] and f32[n 7] with the paper's mean and std."""
     plans = draw_plans(seed, epoch, indices, Pool(labels, 7), fdt, augment, leaders)
     sums = np.stack([superpose_images(plans[i], images, augment.pad) for i in range(len(plans))])
     return standardize(sums, PAPER["mean"], 256).transpose(0, 3, 1, 2), batch_targets(plans, 7, fdt.targets)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 MODES = ("resident", "streaming")
 BATCH = 46  # 5 windows of the same size, as FDTLoader cuts an epoch, too
-PIXELS = {"mean": 0, "scale": 1}  # leaves pixels in 0..255, so that images can be told apart
+PIXELS = {"mean": 0, "std": 1}  # leaves pixels in 0..255, so that images can be told apart
 MIXINGS = {
     "fdt": {},
     "power": {"fdt": FDT(min_images=2, max_images=3, series=Power(2), probability=0.7), "augment": Augment(pad=2)},
@@ -96,7 +96,7 @@ def test_a_last_window_is_smaller(numbered_shards):
 
 FORMS = {
     "float16": {"dtype": torch.float16},
-    "own mean": {"mean": (1, 2, 3), "scale": (4.0, 5.0, 6.0)},
+    "own mean": {"mean": (1, 2, 3), "std": (4.0, 5.0, 6.0)},
     "augment": {"augment": Augment(pad=1, flip=False)},
 }
 

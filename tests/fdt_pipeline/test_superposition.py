@@ -87,9 +87,9 @@ def test_the_mean_may_be_taken_off_before_or_after_the_sum():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 4, 4, 3), np.uint8)
     plan = draw_plan(2, 0, 9, Pool(np.arange(20) % 10, 10), FDT(min_images=5))
-    mean, scale = (122, 117, 104), 256
-    before = sum(w * standardize(images[i], mean, scale) for w, i in zip(plan.weights, plan.images, strict=True))
-    assert np.allclose(before, standardize(superpose_images(plan, images), mean, scale), atol=1e-12)
+    mean, std = (122, 117, 104), 256
+    before = sum(w * standardize(images[i], mean, std) for w, i in zip(plan.weights, plan.images, strict=True))
+    assert np.allclose(before, standardize(superpose_images(plan, images), mean, std), atol=1e-12)
 
 
 def test_in_the_epochs_order_every_image_leads_once():

@@ -332,10 +332,10 @@ def test_impossible_threat_models_are_refused(values: dict[str, float], message:
         PGD(**values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, [1.0, 2.0]])
-def test_impossible_scales_are_refused(scale: float | list[float]) -> None:
-    with pytest.raises(ValueError, match="one scale > 0, or one for each of the 3 channels"):
-        PixelBounds.from_normalization((1.0, 2.0, 3.0), scale)
+@pytest.mark.parametrize("std", [0.0, -1.0, [1.0, 2.0]])
+def test_impossible_stds_are_refused(std: float | list[float]) -> None:
+    with pytest.raises(ValueError, match="one std > 0, or one for each of the 3 channels"):
+        PixelBounds.from_normalization((1.0, 2.0, 3.0), std)
 
 
 def test_images_labels_and_bounds_that_do_not_fit_are_refused() -> None:
@@ -350,7 +350,7 @@ def test_images_labels_and_bounds_that_do_not_fit_are_refused() -> None:
         pgd_path(model, x, labels[:1], attack, PAPER)
     with pytest.raises(ValueError, match="expected the pixel bounds, got None"):
         pgd_path(model, x, labels, attack)
-    with pytest.raises(ValueError, match="make the bounds from the mean and scale"):
+    with pytest.raises(ValueError, match="make the bounds from the mean and std"):
         pgd_path(model, images_in(UNIT, 2), labels, attack, PAPER)
     with pytest.raises(ValueError, match="expected images with 3 channels, as the bounds have, got 1"):
         pgd_path(model, x[:, :1], labels, attack, PAPER)

@@ -176,7 +176,7 @@ def test_grey_levels_are_those_of_the_pixels():
     assert target.grey_levels(0.1) == pytest.approx(25.6)
     assert target.grey_levels(1e-3) == pytest.approx(0.256)
     each = Target(nn.Identity(), *images(2, 0), PixelBounds.from_normalization((0, 0, 0), (255, 128, 64)))
-    with pytest.raises(ValueError, match="expected one scale for all channels"):
+    with pytest.raises(ValueError, match="expected one std for all channels"):
         each.grey_levels(0.1)
 
 

@@ -78,7 +78,7 @@ def trained(few_shards, tmp_path_factory):
     fit(recipe, few_shards, folder, device="cpu", show_progress=False)
     run = open_run(folder, CPU)
     loader = run.test_loader()
-    bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
     row = evaluate_robustness(run.model, first_samples(loader, 20), bounds, [0.1], steps=2).to_dict()
     model = {"run": str(folder), "epoch": run.epoch, "recipe": recipe.to_dict(), **row}
     write_json(folder / "robustness.json", {"weights": "final", "models": {"small_tn_fdt": model}})
@@ -114,7 +114,7 @@ def test_the_cards_own_lines_run_and_give_the_same_logits(exported, monkeypatch)
     names = {}
     exec(onnx_lines, names)
     exec(torch_lines, names)
-    standardized = torch.from_numpy((names["pixels"] - names["mean"]) / names["scale"])
+    standardized = torch.from_numpy((names["pixels"] - names["mean"]) / names["std"])
     with torch.no_grad():
         expected = names["model"](standardized)
     torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, rtol=0, atol=1e-4)
@@ -123,7 +123,7 @@ def test_the_cards_own_lines_run_and_give_the_same_logits(exported, monkeypatch)
 def test_the_normalization_is_that_of_the_runs_loader(trained, exported):
     config, loader = read_json(exported / CONFIG), open_run(trained, CPU).test_loader()
     assert config["input"]["mean"] == list(loader.mean)
-    assert config["input"]["scale"] == list(loader.scale)
+    assert config["input"]["std"] == list(loader.std)
     assert config["classes"] == list(loader.classes)
     assert config["in_channels"] == loader.shape[0]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fdt_pipeline.arguments import PAPER_MEAN, PAPER_SCALE
+from fdt_pipeline.arguments import PAPER_MEAN, PAPER_STD
 from fdt_pipeline.shards import Manifest, read_manifest
 
 from .spec import MODELS
@@ -66,7 +66,7 @@ class Options:
             raise ValueError(f"{shards} holds images of different sizes: pass --size H W")
         work = self.work / manifest.sha256[:12]
         work.mkdir(parents=True, exist_ok=True)
-        mean, std = PAPER_MEAN[: manifest.channels], (PAPER_SCALE,) * manifest.channels
+        mean, std = PAPER_MEAN[: manifest.channels], (PAPER_STD,) * manifest.channels
         return Task(
             shards, work, manifest, batch_size or self.batch_size, self.workers, self.device,
             mean=tuple(mean), std=std, size=self.size,

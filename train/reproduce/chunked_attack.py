@@ -41,7 +41,7 @@ def attack_in_chunks(
     loader = saved.test_loader(data, BATCH_SIZE[device.type])
     num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
     done = whole.num_images if whole else 0
-    bounds = PixelBounds.from_normalization(loader.mean, loader.scale)
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
     batches, ranks = _behind(done, first_samples(loader, num_images)), this_rank()
     hidden = not (show and is_first_rank())
     with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image", disable=hidden) as bar:

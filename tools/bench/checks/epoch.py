@@ -69,7 +69,7 @@ def one_hot(targets: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def hashes(pixels: torch.Tensor) -> list[bytes]:
-    """Of the pixels to the nearest quarter: roundings do not change it, a wrong mean or scale does."""
+    """Of the pixels to the nearest quarter: roundings do not change it, a wrong mean or std does."""
     quarters = (4 * pixels).round().to(torch.int16).numpy()
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in quarters]
 

@@ -31,7 +31,7 @@ class Ours:
 
         self._loader = FDTLoader(
             task.shards, task.batch_size, fdt=fdt, augment=Augment(task.pad, task.flip), device=task.device, mode=mode,
-            engine=engine, seed=task.seed, mean=task.mean, scale=task.std, size=_size(task, mode),
+            engine=engine, seed=task.seed, mean=task.mean, std=task.std, size=_size(task, mode),
             num_threads=max(1, task.num_workers), mix_window=_window(task) if fdt and mode == "streaming" else None,
         )  # fmt: skip
         self.batches_at_once = ceil(
