@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from fdt_pipeline.command_line import add_debug, run_verb
 from fdt_pipeline.native.doctor import examine, is_usable, report
 from fdt_pipeline.native.library import build
 
@@ -17,13 +18,7 @@ from fdt_pipeline.native.library import build
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code; SystemExit(2) for a wrong usage."""
     arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except (ImportError, ValueError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2 if isinstance(problem, ValueError) else 1
-    except KeyboardInterrupt:
-        return 130
+    return run_verb(arguments.run, arguments, {ImportError: 1})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("doctor", help="what is found here, and which engine FDTLoader will take, and why")
     verb.add_argument("--json", action="store_true", help="for a program to read")
     verb.set_defaults(run=_doctor)
+    add_debug(verbs)
     return parser
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
+from fdt_pipeline.command_line import add_debug, run_verb
 from fdt_pipeline.shards import BadSampleError, WorkerError
 
 from . import convert, index, info, preview, shard, verify
@@ -31,21 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        try:
-            code = arguments.run(arguments)
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:  # whoever reads our output, such as head, has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except BadSampleError as error:
-            print(f"error: {error}; mend or remove it, or leave it out with --on-bad quarantine", file=sys.stderr)
-            return 1
-        except (ValueError, OSError, ImportError, WorkerError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            return 130
+        return run_verb(arguments.run, arguments, {BadSampleError: 1, WorkerError: 2})
 
 
 def _escape_what_cannot_be_encoded(stream: TextIO) -> None:
@@ -64,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
+    add_debug(verbs)
     return parser
 
 

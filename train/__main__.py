@@ -9,6 +9,7 @@
     python -m train sweep --data shards/cifar10 --out runs/sweep
 
 Exit status: 0 fine, 1 training failed, 2 bad input, 130 interrupted (the same command goes on; fit with --resume).
+--debug after the verb shows the traceback of an error.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fdt_pipeline.command_line import add_debug, run_verb
 from train.attack_checks_options import CHECKS_HELP, add_checks
 from train.export_options import EXPORT_HELP, add_export
 from train.recipes import CONTROLS, RECIPES
@@ -31,19 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = ["demo", *argv]
     arguments = _parser().parse_args(argv)
-    try:
-        if not getattr(arguments, "on_ranks", False):
-            check_one_process()
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: {arguments.interrupted}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_verb(_run, arguments, {RuntimeError: 1, FloatingPointError: 1})
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if not getattr(arguments, "on_ranks", False):
+        check_one_process()
+    return arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_reproduce(_with_help(reproduce, REPRODUCE_HELP))
     sweep = verbs.add_parser("sweep", help="controls that separate the causes")
     add_sweep(_with_help(sweep, SWEEP_HELP))
+    add_debug(verbs)
     return parser
 
 

@@ -15,7 +15,10 @@ class BadSampleError(ValueError):
         self.position, self.key, self.reason = position, key, reason
 
     def __str__(self) -> str:
-        return f"sample {self.position} of the source ({self.key}): {self.reason}"
+        return (
+            f"sample {self.position} of the source ({self.key}): {self.reason}; fix or remove it, or leave it out with "
+            '--on-bad quarantine (on_bad="quarantine")'
+        )
 
 
 class SourceError(OSError):

@@ -1,0 +1,56 @@
+"""How the three command lines, `python -m fdt_pipeline`, `tools` and `train`, end."""
+
+import argparse
+
+import pytest
+
+from fdt_pipeline.__main__ import main as native
+from fdt_pipeline.command_line import run_verb
+from tools.__main__ import main as tools
+from train.__main__ import main as train
+
+
+@pytest.mark.parametrize(
+    ("main", "command"),
+    [(native, ["build"]), (tools, ["info", "no/such/shards"]), (train, ["robustness", "no/such/run"])],
+)
+def test_debug_shows_where_an_error_comes_from_and_without_it_there_is_one_line(main, command, monkeypatch, capsys):
+    def fails(force):
+        raise ValueError("no/such/build")
+
+    monkeypatch.setattr("fdt_pipeline.__main__.build", fails)
+    assert main(command) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert main([*command, "--debug"]) == 2
+    traced = capsys.readouterr().err
+    assert traced.startswith("Traceback (most recent call last):")
+    assert traced.splitlines()[-1] == line
+
+
+def end(error, codes, **options):
+    def run(arguments):
+        raise error
+
+    return run_verb(run, argparse.Namespace(debug=False, **options), codes)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("x"), 2), (FileNotFoundError("x"), 2), (ImportError("x"), 1), (UnicodeError("x"), 1)],
+)
+def test_an_error_has_the_code_of_its_kind_and_the_verbs_own_kinds_come_first(error, code, capsys):
+    assert end(error, {ImportError: 1, UnicodeError: 1}) == code
+    assert capsys.readouterr().err == "error: x\n"
+
+
+def test_an_error_of_another_kind_is_raised():
+    with pytest.raises(TypeError):
+        end(TypeError(), {})
+
+
+def test_ctrl_c_says_how_to_go_on_where_the_verb_can(capsys):
+    assert end(KeyboardInterrupt(), {}) == 130
+    assert capsys.readouterr().err == ""
+    assert end(KeyboardInterrupt(), {}, interrupted="run it again") == 130
+    assert capsys.readouterr().err == "\ninterrupted: run it again\n"
