@@ -242,7 +242,7 @@ def _chunks_of(
     file: ShardFile, shard: Shard, first: int, skipped: int, manifest: Manifest, known_bad: KnownBad
 ) -> Iterator[_Chunk]:
     """first: the place of its first sample in the stream; skipped: how many of its samples nobody wants."""
-    samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding])
+    samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding], shard.num_bytes)
     if len(samples.names) != shard.num_samples:
         raise ValueError(f"its index has {len(samples.names)} samples, expected {shard.num_samples}")
     checksums = unpack_checksums(shard.crc32)

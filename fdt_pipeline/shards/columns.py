@@ -37,8 +37,9 @@ class IndexColumns:
         )
 
 
-def index_columns(text: str, extensions: Sequence[str]) -> IndexColumns:
-    """ValueError if it is no index, or of other samples than an image of one of the extensions and a .cls."""
+def index_columns(text: str, extensions: Sequence[str], num_bytes: int) -> IndexColumns:
+    """ValueError if it is no index, or of other samples than an image of one of the extensions and a .cls, each behind
+    the one before, in a tar of `num_bytes` bytes: so whoever reads from a first to a last sample has all between."""
     head, _, rest = text.partition("\n")
     words = rest.split()
     if head != f"{VERSION} {rest.count(chr(10))}" or len(words) != 8 * rest.count("\n"):
@@ -47,7 +48,18 @@ def index_columns(text: str, extensions: Sequence[str]) -> IndexColumns:
     if not set(words[0::8]) <= set(extensions) or set(words[4::8]) - {"cls"}:
         found = ", ".join(sorted({*words[0::8], *words[4::8]})[:5])
         raise ValueError(f"expected the members .{' or .'.join(extensions)} and .cls, got {found}")
-    image_offsets, image_sizes, label_offsets, label_sizes = (np.array(words[i::8], np.int64) for i in (1, 2, 5, 6))
+    try:
+        image_offsets, image_sizes, label_offsets, label_sizes = (np.array(words[i::8], np.int64) for i in (1, 2, 5, 6))
+    except OverflowError:  # beyond 64 bits
+        parse_index(text, num_bytes)
+        raise
+    ends = (image_offsets + image_sizes, label_offsets + label_sizes)
+    bounds = np.stack([image_offsets, ends[0], label_offsets, ends[1]], axis=1).ravel()
+    ascending = np.append(0, bounds) <= np.append(bounds, num_bytes)
+    if not ascending.all():
+        parse_index(text, num_bytes)  # says which member is outside of the tar
+        name = words[3::8][min(int(ascending.argmin()), len(bounds) - 1) // 4]
+        raise ValueError(f"expected each member behind the one before, got others at {name}")
     return IndexColumns(image_offsets, image_sizes, label_offsets, label_sizes, words[0::8], words[3::8])
 
 

@@ -6,6 +6,7 @@ output of DALI's own wds2idx, but made while the tar is written.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 VERSION = "v1.2"
@@ -25,14 +26,21 @@ def index_text(samples: list[list[Member]]) -> str:
     return "\n".join([f"{VERSION} {len(samples)}", *lines, ""])
 
 
-def parse_index(text: str) -> list[list[Member]]:
-    """ValueError if it is no such index."""
+def parse_index(text: str, num_bytes: float = math.inf) -> list[list[Member]]:
+    """ValueError if it is no such index, or has a member outside of its tar of `num_bytes` bytes."""
     head, *lines = text.split("\n")
     if head != f"{VERSION} {len(lines) - 1}" or lines[-1] != "":
         raise ValueError(
             f"expected {VERSION!r} and the number of lines that follow, got {head[:40]!r}, {len(lines) - 1}"
         )
-    return [_parse_line(line.split(" ")) for line in lines[:-1]]
+    samples = [_parse_line(line.split(" ")) for line in lines[:-1]]
+    for members in samples:
+        for _, offset, size, name in members:
+            if min(offset, size) < 0 or offset + size > num_bytes:
+                raise ValueError(
+                    f"expected {name} within the tar's {num_bytes} bytes, got offset {offset}, size {size}"
+                )
+    return samples
 
 
 def _parse_line(words: list[str]) -> list[Member]:

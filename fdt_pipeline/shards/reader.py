@@ -134,7 +134,7 @@ def _samples(file: ShardFile, shard: Shard, manifest: Manifest) -> Iterator[tupl
         if got != sha256:
             raise _damaged(url, sha256, got)
     try:
-        samples = parse_index(file.index.decode("ascii"))
+        samples = parse_index(file.index.decode("ascii"), len(tar))
     except ValueError as error:
         raise ShardError(f"{index_url}: {error}") from None
     return _parsed(file.url, memoryview(tar), samples, manifest)

@@ -21,7 +21,7 @@ def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
     """Where the members of each sample lie. ShardError if the index is not there, broken, or of another tar."""
     name = shard.index_name
     try:
-        samples = parse_index(folder.read(name).decode("ascii"))
+        samples = parse_index(folder.read(name).decode("ascii"), shard.num_bytes)
     except (FileNotFoundError, ValueError) as error:
         raise ShardError(f"{folder.path(name)}: {error}; mend it with python -m tools index") from None
     if len(samples) != shard.num_samples:

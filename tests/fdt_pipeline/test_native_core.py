@@ -595,6 +595,7 @@ def first_shard(**fields):
         (edited(shape=[10**15, 10**15, 3]), "expected images of less than 2.31 bytes"),
         (first_shard(name="../shard-000000.tar"), r"a shard's name holds a path: \.\./shard-000000\.tar"),
         (first_shard(num_samples=0), "expected a whole number of 1 or more"),
+        (first_shard(num_samples=2**32), r"expected less than 2\^32 samples"),
         (first_shard(num_bytes=-1), "expected a whole number of 1 or more"),
     ],
 )

@@ -126,6 +126,12 @@ def test_whole_shards_pass_the_check(folder: Path) -> None:
     [
         ("v1.2", "v1.1", r"shard-000000.idx: expected 'v1.2'"),
         ("npy 512 ", "npy 513 ", r"shard-000000.tar: sample \d{8}: not an npy file"),
+        (
+            "npy 512 ",
+            "npy 99999999 ",
+            r"shard-000000.idx: expected \S+ within the tar's \d+ bytes, got offset 99999999",
+        ),
+        (" cls 1536 1 ", " cls -20 1 ", r"shard-000000.idx: expected \S+ within the tar's \d+ bytes, got offset -20,"),
         ("npy 512 ", "jpg 512 ", r"shard-000000.tar: sample \d{8}: expected the members .npy and .cls"),
         (" cls 1536 1 ", " cls 1536 0 ", r"shard-000000.tar: sample \d{8}: the .cls member holds b''"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fdt_pipeline import windows
 from fdt_pipeline.shards import Manifest, ShardError, read_manifest, write_shards
 from fdt_pipeline.shards.columns import index_columns, parsed_labels
 from fdt_pipeline.shards.files import LocalShardFiles
+from fdt_pipeline.shards.index import Member, index_text, parse_index
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage import open_folder
 from fdt_pipeline.stream import epoch_order
@@ -120,12 +122,12 @@ def test_what_is_no_number_is_minus_one(text: bytes) -> None:
 )
 def test_an_index_of_other_samples_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        index_columns(text, ("npy",))
+        index_columns(text, ("npy",), 1 << 20)
 
 
 def test_a_label_that_is_no_class_is_named(shards: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "copy")
-    index = index_columns((folder / "shard-000002.idx").read_text(), ("npy", "png"))
+    index = index_columns((folder / "shard-000002.idx").read_text(), ("npy", "png"), 1 << 20)
     with (folder / "shard-000002.tar").open("r+b") as file:
         file.seek(int(index.label_offsets[5]))
         file.write(b"x")
@@ -140,3 +142,40 @@ def test_a_tar_that_is_cut_while_it_is_read_is_named(shards: Path, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(ShardError, match=r"shard-000001.tar: cut or changed since it was checked, in or before \d+"):
         read(folder, 0, 50, 0)
+
+
+Samples = list[list[Member]]
+
+
+def moved(number: int, member: int, **fields: int) -> Callable[[Samples], Samples]:
+    """A change of an index: one member of sample `number` lies elsewhere."""
+
+    def change(samples: Samples) -> Samples:
+        samples[number][member] = samples[number][member]._replace(**fields)
+        return samples
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (moved(0, 0, offset=-512), r"expected \S+ within the tar's \d+ bytes, got offset -512, size \d+"),
+        (moved(30, 1, size=-1), r"expected \S+\.cls within the tar's \d+ bytes, got offset \d+, size -1"),
+        (moved(59, 0, offset=10**9), r"expected \S+ within the tar's \d+ bytes, got offset 1000000000, size \d+"),
+        (moved(59, 1, size=10**18), r"expected \S+\.cls within the tar's .*, size 1000000000000000000"),
+        (moved(7, 1, offset=10**20), r"expected \S+\.cls within the tar's .*, got offset 100000000000000000000"),
+        (moved(59, 1, offset=1536), r"expected each member behind the one before, got others at \d+"),
+        (lambda samples: samples[::-1], r"expected each member behind the one before, got others at \d+"),
+    ],
+    ids=["negative", "negative size", "beyond the end", "too long", "beyond 64 bits", "last label first", "backwards"],
+)
+def test_an_index_that_points_elsewhere_is_an_error_and_nothing_else_is_read(
+    shards: Path, tmp_path: Path, damage: Callable[[Samples], Samples], found: str
+) -> None:
+    """Without a look at its sha256, as with verify=False."""
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    index = folder / "shard-000001.idx"
+    index.write_text(index_text(damage(parse_index(index.read_text()))))
+    with pytest.raises(ShardError, match=rf"shard-000001\.tar: {found}"):
+        read(folder, 0, 50, 50)

@@ -78,6 +78,7 @@ Set parse_manifest(const std::string &folder, const Json &manifest) {
     const auto bytes = static_cast<size_t>(shard.at("num_bytes").integer(1));
     set.shards.push_back({folder + "/" + name, samples, bytes, set.num_samples});
     set.num_samples += samples;
+    if (set.num_samples > 0xFFFFFFFFu) throw std::invalid_argument("expected less than 2^32 samples");
   }
   const auto expected = static_cast<size_t>(manifest.at("num_samples").integer(0));
   if (expected != set.num_samples)
