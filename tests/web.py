@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,6 +13,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+RESET = 0  # in place of a status: the connection breaks
+
 
 @dataclass
 class Web:
@@ -19,6 +23,7 @@ class Web:
     url: str
     knows_ranges: bool
     says_sizes: bool = True
+    lists: bool = False
     statuses: list[int] = field(default_factory=list)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -57,17 +62,32 @@ def _handler(web: Web) -> type[SimpleHTTPRequestHandler]:
             web.requests.append((self.command, self.path.rpartition("/")[2], span))
             path = Path(self.translate_path(self.path))
             if web.statuses:
-                self.send_error(web.statuses.pop(0))
+                self.fail(web.statuses.pop(0))
+            elif web.lists and path.is_dir():
+                self.copyfile(self.list_directory(str(path)), self.wfile)
             elif not path.is_file():
                 self.send_error(404)
             else:
-                self.send_file(path.read_bytes(), span if web.knows_ranges else None)
+                changed = self.date_time_string(path.stat().st_mtime)
+                self.send_file(path.read_bytes(), span if web.knows_ranges else None, changed)
 
-        def send_file(self, data: bytes, span: str | None) -> None:
+        def fail(self, status: int) -> None:
+            if status == RESET:  # closed without lingering, a connection is not ended but reset
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                raise ConnectionResetError
+            self.send_error(status)
+
+        def handle(self) -> None:
+            with suppress(ConnectionResetError):
+                super().handle()
+
+        def send_file(self, data: bytes, span: str | None, changed: str) -> None:
             if span is not None:
                 begin, _, end = span.removeprefix("bytes=").partition("-")
                 data = data[int(begin) : int(end or len(data)) + 1]
             self.send_response(200 if span is None else 206)
+            self.send_header("Last-Modified", changed)
             if web.says_sizes:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()

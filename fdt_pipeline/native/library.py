@@ -18,6 +18,7 @@ from fdt_pipeline.native.compiling import BuildFailed, compile_library
 from fdt_pipeline.native.lock import exclusive, may_lock
 from fdt_pipeline.native.recipe import Recipe, core_recipe, operator_recipe
 from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
+from fdt_pipeline.storage.atomic import remedy
 
 _BUILDING = "building-"  # how the folders of running builds begin
 
@@ -157,5 +158,5 @@ def _explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise NativeUnavailable(
             f"the native engine could not be built in {folder} ({error.strerror or error}): "
-            f"make room there, or set {cache.VARIABLE} to another folder; {WAY_OUT}"
+            f"{remedy(error)}, or set {cache.VARIABLE} to another folder; {WAY_OUT}"
         ) from error

@@ -96,6 +96,15 @@ class _Taken:
     def __getitem__(self, index: int) -> Sample:
         return self._source[int(self._positions[index])]
 
+    def __getattr__(self, name: str) -> Any:
+        """What a source may offer more, where this one does."""
+        if name not in ("channels", "key", "read_file", "states"):
+            raise AttributeError(name)
+        own = getattr(self._source, name)
+        if name == "states":
+            return lambda positions: own([int(self._positions[position]) for position in positions])
+        return own if name == "channels" else lambda index: own(int(self._positions[index]))
+
 
 def _identity(source: Source) -> Iterator[bytes]:
     """What is known of the samples without reading an image: labels and keys, or what the source itself says."""

@@ -61,12 +61,13 @@ def run_task(task: Task, work: Work) -> Record:
     """Write tars and indexes, then the record. BadSampleError if a sample is bad and there is no quarantine;
     SourceError if reading fails for another reason; OSError if writing does."""
     gathered = Gathered()
+    state = source_state(task.samples)  # before they are read: a file that changes meanwhile has then changed since
     try:
         parts = tuple(_written_parts(task, work, _samples(task, work, gathered)))
     finally:
         if hasattr(task.samples, "close"):
             task.samples.close()
-    record = Record(task.number, work.plan, source_state(task.samples), parts, gathered)
+    record = Record(task.number, work.plan, state, parts, gathered)
     with work.staging.writing(task.record_name) as file:
         file.write(record.to_json().encode("ascii"))
     return record
@@ -74,12 +75,15 @@ def run_task(task: Task, work: Work) -> Record:
 
 def source_state(samples: Source) -> str:
     """A hash of what shows that files have changed (size and time of the last change), or of the pixels themselves
-    where they are in memory; empty where a source tells neither."""
+    where they are in memory; empty where a source tells neither. SourceError if a disk or a network fails."""
     source: Any = samples
     digest = hashlib.sha256()
     if hasattr(samples, "states"):
-        for state in source.states(range(len(samples))):
-            digest.update(state.encode("utf-8", "surrogateescape") + b"\n")
+        try:
+            for state in source.states(range(len(samples))):
+                digest.update(state.encode("utf-8", "surrogateescape") + b"\n")
+        except OSError as error:
+            raise _source_error("ask for the state of the source's files", error) from error
     elif isinstance(getattr(samples, "images", None), np.ndarray):
         digest.update(np.ascontiguousarray(source.images).data)
     else:
@@ -101,16 +105,18 @@ def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, 
             continue
         except OSError as error:  # must be taken neither for a bad sample nor for a failure of writing
             key = _source_key(task.samples, index, position)
-            raise SourceError(
-                error.errno,
-                f"could not read sample {position} of the source ({key}): {error}; mend that, then --resume",
-            ) from error
+            raise _source_error(f"read sample {position} of the source ({key})", error) from error
         key = _key(task.samples, position, sample.source_key)
         if key != sample.source_key and needs_mapping(key, sample.source_key):
             gathered.keys[key] = sample.source_key
         gathered.samples_per_class[sample.label] += 1
         gathered.see_shape(sample.shape)
         yield key, sample
+
+
+def _source_error(what: str, error: OSError) -> SourceError:
+    text = f"could not {what}: {error}; mend that, then --resume"
+    return SourceError(text) if error.errno is None else SourceError(error.errno, text)
 
 
 def _count(statistics: PixelStatistics, values: NDArray[Any]) -> None:

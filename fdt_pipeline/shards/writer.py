@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..sources.source import Source
 from ..storage import Folder, open_folder
+from ..storage.atomic import remedy
 from ..storage.remote import RemoteFolder
 from .errors import SourceError
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
@@ -257,9 +258,10 @@ def _explained(out: Folder) -> Iterator[None]:
     except SourceError:
         raise
     except OSError as error:
-        advice = "no half-written file was left; free space, mend the permissions or choose another folder"
-        raise OSError(
-            error.errno,
-            f"could not write shards ({error.strerror or error}): {advice}; what is finished is kept for --resume",
-            out.url,
-        ) from error
+        text = (
+            f"could not write shards ({error.strerror or error}): no half-written file was left; {remedy(error)} or "
+            "choose another folder; what is finished is kept for --resume"
+        )
+        if error.errno is None:
+            raise OSError(f"{out.url}: {text}") from error
+        raise OSError(error.errno, text, out.url) from error

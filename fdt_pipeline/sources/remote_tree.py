@@ -9,6 +9,12 @@ from typing import Any, BinaryIO
 from ..storage.remote import RemoteFolder
 from . import tree
 
+# What stores and web servers say of a file that is different when it has changed.
+_CHANGING = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
+    *("LastModified", "Last-Modified", "last_modified", "mtime", "modified", "created"),
+)
+
 
 class RemoteTree:
     """See `Tree`. Listed once, in one go; what lies there is then taken to stay."""
@@ -42,12 +48,11 @@ class RemoteTree:
         return self._folder.open(name)
 
     def state(self, name: str) -> str:
-        """What the store tells of it: a hash, or size and time."""
-        try:
-            info = self._folder.fs.info(self._folder.path(name))
-        except FileNotFoundError:
+        """What the store says of it: a hash, or size and time."""
+        info = self._folder.info(name)
+        if info is None:
             return "missing"
-        known = (info.get(field) for field in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
+        known = (info.get(field) for field in _CHANGING)
         return f"{info.get('size')}:{':'.join(str(value) for value in known if value is not None)}"
 
     def _below(self, below: str) -> list[str]:
@@ -60,9 +65,6 @@ class RemoteTree:
     @cached_property
     def _names(self) -> list[str]:
         """Of every file that is not hidden, sorted as text."""
-        folder = self._folder
-        found = folder.retry.call(folder.url, lambda: folder.fs.find(folder.url, detail=True))
-        root = folder.fs._strip_protocol(folder.url).rstrip("/") + "/"
-        sizes = {path.removeprefix(root): int(info.get("size") or 0) for path, info in found.items()}
+        sizes = {name: int(info.get("size") or 0) for name, info in self._folder.files_below().items()}
         self._too_large = {name: size for name, size in sizes.items() if size > tree.MAX_FILE_BYTES}
         return sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -36,3 +37,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remedy(error: OSError) -> str:
+    """What mends that a file could not be written. A network that failed does not ask for free space."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space"
+    return "mend the permissions" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "mend that"

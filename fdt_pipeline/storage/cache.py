@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO, NamedTuple
 
-from .atomic import atomic_file
+from .atomic import atomic_file, remedy
 from .hashing import sha256_of
 from .remote import RemoteFolder
 from .retrying import is_transient, raise_final, reason
@@ -311,7 +311,8 @@ def _append(file: BinaryIO, data: bytes, part: Path) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{part}: cannot be written ({error.strerror}); make room, or set {DIRECTORY_VARIABLE} to another folder",
+            f"{part}: cannot be written ({error.strerror}); {remedy(error)}, or set {DIRECTORY_VARIABLE} to "
+            "another folder",
         ) from error
 
 

@@ -9,7 +9,8 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 from .connecting import connect
@@ -140,6 +141,32 @@ class RemoteFolder:
 
     def sync(self) -> None:
         """What was answered is kept."""
+
+    def info(self, name: str) -> dict[str, Any] | None:
+        """What the store says of a file, beside its size; None if it is not there."""
+        return self._info(self.path(name))
+
+    def files_below(self) -> dict[str, dict[str, Any]]:
+        """Name -> what the store says, of every file in it and below it."""
+        if self.protocol in _WITHOUT_FOLDERS and not self.is_web:
+            found = list(self._call(self.url, lambda: self.fs.find(self.url, detail=True)).values())
+        else:
+            found = self._walked()
+        root = self.fs._strip_protocol(self.url).rstrip("/") + "/"
+        return {info["name"].removeprefix(root): info for info in found}
+
+    def _walked(self) -> list[dict[str, Any]]:
+        """Not by fsspec's `find`, which takes a folder whose listing fails for an empty one."""
+        found, waiting = [], [self.url]
+        while waiting:
+            folder = waiting.pop()
+            with suppress(FileNotFoundError):
+                for info in self._call(folder, partial(self.fs.ls, folder, detail=True)):
+                    if info["type"] == "directory":
+                        waiting.append(info["name"])
+                    else:
+                        found.append(info)
+        return found
 
     def _put(self, path: str, url: str) -> None:
         self.fs.put_file(path, url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,13 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
-from fdt_pipeline.shards import read_manifest, shard_sets, verify_shards, write_shards
+from fdt_pipeline.shards import load_shards, read_manifest, shard_sets, verify_shards, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
+from fdt_pipeline.sources.image_folder import ImageFolder
+from fdt_pipeline.sources.source import Sample
 from tests.folders import content, names
 
 SOURCE = ArraySource(np.arange(40 * 4 * 4, dtype=np.uint16).astype(np.uint8).reshape(40, 4, 4), np.arange(40) % 4)
@@ -106,6 +112,70 @@ def test_tasks_whose_samples_have_changed_are_done_again(tmp_path: Path) -> None
     write_shards(other, tmp_path / "out", samples_per_shard=10, resume=True)
     write_shards(other, tmp_path / "whole", samples_per_shard=10)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def png(value: int, side: int = 2) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (side, side), value).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("url", ["{tmp}/photos", "memory://changing"])
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Each file of the first run does, as soon as its bytes have been read."""
+    url = url.format(tmp=tmp_path)
+    photos, _ = fsspec.url_to_fs(url)
+    place = photos._strip_protocol(url)
+    photos.makedirs(f"{place}/cat")
+    photos.pipe({f"{place}/cat/{index}.png": png(index) for index in range(20)})
+    real = ImageFolder.read_file
+
+    def changed_behind(self: ImageFolder, index: int) -> bytes:
+        data = real(self, index)
+        photos.pipe(f"{place}/{self.key(index)}", png(200, side=3))
+        return data
+
+    def stop(done: int, total: int) -> None:
+        raise StopError
+
+    monkeypatch.setattr(ImageFolder, "read_file", changed_behind)
+    with pytest.raises(StopError):
+        write_shards(open_source(url), tmp_path / "out", "keep", samples_per_shard=10, progress=stop)
+    monkeypatch.undo()
+    write_shards(open_source(url), tmp_path / "out", "keep", samples_per_shard=10, resume=True)
+    write_shards(open_source(url), tmp_path / "whole", "keep", samples_per_shard=10)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+class Custom:
+    """A source of one's own, that says when it has changed and knows no lean `take`."""
+
+    kind, split, shape, classes = "custom", None, None, ("cat",)
+    labels = np.zeros(20, np.int64)
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.full((2, 2, 1), self.value, np.uint8), 0, str(index))
+
+    def states(self, positions: Iterable[int]) -> Iterator[str]:
+        return (f"{position}: {self.value}" for position in positions)
+
+
+def test_a_custom_source_that_says_it_has_changed_is_read_again(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise StopError
+
+    with pytest.raises(StopError):
+        write_shards(Custom(1), tmp_path, samples_per_shard=10, progress=stop)
+    write_shards(Custom(2), tmp_path, samples_per_shard=10, resume=True)
+    assert set(load_shards(tmp_path)[0].flat) == {2}
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"encoding": "png"}, {"size": 3}, {"max_shard_bytes": 20480}])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,13 @@ from PIL import Image
 
 fsspec = pytest.importorskip("fsspec")
 
-from fdt_pipeline.sources import open_source  # noqa: E402
+from fdt_pipeline.shards import SourceError, write_shards  # noqa: E402
+from fdt_pipeline.sources import ArraySource, open_source  # noqa: E402
 from fdt_pipeline.sources import tree as trees  # noqa: E402
 from fdt_pipeline.sources.remote_tree import RemoteTree  # noqa: E402
 from fdt_pipeline.storage import retrying  # noqa: E402
 from fdt_pipeline.storage.remote import RemoteFolder  # noqa: E402
+from tests.web import RESET, web_server  # noqa: E402
 
 
 def png(mode: str) -> bytes:
@@ -76,6 +81,81 @@ def test_a_store_that_fails_while_colors_are_looked_for_is_an_error(
     monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
     with pytest.raises(OSError, match=r"dog/color.png: could not be reached in 6 tries: no answer"):
         open_source(gray_but_one)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> Counter[str]:
+    """Each of the store's requests first fails, so many times; how often it was made by then."""
+    store, failures = fsspec.implementations.memory.MemoryFileSystem, Counter[str]()
+    real = getattr(store, method)
+
+    def fails(self: Any, path: str, *arguments: Any, **options: Any) -> Any:
+        failures[path] += 1
+        if failures[path] <= times:
+            raise TimeoutError("503, slow down")
+        return real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(store, method, fails)
+    monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+    return failures
+
+
+@pytest.mark.parametrize("method", ["info", "find", "cat_file"])
+def test_a_run_outlasts_requests_that_fail_a_few_times(
+    gray_but_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    failures = failing(monkeypatch, method, times=3)
+    source = open_source(gray_but_one)
+    failures.clear()
+    assert write_shards(source, tmp_path, "keep").num_samples == 3
+
+
+def test_a_store_that_does_not_tell_the_state_of_a_file_is_not_called_a_full_disk(
+    gray_but_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(gray_but_one)
+    failing(monkeypatch, "info", times=1000)
+    with pytest.raises(
+        SourceError, match=r"^could not ask for the state of the source's files: memory://.*503"
+    ) as told:
+        write_shards(source, tmp_path, "keep")
+    assert "space" not in str(told.value)
+
+
+def test_a_store_that_cannot_be_written_to_is_not_called_a_full_disk(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.mkdir("/photos")
+    failing(monkeypatch, "put_file", times=1000)
+    with pytest.raises(OSError, match=r"^memory://photos/out: could not write shards \(.*503.*--resume$") as told:
+        write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), "memory://photos/out")
+    assert "space" not in str(told.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch: Any) -> None:
+    """fsspec's own walk leaves it out."""
+    pytest.importorskip("aiohttp")
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png("L"))
+    monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+    with web_server(tmp_path) as web:
+        web.lists = True
+        web.statuses[:] = [RESET] * 4  # aiohttp tries each request twice
+        assert RemoteTree(web.url).walk("") == ["cat/1.png", "dog/1.png"]
+        web.statuses[:] = [RESET] * 100
+        with pytest.raises(OSError, match="could not be reached in 6 tries"):
+            RemoteTree(web.url).walk("")
+
+
+def test_a_file_of_a_web_server_has_changed_when_its_time_has(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "cat.png").write_bytes(png("L"))
+    with web_server(tmp_path) as web:
+        tree, states = RemoteTree(web.url), []
+        for time_of_change in (10**9, 10**9, 2 * 10**9):
+            os.utime(tmp_path / "cat.png", (time_of_change, time_of_change))
+            states.append(tree.state("cat.png"))
+    assert states[0] == states[1] != states[2]
 
 
 def test_a_broken_image_has_no_say_in_the_channels(store: Any) -> None:
