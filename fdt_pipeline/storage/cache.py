@@ -1,7 +1,7 @@
 """Local copies of remote files whose size and sha256 are known: bounded, checked, and shared by processes.
 
     SHA256              a whole file; its time of access says when it was last used
-    SHA256.SIZE.part    as much of it as has arrived
+    SHA256.SIZE...part  as much of it as has arrived (parts.py)
     SHA256.lock         shared while somebody uses the file, exclusive while it is fetched or removed
     room.lock           held while room is made or reserved
 
@@ -11,6 +11,7 @@ has other names is not the cache's: it is neither counted nor removed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -26,6 +27,7 @@ from typing import BinaryIO, NamedTuple
 
 from .atomic import atomic_file, remedy
 from .hashing import sha256_of
+from .parts import own_part, take_over
 from .remote import RemoteFolder
 from .retrying import is_transient, raise_final, reason
 
@@ -35,7 +37,9 @@ _BLOCK = 4 << 20
 _ROOM_SECONDS = 120.0  # to wait for others to let go of what they use
 _POLL_SECONDS = 0.05
 # A whole file, a part of one, or what a process was writing when it was killed.
-_OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)\.part|\..+\.tmp)?")
+_OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)(\..+)?\.part|\..+\.tmp)?")
+# flock's answers where a file system has no locks. There a file may be fetched twice, or removed while it is in use.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Cache:
         self.directory = directory or _default_directory()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.max_bytes = _default_bytes(self.directory) if max_bytes is None else max_bytes
-        self._checked: set[tuple[str, int, int, int]] = set()
+        self._checked: dict[tuple[str, int, int, int], bool] = {}
 
     @contextmanager
     def leased(self, entry: Entry, wait: bool = True, stop: Event | None = None) -> Iterator[Path]:
@@ -93,11 +97,14 @@ class Cache:
                     _mark_used(path)
                     yield path
                     return
-            # Not waited for: whoever fetched it meanwhile may read it for long, and then it can be read here too.
-            with suppress(BlockingIOError), _flocked(self._lock_of(entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                if not self._is_good(path, entry):
-                    path.unlink(missing_ok=True)
-                    self._fetch(path, entry, wait, stop)
+            try:
+                with _flocked(self._lock_of(entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    if not self._is_good(path, entry):
+                        path.unlink(missing_ok=True)
+                        self._fetch(path, entry, wait, stop)
+            except BlockingIOError:  # whoever holds it may have fetched it, and read it for long: look again
+                _check_wanted(entry, stop)
+                stop.wait(_POLL_SECONDS)
 
     def read_small(self, folder: RemoteFolder, name: str, sha256: str) -> bytes:
         """A file of a few kilobytes, such as an index; kept if there is room."""
@@ -130,33 +137,43 @@ class Cache:
         if status.st_size != entry.num_bytes:
             return False
         state = (entry.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
-        if state in self._checked:
-            return True
-        with path.open("rb") as file:
-            is_good = sha256_of(file) == entry.sha256
-        if is_good:
-            self._checked.add(state)
-        return is_good
+        if state not in self._checked:
+            with path.open("rb") as file:
+                self._checked[state] = sha256_of(file) == entry.sha256
+        return self._checked[state]
 
     def _fetch(self, path: Path, entry: Entry, wait: bool, stop: Event) -> None:
-        part = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
-        self._make_room(part, entry, wait, stop)
-        for is_last in (False, True):
-            got = _download(part, entry, stop)
-            if got == entry.sha256:
-                with _flocked(self._room_lock, fcntl.LOCK_EX):  # whoever counts must not miss both names
-                    part.replace(path)
-                return
-            part.write_bytes(b"")  # it may have been begun before the file was changed
-            if is_last:
-                part.unlink()
-                raise _changed(entry.folder.path(entry.name), f"sha256 {entry.sha256}", got)
+        given_up = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
+        part = own_part(given_up)
+        try:
+            self._make_room(given_up, part, entry, wait, stop)
+            for is_last in (False, True):
+                got = _download(part, entry, stop)
+                if got == entry.sha256:
+                    self._finish(part, path)
+                    return
+                part.write_bytes(b"")  # it may have been begun before the file was changed
+                if is_last:
+                    part.unlink()
+                    raise _changed(entry.folder.path(entry.name), f"sha256 {entry.sha256}", got)
+        finally:
+            with suppress(FileNotFoundError):
+                part.replace(given_up)
 
-    def _make_room(self, part: Path, entry: Entry, wait: bool, stop: Event) -> None:
-        """Reserve it by making `part`."""
+    def _finish(self, part: Path, path: Path) -> None:
+        with _flocked(self._room_lock, fcntl.LOCK_EX):  # whoever counts must not miss both names
+            if path.exists():  # where flock locks nothing, another process may have been quicker
+                part.unlink(missing_ok=True)
+                return
+            with suppress(FileNotFoundError):  # or may have removed the part, to make room
+                part.replace(path)
+
+    def _make_room(self, given_up: Path, part: Path, entry: Entry, wait: bool, stop: Event) -> None:
+        """Reserve it by making `part`, of what others have left of it, if anything."""
         deadline = time.monotonic() + (_ROOM_SECONDS if wait else 0)
         while True:
             with _flocked(self._room_lock, fcntl.LOCK_EX):
+                take_over(given_up, part)
                 if self._frees(0 if part.exists() else entry.num_bytes, part):
                     part.touch()
                     return
@@ -248,13 +265,21 @@ def _lock(path: Path, kind: int) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, kind)
+            _flock(descriptor, kind)
             if _is_at(descriptor, path):  # else whoever had it has removed the file, and the lock guards nothing
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -267,7 +292,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _download(part: Path, entry: Entry, stop: Event) -> str:
     """Go on from what has arrived; the sha256 of the whole. A connection that breaks is taken up where it broke."""
     digest = hashlib.sha256()
-    with part.open("r+b") as file:
+    with part.open("a+b") as file:
+        file.seek(0)
         while block := file.read(_BLOCK):
             digest.update(block)
         while file.tell() < entry.num_bytes:

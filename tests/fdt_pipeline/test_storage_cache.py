@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,10 +20,8 @@ import fdt_pipeline.storage.cache
 from fdt_pipeline.storage.cache import Cache, ChangedError, Entry, NoRoomError
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry
-from tests.object_store import Answer, Proxy, object_store
 
-pytest.importorskip("moto.server", exc_type=ImportError)
-pytest.importorskip("s3fs")
+fsspec = pytest.importorskip("fsspec")
 
 SIZE = 20_000
 FILES = {f"file-{number}": np.random.default_rng(number).bytes(SIZE) for number in range(6)}
@@ -32,22 +32,13 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[Proxy]:
-    with object_store() as proxy:
-        RemoteFolder("s3://bucket").fs.mkdir("s3://bucket")
-        yield proxy
-
-
 @pytest.fixture
-def folder(store: Proxy) -> RemoteFolder:
-    store.reset()
-    folder = RemoteFolder("s3://bucket/files", QUICK)
-    for name, data in FILES.items():
-        with folder.writing(name) as file:
-            file.write(data)
-    store.reset()
-    return folder
+def folder() -> Iterator[RemoteFolder]:
+    """Of a store in this process's memory."""
+    folder = RemoteFolder("memory://files", QUICK)
+    folder.fs.pipe({f"/files/{name}": data for name, data in FILES.items()})
+    yield folder
+    folder.fs.rm("/files", recursive=True)
 
 
 def entry(folder: RemoteFolder, number: int) -> Entry:
@@ -84,7 +75,7 @@ def test_small_files_keep_to_the_bound_too(folder: RemoteFolder, tmp_path: Path)
 
 
 def test_a_small_file_that_was_changed_is_an_error(folder: RemoteFolder, tmp_path: Path) -> None:
-    with pytest.raises(ChangedError, match=r"s3://bucket/files/file-0: expected sha256 .* changed since its manifest"):
+    with pytest.raises(ChangedError, match=r"memory://files/file-0: expected sha256 .* changed since its manifest"):
         Cache(tmp_path).read_small(folder, "file-0", sha256(b"another"))
 
 
@@ -127,7 +118,7 @@ def test_a_file_is_looked_at_byte_by_byte_once_a_process(
 def test_a_file_of_another_size_has_changed(folder: RemoteFolder, tmp_path: Path, data: bytes) -> None:
     overwrite(folder, 0, data)
     with (
-        pytest.raises(ChangedError, match=r"s3://bucket/files/file-0: .*changed since its manifest was written"),
+        pytest.raises(ChangedError, match=r"memory://files/file-0: .*changed since its manifest was written"),
         Cache(tmp_path).leased(entry(folder, 0)),
     ):
         pass
@@ -135,35 +126,182 @@ def test_a_file_of_another_size_has_changed(folder: RemoteFolder, tmp_path: Path
 
 def test_a_file_that_is_gone_is_named(folder: RemoteFolder, tmp_path: Path) -> None:
     folder.remove("file-0")
-    with pytest.raises(FileNotFoundError, match=r"s3://bucket/files/file-0"), Cache(tmp_path).leased(entry(folder, 0)):
+    with pytest.raises(FileNotFoundError, match=r"memory://files/file-0"), Cache(tmp_path).leased(entry(folder, 0)):
         pass
 
 
-def replaced_from(folder: RemoteFolder, begin: int, data: bytes) -> Any:
-    """Between two requests for ranges: as the one from `begin` on is answered, the file has been changed."""
+def spied_on(monkeypatch: Any, change: Any = lambda begin, data: data) -> list[int]:
+    """Where each request for a range begins, from here on; what is answered may be changed."""
+    begins: list[int] = []
+    real = RemoteFolder.read_range
 
-    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != "GET" or not str(span).startswith(f"bytes={begin}-"):
-            return False
-        answer.body = data[begin : begin + len(answer.body)]
-        return True
+    def read_range(self: RemoteFolder, name: str, begin: int, end: int) -> bytes:
+        begins.append(begin)
+        return change(begin, real(self, name, begin, end))
 
-    return fault
+    monkeypatch.setattr(RemoteFolder, "read_range", read_range)
+    return begins
 
 
+@pytest.mark.parametrize("times", [1, 2])
 def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(
-    store: Proxy, folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any, times: int
 ) -> None:
     monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
-    store.put_in(replaced_from(folder, 10_000, FILES["file-1"]), times=1)
-    with Cache(tmp_path / "once").leased(entry(folder, 0)) as path:
+
+    def replaced(begin: int, data: bytes) -> bytes:
+        return FILES["file-1"][begin : begin + 5000] if begin == 10_000 and begins.count(begin) <= times else data
+
+    begins = spied_on(monkeypatch, replaced)
+    fetching = Cache(tmp_path).leased(entry(folder, 0))
+    if times == 1:
+        with fetching as path:
+            assert path.read_bytes() == FILES["file-0"]
+    else:
+        with pytest.raises(ChangedError, match="changed since"), fetching:
+            pass
+        assert not list(tmp_path.glob("*.part"))
+    assert begins == [0, 5000, 10_000, 15_000] * 2, "once more from the beginning, and not for ever"
+
+
+def without_locks(monkeypatch: Any, answer: int | None) -> None:
+    """As on file systems of clusters, where flock locks nothing, or fails."""
+
+    def flock(descriptor: int, kind: int) -> None:
+        if answer is not None:
+            raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("answer", [None, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any, answer: int | None
+) -> None:
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+    without_locks(monkeypatch, answer)
+
+    def another_is_quicker(begin: int, data: bytes) -> bytes:
+        if len(begins) == 3:
+            with Cache(tmp_path).leased(entry(folder, 0)) as path:
+                assert path.read_bytes() == FILES["file-0"]
+        return data
+
+    begins = spied_on(monkeypatch, another_is_quicker)
+    with Cache(tmp_path).leased(entry(folder, 0)) as path:
         assert path.read_bytes() == FILES["file-0"]
-    assert len(store.gets("file-0")) == 8, "once more from the beginning"
-    store.reset()
-    store.put_in(replaced_from(folder, 10_000, FILES["file-1"]))
-    with pytest.raises(ChangedError, match="changed since"), Cache(tmp_path / "for good").leased(entry(folder, 0)):
+    assert begins == [0, 5000, 10_000, 0, 5000, 10_000, 15_000, 15_000], "each for itself"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    without_locks(monkeypatch, None)
+
+    def removed(begin: int, data: bytes) -> bytes:
+        if len(begins) == 1:
+            [part] = tmp_path.glob("*.part")
+            part.unlink()
+        return data
+
+    begins = spied_on(monkeypatch, removed)
+    with Cache(tmp_path).leased(entry(folder, 0)) as path:
+        assert path.read_bytes() == FILES["file-0"]
+
+
+def part_of(process: str) -> str:
+    return f"{sha256(FILES['file-0'])}.{SIZE}.{process}.part"
+
+
+def test_the_largest_part_that_dead_processes_left_is_gone_on_with(
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    host, no_process = socket.gethostname().replace(".", "_"), 2**22 + 1
+    names = [part_of(f"{host}-{no_process}-1234-{number}") for number in range(3)]
+    names.append(part_of(f"{host}-{os.getpid()}-0-0"))  # of a process whose number has come again
+    for name, num_bytes in zip(names, (7000, 9000, 8000, 6000), strict=True):
+        (tmp_path / name).write_bytes(FILES["file-0"][:num_bytes])
+    begins = spied_on(monkeypatch)
+    with Cache(tmp_path).leased(entry(folder, 0)) as path:
+        assert path.read_bytes() == FILES["file-0"]
+    assert begins == [9000]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_part_of_another_host_is_left_alone_until_room_is_needed(folder: RemoteFolder, tmp_path: Path) -> None:
+    part = tmp_path / part_of("another-host-7-1234-0")
+    part.write_bytes(b"what it will be")
+    os.utime(part, (1, 1))
+    cache = Cache(tmp_path, max_bytes=3 * SIZE)
+    with cache.leased(entry(folder, 0)):
+        assert part.exists()
+        assert cache.num_bytes() == 2 * SIZE, "it counts whole"
+    with cache.leased(entry(folder, 1)), cache.leased(entry(folder, 2)):
+        assert not part.exists()
+
+
+def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+
+    def broken(begin: int, data: bytes) -> bytes:
+        if begin == 10_000 and begins.count(begin) <= QUICK.tries:
+            raise TimeoutError
+        return data
+
+    begins = spied_on(monkeypatch, broken)
+    cache = Cache(tmp_path)
+    with pytest.raises(OSError, match="what has arrived is kept"), cache.leased(entry(folder, 0)):
         pass
-    assert len(store.gets("file-0")) == 8, "and not for ever"
+    with cache.leased(entry(folder, 0)) as path:
+        assert path.read_bytes() == FILES["file-0"]
+    assert begins == [0, 5000, *[10_000] * (QUICK.tries + 1), 15_000]
+
+
+class Patience(Event):
+    """At the third wait something happens."""
+
+    def __init__(self, happens: Any) -> None:
+        super().__init__()
+        self.happens, self.num_waits = happens, 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.num_waits += 1
+        if self.num_waits == 3:
+            self.happens()
+        return super().wait(0)
+
+
+def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(
+    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    wanted, num_locks, reader = entry(folder, 0), [], ExitStack()
+    reader.enter_context(Cache(tmp_path).leased(wanted)).write_bytes(FILES["file-1"])
+    flock = fdt_pipeline.storage.cache.fcntl.flock
+
+    def counted(descriptor: int, kind: int) -> None:
+        num_locks.append(kind)
+        assert len(num_locks) < 20, "it spins"
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", counted)
+    stop = Patience(reader.close)
+    with Cache(tmp_path).leased(wanted, stop=stop) as path:
+        assert path.read_bytes() == FILES["file-0"]
+    assert stop.num_waits == 3
+
+
+def test_waiting_for_whoever_reads_a_damaged_file_ends_when_it_is_not_wanted_any_more(
+    folder: RemoteFolder, tmp_path: Path
+) -> None:
+    wanted = entry(folder, 0)
+    with Cache(tmp_path).leased(wanted) as path:
+        path.write_bytes(FILES["file-1"])
+        stop = Patience(lambda: stop.set())  # noqa: PLW0108
+        with pytest.raises(OSError, match="not wanted any more"), Cache(tmp_path).leased(wanted, stop=stop):
+            pass
 
 
 def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
@@ -184,7 +322,7 @@ def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
         stop.set()
         thread.join(5)
         assert not thread.is_alive()
-    assert errors == ["s3://bucket/files/file-0: not wanted any more"]
+    assert errors == ["memory://files/file-0: not wanted any more"]
 
 
 def test_a_full_disk_is_an_error_that_names_the_cache(folder: RemoteFolder, tmp_path: Path) -> None:
