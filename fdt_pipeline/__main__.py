@@ -10,9 +10,12 @@ import json
 import sys
 from collections.abc import Sequence
 
-from fdt_pipeline.command_line import add_debug, run_verb
-from fdt_pipeline.native.doctor import examine, is_usable, report
-from fdt_pipeline.native.library import build
+try:
+    from fdt_pipeline.command_line import add_debug, run_verb
+    from fdt_pipeline.native.doctor import examine, is_usable, report
+    from fdt_pipeline.native.library import build
+except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use
+    sys.exit(130)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

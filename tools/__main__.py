@@ -12,11 +12,14 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from fdt_pipeline.command_line import add_debug, run_verb
-from fdt_pipeline.shards import BadSampleError, WorkerError
+try:
+    from fdt_pipeline.command_line import add_debug, run_verb
+    from fdt_pipeline.shards import BadSampleError, WorkerError
 
-from . import convert, index, info, preview, shard, verify
-from .bench import command as bench
+    from . import convert, index, info, preview, shard, verify
+    from .bench import command as bench
+except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use
+    sys.exit(130)
 
 VERBS = (shard, index, verify, info, preview, convert, bench)
 _EXAMPLE = """example:

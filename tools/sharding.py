@@ -10,6 +10,7 @@ from typing import Any
 
 from fdt_pipeline.shards import EXTENSIONS, Manifest, Progress, available_cpus
 from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.shards.staging import Staging
 from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info_json
 from fdt_pipeline.storage import open_folder
 
@@ -28,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.set_defaults(interrupted="nothing was written")
 
 
 def encode_choices() -> tuple[str, ...]:
@@ -53,13 +55,35 @@ def write_sets(
     manifests = {}
     for out, write in writers.items():
         with progress_bar(out, "samples") as progress:
-            manifests[out] = write(progress)
+            manifests[out] = _written(arguments, out, write, progress)
         if not arguments.json:
             tell(out, manifests[out])
     _write_timm_info(arguments.out, {out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
     if arguments.json:
         print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
     return manifests
+
+
+def _written(
+    arguments: argparse.Namespace, out: str, write: Callable[[Progress], Manifest], progress: Progress
+) -> Manifest:
+    """Ctrl-C tells what is kept of it, and how to go on."""
+    done = total = 0
+
+    def counted(now: int, of: int) -> None:
+        nonlocal done, total
+        done, total = now, of
+        progress(now, of)
+
+    try:
+        return write(counted)
+    except KeyboardInterrupt:
+        instead = " in place of --overwrite" if arguments.overwrite else ""
+        finished = f"{done} of {total} samples are finished and" if done else "what is finished is"
+        arguments.interrupted = f"{out}: {finished} kept: the same command with --resume{instead} goes on"
+        if not Staging(open_folder(out)).exists:  # removed at the end, or as it holds nothing
+            arguments.interrupted = f"{out}: {'complete' if done else 'nothing was finished, so nothing is kept'}"
+        raise
 
 
 def _write_timm_info(out: str, manifests: Mapping[str, Manifest]) -> None:

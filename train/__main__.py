@@ -19,11 +19,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fdt_pipeline.command_line import add_debug, run_verb
-from train.attack_checks_options import CHECKS_HELP, add_checks
-from train.export_options import EXPORT_HELP, add_export
-from train.recipes import CONTROLS, RECIPES
-from train.reproduce.command import REPRODUCE_HELP, SWEEP_HELP, add_reproduce, add_sweep
+try:
+    from fdt_pipeline.command_line import add_debug, run_verb
+    from train.attack_checks_options import CHECKS_HELP, add_checks
+    from train.export_options import EXPORT_HELP, add_export
+    from train.recipes import CONTROLS, RECIPES
+    from train.reproduce.command import REPRODUCE_HELP, SWEEP_HELP, add_reproduce, add_sweep
+except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use
+    sys.exit(130)
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -1,6 +1,8 @@
 """How the three command lines, `python -m fdt_pipeline`, `tools` and `train`, end."""
 
 import argparse
+import runpy
+import sys
 
 import pytest
 
@@ -54,3 +56,23 @@ def test_ctrl_c_says_how_to_go_on_where_the_verb_can(capsys):
     assert capsys.readouterr().err == ""
     assert end(KeyboardInterrupt(), {}, interrupted="run it again") == 130
     assert capsys.readouterr().err == "\ninterrupted: run it again\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "imported"),
+    [("fdt_pipeline", "fdt_pipeline.native.doctor"), ("tools", "tools.bench.command"), ("train", "train.recipes")],
+)
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(package, imported, monkeypatch):
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == imported:
+                raise KeyboardInterrupt
+
+    for name in (imported, imported.rpartition(".")[0] + ".__main__", f"{package}.__main__"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if package == "tools":
+        monkeypatch.delattr("tools.bench.command", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(package, run_name="__main__")
+    assert ended.value.code == 130

@@ -196,7 +196,7 @@ def test_every_help_has_an_example_to_copy(verb: str, capsys: pytest.CaptureFixt
     assert f"example:\n  python -m tools {verb}" in capsys.readouterr().out
 
 
-def test_an_interruption_is_quiet_and_exits_with_130(
+def test_an_interruption_before_anything_is_written_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
@@ -204,7 +204,7 @@ def test_an_interruption_is_quiet_and_exits_with_130(
 
     monkeypatch.setattr(shard, "open_source", interrupt)
     assert run("shard", SUBSET, tmp_path) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "\ninterrupted: nothing was written\n")
 
 
 def test_a_download_comes_before_the_splits_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ import pytest
 from PIL import Image
 
 from fdt_pipeline.shards import read_manifest, verify_shards
+from fdt_pipeline.shards.record import Record
+from fdt_pipeline.shards.staging import Staging
+from fdt_pipeline.shards.task import Task, Work, run_task
 from tests.folders import content, names
 from tools.__main__ import VERBS, main
 
@@ -208,8 +211,42 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path: Path) -
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (130, b"")
+    assert (process.returncode, errors.decode()) == (
+        130,
+        f"\ninterrupted: {tmp_path}: nothing was finished, so nothing is kept\n",
+    )
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("before", "option"), [("", "--resume"), ("--overwrite", "--resume in place of --overwrite")])
+def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str, option: str
+) -> None:
+    command = ["shard", SUBSET, tmp_path / "out", "--split", "test", "--samples-per-shard", 250, "--workers", 1]
+
+    def interrupted(self: Staging, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def after_two_shards(task: Task, work: Work) -> Record:
+        if task.number == 2:
+            raise KeyboardInterrupt
+        return run_task(task, work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fdt_pipeline.shards.running.run_task", after_two_shards)
+        assert run(*command, *before.split()) == 130
+    kept = f"{tmp_path}/out: 500 of 1000 samples are finished and kept: the same command with {option} goes on"
+    assert capsys.readouterr() == ("", f"\ninterrupted: {kept}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("fdt_pipeline.shards.staging.Staging.publish", interrupted)
+        assert run(*command, "--resume") == 130
+    assert "out: 1000 of 1000 samples are finished and kept: " in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("fdt_pipeline.shards.staging.Staging.finished", interrupted)
+        assert run(*command, "--resume") == 130
+    assert "out: what is finished is kept: the same command with --resume goes on" in capsys.readouterr().err
+    assert run(*command, "--resume") == 0
+    assert verify_shards(tmp_path / "out") == []
 
 
 @pytest.mark.filterwarnings("ignore")  # of timm's and webdataset's own
