@@ -1,7 +1,11 @@
 """Data sets for the tests: real Fashion-MNIST in shards, and made-up images that identify themselves."""
 
+import os
 import signal
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker: torch's and OpenMP's threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -15,6 +19,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUBSET = Path(__file__).parents[1] / "train" / "data" / "fashion_mnist_subset"
+
+
+SLOW = {"process", "soak", "compile", "cluster", "peer"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW.intersection(mark.name for mark in item.iter_markers()):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

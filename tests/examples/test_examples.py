@@ -9,6 +9,7 @@ import torch
 
 from fdt_pipeline import FDTLoader
 from tests.example_runs import EXAMPLES, run_example
+from tests.peers import needs
 
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "shared.py")
 
@@ -45,6 +46,7 @@ def weights_of(folder):
     return torch.load(folder / "run.pt", weights_only=True)["model"]
 
 
+@pytest.mark.cluster
 def test_ddp_ends_the_same_stopped_or_not_and_by_fewer_ranks_within_rounding(few_shards, tmp_path, ddp):
     whole, folder = ddp
     assert list(whole.losses) == list(range(1, 4 * EPOCHS + 1))
@@ -69,6 +71,7 @@ def exact_accuracy(weights, shards):
     return (model(images).argmax(1) == labels).float().mean().item()
 
 
+@pytest.mark.cluster
 def test_ddp_evaluates_exactly_over_any_number_of_ranks(few_shards, ddp):
     over_two, folder = ddp
     over_one = run_example("ddp", few_shards, folder, "--epochs", EPOCHS, "--checkpoint", "run.pt", ranks=1)
@@ -79,8 +82,10 @@ def test_ddp_evaluates_exactly_over_any_number_of_ranks(few_shards, ddp):
     assert over_two.accuracy > 0.2  # something that a wrong count would change
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", ["lightning_fit", "accelerate_fit"])
 def test_trainers_launched_by_torchrun_do_what_ddp_does(few_shards, tmp_path, ddp, name):
+    needs(name.removesuffix("_fit"))
     found = run_example(name, few_shards, tmp_path, "--epochs", EPOCHS, "--checkpoint", tmp_path / "a.ckpt", ranks=2)
     expected, _ = ddp
     assert found.losses.keys() == expected.losses.keys()
@@ -88,7 +93,10 @@ def test_trainers_launched_by_torchrun_do_what_ddp_does(few_shards, tmp_path, dd
     assert found.accuracy == expected.accuracy
 
 
+@pytest.mark.peer
 def test_lightnings_checkpoints_resume_in_mid_epoch_and_at_the_end_of_one(few_shards, tmp_path):
+    needs("lightning")
+
     def fit(checkpoint, *arguments):
         return run_example("lightning_fit", few_shards, tmp_path, "--checkpoint", tmp_path / checkpoint, *arguments)
 
@@ -103,7 +111,9 @@ def test_lightnings_checkpoints_resume_in_mid_epoch_and_at_the_end_of_one(few_sh
     assert end.accuracy == whole.accuracy
 
 
+@pytest.mark.peer
 def test_accelerates_saved_state_goes_on_in_mid_epoch(few_shards, tmp_path):
+    needs("accelerate")
     whole = run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "whole")
     assert list(whole.losses) == list(range(1, 9))
     stop = ("--epochs", 2, "--steps", 6)
@@ -114,12 +124,15 @@ def test_accelerates_saved_state_goes_on_in_mid_epoch(few_shards, tmp_path):
     assert resumed.accuracy == whole.accuracy
 
 
+@pytest.mark.peer
 def test_timm_trains_and_evaluates(few_shards, tmp_path):
+    needs("timm")
     found = run_example("timm_fit", few_shards, tmp_path, "--epochs", 2, "--steps", 6)
     assert list(found.losses) == [1, 2, 3, 4, 5, 6]
     assert found.accuracy is not None
 
 
+@pytest.mark.compile
 def test_the_compiled_step_has_the_losses_of_the_plain_one(few_shards, tmp_path):
     compiled = run_example("compiled", few_shards, tmp_path)
     plain = run_example("plain", few_shards, tmp_path, "--steps", 4, "--checkpoint", "plain.pt")

@@ -4,6 +4,8 @@ import pytest
 
 from tests.example_runs import run_example
 
+pytestmark = pytest.mark.process
+
 
 def test_the_pipelines_iterator_goes_through_whole_epochs(few_shards, tmp_path):
     found = run_example("dali_iterator", few_shards, tmp_path, "--epochs", 2)

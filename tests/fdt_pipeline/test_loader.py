@@ -319,6 +319,7 @@ def test_a_sample_that_spoils_during_an_epoch_is_named(tmp_path, encoding, membe
     assert len(manifest.shards) == 4
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c_stays_a_keyboard_interrupt(numbered_shards, mode, prefetch):

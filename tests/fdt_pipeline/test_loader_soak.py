@@ -15,6 +15,8 @@ from fdt_pipeline.sources import ArraySource
 from tests.loading import assert_same
 from tests.numbered import numbered_images
 
+pytestmark = pytest.mark.soak
+
 MODES = ("resident", "streaming")
 
 PRELUDE = """

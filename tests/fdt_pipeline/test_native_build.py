@@ -75,6 +75,7 @@ def test_a_library_is_built_once_and_then_found(sources, cache_folder):
     assert first.seconds > 0 == second.seconds
 
 
+@pytest.mark.process
 def test_eight_processes_at_once_build_once(tmp_path, sources, cache_folder):
     compiler = DiaryCompiler(tmp_path / "compiler", first="sleep 0.2")
     outputs = [output.strip() for output, _ in at_once(8, tmp_path / "ready", building(sources), CXX=compiler.path)]
@@ -94,6 +95,7 @@ def test_threads_build_once(tmp_path, sources, monkeypatch):
     assert compiler.num_links() == 1
 
 
+@pytest.mark.process
 def test_those_who_waited_for_a_build_that_failed_do_not_repeat_it(tmp_path, sources):
     (sources / "core_api.cc").write_text("#error the sky is falling\n")
     compiler = DiaryCompiler(tmp_path / "compiler", first="sleep 1")
@@ -129,6 +131,7 @@ def endless_build(tmp_path, sources, cache_folder):
             os.kill(process_id, signal.SIGKILL)
 
 
+@pytest.mark.process
 def test_a_killed_builder_leaves_no_library_and_no_stuck_lock(endless_build, sources, cache_folder):
     process, _ = endless_build
     process.kill()
@@ -139,6 +142,7 @@ def test_a_killed_builder_leaves_no_library_and_no_stuck_lock(endless_build, sou
     assert not list(cache_folder.glob("building-*"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to Python", "to its compilers too, as a terminal does"])
 def test_ctrl_c_ends_the_compilers_and_leaves_no_lock(endless_build, sources, cache_folder, send):
     process, compiler = endless_build
@@ -164,6 +168,7 @@ def test_sources_that_change_while_they_are_compiled_are_not_kept(tmp_path, sour
     assert [path.name for path in cache_folder.iterdir()] == ["build.lock"]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-100], lambda data: data[:500] + b"?" + data[501:], lambda _: b""]
 )
@@ -442,6 +447,7 @@ def test_dalis_headers_need_nothing_outside_of_the_environment(tmp_path):
 # The true sources
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("recipe", [core_recipe, operator_recipe], ids=["core", "operators"])
 def test_our_sources_compile_without_a_warning(recipe):
     recipe = recipe(sources=CSRC)

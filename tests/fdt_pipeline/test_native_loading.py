@@ -65,11 +65,13 @@ def test_the_operator_is_in_dali_after_load_and_later_loads_take_milliseconds(ru
     assert float(seconds) < 1.0  # 0.02 on an idle machine
 
 
+@pytest.mark.process
 @needs_compiler
 def test_asking_dali_for_the_operator_loads_it(run):
     assert run("print(*answer())") == ["42"]
 
 
+@pytest.mark.process
 @needs_compiler
 def test_threads_and_forks_share_one_load(run):
     code = """
@@ -84,6 +86,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *answer())
     assert run(code) == ["0", "42"]
 
 
+@pytest.mark.process
 @needs_compiler
 def test_the_library_is_told_where_nvrtc_is(run):
     code = """
@@ -95,6 +98,7 @@ print(core.fdt_answer(), core.fdt_nvrtc_path().decode() or None)
     assert run(code) == ["42", str(driver.nvrtc_path())]
 
 
+@pytest.mark.process
 @needs_compiler
 def test_availability_knows_what_has_been_built(run):
     assert run("native.load(); print(native.availability().usable, native.availability().library)") == [

@@ -95,6 +95,7 @@ def test_help_needs_nothing_but_the_import(numbered_shards):
     assert "Errors:" in output
 
 
+@pytest.mark.process
 def test_a_serialized_pipeline_runs_in_another_process_once_that_has_loaded_the_operators(numbered_shards, tmp_path):
     """It reads shards, as a source in Python would not go along. Nothing asks fn.fdt for an operator there."""
     file = tmp_path / "pipeline"
@@ -143,6 +144,7 @@ except (RuntimeError, ValueError) as error:
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("graph", ["resident", "streaming"])
 @pytest.mark.parametrize("end", ENDS)
 def test_the_interpreter_exits_in_mid_batch_and_does_not_hang(numbered_shards, graph, end):
@@ -152,6 +154,7 @@ def test_the_interpreter_exits_in_mid_batch_and_does_not_hang(numbered_shards, g
         assert code == (1 if end == "an exception in mid-epoch" else 0), errors
 
 
+@pytest.mark.process
 def test_pipelines_that_are_dropped_in_mid_batch_leave_no_threads(numbered_shards):
     code = """
 import gc
@@ -184,6 +187,7 @@ def in_a_child(work):
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("graph", ["resident", "streaming"])
 def test_a_child_of_a_fork_runs_pipelines_of_its_own_before_and_after_its_parent_ran_one(numbered_shards, graph):
     code = f"""
@@ -195,6 +199,7 @@ print(before, in_a_child(lambda: same(first({graph}), expected)), same(first({gr
     assert ended(start(numbered_shards, FORK + code))[:2] == (0, "0 0 True\n")
 
 
+@pytest.mark.process
 def test_spawned_processes_run_pipelines_of_their_own(numbered_shards, tmp_path):
     script = tmp_path / "spawning.py"
     body = """
@@ -213,6 +218,7 @@ if __name__ == "__main__":
     assert (code, output) == (0, "True\n"), errors
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("graph", ["resident", "streaming"])
 def test_ctrl_c_is_a_keyboard_interrupt_in_a_pipeline_of_ones_own(numbered_shards, graph):
     code = f"""
@@ -227,6 +233,7 @@ except KeyboardInterrupt:
     assert ended(start(numbered_shards, code))[:2] == (0, "interrupted\n")
 
 
+@pytest.mark.process
 def test_operators_that_name_one_folder_share_one_pool(tmp_path):
     """48 MiB of zeros: eight operators take that once."""
     code = f"""
@@ -251,6 +258,7 @@ print((resident_bytes() - before) / 2**20)
     assert grown < 7 * 10  # a sum is 3 MiB and is held some times over; a copy of the pool would be 7 * 48
 
 
+@pytest.mark.process
 def test_without_the_native_engine_a_loader_takes_torch_and_says_why_once(numbered_shards):
     code = f"""
 os.environ["FDT_PIPELINE_NATIVE"] = "0"

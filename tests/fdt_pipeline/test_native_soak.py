@@ -11,7 +11,7 @@ from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import numbered_images
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.soak]
 
 PRELUDE = """
 import ctypes, faulthandler, gc, os

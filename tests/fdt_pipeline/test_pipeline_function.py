@@ -493,6 +493,7 @@ kept = started()
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("mode", "end"), [(MODES[0], next(iter(ENDS))), *((MODES[1], end) for end in ENDS)])
 def test_the_interpreter_exits_in_mid_epoch_and_does_not_hang(numbered_shards, mode, end):
     code, _, errors = run(numbered_shards, mode, ENDS[end])
@@ -500,6 +501,7 @@ def test_the_interpreter_exits_in_mid_epoch_and_does_not_hang(numbered_shards, m
     assert errors.count("Traceback") == code, errors
 
 
+@pytest.mark.soak
 def test_hundreds_of_pipelines_dropped_in_mid_epoch_leave_no_threads(numbered_shards):
     """Each has five or more. One that has just ended may still be counted."""
     code = """
@@ -516,6 +518,7 @@ for mode in ("resident", "streaming"):
     assert run(numbered_shards, "auto", code)[:2] == (0, "True\nTrue\n")
 
 
+@pytest.mark.process
 def test_without_the_native_operators_there_is_no_such_pipeline(numbered_shards):
     code = """
 try:

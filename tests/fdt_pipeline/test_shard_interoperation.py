@@ -22,6 +22,7 @@ from fdt_pipeline.shards.codec import EXTENSIONS
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info
 from fdt_pipeline.sources import ArraySource, Source, open_source
+from tests.peers import peer
 
 NUM_SAMPLES, NUM_CLASSES = 36, 4
 ENCODINGS = tuple(EXTENSIONS)
@@ -113,7 +114,7 @@ def nothing_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def by_webdataset(written: Written, *decoders: Any) -> Iterator[dict[str, Any]]:
     """Keys come from webdataset's own splitting of names."""
-    wds = pytest.importorskip("webdataset")
+    wds = peer("webdataset", "test")
     dataset = wds.WebDataset(tars(written), shardshuffle=False)
     yield from dataset.decode(*decoders)
 
@@ -142,7 +143,7 @@ def test_webdataset_decodes_to_pil_images(written: Written) -> None:
 
 @sets(ENCODED)
 def test_webdataset_makes_tuples_of_any_of_the_extensions(written: Written) -> None:
-    wds = pytest.importorskip("webdataset")
+    wds = peer("webdataset", "test")
     dataset = wds.WebDataset(tars(written), shardshuffle=False).decode("pil").to_tuple("jpg;png;webp", "cls", "__key__")
     found = [(key, label) for _, label, key in dataset]
     assert dict(found) == written.labels
@@ -186,17 +187,15 @@ def by_dali(written: Written) -> dict[str, tuple[np.ndarray, int]]:
 
 @pytest.fixture
 def timm_data() -> Any:
-    pytest.importorskip("webdataset")
-    pytest.importorskip("timm")
-    import timm.data
-
-    return timm.data
+    peer("webdataset", "test")
+    return peer("timm.data")
 
 
 def write_info(root: Path, **sets: Manifest) -> None:
     (root / TIMM_INFO_NAME).write_text(json.dumps(timm_info({name.strip("_"): found for name, found in sets.items()})))
 
 
+@pytest.mark.peer
 @sets(ENCODED)
 def test_timm_reads_every_sample_once(written: Written, timm_data: Any) -> None:
     write_info(written.folder, _=written.manifest)
@@ -211,6 +210,7 @@ def test_timm_reads_every_sample_once(written: Written, timm_data: Any) -> None:
         assert label == true_label
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("is_training", [False, True])
 def test_timms_loader_reads_splits_below_one_root(
@@ -248,6 +248,7 @@ def test_timms_loader_reads_splits_below_one_root(
     assert sorted(seen) == [(i, i % 4) for i in range(num_samples)]
 
 
+@pytest.mark.peer
 def test_timm_leaves_raw_samples_out_so_there_is_no_info_for_them(
     tmp_path: Path, timm_data: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,6 +56,7 @@ def sources(folder: Path) -> list[Source]:
     return [open_source(SUBSET, split="test"), open_source(folder), Generic()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("encoding", ["raw", "keep", "webp", "jpg"])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, folder: Path, which: int, encoding: str) -> None:
@@ -201,6 +202,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("script", "imports"), [(SCRIPT, 1), (OWN_CLASS, 3)])
 def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(
     tmp_path: Path, script: str, imports: int
@@ -214,6 +216,7 @@ def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(
     assert verify_shards(tmp_path / "out") == []
 
 
+@pytest.mark.process
 def test_a_script_from_standard_input_may_use_workers(tmp_path: Path) -> None:
     command = [sys.executable, "-", str(tmp_path / "out")]
     subprocess.run(command, input=SCRIPT, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})

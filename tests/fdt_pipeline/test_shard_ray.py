@@ -15,8 +15,11 @@ import pytest
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource, Sample
 from tests.folders import content
+from tests.peers import needs
 
-pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
+
+needs("ray")
 
 NODE_DIES = """
 import logging, os, sys

@@ -51,6 +51,7 @@ def stopped_after(tasks: int, out: Path, **options: object) -> None:
         write_shards(SOURCE, out, samples_per_shard=10, progress=stop, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", [1, 3])
 def test_killed_at_random_moments_many_times_it_ends_with_the_same_bytes(tmp_path: Path, workers: int) -> None:
     script = tmp_path / "run.py"

@@ -19,6 +19,7 @@ from PIL import Image
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
 from tests.folders import content
+from tests.peers import peer
 
 
 def numbered(num_samples: int = 25, channels: int = 3, num_classes: int = 5) -> ArraySource:
@@ -64,7 +65,7 @@ def test_tarfile_reads_back_the_source(
 def test_webdataset_reads_back_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, channels: int, decoder: str
 ) -> None:
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = peer("webdataset", "test")
     source = numbered(channels=channels)
     write_shards(source, tmp_path, encoding, samples_per_shard=10)
     # webdataset leaves the files that it opens to the garbage collector; what it is given here needs no closing.

@@ -118,6 +118,7 @@ def test_a_part_that_travels_knows_its_own_files_alone(folder: Path) -> None:
     assert part[0].key == "cat/00002.png"
 
 
+@pytest.mark.soak
 def test_names_are_kept_in_little_memory() -> None:
     tracemalloc.start()
     names = Names(f"class-{i % 100}/{i:07d}.jpg" for i in range(200_000))
@@ -150,6 +151,7 @@ def links(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     """A million in small. Linux's ru_maxrss would not do: a process begins with that of the one that starts it."""
     peaks = []

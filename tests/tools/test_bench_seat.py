@@ -38,6 +38,7 @@ def test_a_contender_starts_takes_its_turns_and_ends_with_its_process(task):
     assert start["cpu"] > 0
 
 
+@pytest.mark.process
 def test_a_process_that_dies_is_told_with_its_exit_code(task):
     seat = SeatProcess(Spec(f"{MODULE}:dies", task))
     try:
@@ -47,6 +48,7 @@ def test_a_process_that_dies_is_told_with_its_exit_code(task):
         seat.close()
 
 
+@pytest.mark.process
 def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on(task):
     """One of each, all started before the first is asked: their start takes the time."""
     kinds = {
@@ -63,6 +65,7 @@ def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on
             seats["not_installed"].start(5)
 
 
+@pytest.mark.process
 def test_a_planted_slowdown_loses_a_tenth_of_each_batch(task):
     seat = SeatProcess(Spec(f"{MODULE}:whole", task, lost=LOST))
     try:
@@ -73,6 +76,7 @@ def test_a_planted_slowdown_loses_a_tenth_of_each_batch(task):
     assert turn["images"] == 18 * turn["batches"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["model", "both"])
 def test_a_model_is_trained_alone_and_on_a_loader(task, kind):
     seat = SeatProcess(Spec(f"{MODULE}:mixed", task, kind, "small"))

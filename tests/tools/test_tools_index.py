@@ -24,6 +24,7 @@ from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.shards.indexing import escaped, index_tar, readable
 from fdt_pipeline.shards.tar import ustar_header
 from fdt_pipeline.sources import ArraySource
+from tests.peers import peer
 from tools.__main__ import main
 
 LONG = "n" * 130
@@ -67,7 +68,7 @@ def c_locale() -> dict[str, str]:
 
 def by_shard_writer(form: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        webdataset = pytest.importorskip("webdataset")
+        webdataset = peer("webdataset", "test")
         with webdataset.TarWriter(str(folder / "x.tar")) as writer:
             for i in range(5):
                 writer.write({"__key__": form % i, "txt": "t" * i * 300, "cls": i, "json": {"a": i}})

@@ -104,6 +104,7 @@ def test_only_what_is_shown_is_decoded(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(calls) == 4 * 8
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("num_classes", "shown"), [(1, 1), (20, 20), (21, 21), (100, 100), (101, 100), (250, 100)])
 def test_up_to_100_classes_are_shown_and_others_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], num_classes: int, shown: int

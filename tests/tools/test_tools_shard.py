@@ -20,6 +20,7 @@ from fdt_pipeline.shards.record import Record
 from fdt_pipeline.shards.staging import Staging
 from fdt_pipeline.shards.task import Task, Work, run_task
 from tests.folders import content, names
+from tests.peers import peer
 from tools.__main__ import VERBS, main
 
 SUBSET = "train/data/fashion_mnist_subset"
@@ -153,6 +154,7 @@ def test_files_are_kept_unless_told_otherwise(photos: Path, options: list[str], 
     assert manifest.shape == ((8, 8, 3) if "--size" in options else (8, 9, 3))
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on_with_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two splits: what is finished of the first stays, and the second is begun."""
     command = [sys.executable, "-m", "tools", "shard", SUBSET, str(tmp_path / "out"), "--encode", "png", "--resume"]
@@ -180,6 +182,7 @@ def test_an_unfinished_run_is_named_with_what_to_do(photos: Path, capsys: pytest
     assert verify_shards(out) == []
 
 
+@pytest.mark.process
 def test_both_splits_are_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("shard", SUBSET, tmp_path / "raw")
     assert run("convert", tmp_path / "raw", tmp_path / "webp", "--encode", "webp") == 0
@@ -250,8 +253,9 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
 
 
 @pytest.mark.filterwarnings("ignore")  # of timm's and webdataset's own
+@pytest.mark.peer
 def test_timm_reads_what_the_command_wrote_by_its_splits(photos: Path, tmp_path: Path) -> None:
-    data = pytest.importorskip("timm.data")
+    data = peer("timm.data")
     for split in ("train", "val"):
         for name in ("05", "07", "09"):
             source = photos / "abc"[int(name) % 3] / f"{name}.jpg"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,12 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.peers import peer
 from train.attack import PGD, PixelBounds, pgd_path
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
-    import foolbox
-import torchattacks
 
 GRAY = PixelBounds.from_normalization([117.0], 256.0)
 UNIT = PixelBounds.from_normalization([0.0], 255.0)
@@ -25,6 +22,13 @@ PAPER = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def foolbox() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
+        return peer("foolbox")
 
 
 class LocalTensorNorm(nn.Module):
@@ -102,32 +106,36 @@ def test_radius_zero_changes_nothing(seed: int, random_start: bool) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("eps", [1e-1, 1e-2, 1e-3])
-def test_path_is_bit_identical_to_foolbox(norm: str, eps: float) -> None:
+@pytest.mark.peer
+def test_path_is_bit_identical_to_foolbox(norm: str, eps: float, foolbox: ModuleType) -> None:
     model, x = conv_net(norm), images_in(GRAY, 6)
     labels = predicted(model, x)
     path = pgd_path(model, x, labels, PGD(eps), GRAY)
-    peer = foolbox.PyTorchModel(model, bounds=(GRAY.low.item(), GRAY.high.item()), device="cpu")
+    theirs = foolbox.PyTorchModel(model, bounds=(GRAY.low.item(), GRAY.high.item()), device="cpu")
     linf = foolbox.attacks.LinfPGD(steps=40, rel_stepsize=0.01 / 0.3, random_start=False)
-    raw, clipped, fooled = linf(peer, x, labels, epsilons=eps)
+    raw, clipped, fooled = linf(theirs, x, labels, epsilons=eps)
     assert torch.equal(path.adversarial, raw)
     assert torch.equal(path.adversarial, clipped)
     assert torch.equal(~path.correct[-1], fooled)
 
 
-def test_every_row_is_foolbox_stopped_at_that_step() -> None:
+@pytest.mark.peer
+def test_every_row_is_foolbox_stopped_at_that_step(foolbox: ModuleType) -> None:
     model, x = conv_net(), images_in(GRAY, 16, seed=5)
     labels = predicted(model, x)
     path = pgd_path(model, x, labels, PGD(0.2, steps=12), GRAY)
-    peer = foolbox.PyTorchModel(model, bounds=(GRAY.low.item(), GRAY.high.item()), device="cpu")
+    theirs = foolbox.PyTorchModel(model, bounds=(GRAY.low.item(), GRAY.high.item()), device="cpu")
     for t in range(1, 13):
         linf = foolbox.attacks.LinfPGD(steps=t, rel_stepsize=0.01 / 0.3, random_start=False)
-        assert torch.equal(~path.correct[t], linf(peer, x, labels, epsilons=0.2)[2])
+        assert torch.equal(~path.correct[t], linf(theirs, x, labels, epsilons=0.2)[2])
     assert path.correct[0].all()
     assert len({int(row.sum()) for row in path.correct}) > 3, "the rows must differ for this test to see anything"
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.peer
 def test_path_is_bit_identical_to_torchattacks_at_a_power_of_two_batch(norm: str) -> None:
+    torchattacks = peer("torchattacks")
     model, x = conv_net(norm), images_in(UNIT, 8)
     labels, attack = predicted(model, x), PGD(8 / 255)
     theirs = torchattacks.PGD(model, eps=attack.eps, alpha=attack.alpha, steps=40, random_start=False)(x, labels)

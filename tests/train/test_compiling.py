@@ -10,6 +10,8 @@ from train.compiling import FEWEST_STEPS, Compiled, network_of_step
 from train.losses import cross_entropy
 from train.step import TrainStep, make_optimizer
 
+pytestmark = pytest.mark.compile
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 

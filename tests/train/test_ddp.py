@@ -55,6 +55,7 @@ def records(out):
     return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
 
 
+@pytest.mark.cluster
 def test_gradients_of_resnet34_on_two_ranks_are_those_of_one_process(few_shards, tmp_path):
     options = (torch.float64, "resnet34_tn_fdt", 4, 1, 4)  # breaks off before the fourth step
     alone = train_on_ranks.train(few_shards, tmp_path / "alone", *options)
@@ -64,6 +65,7 @@ def test_gradients_of_resnet34_on_two_ranks_are_those_of_one_process(few_shards,
         assert largest_difference(a, b) < 1e-8
 
 
+@pytest.mark.cluster
 def test_a_run_goes_on_with_another_number_of_ranks(few_shards, tmp_path):
     options = (torch.float64, "small_tn_fdt", 50, 4)
     whole = train_on_ranks.train(few_shards, tmp_path / "whole", *options)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from models import build_model, tensor_norm_layers
+from tests.peers import needs
 from train.__main__ import main
 from train.export import CARD, ONNX, WEIGHTS, export_run, load_exported
 from train.export_onnx import for_inference, largest_difference, to_onnx
@@ -22,7 +23,8 @@ from train.trainer import fit
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.peer]
+needs("onnxruntime")
 
 
 def as_if_trained(model):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.peers import needs
 from train.files import write_json
 from train.measure_speed import ON_CPU, ON_GPU, Settings, measure, report, table
 from train.robustness import evaluate_robustness
@@ -36,7 +37,9 @@ def test_ratios_are_taken_within_a_round():
     assert ratios([2.0, 9.0], [1.0, 3.0]) == (2.0, 3.0)
 
 
+@pytest.mark.peer
 def test_the_whole_of_it_runs_and_is_written(tmp_path):
+    needs("foolbox")
     parts = list(measure(TINY, CPU))
     figures = [figure for part, _ in parts for figure in part]
     raw = {name: values for _, part in parts for name, values in part.items()}
@@ -54,12 +57,15 @@ def test_the_bounds_are_those_that_were_asked_for():
     assert (ON_GPU.time_bound, ON_GPU.memory_bound, ON_GPU.waiting_bound) == (1.03, 1.01, 0.02)
 
 
+@pytest.mark.process
 def test_a_peak_holds_what_a_larger_batch_needs():
     small, large = (_in_a_process("plain", "small", size, "32", "cpu") for size in ("100", "400"))
     assert large > small + 300 * 16 * 16 * 16 * 4  # one map of the stem
 
 
+@pytest.mark.peer
 def test_foolbox_is_asked_for_the_same_columns_as_ours():
+    needs("foolbox")
     model, x, labels = attacks._subject("small", 4, 8, CPU)
     labels[0] = (labels[0] + 1) % 10
     theirs = attacks._frozen(attacks._all_columns, model, x, labels, 5)

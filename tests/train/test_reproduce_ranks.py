@@ -13,7 +13,7 @@ from train.files import read_json
 from train.reproduce.record import read_records
 from train.saved_run import attack_run, open_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.cluster]
 
 SHORT = ["--epochs", "1", "--images", "60", "--steps", "2", "--eps", "0.1", "0.01", "--device", "cpu"]
 TABLE = ["reproduce", "table1", "--scale", "small", *SHORT, "--seeds", "1", "--only", "plain", "tn_fdt"]

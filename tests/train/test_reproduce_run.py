@@ -100,6 +100,7 @@ def test_an_attack_in_chunks_counts_what_one_attack_counts(undisturbed, root):
         assert record.robustness.to_dict() == whole.to_dict()
 
 
+@pytest.mark.soak
 def test_interruptions_in_runs_and_attacks_change_nothing(undisturbed, root, tmp_path, monkeypatch, capsys):
     """In the second epoch of a run, and after the first chunk of an attack."""
     out = tmp_path / "table"
@@ -134,6 +135,7 @@ def test_interruptions_in_runs_and_attacks_change_nothing(undisturbed, root, tmp
     assert next(chunks) == 1 + 4 * 3  # none of the images twice: three chunks a run, and one that was broken off
 
 
+@pytest.mark.process
 def test_a_table_killed_in_the_middle_of_a_run_comes_out_the_same(undisturbed, root, tmp_path):
     out = tmp_path / "table"
     code = f"""

@@ -148,6 +148,7 @@ def test_interruption_in_any_epoch_changes_nothing(few_shards, tmp_path, name, m
     assert_equal_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.soak
 def test_training_lowers_the_divergence_from_the_targets(few_shards, tmp_path):
     run(replace(TN_FDT, epochs=20, lr_drop_every=20, seed=3), few_shards, tmp_path / "run")
     divergence = [record["kl"] for record in log_of(tmp_path / "run", "train")]
