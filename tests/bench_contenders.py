@@ -1,6 +1,8 @@
 """Contenders for the tests of `python -m tools bench`: honest ones, and cheats; made of NumPy and a set in memory."""
 
 import os
+import subprocess
+import time
 
 import numpy as np
 import torch
@@ -197,6 +199,42 @@ def not_installed(task):
 
 def dies(task):
     os._exit(7)
+
+
+def hangs(task):
+    """After three batches."""
+    loader = InMemory(task)
+    loader.given = 0
+
+    def batch(loader, rows):
+        loader.given += 1
+        if loader.given > 3:
+            _hang(task)
+        return whole_batch(loader, rows)
+
+    loader.batch = batch
+    return loader
+
+
+def hangs_closing(task):
+    loader = InMemory(task)
+    loader.close = lambda: _hang(task)
+    return loader
+
+
+def _hang(task):
+    """With a process of its own, whose number is in the work folder."""
+    child = subprocess.Popen(["sleep", "600"])
+    (task.work / "child").write_text(str(child.pid))
+    child.wait()
+
+
+def takes_its_time(task):
+    def batch(loader, rows):
+        time.sleep(0.4)
+        return whole_batch(loader, rows)
+
+    return InMemory(task, batch=batch)
 
 
 def raises(task):

@@ -31,7 +31,8 @@ _EXAMPLE = """example:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code; SystemExit(2) for a wrong usage."""
     _escape_what_cannot_be_encoded(sys.stdout)
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return run_verb(arguments.run, arguments, {BadSampleError: 1, WorkerError: 2})

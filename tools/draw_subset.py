@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,12 @@ def draw(source: Path, out: Path, seed: int) -> None:
         write_gz(out / f"{part}-labels-idx1-ubyte.gz", header + classes[chosen].tobytes())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of the official Fashion-MNIST .gz files")
     parser.add_argument("out", type=Path, help="folder to write the subset to")
     parser.add_argument("--seed", type=int, default=SEED, help="what the draw depends on (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     draw(arguments.source, arguments.out, arguments.seed)
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -232,13 +232,13 @@ def measure(cifar: Path, photos: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar", type=Path, metavar="CIFAR10", help="folder of the official files")
     parser.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEGs; made if it is not there")
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=5, help="after a warm-up (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     results = measure(arguments.cifar, arguments.photos, arguments.rounds)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")

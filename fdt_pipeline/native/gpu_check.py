@@ -49,8 +49,7 @@ def _refusal(gpu: str, reason: str) -> str:
     return f"the native engine's check of {gpu} failed ({reason}); {WAY_OUT}"
 
 
-def main() -> int:
-    index = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+def main(index: int) -> int:
     message = ctypes.create_string_buffer(4096)
     status = symbols().fdt_gpu_self_check(index, message, len(message))
     print(message.value.decode(errors="replace"))
@@ -58,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 0))

@@ -18,6 +18,7 @@ from tools.bench.noise import Noise, spread
 from tools.bench.options import Options
 from tools.bench.relabelling import relabelled
 from tools.bench.running import Bench
+from tools.bench.seat import SeatProcess
 from tools.bench.task import Entry
 from tools.bench.training import Trainer
 
@@ -31,7 +32,7 @@ RATES = {"whole": 1000.0, "mixed": 500.0}
 class QuickSeat:
     """Its rate is told by its name; checks are real."""
 
-    def __init__(self, spec):
+    def __init__(self, spec, timeout):
         self.spec = spec
         self.rate = RATES.get(spec.contender.rpartition(":")[2], 1.0) / len(spec.task.manifest.classes)
         self.rng = np.random.default_rng(0)
@@ -87,6 +88,8 @@ def test_a_table_json_and_a_plot_come_out(shards, tmp_path, quick, capsys):
     assert results["contenders"][1]["images_per_output"] == 3.5
     assert len(results["noise"]["arithmetic"]["seconds"]) == REPEATS + 1
     assert results["versions"]["numpy"] == np.__version__
+    assert results["command"][:5] == ["python", "-m", "tools", "bench", str(shards)]
+    assert results["command"][-2:] == ["--plot", str(plot)]
     assert str(tmp_path) not in json.dumps({key: results[key] for key in results if key != "command"})
     assert plot.stat().st_size > 1000
 
@@ -102,6 +105,21 @@ def test_a_cheat_is_refused_by_name_is_not_timed_and_makes_the_command_fail(shar
     assert [one["status"] for one in (whole, half, missing)] == ["measured", "refused", "not installed"]
     assert not half["turns"]
     assert "summary" not in half
+
+
+def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, tmp_path, quick, monkeypatch, capsys):
+    def new_seat(spec, timeout):
+        return SeatProcess(spec, timeout) if spec.contender.endswith("hangs") else QuickSeat(spec, timeout)
+
+    monkeypatch.setattr("tools.bench.commands.Bench", lambda options: Bench(options, new_seat))
+    out = tmp_path / "bench.json"
+    assert bench(shards, tmp_path, "--timeout", 0.1, "--json", out, contenders=("hangs", "whole")) == 1
+    reason = "it gave no batch for 0.1 s and was stopped; --timeout S waits longer"
+    assert f"{MODULE}:hangs: failed: {reason}" in capsys.readouterr().out
+    hangs, whole = json.loads(out.read_text())["contenders"]
+    assert hangs["status"] == "failed"
+    assert hangs["reason"].startswith(reason)
+    assert len(whole["turns"]) == REPEATS
 
 
 def test_what_is_not_installed_alone_is_no_failure(shards, tmp_path, quick):
@@ -173,7 +191,9 @@ def test_one_real_race_in_processes(shards, tmp_path, capsys):
         (["--batch-size", 0], "--batch-size must be at least 1"),
         (["--workers", 0], "--workers must be at least 1"),
         (["--classes", 0], "--classes must be at least 1"),
-        (["--seconds", 0], "--seconds and --widest must be above 0"),
+        (["--seconds", 0], "--seconds must be above 0, got 0.0"),
+        (["--widest", 0], "--widest must be above 0, got 0.0"),
+        (["--timeout", 0], "--timeout must be above 0, got 0.0"),
         (["--classes", 301], "--classes 301 needs as many images, got 300"),
         (["--mixing", "mixup"], "no contender is left"),
         (["--contenders", "nobody"], "unknown contender 'nobody'"),

@@ -48,10 +48,7 @@ def test_classes_without_as_many_images_are_an_error(shards: Path, tmp_path: Pat
         write_jpeg_set(shards, tmp_path / "large", num_images)
 
 
-def test_the_command_says_what_it_wrote(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["jpeg_set", str(shards), str(tmp_path / "new" / "large"), "--images", "3"])
-    main()
+def test_the_command_says_what_it_wrote(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(shards), str(tmp_path / "new" / "large"), "--images", "3"])
     assert "3 images of 3 classes" in capsys.readouterr().out
     assert read_manifest(tmp_path / "new" / "large").num_samples == 3

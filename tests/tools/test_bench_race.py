@@ -28,6 +28,7 @@ class FakeSeat:
 
     def close(self):
         self.log.append(("close", self.name))
+        self._maybe("close")
 
     def _maybe(self, moment):
         if moment == self.fails_in:
@@ -77,6 +78,26 @@ def test_who_fails_is_out_with_the_reason_and_the_others_go_on(error, status, mo
     assert found["a"].status == "measured"
     assert len(found["a"].turns) == 3
     assert sum(entry == ("turn", "b") for entry in log) == (0 if moment == "start" else 2)
+
+
+def test_who_hangs_in_the_end_is_out_with_the_reason_and_the_others_are_closed():
+    log = []
+    seats = {name: FakeSeat(name, 100, log) for name in "ab"}
+    seats["b"].fails_in, seats["b"].error = "close", FailedError("it did not end")
+    found = raced(seats)
+    assert (found["b"].status, found["b"].reason) == ("failed", "it did not end")
+    assert found["a"].status == "measured"
+    assert ("close", "a") in log
+
+
+def test_the_first_reason_stays_where_the_end_fails_as_well():
+    seat = FakeSeat("a", 100, [], fails_in=1, error=RefusedError("it cheats"))
+
+    def close():
+        raise FailedError("it did not end")
+
+    seat.close = close
+    assert raced({"a": seat})["a"].reason == "it cheats"
 
 
 def self_test(noise, lost=LOST, repeats=6):

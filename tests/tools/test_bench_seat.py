@@ -3,10 +3,11 @@
 import os
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
-from tests.bench_contenders import InMemory
+from tools.bench.checks import write_check_sets
 from tools.bench.entries import choose, find_entry
 from tools.bench.errors import FailedError, RefusedError
 from tools.bench.options import Options
@@ -63,6 +64,55 @@ def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on
                 seats[name].start(5)
         with pytest.raises(NotInstalledError, match="pip install nothing-like-it"):
             seats["not_installed"].start(5)
+
+
+@pytest.mark.process
+def test_a_contender_that_hangs_is_stopped_with_all_that_it_started(task):
+    with closing(SeatProcess(Spec(f"{MODULE}:hangs", task))) as seat:
+        seat.start(0)
+        seat.timeout = 0.5
+        with pytest.raises(FailedError, match=r"it gave no batch for 0\.5 s and was stopped; --timeout S"):
+            seat.turn(0)
+        wait_for_end(int((task.work / "child").read_text()))
+
+
+@pytest.mark.process
+def test_a_contender_that_hangs_in_the_end_is_stopped_with_all_that_it_started(task, monkeypatch):
+    monkeypatch.setattr("tools.bench.seat.FAREWELL", 0.5)
+    seat = SeatProcess(Spec(f"{MODULE}:hangs_closing", task))
+    seat.start(0)
+    seat.turn(0)
+    with pytest.raises(FailedError, match=r"it did not end within 0\.5 s of being closed, and was stopped"):
+        seat.close()
+    wait_for_end(int((task.work / "child").read_text()))
+
+
+@pytest.mark.process
+def test_a_contender_that_gives_batches_may_take_longer_than_the_timeout(task):
+    """Eight batches of 0.4 s."""
+    with closing(SeatProcess(Spec(f"{MODULE}:takes_its_time", task))) as seat:
+        seat.start(0)
+        seat.timeout = 1.5
+        assert seat.turn(0)["taken"] >= 8
+
+
+@pytest.mark.process
+def test_batches_are_counted_in_a_check_at_the_start_and_in_a_turn(task):
+    """So that none of them is taken for one that hangs."""
+    with closing(SeatProcess(Spec(f"{MODULE}:whole", task))) as seat:
+        counts = []
+        for ask in (lambda: seat.check(write_check_sets(task)), lambda: seat.start(0), lambda: seat.turn(0)):
+            ask()
+            counts.append(seat.batches)
+        assert 0 < counts[0] < counts[1] < counts[2]
+
+
+def wait_for_end(pid):
+    """Until a killed process is gone, or nobody has waited for it yet."""
+    stat, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + 300
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.01)
 
 
 @pytest.mark.process
@@ -130,4 +180,3 @@ def test_loaders_and_generator_functions_give_epoch_after_epoch(task, name):
     for number in range(3):
         assert sum(len(images) for images, _ in contender.epoch(number)) == task.manifest.num_samples
     contender.close()
-    assert InMemory(task)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..verb import verb_parser
-from .spec import MODELS
+from .spec import MODELS, TIMEOUT
 from .summary import TOO_WIDE
 from .task import Mixing
 
@@ -59,6 +59,10 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--widest", type=float, default=TOO_WIDE, metavar="SHARE",
         help="an interval that reaches farther from its median is too noisy (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--timeout", type=float, default=TIMEOUT, metavar="S",
+        help="stop a contender that gives no batch for so many seconds (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--work", type=Path, default=Path("runs/bench"), help="for others' formats (default: %(default)s)"

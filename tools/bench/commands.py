@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +51,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         size=tuple(arguments.size) if arguments.size else None,
         model=arguments.model,
         widest=arguments.widest,
+        timeout=arguments.timeout,
         classes=tuple(arguments.classes),
         batch_sizes=tuple(arguments.batch_sizes),
     )
@@ -59,7 +59,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _bench(arguments: argparse.Namespace, options: Options) -> int:
     """1 where a contender was refused or failed."""
-    results = Bench(options).run(sys.argv[2:])
+    results = Bench(options).run(["python", "-m", "tools", *arguments.argv])
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(arguments.json) as file:
@@ -77,7 +77,7 @@ def _self_test(options: Options) -> int:
     name, task = options.contenders[0], options.task()
     specs = {ITSELF: Spec(name, task), AGAIN: Spec(name, task), PLANTED: Spec(name, task, lost=LOST)}
     noise = Noise()
-    makers = {who: partial(SeatProcess, spec) for who, spec in specs.items()}
+    makers = {who: partial(SeatProcess, spec, options.timeout) for who, spec in specs.items()}
     proof = prove(race(makers, options.repeats, options.seconds, noise.measure))
     print("\n".join([f"{name}:", *proof.lines()]))
     return 0 if proof.holds else 1

@@ -11,7 +11,8 @@ from .report import measured, table
 from .summary import rates
 
 SAME = ("data", "options")
-REPEATING = ("repeats", "seconds", "widest", "classes", "batch_sizes", "model")  # options that change no rate
+# Options that change no rate.
+REPEATING = ("repeats", "seconds", "widest", "timeout", "classes", "batch_sizes", "model")
 Contenders = Sequence[dict[str, Any]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
@@ -78,6 +79,22 @@ class OwnContender:
         close = getattr(self._batches, "close", None)
         if close is not None:
             close()
+
+
+class CountedBatches:
+    """A contender that counts up `batches`, in memory shared with the parent, which so sees one that hangs."""
+
+    def __init__(self, contender: Contender, batches: ctypes.c_uint64) -> None:
+        self._contender, self._counted = contender, batches
+        self.batches_at_once = getattr(contender, "batches_at_once", 1)
+
+    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
+        for batch in self._contender.epoch(number):
+            self._counted.value += 1
+            yield batch
+
+    def close(self) -> None:
+        self._contender.close()
 
 
 class FewerImages:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -53,13 +53,13 @@ def _chosen(shards: Path, num_images: int) -> Iterator[tuple[U8, str]]:
                 yield image, manifest.classes[label]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, metavar="CIFAR100_SHARDS", help="folder of raw shards of 100 classes")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--images", type=int, default=IMAGES, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     manifest = write_jpeg_set(arguments.shards, arguments.out, arguments.images, arguments.overwrite)
     megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6

@@ -11,7 +11,7 @@ import torch
 from fdt_pipeline.arguments import PAPER_MEAN, PAPER_STD
 from fdt_pipeline.shards import Manifest, read_manifest
 
-from .spec import MODELS
+from .spec import MODELS, TIMEOUT
 from .summary import TOO_WIDE
 from .task import Task
 
@@ -22,7 +22,8 @@ FEWEST_REPEATS = 2
 class Options:
     """contenders: names, the first one is what the others are compared with. workers: processes or threads of each.
     repeats of `seconds` each, after one that is left out. widest: how far an interval may reach from its median.
-    classes, batch_sizes: what else to race with, one after the other. work: where contenders keep their own formats."""
+    timeout: seconds without a batch after which a contender is stopped. classes, batch_sizes: what else to race with,
+    one after the other. work: where contenders keep their own formats."""
 
     shards: Path
     contenders: tuple[str, ...]
@@ -35,6 +36,7 @@ class Options:
     size: tuple[int, int] | None = None
     model: str | None = None
     widest: float = TOO_WIDE
+    timeout: float = TIMEOUT
     classes: tuple[int, ...] = ()
     batch_sizes: tuple[int, ...] = ()
 
@@ -46,8 +48,9 @@ class Options:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if self.repeats < FEWEST_REPEATS:
             raise ValueError(f"--repeats must be at least {FEWEST_REPEATS} for an interval, got {self.repeats}")
-        if self.seconds <= 0 or self.widest <= 0:
-            raise ValueError(f"--seconds and --widest must be above 0, got {self.seconds} and {self.widest}")
+        for name in ("seconds", "widest", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
         if self.model not in (None, *MODELS):
             raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {self.model}")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():

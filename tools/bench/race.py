@@ -47,7 +47,7 @@ def race(
             say(f"{name}: set up")
             with caught(raced[name]):
                 seats[name] = make()
-                stack.callback(seats[name].close)
+                stack.callback(_close, seats[name], raced[name])
                 raced[name].start = seats[name].start(FIRST_EPOCH * seconds)
         for number in range(repeats + 1):
             each_round()
@@ -58,6 +58,12 @@ def race(
                     if number:
                         raced[name].turns.append(turn)
     return raced
+
+
+def _close(seat: Seat, raced: Raced) -> None:
+    """The first reason why it is not measured stays."""
+    with caught(raced if raced.status == "measured" else Raced()):
+        seat.close()
 
 
 def turn_order(names: Sequence[str], number: int) -> Iterator[str]:

@@ -24,19 +24,20 @@ from .summary import summarize
 from .task import Task
 
 FORMAT = 1
-NewSeat = Callable[[Spec], Any]
+NewSeat = Callable[[Spec, float], Any]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """new_seat: gives a contender its process. noise: measured in each round."""
+    """new_seat: gives a contender its process, with the seconds without a batch after which it is stopped.
+    noise: measured in each round."""
 
     options: Options
     new_seat: NewSeat = SeatProcess
     noise: Noise | None = None
 
     def run(self, command: Sequence[str]) -> dict[str, Any]:
-        """Everything, as JSON values."""
+        """Everything, as JSON values. command: noted with them."""
         options, task = self.options, self.options.task()
         checked = self.checked(task)
         noise = self.noise or Noise()
@@ -46,7 +47,7 @@ class Bench:
         names = [one["name"] for one in contenders if one["status"] == "measured"]
         return {
             "format": FORMAT,
-            "command": ["python", "-m", "tools", "bench", *command],
+            "command": list(command),
             "machine": hardware(torch.device(options.device)),
             "versions": package_versions(),
             "data": describe_data(task.manifest),
@@ -73,14 +74,17 @@ class Bench:
         return found
 
     def _check(self, spec: Spec, sets: CheckSets) -> dict[str, Any]:
-        seat = self.new_seat(spec)
+        seat = self.new_seat(spec, self.options.timeout)
         try:
             return seat.check(sets)
         finally:
             seat.close()
 
     def _race(self, specs: Mapping[str, Spec], noise: Noise) -> dict[str, Raced]:
-        makers: dict[str, Callable[[], Seat]] = {name: partial(self.new_seat, spec) for name, spec in specs.items()}
+        timeout = self.options.timeout
+        makers: dict[str, Callable[[], Seat]] = {
+            name: partial(self.new_seat, spec, timeout) for name, spec in specs.items()
+        }
         return race(makers, self.options.repeats, self.options.seconds, noise.measure)
 
     def _training(self, task: Task, names: Sequence[str], noise: Noise) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from typing import Any
 
 import torch
 
-from .entries import FewerImages, find_entry
+from .entries import CountedBatches, FewerImages, find_entry
 from .epoch_count import EpochCount
 from .fingerprints import Fingerprints
 from .interval import rounded
@@ -20,8 +21,10 @@ from .turn import Taker
 
 
 class Sitting:
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
+    """batches: counted up with each batch."""
+
+    def __init__(self, spec: Spec, batches: ctypes.c_uint64) -> None:
+        self._spec, self._batches = spec, batches
         self._device = torch.device(spec.task.device)
         self._gpu_bytes = 0
         self._taker: Taker | None = None
@@ -31,7 +34,7 @@ class Sitting:
         """Set up, take the first batch, and go on with the first epoch for at most `seconds`."""
         before = self._used()
         begin = time.perf_counter()
-        self._contender = self._made()
+        self._contender = CountedBatches(self._made(), self._batches)
         set_up = time.perf_counter() - begin
         self._taker = self._new_taker(self._contender)
         # A model without a loader has no epochs: one batch.

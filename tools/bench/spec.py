@@ -7,6 +7,7 @@ from typing import Literal
 
 from .task import Task
 
+TIMEOUT = 300.0  # seconds without a batch until a contender is stopped; building the native engine takes 12
 MODELS = ("resnet34", "resnet18", "small")
 Kind = Literal["loader", "model", "both"]
 
