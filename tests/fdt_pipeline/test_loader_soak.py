@@ -13,6 +13,7 @@ from fdt_pipeline import FDTLoader, windows
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import assert_same
+from tests.memory import steady_growth
 from tests.numbered import numbered_images
 
 pytestmark = pytest.mark.soak
@@ -54,17 +55,19 @@ def said_by_a_process(code, *arguments):
 
 
 def figures_of_a_process(code, *arguments):
-    """(MiB, threads, file descriptors), twice."""
-    figures = [float(word) for word in said_by_a_process(code, *arguments).split()]
-    return figures[:3], figures[3:]
+    """MiB, threads and file descriptors, of each of four times."""
+    lines = [[float(word) for word in line.split()] for line in said_by_a_process(code, *arguments).splitlines()]
+    memory, threads, files = zip(*lines, strict=True)
+    assert len(memory) == 4
+    return memory, threads, files
 
 
 BATCHES = """
 import sys
 loader = FDTLoader(sys.argv[1], 2, mode=sys.argv[2], num_threads=1, weights=True)
 assert len(loader) == 200
-for _ in range(2):
-    for _ in range(25):
+for _ in range(4):
+    for _ in range(13):
         for number, batch in enumerate(loader):
             if number % 20 == 0:
                 state = loader.state_dict()
@@ -74,9 +77,9 @@ for _ in range(2):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_ten_thousand_batches_take_no_more_memory_threads_or_files(small_shards, mode):
-    first, last = figures_of_a_process(BATCHES, small_shards, mode)
-    assert last[0] < first[0] + 4
-    assert last[1:] == first[1:]
+    memory, threads, files = figures_of_a_process(BATCHES, small_shards, mode)
+    assert steady_growth(memory) < 2  # MiB in 2,600 batches
+    assert len({*threads}) == len({*files}) == 1
 
 
 LOADERS = """
@@ -94,16 +97,17 @@ def make(count):
             loader.close()
     print(*figures())
 make(10)
-make(50)
+for _ in range(3):
+    make(20)
 """
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_hundred_loaders_made_resumed_and_dropped_leave_nothing_behind(small_shards, mode):
-    first, last = figures_of_a_process(LOADERS, small_shards, mode)
-    assert last[0] < first[0] + 8
-    assert last[1] <= first[1]
-    assert last[2] <= first[2]
+def test_seventy_pairs_of_loaders_made_resumed_and_dropped_leave_nothing_behind(small_shards, mode):
+    memory, threads, files = figures_of_a_process(LOADERS, small_shards, mode)
+    assert steady_growth(memory) < 3  # MiB in 20 pairs
+    assert threads[-1] <= threads[0]
+    assert files[-1] <= files[0]
 
 
 EXITS = """

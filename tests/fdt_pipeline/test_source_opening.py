@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fdt_pipeline.sources import KINDS, open_source, source_splits
+from fdt_pipeline.sources import open_source, source_splits
 
 SUBSET = "train/data/fashion_mnist_subset"
-
-
-def test_all_kinds_are_listed() -> None:
-    assert KINDS == ("fashion-mnist", "mnist", "cifar10", "cifar100", "svhn", "npz", "folder")
 
 
 def test_an_official_set_has_train_and_test() -> None:
@@ -39,8 +36,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("text")])
-def test_an_unknown_source_lists_what_was_looked_for(tmp_path: Path, make: object) -> None:
-    assert callable(make)
+def test_an_unknown_source_lists_what_was_looked_for(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "x")
     with pytest.raises(ValueError, match=r"--source KIND; .*cifar10: data_batch_1.bin.*svhn: train_32x32.mat"):
         source_splits(tmp_path / "x")
@@ -62,7 +58,8 @@ def test_arrays_beside_class_folders_are_ambiguous(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_lists_the_kinds() -> None:
-    with pytest.raises(ValueError, match=r"unknown kind of source 'imagenet': expected --source to be one of fashion-"):
+    kinds = "fashion-mnist, mnist, cifar10, cifar100, svhn, npz, folder"
+    with pytest.raises(ValueError, match=f"unknown kind of source 'imagenet': expected --source to be one of {kinds}$"):
         open_source(SUBSET, "imagenet")
 
 

@@ -52,7 +52,7 @@ def test_readers_of_a_small_cache_do_not_wait_for_each_other(tmp_path: Path) -> 
         for process in processes:
             process.start()
         try:
-            assert [queue.get(timeout=25) for _ in processes] == [36] * 4
+            assert [queue.get(timeout=300) for _ in processes] == [36] * 4
         finally:
             for process in processes:
                 process.terminate()

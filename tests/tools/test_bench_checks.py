@@ -1,7 +1,5 @@
 """The honest pass, and every planted cheat is refused by name with its reason."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -206,4 +204,3 @@ def test_pixels_are_recovered_from_standardized_images(task):
 
 def test_the_work_of_a_check_lies_apart_from_that_of_the_race(task, sets):
     assert sets.sample.is_relative_to(task.work / "check")
-    assert isinstance(task.work, Path)

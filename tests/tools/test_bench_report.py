@@ -139,10 +139,4 @@ def test_the_command_prints_markdown_and_fills_pages(two, tmp_path, capsys):
 @pytest.mark.parametrize("page", ["README.md", "tools/README.md"])
 def test_the_blocks_of_our_pages_agree_with_the_committed_results(page):
     text = (ROOT / page).read_text()
-    if "<!-- bench " in text:
-        assert filled(text, (ROOT / page).parent) == text
-
-
-def test_every_committed_result_is_one():
-    for path in (ROOT / "tools" / "results").glob("bench-*.json"):
-        assert read_results(path)["contenders"]
+    assert filled(text, (ROOT / page).parent) == text

@@ -55,21 +55,10 @@ def test_every_group_has_a_figure_a_round(results):
             assert 0 < figure["min"] <= figure["median"] <= figure["max"]
 
 
-def test_bounds_are_those_of_the_table(results):
-    """A row and its bounds: resident, streaming from shards and from memory, superposition alone."""
-    bounds = {r["ratio"]: (r["at_least"], r["stretch"]) for r in results[0]["ratios"] if r["at_least"] is not None}
-    assert bounds["resident FDT : no FDT, flip, C = 10"] == (1.3, 1.8)
-    assert bounds["resident FDT : no FDT, normalize alone, C = 100"] == (0.3, 0.5)
-    assert bounds["streaming FDT : no FDT, flip, from shards, C = 10"] == (1.0, 1.2)
-    assert bounds["streaming FDT : no FDT, flip, from memory, C = 100"] == (0.6, 1.0)
-    for threads in ("1 thread", "2 threads"):
-        for c in (10, 100):
-            assert bounds[f"superposition : multiply-adds, C = {c}, {threads}"] == (0.6, 0.85)
-
-
 def test_what_was_measured_where_is_told(results):
     told = results[0]
-    assert told["versions"]["commit"]
+    assert told["versions"]["torch"] == torch.__version__
+    assert "commit" in told["versions"]  # None outside of a git checkout
     assert told["hardware"]["cpu"]
     assert [data["classes"] for data in told["data"]] == [10, 100]
     assert told["options"]["dali, both sides"]["num_threads"] == max(THREADS)

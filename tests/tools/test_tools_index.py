@@ -11,7 +11,6 @@ import random
 import subprocess
 import sys
 import tarfile
-import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -277,6 +276,11 @@ def test_a_sparse_member_is_refused(here: Path, capsys: pytest.CaptureFixture[st
         assert problem in capsys.readouterr().out
 
 
+def bytes_read() -> int:
+    """What read() has given this process so far, from the page cache too."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_contents_are_not_read_and_memory_does_not_grow_with_them(here: Path, form: int) -> None:
     """Three members, all holes. USTAR has no room for a size of 9 GiB: GNU writes it in base 256, PAX ahead."""
@@ -289,12 +293,12 @@ def test_contents_are_not_read_and_memory_does_not_grow_with_them(here: Path, fo
             file.seek(size, os.SEEK_CUR)
         file.write(bytes(10240))
     tracemalloc.start()
-    begun = time.perf_counter()
+    before = bytes_read()
     assert index("x.tar") == 0
-    seconds, (_, peak) = time.perf_counter() - begun, tracemalloc.get_traced_memory()
+    read, (_, peak) = bytes_read() - before, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1
-    assert peak < 4 << 20
+    assert read < 16 << 20  # modules that are imported meanwhile among it
+    assert peak < 16 << 20
     assert [members[0].size for members in parse_index((here / "x.idx").read_text())] == sizes
     if form == tarfile.PAX_FORMAT:
         assert (here / "x.idx").read_bytes() == from_wds2idx(here / "x.tar")

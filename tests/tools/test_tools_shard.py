@@ -34,7 +34,8 @@ FLAGS = {
     "index": "TARS --json",
     "preview": "OUT --out --seed --superpose",
     "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --device --into "
-    "--json --list --mixing --model --plot --render --repeats --seconds --self-test --size --widest --work --workers",
+    "--json --list --mixing --model --plot --render --repeats --seconds --self-test --size --timeout --widest --work "
+    "--workers",
 }
 
 
@@ -208,12 +209,12 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path: Path) -
     process = subprocess.Popen(
         [*command, "--workers", "2", "--samples-per-shard", "2500"], start_new_session=True, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not list(tmp_path.rglob("*.tmp")):  # a worker has begun to write
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors.decode()) == (
         130,
         f"\ninterrupted: {tmp_path}: nothing was finished, so nothing is kept\n",
