@@ -83,7 +83,7 @@ def operator_arguments(mixing: Mixing, most: int) -> dict[str, Any]:
 
 
 class NativeResident:
-    """Draws from a pool in the host's huge pages or on the GPU, which the operator shares with others of its name."""
+    """Draws from a pool in the device's memory. This object keeps it, over the epochs, whose operators come and go."""
 
     def __init__(self, mixing: Mixing, device: torch.device, pool: NativePool, in_order: bool) -> None:
         assert pool.labels is not None

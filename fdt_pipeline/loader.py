@@ -71,7 +71,7 @@ class FDTLoader:
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
-        torch engine with its frames of zeros) takes at most half of the free memory.
+        torch engine twice, once with frames of zeros) takes at most half of the free memory.
     engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
@@ -359,7 +359,7 @@ class FDTLoader:
         engine: NativeResident | TorchResident
         in_order = not self.train
         if self.engine == "native":
-            native_pool = read_pool(self.shards, self.manifest, self.augment.pad)
+            native_pool = read_pool(self.shards, self.manifest, self.augment.pad, self.device)
             engine = NativeResident(self._mixing, self.device, native_pool, in_order)
         else:
             with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:

@@ -38,8 +38,8 @@ from fdt_pipeline.stage import Mixing
 from fdt_pipeline.storage import Folder, open_folder
 from fdt_pipeline.superposition import FDT, PLAIN, Augment
 
-# (sha256 of the manifest, pad) -> the images in memory, which the pipelines of a process share
-_pools: WeakValueDictionary[tuple[str, int], NativePool] = WeakValueDictionary()
+# (sha256 of the manifest, pad, device) -> the images in its memory, which the pipelines of a process share
+_pools: WeakValueDictionary[tuple[str, int, torch.device], NativePool] = WeakValueDictionary()
 
 
 @pipeline_def
@@ -110,7 +110,7 @@ def fdt_pipeline(
     checked_image_size(manifest.shape, folder.url, chosen_mode, size)
     _load_operators()
     if chosen_mode == "resident":
-        pool = _pool(folder, manifest, augmented.pad)
+        pool = _pool(folder, manifest, augmented.pad, on_device)
         arguments = {**NativeResident(mixing, on_device, pool, False).arguments, "pool": pool.name}
         return _resident_graph(IdSource(batching, epoch, pool), arguments, device)
     _warn_of_small_windows(chosen, batching, len(manifest.classes))
@@ -148,13 +148,12 @@ def _streaming_graph(
     return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
 
 
-def _pool(folder: Folder, manifest: Manifest, pad: int) -> NativePool:
-    """The whole set in memory, once a process."""
-    kept = _pools.get((manifest.sha256, pad))
-    if kept is not None:
-        return kept
-    pool = read_pool(folder, manifest, pad)
-    _pools[manifest.sha256, pad] = pool
+def _pool(folder: Folder, manifest: Manifest, pad: int, device: torch.device) -> NativePool:
+    """The whole set in the device's memory, once a process."""
+    key = manifest.sha256, pad, device
+    pool = _pools.get(key)
+    if pool is None:
+        pool = _pools[key] = read_pool(folder, manifest, pad, device)
     return pool
 
 

@@ -19,14 +19,15 @@ WINDOW_BYTES = 64 << 20
 
 
 def pool_bytes(num_samples: int, shape: tuple[int, int, int], pad: int) -> int:
-    """Bytes of a resident pool: every image as u8, with a frame of `pad` zeros where the engine keeps one."""
+    """Bytes that a resident pool takes: every image as u8; where the engine keeps it with a frame of `pad` zeros, once
+    more with that, as both are there while the frames are made."""
     h, w, c = shape
-    return num_samples * (h + 2 * pad) * (w + 2 * pad) * c
+    return num_samples * (h * w * c + ((h + 2 * pad) * (w + 2 * pad) * c if pad else 0))
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory: what Linux says is available on the host, within the container's limit, and at most a GPU's own,
-    as a pool on its way there is on the host first."""
+    """Free memory: what Linux says is available on the host, within the container's limit, and at most a GPU's own:
+    on its way there the torch engine's set is on the host as a whole, the native engine's a shard at a time."""
     host = int(min(_host_available(), _container_available()))
     return min(host, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host
 

@@ -55,8 +55,12 @@ class CoreOutput:
     targets: str = "soft"
 
 
+HOST = -1  # in the place of a GPU's number
+
+
 class NativePool:
-    """u8[n h w c] in huge pages, plane after plane. `name` is what the operator `superpose_resident` finds it by.
+    """u8[n h w c] where it is drawn from, and nowhere else: in huge pages of the host, plane after plane, or on a GPU.
+    `name` is what operators `superpose_resident` of that device find it by.
 
     The memory is let go of by `close`, or with this object, once no operator uses it any more.
     """
@@ -73,7 +77,7 @@ class NativePool:
                 f"expected u8[m h w c] of {self.shape}, got {images.dtype} {images.shape} for image {first} and on"
             )
         images = np.ascontiguousarray(images)
-        self.core.library.fdt_pool_set(self.handle, first, len(images), _address(images))
+        self.core.check(self.core.library.fdt_pool_set(self.handle, first, len(images), _address(images)) == 0)
 
     def finish(self, labels: LabelledPool) -> NativePool:
         """Give every image its label, and the pool its name."""
@@ -90,7 +94,7 @@ class NativePool:
     def images(self) -> U8:
         """u8[n h w c], a copy."""
         pixels = np.empty(self.shape, np.uint8)
-        self.core.library.fdt_pool_get(self.handle, 0, len(pixels), _address(pixels))
+        self.core.check(self.core.library.fdt_pool_get(self.handle, 0, len(pixels), _address(pixels)) == 0)
         return pixels
 
     def close(self) -> None:
@@ -111,12 +115,12 @@ class Core:
         signatures: dict[str, tuple[Any, list[Any]]] = {
             "fdt_error": (ctypes.c_char_p, []),
             "fdt_isa": (ctypes.c_char_p, []),
-            "fdt_pool_create": (pointer, [i64] * 5),
-            "fdt_pool_set": (None, [pointer, i64, i64, pointer]),
-            "fdt_pool_get": (None, [pointer, i64, i64, pointer]),
+            "fdt_pool_create": (pointer, [*[i64] * 5, i32]),
+            "fdt_pool_set": (i64, [pointer, i64, i64, pointer]),
+            "fdt_pool_get": (i64, [pointer, i64, i64, pointer]),
             "fdt_pool_finish": (i64, [pointer, pointer, ctypes.c_uint32, ctypes.c_char_p]),
             "fdt_pool_release": (None, [pointer, ctypes.c_char_p]),
-            "fdt_pool_read": (pointer, [ctypes.c_char_p, i64, i32]),
+            "fdt_pool_read": (pointer, [ctypes.c_char_p, i64, i32, i32]),
             "fdt_pool_shape": (None, [pointer, pointer]),
             "fdt_pool_labels": (None, [pointer, pointer]),
             "fdt_epoch_order": (None, [ctypes.c_uint64, ctypes.c_uint32, i64, pointer]),
@@ -138,20 +142,21 @@ class Core:
         name = self.library.fdt_isa()
         return self.check(name).decode()
 
-    def pool(self, images: U8, labels: npt.ArrayLike, num_classes: int, pad: int) -> NativePool:
+    def pool(self, images: U8, labels: npt.ArrayLike, num_classes: int, pad: int, device: int = HOST) -> NativePool:
         """A pool of u8[n h w c] images, registered under a name of its own."""
-        pool = self.begin_pool(len(images), images.shape[1:], pad)
+        pool = self.begin_pool(len(images), images.shape[1:], pad, device)
         pool.set_images(0, images)
         return pool.finish(LabelledPool(labels, num_classes))
 
-    def begin_pool(self, n: int, shape: Sequence[int], pad: int) -> NativePool:
-        """Room for n images of (h, w, c), to be set, then finished; plans may ask for shifts by up to `pad` pixels."""
+    def begin_pool(self, n: int, shape: Sequence[int], pad: int, device: int = HOST) -> NativePool:
+        """Room for n images of (h, w, c), to be set, then finished; plans may ask for shifts by up to `pad` pixels.
+        device: the number of a GPU."""
         h, w, c = shape
-        return NativePool(self, self.check(self.library.fdt_pool_create(n, h, w, c, pad)), (n, h, w, c), pad)
+        return NativePool(self, self.check(self.library.fdt_pool_create(n, h, w, c, pad, device)), (n, h, w, c), pad)
 
-    def read_pool(self, folder: str, pad: int = 0, num_threads: int = 1) -> NativePool:
+    def read_pool(self, folder: str, pad: int = 0, num_threads: int = 1, device: int = HOST) -> NativePool:
         """A folder of raw shards, as the operator reads it."""
-        handle = self.check(self.library.fdt_pool_read(folder.encode(), pad, num_threads))
+        handle = self.check(self.library.fdt_pool_read(folder.encode(), pad, num_threads, device))
         values = np.empty(5, np.int64)
         self.library.fdt_pool_shape(handle, _address(values))
         n, h, w, c, num_classes = map(int, values)

@@ -243,8 +243,8 @@ def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(nu
 
 def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(numbered_shards, monkeypatch, engine):
     assert FDTLoader(numbered_shards, 8).mode == "resident"
-    frame = 8 if engine == "torch" else 0
-    kept = NUM_SAMPLES * (6 + frame) * (5 + frame) * 3
+    padded = 14 * 13 if engine == "torch" else 0  # that engine has each image twice while it makes its frame
+    kept = NUM_SAMPLES * (6 * 5 + padded) * 3
     monkeypatch.setattr("fdt_pipeline.residency.available_bytes", lambda device: 2 * kept)
     assert FDTLoader(numbered_shards, 8).mode == "resident"
     monkeypatch.setattr("fdt_pipeline.residency.available_bytes", lambda device: 2 * kept - 1)

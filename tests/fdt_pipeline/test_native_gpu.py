@@ -10,23 +10,32 @@ images and targets run on it as well.
 
 import ctypes
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
+import torch
 
+from fdt_pipeline import FDTLoader
 from fdt_pipeline.native import NativeUnavailable, build_core
 from fdt_pipeline.native.compiler import find_compiler
-from fdt_pipeline.native.core import TARGETS, _options
+from fdt_pipeline.native.core import TARGETS, Core, CoreOutput, _options
 from fdt_pipeline.native.driver import nvrtc_path
 from fdt_pipeline.native.recipe import CSRC
 from fdt_pipeline.native.series import series_argument
 from fdt_pipeline.plans import Plans, batch_targets, draw_plans
+from fdt_pipeline.resident_pool import read_pool
 from fdt_pipeline.series import Geometric, Power
+from fdt_pipeline.shards import load_shards
 from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment, Pool, image_range, standardize, superpose_images
 
 EMULATION = Path(__file__).parents[1] / "native_emulation"
@@ -36,13 +45,13 @@ RESIDENT, WINDOW, SCATTERED_WINDOW = 0, 1, 2
 FIELDS = ("images", "classes", "dy", "dx", "flip", "weights")
 
 
-class _Images(ctypes.Structure):
-    """FdtGpuImages of gpu_api.cc."""
+class _Window(ctypes.Structure):
+    """FdtGpuWindow of gpu_api.cc."""
 
     _fields_ = [
         ("pixels", ctypes.c_void_p),
         ("labels", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("n", "h", "w", "c", "num_classes", "place")),
+        *((name, ctypes.c_int64) for name in ("n", "h", "w", "c", "num_classes", "is_scattered")),
     ]
 
 
@@ -61,6 +70,13 @@ class Gpu:
     library: ctypes.CDLL
     driver: ctypes.CDLL | None
 
+    @property
+    def core(self):
+        return Core(self.library)
+
+    def pool(self, pixels, labels):
+        return self.core.pool(pixels, labels.labels, labels.num_classes, pad=0, device=0)
+
     def options(self, fdt, augment, labels, output=Output()):
         options = _options(SEED, fdt, augment)
         options.channels, options.half, options.hwc = output.channels, output.half, output.hwc
@@ -74,10 +90,10 @@ class Gpu:
         indices = np.asarray(indices, np.int64)
         capacity = len(indices) * image_range(fdt, labels)[1]
         k, entries = np.empty(len(indices), np.uint32), np.empty((capacity, 6), np.uint32)
+        pool = self.pool(np.zeros((len(labels), 1, 1, 1), np.uint8), labels)
         m = self.library.fdt_gpu_draw_plans(
-            ctypes.byref(self.options(fdt, augment, labels)), address(labels.labels), ctypes.c_int64(len(labels)),
-            ctypes.c_int64(labels.num_classes), EPOCH, address(indices), address(leaders), ctypes.c_int64(len(indices)),
-            ctypes.c_int64(capacity), address(k), address(entries)
+            ctypes.byref(self.options(fdt, augment, labels)), ctypes.c_void_p(pool.handle), EPOCH, address(indices),
+            address(leaders), ctypes.c_int64(len(indices)), ctypes.c_int64(capacity), address(k), address(entries)
         )  # fmt: skip
         self.check(m)
         image, label, dy, dx, flip, weight = np.ascontiguousarray(entries[:m].T)
@@ -86,14 +102,28 @@ class Gpu:
 
     def superpose(self, indices, pixels, labels, fdt, augment, output, leaders=None, place=RESIDENT, batch_size=4096):
         """Images as [n h w channels] in float64, and targets."""
-        n, (_, h, w, c) = len(indices), pixels.shape
-        indices = np.asarray(indices, np.int64)
+        if place == RESIDENT:
+            return self.from_pool(self.pool(pixels, labels), indices, fdt, augment, output, leaders, batch_size)
+        (_, h, w, c), scattered = pixels.shape, place == SCATTERED_WINDOW
+        given = _Window(address(pixels), address(labels.labels), len(labels), h, w, c, labels.num_classes, scattered)
+        return self._superpose(
+            None, ctypes.byref(given), (h, w), labels, indices, fdt, augment, output, leaders, batch_size
+        )
+
+    def from_pool(self, pool, indices, fdt, augment, output, leaders=None, batch_size=4096, epoch=EPOCH):
+        """The same, by an operator of its own, from a pool on the GPU."""
+        handle = ctypes.c_void_p(pool.handle)
+        return self._superpose(
+            handle, None, pool.shape[1:3], pool.labels, indices, fdt, augment, output, leaders, batch_size, epoch
+        )
+
+    def _superpose(self, pool, window, size, labels, indices, fdt, augment, output, leaders, batch_size, epoch=EPOCH):
+        n, (h, w), indices = len(indices), size, np.ascontiguousarray(indices, np.int64)
         size = (h, w, output.channels) if output.hwc else (output.channels, h, w)
         images = np.full((n, *size), np.nan, np.float16 if output.half else np.float32)
         targets = np.full(n, -2) if output.targets == "label" else np.full((n, labels.num_classes), np.nan, np.float32)
-        given = _Images(address(pixels), address(labels.labels), len(labels), h, w, c, labels.num_classes, place)
         done = self.library.fdt_gpu_superpose(
-            ctypes.byref(self.options(fdt, augment, labels, output)), ctypes.byref(given), EPOCH, address(indices),
+            ctypes.byref(self.options(fdt, augment, labels, output)), pool, window, epoch, address(indices),
             address(leaders), ctypes.c_int64(n), ctypes.c_int64(batch_size), address(images), address(targets)
         )  # fmt: skip
         self.check(done)
@@ -104,10 +134,12 @@ class Gpu:
             raise ValueError(self.library.fdt_gpu_error().decode())
 
     def counts(self):
-        """Launches, allocations, synchronizations, and pieces of memory that are not freed."""
-        values = np.empty(4, np.int64)
+        """Launches, allocations, synchronizations, pieces of memory that are not freed, bytes that were uploaded."""
+        values = np.empty(5, np.int64)
         self.driver.emulation_counts(address(values))
-        return dict(zip(("launches", "allocations", "synchronizations", "held"), map(int, values), strict=True))
+        return dict(
+            zip(("launches", "allocations", "synchronizations", "held", "uploaded"), map(int, values), strict=True)
+        )
 
 
 def address(array):
@@ -375,6 +407,110 @@ def test_outputs_that_follow_each_other_are_one_launch(emulated):
     labels, before = Pool([0, 1], 2), emulated.counts()
     emulated.superpose(np.arange(50), np.zeros((2, 4, 4, 1), np.uint8), labels, FDT(), NO_AUGMENT, Output(channels=1))
     assert emulated.counts()["launches"] - before["launches"] == 1
+
+
+class StandIn:
+    """DALI's pipeline of an epoch, which makes each batch by an operator of its own."""
+
+    def __init__(self, gpu, pool, numbers):
+        self.gpu, self.pool, self.numbers, self.batch = gpu, pool, numbers, 0
+
+    def build(self):
+        pass
+
+    def run(self):
+        ids = self.numbers(self.batch)
+        self.batch += 1
+        images, targets = self.gpu.from_pool(
+            self.pool, ids[:, 1], FDT(), Augment(), Output(), epoch=ctypes.c_uint32(ids[0, 0])
+        )
+        fields = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32), targets
+        return [SimpleNamespace(as_tensor=lambda field=field: field) for field in fields]
+
+    def _shutdown(self):
+        pass
+
+
+@pytest.fixture
+def pools(emulated, monkeypatch):
+    """Name -> pool of the loaders that are made with device="cuda": they take the emulation for a GPU."""
+    found = WeakValueDictionary()
+
+    def read(*arguments):
+        pool = read_pool(*arguments)
+        found[pool.name] = pool
+        return pool
+
+    def pipeline(numbers, arguments, device, **options):
+        return StandIn(emulated, found[arguments["pool"]], numbers)
+
+    monkeypatch.setattr("fdt_pipeline.loader.checked_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr("fdt_pipeline.loader.choose_engine", lambda *_: "native")
+    monkeypatch.setattr("fdt_pipeline.loader.read_pool", read)
+    monkeypatch.setattr("fdt_pipeline.resident_pool.native_core", lambda: emulated.core)
+    monkeypatch.setattr("fdt_pipeline.pipeline.native_resident_pipeline", pipeline)
+    return found
+
+
+def test_a_loader_uploads_its_pool_once_and_frees_it_with_itself(emulated, pools, numbered_shards):
+    before = emulated.counts()
+    loader = FDTLoader(numbered_shards, 32, device="cuda", mode="resident", seed=SEED)
+    built = emulated.counts()
+    pixels, labels, _ = load_shards(numbered_shards)
+    index_bytes = 4 * (2 * len(labels) + loader.num_classes + 1)
+    assert built["uploaded"] - before["uploaded"] == pixels.nbytes + index_bytes
+    loader.set_epoch(EPOCH)
+    epochs = [list(loader) for _ in range(3)]
+    assert [len(epoch) for epoch in epochs] == [8] * 3
+    uploaded = emulated.counts()["uploaded"] - built["uploaded"]  # the weights of each batch's operator
+    assert uploaded < pixels.nbytes / 4
+    images, targets = epochs[0][0]
+    given = np.arange(32), pixels, Pool(labels, loader.num_classes), FDT(), Augment(), Output()
+    right, right_targets = expected_outputs(*given)
+    assert_same_images(images.permute(0, 2, 3, 1).numpy(), right)
+    assert np.array_equal(targets.numpy(), right_targets)
+    loader.close()
+    assert emulated.counts()["held"] == before["held"]
+    assert not pools
+
+
+def test_a_pool_on_a_gpu_is_never_on_the_host_as_well(emulated):
+    """Memory of the emulated GPU is the host's, so the limit leaves room for one copy of the pool and a quarter."""
+    block = np.ones((4096, 32, 32, 1), np.uint8)
+    num_blocks = 16
+    with memory_limit(num_blocks * block.nbytes * 5 // 4):
+        pool = emulated.core.begin_pool(num_blocks * len(block), block.shape[1:], 0, device=0)
+        for number in range(num_blocks):
+            pool.set_images(number * len(block), block)
+        pool.finish(Pool(np.zeros(pool.shape[0], np.int64), 1))
+        with pytest.raises(ValueError, match="out of memory"):
+            emulated.core.begin_pool(num_blocks * len(block), block.shape[1:], 0)
+
+
+@contextmanager
+def memory_limit(num_bytes):
+    """So many more bytes of private memory than this process has now."""
+    [used] = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(used) * 1024 + num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_what_the_host_asks_of_a_pool_on_a_gpu_is_there(gpu, numbered_shards, num_threads):
+    """As it is loaded from Python, and as the operator reads a folder: images, labels, and plans drawn on the host."""
+    pixels, labels, _ = load_shards(numbered_shards)
+    read = gpu.core.read_pool(str(numbered_shards), num_threads=num_threads, device=0)
+    for pool in (gpu.pool(pixels, Pool(labels, 7)), read):
+        assert np.array_equal(pool.images(), pixels)
+        assert np.array_equal(pool.labels.labels, labels)
+        ours = gpu.core.draw_plans(pool, SEED, EPOCH, np.arange(50), FDT())
+        assert_same_plans(ours, draw_plans(SEED, EPOCH, np.arange(50), pool.labels, FDT()))
+        with pytest.raises(ValueError, match="expected a pool on the host, got one on a GPU"):
+            gpu.core.superpose(pool, SEED, EPOCH, [0], FDT(), NO_AUGMENT, CoreOutput(MEAN[:3], (STD,) * 3))
 
 
 def test_failures_of_the_driver_are_told_in_its_words_and_leave_nothing_behind(emulated):

@@ -5,6 +5,7 @@
 // It does what the launcher needs and no more; launches are done when they return, so it cannot show what goes wrong
 // when they are not.
 #include <map>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -63,10 +64,11 @@ Kernel kernels[] = {
 };
 
 int context, module;
-std::vector<void *> contexts;
+thread_local std::vector<void *> contexts;
+std::mutex memory_mutex;
 std::map<unsigned long long, size_t> memory;
 bool backwards = false;
-long long num_launches = 0, num_allocations = 0, num_synchronizations = 0;
+long long num_launches = 0, num_allocations = 0, num_synchronizations = 0, uploaded_bytes = 0;
 long long allocation_limit = -1;
 
 }  // namespace
@@ -77,6 +79,7 @@ EXPORT void emulation_counts(long long *counts) {
   counts[1] = num_allocations;
   counts[2] = num_synchronizations;
   counts[3] = static_cast<long long>(memory.size());
+  counts[4] = uploaded_bytes;
 }
 EXPORT void emulation_run_backwards(int yes) { backwards = yes != 0; }
 EXPORT void emulation_limit_allocations(long long bytes) { allocation_limit = bytes; }
@@ -141,19 +144,26 @@ EXPORT int cuMemAlloc_v2(unsigned long long *pointer, size_t bytes) {
   if (contexts.empty()) return kInvalidContext;
   if (!bytes) return kInvalidValue;
   if (allocation_limit >= 0 && static_cast<long long>(bytes) > allocation_limit) return kOutOfMemory;
-  *pointer = reinterpret_cast<unsigned long long>(std::malloc(bytes));
+  void *allocated = std::malloc(bytes);
+  if (!allocated) return kOutOfMemory;
+  *pointer = reinterpret_cast<unsigned long long>(allocated);
+  const std::lock_guard<std::mutex> lock(memory_mutex);
   memory[*pointer] = bytes;
   num_allocations++;
   return 0;
 }
 EXPORT int cuMemFree_v2(unsigned long long pointer) {
   if (contexts.empty()) return kInvalidContext;
+  const std::lock_guard<std::mutex> lock(memory_mutex);
   if (!memory.erase(pointer)) return kInvalidValue;
   std::free(reinterpret_cast<void *>(pointer));
   return 0;
 }
 EXPORT int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t bytes) {
+  if (contexts.empty()) return kInvalidContext;
+  const std::lock_guard<std::mutex> lock(memory_mutex);
   std::memcpy(reinterpret_cast<void *>(to), from, bytes);
+  uploaded_bytes += static_cast<long long>(bytes);
   return 0;
 }
 EXPORT int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t bytes) {

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
 
 #include "kernel.h"
 #include "plan.h"
+#include "pool.h"
 
 #define FDT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -38,6 +40,10 @@ int64_t guarded(Work work) {
   }
   return -1;
 }
+
+using PoolHandle = std::shared_ptr<fdt::Pool>;
+
+fdt::Pool &pool_of(void *handle) { return **static_cast<PoolHandle *>(handle); }
 
 fdt::PlanOptions plan_options(const FdtOptions &o) {
   return {o.seed, o.min_images, o.max_images, o.mix_threshold, o.pad, o.flip != 0};

@@ -15,9 +15,12 @@
 
 namespace {
 
-using PoolHandle = std::shared_ptr<fdt::Pool>;
-
-fdt::Pool &pool_of(void *handle) { return **static_cast<PoolHandle *>(handle); }
+// A pool whose images may be read here.
+const fdt::Pool &host_pool(void *handle) {
+  const fdt::Pool &pool = pool_of(handle);
+  if (pool.device() != fdt::kHost) throw std::invalid_argument("expected a pool on the host, got one on a GPU");
+  return pool;
+}
 
 // work(first, last, thread) over [0, n), cut into as many parts as there are threads.
 template <typename Work>
@@ -42,33 +45,37 @@ FDT_EXPORT const char *fdt_isa() {
   return guarded([&] { return name = fdt::kernels().name, 0; }) == 0 ? name : nullptr;
 }
 
-FDT_EXPORT void *fdt_pool_create(int64_t n, int64_t h, int64_t w, int64_t c, int64_t pad) {
+// device: the number of a GPU, or -1 for the host.
+FDT_EXPORT void *fdt_pool_create(int64_t n, int64_t h, int64_t w, int64_t c, int64_t pad, int device) {
   void *handle = nullptr;
   guarded([&] {
     if (n < 1) throw std::invalid_argument("the pool is empty: expected one image or more");
     if (h < 1 || w < 1 || c < 1 || c > fdt::kMostChannels)
       throw std::invalid_argument("images must be [h w c] with 1 to 4 channels");
-    handle = new PoolHandle(std::make_shared<fdt::Pool>(static_cast<size_t>(n), fdt::Shape{h, w, c}, pad));
+    handle = new PoolHandle(std::make_shared<fdt::Pool>(static_cast<size_t>(n), fdt::Shape{h, w, c}, pad, device));
     return 0;
   });
   return handle;
 }
 
 // u8[n h w c] in and out, images first .. first + n - 1. They are set before the pool is finished.
-FDT_EXPORT void fdt_pool_set(void *handle, int64_t first, int64_t n, const uint8_t *pixels) {
-  fdt::Pool &pool = pool_of(handle);
-  for (int64_t i = 0; i < n; i++) pool.set_image(static_cast<size_t>(first + i), pixels + i * pool.shape().size());
+FDT_EXPORT int64_t fdt_pool_set(void *handle, int64_t first, int64_t n, const uint8_t *pixels) {
+  return guarded([&] {
+    pool_of(handle).set_images(static_cast<size_t>(first), static_cast<size_t>(n), pixels);
+    return 0;
+  });
 }
 
-FDT_EXPORT void fdt_pool_get(void *handle, int64_t first, int64_t n, uint8_t *pixels) {
-  const fdt::Pool &pool = pool_of(handle);
-  for (int64_t i = 0; i < n; i++) pool.get_image(static_cast<size_t>(first + i), pixels + i * pool.shape().size());
+FDT_EXPORT int64_t fdt_pool_get(void *handle, int64_t first, int64_t n, uint8_t *pixels) {
+  return guarded([&] {
+    pool_of(handle).get_images(static_cast<size_t>(first), static_cast<size_t>(n), pixels);
+    return 0;
+  });
 }
 
 FDT_EXPORT int64_t fdt_pool_finish(void *handle, const int64_t *labels, uint32_t num_classes, const char *name) {
   return guarded([&] {
-    fdt::Pool &pool = pool_of(handle);
-    pool.classes.assign(labels, pool.size(), num_classes);
+    pool_of(handle).set_labels(labels, num_classes);
     if (name) fdt::register_pool(name, *static_cast<PoolHandle *>(handle));
     return 0;
   });
@@ -80,11 +87,11 @@ FDT_EXPORT void fdt_pool_release(void *handle, const char *name) {
   delete static_cast<PoolHandle *>(handle);
 }
 
-// A folder of raw shards, read as the operator reads it.
-FDT_EXPORT void *fdt_pool_read(const char *folder, int64_t pad, int num_threads) {
+// A folder of raw shards, read as the operator reads it. device: as above.
+FDT_EXPORT void *fdt_pool_read(const char *folder, int64_t pad, int num_threads, int device) {
   void *handle = nullptr;
   guarded([&] {
-    handle = new PoolHandle(std::const_pointer_cast<fdt::Pool>(fdt::read_shards(folder, pad, num_threads)));
+    handle = new PoolHandle(std::const_pointer_cast<fdt::Pool>(fdt::read_shards(folder, pad, num_threads, device)));
     return 0;
   });
   return handle;
@@ -146,7 +153,7 @@ FDT_EXPORT int64_t fdt_superpose(void *handle, const FdtOptions *o, uint32_t epo
                                  const int64_t *leaders, int64_t n, int num_threads, int repeats, void *images,
                                  void *targets, double *seconds) {
   return guarded([&] {
-    const fdt::Pool &pool = pool_of(handle);
+    const fdt::Pool &pool = host_pool(handle);
     const fdt::PlanOptions options = plan_options(*o);
     if (o->pad > pool.pad()) throw std::invalid_argument("the pool was made for less padding");
     const fdt::Output output = output_of(*o);
@@ -180,7 +187,7 @@ FDT_EXPORT double fdt_yardstick(void *handle, const int64_t *counts, const int64
                                 int repeats) {
   double seconds = -1;
   guarded([&] {
-    const fdt::Pool &pool = pool_of(handle);
+    const fdt::Pool &pool = host_pool(handle);
     const int64_t size = pool.shape().size();
     std::vector<int64_t> begins{0};
     for (int64_t i = 0; i < n; i++) begins.push_back(begins.back() + counts[i]);

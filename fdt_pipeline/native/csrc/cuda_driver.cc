@@ -121,6 +121,14 @@ void check_cuda(int error, const char *doing) {
                            ")");
 }
 
+void *primary_context(int gpu) {
+  int device = 0;
+  void *context = nullptr;
+  check_cuda(cuda_driver().cuDeviceGet(&device, gpu), "find the GPU");
+  check_cuda(cuda_driver().cuDevicePrimaryCtxRetain(&context, device), "use the GPU");
+  return context;
+}
+
 CurrentContext::CurrentContext(void *context) {
   check_cuda(cuda_driver().cuCtxPushCurrent_v2(context), "use the GPU's context");
 }

@@ -62,6 +62,10 @@ void set_nvrtc_path(const std::string &path);
 // std::runtime_error with the driver's own words if `error` is one; `doing` completes "could not ...".
 void check_cuda(int error, const char *doing);
 
+// A GPU's primary context, which every library of a process shares. It is kept for the life of the process: kernels
+// that were loaded into it are found again by it (gpu_module.cc), and would be gone with its last user.
+void *primary_context(int gpu);
+
 // Makes a context current for a while.
 class CurrentContext {
  public:

@@ -68,14 +68,25 @@ void set(const T *&pointer, CudaPointer address, size_t at) {
 
 }  // namespace
 
-GpuPool::GpuPool(const uint8_t *images, const Shape &given, const ClassIndex &classes)
-    : shape(given),
-      summary(sizes_of(classes)),
-      n(classes.size()),
-      pixels(images, n * static_cast<size_t>(given.size())),
-      starts(copy_of(bounds(classes))),
-      by_class(copy_of(classes.by_class)),
-      labels(copy_of(classes.labels)) {}
+GpuPool::GpuPool(size_t num_images, const Shape &given)
+    : n(num_images), shape(given), pixels(num_images * static_cast<size_t>(given.size())) {}
+
+void GpuPool::set_images(size_t first, size_t num, const uint8_t *images) {
+  const auto size = static_cast<size_t>(shape.size());
+  pixels.write(images, num * size, first * size);
+}
+
+void GpuPool::get_images(size_t first, size_t num, uint8_t *images) const {
+  const auto size = static_cast<size_t>(shape.size());
+  check_cuda(cuda_driver().cuMemcpyDtoH_v2(images, pixels.address() + first * size, num * size), "copy from the GPU");
+}
+
+void GpuPool::set_classes(const ClassIndex &classes) {
+  summary = sizes_of(classes);
+  starts = copy_of(bounds(classes));
+  by_class = copy_of(classes.by_class);
+  labels = copy_of(classes.labels);
+}
 
 GpuSuperpose::GpuSuperpose(const PlanOptions &options, const WeightSeries &series, const Output &output,
                            Targets targets)

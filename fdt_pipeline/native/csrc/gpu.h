@@ -17,14 +17,17 @@
 
 namespace fdt {
 
-// The images of a pool and their classes, uploaded once; operators on the same GPU share it.
+// The images of a pool, u8[n h w c], and their classes on the GPU.
 class GpuPool {
  public:
-  GpuPool(const uint8_t *pixels, const Shape &shape, const ClassIndex &classes);  // pixels: u8[n h w c] on the host
-  const Shape shape;
-  const ClassIndex summary;  // sizes alone
+  GpuPool(size_t n, const Shape &shape);                             // room for them
+  void set_images(size_t first, size_t num, const uint8_t *images);  // u8[num h w c] on the host
+  void get_images(size_t first, size_t num, uint8_t *images) const;
+  void set_classes(const ClassIndex &classes);
   const size_t n;
-  const GpuMemory pixels, starts, by_class, labels;
+  const Shape shape;
+  ClassIndex summary;  // sizes alone
+  GpuMemory pixels, starts, by_class, labels;
 };
 
 // An operator's worth of it. Not for two threads at once.

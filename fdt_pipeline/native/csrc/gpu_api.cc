@@ -9,12 +9,11 @@
 #include "gpu.h"
 #include "gpu_check.h"
 
-// Images on the host: u8[n h w c], and where they are put: 0 a resident pool, 1 a window in one piece, 2 a scattered
-// one.
-struct FdtGpuImages {
+// Images of a window on the host, u8[n h w c]; they are put on the GPU in one piece, or scattered.
+struct FdtGpuWindow {
   const uint8_t *pixels;
   const int64_t *labels;
-  int64_t n, h, w, c, num_classes, place;
+  int64_t n, h, w, c, num_classes, is_scattered;
 };
 
 namespace {
@@ -26,31 +25,15 @@ void copy_text(const std::string &text, char *to, size_t size) {
   to[length] = 0;
 }
 
-// A GPU's primary context, which every library of a process shares. It is kept for the life of the process: kernels
-// that were loaded into it are found again by it (gpu_module.cc), and would be gone with its last user.
-class PrimaryContext {
- public:
-  explicit PrimaryContext(int number) {
-    int device = 0;
-    fdt::check_cuda(fdt::cuda_driver().cuDeviceGet(&device, number), "find the GPU");
-    fdt::check_cuda(fdt::cuda_driver().cuDevicePrimaryCtxRetain(&context_, device), "use the GPU");
-  }
-  PrimaryContext(const PrimaryContext &) = delete;
-  void *get() const { return context_; }
-
- private:
-  void *context_ = nullptr;
-};
-
 fdt::GpuSuperpose make(const FdtOptions &o, const fdt::ClassIndex &classes) {
   const fdt::PlanOptions plan = plan_options(o);
   return {plan, fdt::WeightSeries(o.series, plan.highest(classes)), output_of(o), static_cast<fdt::Targets>(o.targets)};
 }
 
 // Where the images of a window lie on the GPU: next to each other, or in the opposite order.
-std::vector<const uint8_t *> window_of(const FdtGpuImages &images, std::vector<fdt::GpuMemory> &pieces) {
+std::vector<const uint8_t *> window_of(const FdtGpuWindow &images, std::vector<fdt::GpuMemory> &pieces) {
   const size_t size = static_cast<size_t>(images.h * images.w * images.c);
-  if (images.place == 1) {
+  if (!images.is_scattered) {
     pieces.emplace_back(images.pixels, static_cast<size_t>(images.n) * size);
     std::vector<const uint8_t *> places;
     for (int64_t i = 0; i < images.n; i++)
@@ -89,8 +72,7 @@ FDT_EXPORT int fdt_nvrtc_compile(const char *arch, char *log, size_t log_size) {
 FDT_EXPORT int fdt_gpu_self_check(int device, char *message, size_t size) {
   std::string said;
   const int64_t done = guarded([&] {
-    const PrimaryContext context(device);
-    const fdt::CurrentContext current(context.get());
+    const fdt::CurrentContext current(fdt::primary_context(device));
     said = fdt::check_gpu();
     return 0;
   });
@@ -98,33 +80,33 @@ FDT_EXPORT int fdt_gpu_self_check(int device, char *message, size_t size) {
   return done ? 1 : 0;
 }
 
-// Superposes n outputs on GPU 0 by one operator, batch_size at a time. images, targets: on the host.
-FDT_EXPORT int64_t fdt_gpu_superpose(const FdtOptions *options, const FdtGpuImages *given, uint32_t epoch,
+// Superposes n outputs on GPU 0 by one operator, batch_size at a time: from a pool there, or from a window where
+// `handle` is null. images, targets: on the host.
+FDT_EXPORT int64_t fdt_gpu_superpose(const FdtOptions *options, void *handle, const FdtGpuWindow *given, uint32_t epoch,
                                      const int64_t *indices, const int64_t *leaders, int64_t n, int64_t batch_size,
                                      void *images, void *targets) {
   return guarded([&]() -> int64_t {
-    const fdt::ClassIndex classes(given->labels, static_cast<size_t>(given->n),
-                                  static_cast<uint32_t>(given->num_classes));
-    const fdt::Shape shape{given->h, given->w, given->c};
+    const fdt::ClassIndex classes = handle ? pool_of(handle).classes
+                                           : fdt::ClassIndex(given->labels, static_cast<size_t>(given->n),
+                                                             static_cast<uint32_t>(given->num_classes));
+    const fdt::Shape shape = handle ? pool_of(handle).shape() : fdt::Shape{given->h, given->w, given->c};
     const std::vector<fdt::Id> ids = ids_of(epoch, indices, leaders, n);
     const size_t image_bytes = static_cast<size_t>(shape.h * shape.w * options->channels * (options->half ? 2 : 4));
     const size_t target_bytes = options->targets == 2 ? 8 : 4 * classes.num_classes;
-    const PrimaryContext context(0);
-    const fdt::CurrentContext current(context.get());
+    const fdt::CurrentContext current(fdt::primary_context(0));
     fdt::GpuSuperpose superpose = make(*options, classes);
-    const fdt::GpuPool pool(given->pixels, shape, classes);
     std::vector<fdt::GpuMemory> pieces;
-    const std::vector<const uint8_t *> window =
-        given->place ? window_of(*given, pieces) : std::vector<const uint8_t *>();
+    const std::vector<const uint8_t *> window = handle ? std::vector<const uint8_t *>() : window_of(*given, pieces);
     for (int64_t at = 0; at < n; at += batch_size) {
       const int64_t num = std::min(batch_size, n - at);
       const fdt::GpuMemory made(image_bytes * static_cast<size_t>(num)),
           made_targets(target_bytes * static_cast<size_t>(num));
-      if (given->place)
+      if (handle)
+        superpose.run(pool_of(handle).on_gpu(), &ids[static_cast<size_t>(at)], num, made.as<void>(),
+                      made_targets.as<void>(), nullptr);
+      else
         superpose.run_window(window.data(), shape, classes, &ids[static_cast<size_t>(at)], num, made.as<void>(),
                              made_targets.as<void>(), nullptr);
-      else
-        superpose.run(pool, &ids[static_cast<size_t>(at)], num, made.as<void>(), made_targets.as<void>(), nullptr);
       auto fetch = [&](void *to, const fdt::GpuMemory &from, size_t bytes) {
         char *place = static_cast<char *>(to) + static_cast<size_t>(at) * bytes;
         fdt::check_cuda(fdt::cuda_driver().cuMemcpyDtoH_v2(place, from.address(), from.size()), "superpose on the GPU");
@@ -136,22 +118,20 @@ FDT_EXPORT int64_t fdt_gpu_superpose(const FdtOptions *options, const FdtGpuImag
   });
 }
 
-// Plans of n outputs, drawn on GPU 0: K of each, and if they are no more than `capacity` all constituents, six numbers
-// each (image, label, dy, dx, flip, and the bits of the weight). -> the number of constituents.
-FDT_EXPORT int64_t fdt_gpu_draw_plans(const FdtOptions *options, const int64_t *labels, int64_t num_images,
-                                      int64_t num_classes, uint32_t epoch, const int64_t *indices,
+// Plans of n outputs, drawn on GPU 0 from a pool there: K of each, and if they are no more than `capacity` all
+// constituents, six numbers each (image, label, dy, dx, flip, and the bits of the weight). -> the number of
+// constituents.
+FDT_EXPORT int64_t fdt_gpu_draw_plans(const FdtOptions *options, void *handle, uint32_t epoch, const int64_t *indices,
                                       const int64_t *leaders, int64_t n, int64_t capacity, uint32_t *k,
                                       uint32_t *entries) {
   static_assert(sizeof(fdt::gpu::PlanEntry) == 6 * sizeof(uint32_t), "a constituent is six numbers");
   return guarded([&]() -> int64_t {
-    const fdt::ClassIndex classes(labels, static_cast<size_t>(num_images), static_cast<uint32_t>(num_classes));
-    const std::vector<uint8_t> pixels(static_cast<size_t>(num_images));
-    const PrimaryContext context(0);
-    const fdt::CurrentContext current(context.get());
-    fdt::GpuSuperpose superpose = make(*options, classes);
-    const fdt::GpuPool pool(pixels.data(), {1, 1, 1}, classes);
+    const fdt::Pool &pool = pool_of(handle);
+    const fdt::CurrentContext current(fdt::primary_context(0));
+    fdt::GpuSuperpose superpose = make(*options, pool.classes);
     std::vector<fdt::gpu::PlanEntry> drawn;
-    const std::vector<uint32_t> sizes = superpose.draw_plans(pool, ids_of(epoch, indices, leaders, n).data(), n, drawn);
+    const auto ids = ids_of(epoch, indices, leaders, n);
+    const std::vector<uint32_t> sizes = superpose.draw_plans(pool.on_gpu(), ids.data(), n, drawn);
     std::copy(sizes.begin(), sizes.end(), k);
     if (static_cast<int64_t>(drawn.size()) <= capacity)
       std::memcpy(entries, drawn.data(), drawn.size() * sizeof drawn[0]);

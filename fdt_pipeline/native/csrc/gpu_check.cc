@@ -83,7 +83,9 @@ class Comparison {
 
   void compare() {
     GpuSuperpose superpose(options_, series_, output_, c_.targets);
-    const GpuPool pool(pixels_.data(), c_.shape, classes_);
+    GpuPool pool(labels_.size(), c_.shape);
+    pool.set_images(0, pool.n, pixels_.data());
+    pool.set_classes(classes_);
     compare_plans(superpose, pool);
     const GpuMemory images(image_bytes() * plans_.size()), targets(target_bytes() * plans_.size());
     superpose.run(pool, ids_.data(), c_.num_outputs, images.as<void>(), targets.as<void>(), nullptr);

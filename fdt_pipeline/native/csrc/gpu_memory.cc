@@ -31,8 +31,10 @@ CudaPointer allocate(size_t num_bytes) {
 
 GpuMemory::GpuMemory(size_t num_bytes) : address_(allocate(num_bytes)), size_(num_bytes), context_(current_context()) {}
 
-GpuMemory::GpuMemory(const void *data, size_t num_bytes) : GpuMemory(num_bytes) {
-  check_cuda(cuda_driver().cuMemcpyHtoD_v2(address_, data, num_bytes), "copy to the GPU");
+GpuMemory::GpuMemory(const void *data, size_t num_bytes) : GpuMemory(num_bytes) { write(data, num_bytes, 0); }
+
+void GpuMemory::write(const void *data, size_t num_bytes, size_t at) {
+  check_cuda(cuda_driver().cuMemcpyHtoD_v2(address_ + at, data, num_bytes), "copy to the GPU");
   // The call may come back while the last bytes are on their way, and other streams do not wait for them.
   check_cuda(cuda_driver().cuStreamSynchronize(nullptr), "copy to the GPU");
 }

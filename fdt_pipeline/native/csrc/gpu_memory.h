@@ -17,7 +17,8 @@ class GpuMemory {
  public:
   GpuMemory() = default;
   explicit GpuMemory(size_t num_bytes);
-  GpuMemory(const void *data, size_t num_bytes);  // a copy; waits until it is made
+  GpuMemory(const void *data, size_t num_bytes);              // a copy
+  void write(const void *data, size_t num_bytes, size_t at);  // from byte `at` on; waits until it is there
   ~GpuMemory();
   GpuMemory(GpuMemory &&other) noexcept { *this = std::move(other); }
   GpuMemory &operator=(GpuMemory &&other) noexcept;

@@ -1,8 +1,7 @@
 // The DALI operators fn.fdt.superpose and fn.fdt.superpose_resident, and their documentation. This file and its headers
 // operator_*.h alone see DALI; they are written so that they compile against 1.34 as well as 2.x.
-#include <map>
 #include <memory>
-#include <mutex>
+#include <type_traits>
 
 #include "dali/pipeline/operator/checkpointing/op_checkpoint.h"
 #include "gpu.h"
@@ -138,24 +137,6 @@ void Superpose<GPUBackend>::superpose(::dali::Workspace &ws) {
   ws.Output<GPUBackend>(0).SetLayout(TensorLayout(arguments_.layout));
 }
 
-// The pools of a GPU, uploaded once for all operators that use them.
-std::shared_ptr<const fdt::GpuPool> upload(const std::shared_ptr<const Pool> &pool, int device) {
-  static std::mutex mutex;
-  static auto *const uploaded = new std::map<std::pair<const Pool *, int>, std::weak_ptr<const fdt::GpuPool>>;
-  std::lock_guard<std::mutex> lock(mutex);
-  auto &kept = (*uploaded)[{pool.get(), device}];
-  std::shared_ptr<const fdt::GpuPool> result = kept.lock();
-  if (result) return result;
-  const auto size = static_cast<size_t>(pool->shape().size());
-  fdt::HugeMemory pixels(pool->size() * size);  // u8[n h w c], while it is uploaded
-  for (size_t i = 0; i < pool->size(); i++) pool->get_image(i, pixels.data() + i * size);
-  // The pool on the host is kept as long as its copy, so that its address means the same pool.
-  auto *copy = new fdt::GpuPool(pixels.data(), pool->shape(), pool->classes);
-  result = std::shared_ptr<const fdt::GpuPool>(copy, [pool](const fdt::GpuPool *old) { delete old; });
-  kept = result;
-  return result;
-}
-
 template <typename Backend>
 class SuperposeResident : public Counting<Backend> {
  public:
@@ -164,9 +145,9 @@ class SuperposeResident : public Counting<Backend> {
         arguments_(spec),
         anchor_(one_of<Anchor>(spec, "anchor",
                                {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}, {"index", Anchor::kIndex}})),
-        device_(spec.GetArgument<int>("device_id")),
-        pool_(fdt::find_pool(spec.GetArgument<std::string>("pool"), arguments_.plans.pad,
-                             spec.GetArgument<int>("num_threads"))),
+        pool_(fdt::find_pool(
+            spec.GetArgument<std::string>("pool"), arguments_.plans.pad, spec.GetArgument<int>("num_threads"),
+            std::is_same<Backend, GPUBackend>::value ? spec.GetArgument<int>("device_id") : fdt::kHost)),
         output_(arguments_.output(pool_->shape().c)),
         series_(arguments_.series, arguments_.plans.highest(pool_->classes)) {
     arguments_.check_classes(pool_->classes.num_classes);
@@ -190,14 +171,12 @@ class SuperposeResident : public Counting<Backend> {
 
   Arguments arguments_;
   Anchor anchor_;
-  int device_;
   std::shared_ptr<const Pool> pool_;
   Output output_;
   fdt::WeightSeries series_;
   EpochOrder order_;
   std::vector<Id> ids_;
   CpuSuperposers on_cpu_;
-  std::shared_ptr<const fdt::GpuPool> gpu_pool_;
   std::unique_ptr<fdt::GpuSuperpose> on_gpu_;
 };
 
@@ -208,12 +187,10 @@ void SuperposeResident<CPUBackend>::superpose(::dali::Workspace &ws) {
 
 template <>
 void SuperposeResident<GPUBackend>::superpose(::dali::Workspace &ws) {
-  if (!on_gpu_) {  // here, and not when it is constructed: the CUDA context is current for certain
-    gpu_pool_ = upload(pool_, device_);
-    on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, series_, output_, arguments_.targets);
-  }
-  on_gpu_->run(*gpu_pool_, ids_.data(), static_cast<int64_t>(ids_.size()), whole_output(ws, 0), whole_output(ws, 1),
-               ws.stream());
+  // Here, and not when it is constructed: the CUDA context is current for certain.
+  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, series_, output_, arguments_.targets);
+  on_gpu_->run(pool_->on_gpu(), ids_.data(), static_cast<int64_t>(ids_.size()), whole_output(ws, 0),
+               whole_output(ws, 1), ws.stream());
   ws.Output<GPUBackend>(0).SetLayout(TensorLayout(arguments_.layout));
 }
 
@@ -307,7 +284,7 @@ Errors: a pool that is not there, or is not as its manifest says; ids or argumen
     .InputDevice(0, InputDevice::CPU)
     .AddArg("pool",
             R"(A folder of raw shards, as ``python -m tools shard`` writes them: read once into huge pages of the
-host's memory, or of the GPU's, and shared by all operators of the process that name it with the same ``pad``.)",
+host's memory, or into the GPU's, and shared by all operators of the device that name it with the same ``pad``.)",
             DALI_STRING)
     .AddOptionalArg("anchor",
                     R"(Which image comes first in a sum, with the largest weight. ``"random"``: any, as in the paper.

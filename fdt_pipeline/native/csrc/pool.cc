@@ -9,7 +9,10 @@
 #include <new>
 #include <sstream>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
+
+#include "gpu.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -54,7 +57,19 @@ HugeMemory &HugeMemory::operator=(HugeMemory &&other) noexcept {
   return *this;
 }
 
-Pool::Pool(size_t n, const Shape &shape, int64_t pad) { resize(n, shape, pad); }
+Pool::Pool(size_t n, const Shape &shape, int64_t pad, int device) {
+  if (device == kHost) {
+    resize(n, shape, pad);
+    return;
+  }
+  size_ = n;
+  shape_ = shape;
+  pad_ = pad;
+  device_ = device;
+  context_ = primary_context(device);
+  const CurrentContext current(context_);
+  gpu_ = std::make_shared<GpuPool>(n, shape);
+}
 
 void Pool::resize(size_t n, const Shape &shape, int64_t pad) {
   const size_t guard = static_cast<size_t>((guard_bytes(pad) + 63) / 64 * 64);
@@ -70,10 +85,31 @@ void Pool::set_image(size_t i, const uint8_t *pixels) {
   kernels().to_planes(pixels, shape_, pixels_ + i * static_cast<size_t>(shape_.size()));
 }
 
-void Pool::get_image(size_t i, uint8_t *pixels) const {
-  const uint8_t *planes = image(i);
-  for (int64_t channel = 0; channel < shape_.c; channel++)
-    for (int64_t at = 0; at < shape_.plane(); at++) pixels[at * shape_.c + channel] = *planes++;
+void Pool::set_images(size_t first, size_t num, const uint8_t *pixels) {
+  if (gpu_) {
+    const CurrentContext current(context_);
+    return gpu_->set_images(first, num, pixels);
+  }
+  for (size_t i = 0; i < num; i++) set_image(first + i, pixels + i * static_cast<size_t>(shape_.size()));
+}
+
+void Pool::get_images(size_t first, size_t num, uint8_t *pixels) const {
+  if (gpu_) {
+    const CurrentContext current(context_);
+    return gpu_->get_images(first, num, pixels);
+  }
+  for (size_t i = 0; i < num; i++, pixels += shape_.size()) {
+    const uint8_t *planes = image(first + i);
+    for (int64_t channel = 0; channel < shape_.c; channel++)
+      for (int64_t at = 0; at < shape_.plane(); at++) pixels[at * shape_.c + channel] = *planes++;
+  }
+}
+
+void Pool::set_labels(const int64_t *labels, uint32_t num_classes) {
+  classes.assign(labels, size_, num_classes);
+  if (!gpu_) return;
+  const CurrentContext current(context_);
+  gpu_->set_classes(classes);
 }
 
 namespace {
@@ -81,8 +117,8 @@ namespace {
 struct Registry {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<const Pool>> registered;
-  // Sets that were read, by their identity and padding; kept by those who use them.
-  std::map<std::pair<std::string, int64_t>, std::weak_ptr<const Pool>> sets;
+  // Sets that were read, by their identity, padding and device; kept by those who use them.
+  std::map<std::tuple<std::string, int64_t, int>, std::weak_ptr<const Pool>> sets;
 };
 
 // Never destroyed: operators may outlive the static objects of this library when the interpreter exits.
@@ -90,6 +126,8 @@ Registry &registry() {
   static Registry *const only = new Registry;
   return *only;
 }
+
+std::string name_of(int device) { return device == kHost ? "the host" : "GPU " + std::to_string(device); }
 
 // The set that a folder holds now, whatever its name: its manifest's file, and when that was written. "" for none.
 std::string identity(const std::string &folder) {
@@ -115,7 +153,7 @@ void unregister_pool(const std::string &name) {
   all.registered.erase(name);
 }
 
-std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int num_threads) {
+std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int num_threads, int device) {
   Registry &all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
   const auto found = all.registered.find(name);
@@ -123,13 +161,16 @@ std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int 
     if (found->second->pad() < pad)
       throw std::invalid_argument("pool \"" + name + "\" was made for a pad of up to " +
                                   std::to_string(found->second->pad()) + " pixels, got " + std::to_string(pad));
+    if (found->second->device() != device)
+      throw std::invalid_argument("pool \"" + name + "\" is in the memory of " + name_of(found->second->device()) +
+                                  ", the operator is for " + name_of(device) + ": load a pool there");
     return found->second;
   }
   const std::string set = identity(name);
   if (set.empty()) return read_shards(name, pad, num_threads);  // which says what is missing
-  std::weak_ptr<const Pool> &kept = all.sets[{set, pad}];
+  std::weak_ptr<const Pool> &kept = all.sets[std::make_tuple(set, pad, device)];
   std::shared_ptr<const Pool> pool = kept.lock();
-  if (!pool) kept = pool = read_shards(name, pad, num_threads);
+  if (!pool) kept = pool = read_shards(name, pad, num_threads, device);
   return pool;
 }
 

@@ -22,6 +22,8 @@ namespace {
   throw std::invalid_argument(path + ": " + what);
 }
 
+constexpr size_t kBlock = size_t{1} << 20;  // bytes of images that are set at once, as a GPU is waited for each time
+
 std::string read_file(const std::string &path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) fail(path, std::strerror(errno));
@@ -134,6 +136,7 @@ void read_shard(const ShardEntry &shard, const Set &set, Pool &pool, int64_t *la
   if (!std::getline(index, line) || line != head) fail(index_path, "expected \"" + head + "\" as its first line");
   const std::string header = npy_header(set.shape);
   const auto size = static_cast<size_t>(set.shape.size());
+  std::vector<uint8_t> images;  // on their way to the pool, a megabyte at a time
   for (size_t i = 0; i < shard.num_samples; i++) {
     std::string name = "?";
     try {
@@ -146,7 +149,11 @@ void read_shard(const ShardEntry &shard, const Set &set, Pool &pool, int64_t *la
       if (labels[i] >= set.num_classes)
         throw std::invalid_argument("label " + std::to_string(labels[i]) + " is outside [0, " +
                                     std::to_string(set.num_classes) + ")");
-      pool.set_image(shard.first + i, reinterpret_cast<const uint8_t *>(image.data()) + header.size());
+      images.insert(images.end(), image.begin() + static_cast<std::ptrdiff_t>(header.size()), image.end());
+      if (images.size() < kBlock && i + 1 < shard.num_samples) continue;
+      const size_t num = images.size() / size;
+      pool.set_images(shard.first + i + 1 - num, num, images.data());
+      images.clear();
     } catch (const std::invalid_argument &error) {
       fail(shard.path, "sample " + std::to_string(i) + " (" + name + "): " + error.what());
     }
@@ -155,7 +162,7 @@ void read_shard(const ShardEntry &shard, const Set &set, Pool &pool, int64_t *la
 
 }  // namespace
 
-std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, int num_threads) {
+std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, int num_threads, int device) {
   const std::string path = folder + "/manifest.json";
   Set set;
   try {
@@ -165,7 +172,7 @@ std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, 
     throw std::invalid_argument("pool \"" + folder + "\" is neither registered nor a folder of raw shards: " +
                                 (what.rfind(path, 0) == 0 ? "" : path + ": ") + what);
   }
-  auto pool = std::make_shared<Pool>(set.num_samples, set.shape, pad);
+  auto pool = std::make_shared<Pool>(set.num_samples, set.shape, pad, device);
   std::vector<int64_t> labels(set.num_samples);
   std::atomic<size_t> next{0};
   std::vector<std::exception_ptr> errors(set.shards.size());
@@ -184,7 +191,7 @@ std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, 
   for (std::thread &thread : threads) thread.join();
   for (const std::exception_ptr &error : errors)
     if (error) std::rethrow_exception(error);
-  pool->classes.assign(labels.data(), labels.size(), set.num_classes);
+  pool->set_labels(labels.data(), set.num_classes);
   return pool;
 }
 
