@@ -11,17 +11,14 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 from shared import arguments, small_network
 from torch.nn.functional import cross_entropy
 
+from fdt_pipeline import webdataset_files
 from fdt_pipeline.shards import read_manifest
 
 
 @pipeline_def(num_threads=2, seed=0)
 def superposed(shards, device):
     manifest = read_manifest(shards)
-    tars = [str(shards / shard.name) for shard in manifest.shards]
-    indexes = [str(shards / shard.index_name) for shard in manifest.shards]
-    file, label = fn.readers.webdataset(
-        paths=tars, index_paths=indexes, ext=["npy", "cls"], random_shuffle=True, name="shards"
-    )
+    file, label = fn.readers.webdataset(**webdataset_files(shards), random_shuffle=True, name="shards")
     # Raw shards: an npy file ends with the pixels. Of jpg, png and webp it is fn.decoders.image(file).
     u8 = fn.reshape(file[-math.prod(manifest.shape) :], shape=manifest.shape, layout="HWC")
     u8 = fn.rotate(u8, angle=fn.random.uniform(range=[-10, 10]), keep_size=True, fill_value=0)

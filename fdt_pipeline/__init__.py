@@ -20,6 +20,7 @@ from fdt_pipeline.superposition import FDT, Augment, Plan, Pool, draw_plan, supe
 if TYPE_CHECKING:
     from fdt_pipeline.loader import FDTLoader
     from fdt_pipeline.pipeline_function import fdt_pipeline
+    from fdt_pipeline.shards import webdataset_files
     from fdt_pipeline.stats import LoaderStats
     from fdt_pipeline.targets import SparseTargets
 
@@ -45,6 +46,7 @@ __all__ = [
     "series_argument",
     "superpose_images",
     "superpose_targets",
+    "webdataset_files",
 ]
 
 
@@ -59,6 +61,8 @@ def __getattr__(name: str) -> Any:
         return import_module("fdt_pipeline.stats").LoaderStats
     if name == "SparseTargets":
         return import_module("fdt_pipeline.targets").SparseTargets
+    if name == "webdataset_files":
+        return import_module("fdt_pipeline.shards").webdataset_files
     if name == "load_operators":
         import_module("fdt_pipeline.dali").import_dali()
         return import_module("fdt_pipeline.native.loading").load

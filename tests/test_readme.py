@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import open_source
 from tools.measure_native import bounded_table
 from train.demo import NAMES
 from train.robust_accuracy import Robustness
@@ -78,6 +81,24 @@ def test_the_pipeline_of_the_natives_page_runs(numbered_shards):
     pipeline.build()
     images, targets = (np.asarray(output.as_tensor()) for output in pipeline.run())
     assert images.shape == (256, 3, 6, 5)
+    assert np.allclose(targets.sum(1), 1)
+
+
+def test_the_windows_of_the_natives_page_run_on_photographs_of_any_kind(tmp_path):
+    """A gray JPEG among those in color is stored as png."""
+    for number, name in enumerate(["a/color.jpg", "a/gray.jpg", "b/color.png", "b/gray.png", "b/more.jpg"]):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        mode = "L" if "gray" in name else "RGB"
+        Image.new(mode, (20 + number, 30), 200).save(tmp_path / "photos" / name)
+    manifest = write_shards(open_source(tmp_path / "photos"), tmp_path / "shards", "keep")
+    assert manifest.samples_per_extension == {"jpg": 2, "png": 3}
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "fdt_pipeline/native/README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    pipeline = names["streaming"](tmp_path / "shards", len(manifest.classes), batch_size=10)
+    pipeline.build()
+    images, targets = (np.asarray(output.as_tensor()) for output in pipeline.run())
+    assert images.shape == (10, 3, 224, 224)
     assert np.allclose(targets.sum(1), 1)
 
 

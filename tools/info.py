@@ -10,6 +10,7 @@ from typing import Any
 from fdt_pipeline.shards import Manifest, read_manifest, shard_sets
 
 from .location import location
+from .sharding import stored
 from .verb import verb_parser
 
 _DESCRIPTION = """Print what the shards in OUT, or in its subfolders (train, test), hold, as their manifests say.
@@ -49,7 +50,7 @@ def table(folder: str, manifest: Manifest) -> Iterator[str]:
     yield folder
     yield f"  source    {manifest.kind}{f', split {manifest.split}' if manifest.split else ''}"
     yield f"  samples   {manifest.num_samples} of {len(manifest.classes)} classes"
-    yield f"  images    {size}, {manifest.encoding}"
+    yield f"  images    {size}, {manifest.encoding}: {stored(manifest)}"
     yield f"  mean      {_numbers(manifest.mean)} of 255"
     yield f"  std       {_numbers(manifest.std)} of 255"
     yield f"  shards    {len(manifest.shards)} of up to {manifest.samples_per_shard} samples, {megabytes:.1f} MB"

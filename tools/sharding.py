@@ -102,6 +102,7 @@ def summary(out: str, manifest: Manifest) -> dict[str, Any]:
         "out": out,
         "split": manifest.split,
         "encoding": manifest.encoding,
+        "stored_as": manifest.stored_as,
         "num_shards": len(manifest.shards),
         "num_samples": manifest.num_samples,
         "num_classes": len(manifest.classes),
@@ -110,9 +111,17 @@ def summary(out: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def stored(manifest: Manifest) -> str:
+    """Such as "20 jpg, 10 png"."""
+    return ", ".join(f"{count or ''} {extension}".lstrip() for extension, count in manifest.stored_as.items())
+
+
 def tell(out: str, manifest: Manifest) -> None:
     """In words: the result to stdout, every bad sample to stderr."""
-    print(f"{out}: shards: {len(manifest.shards)}, samples: {manifest.num_samples}, classes: {len(manifest.classes)}")
+    print(
+        f"{out}: shards: {len(manifest.shards)}, samples: {manifest.num_samples}, classes: {len(manifest.classes)}, "
+        f"stored as: {stored(manifest)}"
+    )
     for bad in manifest.quarantine:
         print(f"bad: {bad.key}: {bad.reason}", file=sys.stderr)
     if manifest.quarantine:

@@ -3,11 +3,11 @@
 from .codec import EXTENSIONS
 from .conversion import convert_shards
 from .errors import BadSampleError, ShardError, SourceError, WorkerError
-from .folder import read_manifest, shard_sets
+from .folder import WebdatasetFiles, check_shards, read_manifest, shard_sets, webdataset_files
 from .manifest import Manifest, Shard
 from .options import ShardingOptions
 from .progress import Progress
-from .reader import check_hashes, check_shards, iterate_shards, load_shards, read_shard
+from .reader import check_hashes, iterate_shards, load_shards, read_shard
 from .record import Quarantined
 from .running import available_cpus
 from .verify import verify_shards
@@ -23,6 +23,7 @@ __all__ = [
     "ShardError",
     "ShardingOptions",
     "SourceError",
+    "WebdatasetFiles",
     "WorkerError",
     "available_cpus",
     "check_hashes",
@@ -35,5 +36,6 @@ __all__ = [
     "read_shard",
     "shard_sets",
     "verify_shards",
+    "webdataset_files",
     "write_shards",
 ]

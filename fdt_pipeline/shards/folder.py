@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TypedDict
 
 from ..storage import Folder, open_folder
 from .errors import ShardError
@@ -43,6 +44,45 @@ def check_is_folder(folder: Folder) -> None:
         raise ValueError(
             f"{folder.url}: is a file, expected a folder; choose a folder of shards, or one to write them to"
         )
+
+
+class WebdatasetFiles(TypedDict):
+    """The arguments of DALI's reader: `fn.readers.webdataset(**files)` gives (image file, label in ASCII)."""
+
+    paths: list[str]
+    index_paths: list[str]
+    ext: list[str]
+
+
+def webdataset_files(location: Location) -> WebdatasetFiles:
+    """Of a folder of shards. ext names every format in which its images are stored, such as ["jpg;png", "cls"].
+
+    ValueError for a URL, as DALI reads files of this machine; ShardError if a tar or an index is missing.
+    """
+    folder = open_folder(location)
+    if folder.local is None:
+        raise ValueError(f"{folder.url}: DALI's reader needs files of this machine: copy the shards, or use FDTLoader")
+    manifest = read_manifest(folder)
+    check_shards(folder, manifest)
+    return {
+        "paths": [folder.path(shard.name) for shard in manifest.shards],
+        "index_paths": [folder.path(shard.index_name) for shard in manifest.shards],
+        "ext": [";".join(manifest.stored_as), "cls"],
+    }
+
+
+def check_shards(location: Location, manifest: Manifest) -> None:
+    """Cheap: ShardError unless every tar is there with its size, and every index is there."""
+    folder = open_folder(location)
+    for shard in manifest.shards:
+        got = folder.size(shard.name)
+        for name, size in ((shard.name, got), (shard.index_name, folder.size(shard.index_name))):
+            if size is None:
+                raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite")
+        if got != shard.num_bytes:
+            raise ShardError(
+                f"{folder.path(shard.name)}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite"
+            )
 
 
 def shard_sets(location: Location) -> tuple[Folder, ...]:

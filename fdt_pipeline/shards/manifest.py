@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from .codec import EXTENSIONS
 from .manifest_rules import check_manifest, check_shard
 from .record import Quarantined
 
 FORMAT_VERSION = 2
 SHA256_FIELD = "manifest_sha256"
+_COUNTS = "samples_per_extension"
 SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 
 _T = TypeVar("_T")
@@ -46,7 +48,8 @@ class Shard:
 class Manifest:
     """shape is (h, w, c), or None if sizes differ; mean and std are per channel, in 0..255. size: the side that images
     were resized and cropped to, if they were. keys: KEY -> key in the source, where it cannot be read off the KEY
-    (key.py). quarantine: the samples of the source that are in no shard."""
+    (key.py). quarantine: the samples of the source that are in no shard. samples_per_extension: where an encoding has
+    several ("keep"); None of other encodings, and of sets that were made before it was counted."""
 
     kind: str
     split: str | None
@@ -65,6 +68,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     keys: dict[str, str]
     quarantine: tuple[Quarantined, ...]
+    samples_per_extension: dict[str, int] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -73,16 +77,30 @@ class Manifest:
     @property
     def sha256(self) -> str:
         """Of all fields, as JSON with sorted keys and without blanks."""
-        fields = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(fields.encode("ascii")).hexdigest()
+
+    @property
+    def stored_as(self) -> dict[str, int | None]:
+        """Extension of the images' files -> how many; None where the set was made before that was counted."""
+        extensions = EXTENSIONS[self.encoding]
+        if len(extensions) == 1:
+            return {extensions[0]: self.num_samples}
+        return {**(self.samples_per_extension or dict.fromkeys(extensions))}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and, last, manifest_sha256."""
-        return {**dataclasses.asdict(self), SHA256_FIELD: self.sha256}
+        return {**self._fields(), SHA256_FIELD: self.sha256}
 
     def to_json(self) -> str:
         """No timestamp and no path: the same set has the same manifest."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def _fields(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if self.samples_per_extension is None:
+            del fields[_COUNTS]
+        return fields
 
 
 def manifest_from_json(text: str) -> Manifest:
@@ -97,7 +115,8 @@ def manifest_from_json(text: str) -> Manifest:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"expected format_version {FORMAT_VERSION}, an integer, got {version!r}")
-    manifest = _parse(_checked_manifest, {**_MANIFEST_FIELDS, SHA256_FIELD: _a(str)}, content)
+    fields = {name: read for name, read in _MANIFEST_FIELDS.items() if name != _COUNTS or name in content}
+    manifest = _parse(_checked_manifest, {**fields, SHA256_FIELD: _a(str)}, content)
     if text != manifest.to_json():
         raise ValueError("was changed by hand or damaged after it was written")
     return manifest
@@ -169,5 +188,6 @@ _MANIFEST_FIELDS: dict[str, Callable[[Any], Any]] = {
     "shards": _each(lambda content: _parse(Shard, _SHARD_FIELDS, content)),
     "keys": lambda content: {_a(str)(key): _a(str)(value) for key, value in _a(dict)(content).items()},
     "quarantine": _each(lambda content: _parse(Quarantined, _QUARANTINED_FIELDS, content)),
+    _COUNTS: lambda content: {_a(str)(name): _a(int)(count) for name, count in _a(dict)(content).items()},
     "format_version": _a(int),
 }

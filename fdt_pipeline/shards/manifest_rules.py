@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..sources.checks import check_class_names
 from .checksums import unpack_checksums
-from .codec import check_encoding
+from .codec import EXTENSIONS, check_encoding
 
 if TYPE_CHECKING:
     from .manifest import Manifest, Shard
@@ -21,7 +21,7 @@ def check_manifest(manifest: Manifest) -> None:
     """ValueError for the first rule that does not hold."""
     check_encoding(manifest.encoding)
     check_class_names(manifest.classes)
-    for rules in (_of_numbers, _of_classes, _of_pixels, _of_shards):
+    for rules in (_of_numbers, _of_classes, _of_extensions, _of_pixels, _of_shards):
         for fault in rules(manifest):
             raise ValueError(fault)
 
@@ -63,6 +63,17 @@ def _of_classes(manifest: Manifest) -> Iterator[str]:
         yield f"samples_per_class must not be negative, got {min(manifest.samples_per_class)}"
     if len(manifest.classes) != len(manifest.samples_per_class):
         yield f"{len(manifest.classes)} classes, but {len(manifest.samples_per_class)} samples_per_class"
+
+
+def _of_extensions(manifest: Manifest) -> Iterator[str]:
+    counts, known = manifest.samples_per_extension, EXTENSIONS[manifest.encoding]
+    if counts is None:
+        return
+    if not set(counts) <= set(known) or sum(counts.values()) != manifest.num_samples or min(counts.values()) < 1:
+        yield (
+            f"samples_per_extension must be at least 1 of each of {', '.join(known)} that is there, and "
+            f"{manifest.num_samples} in all, got {counts}"
+        )
 
 
 def _of_pixels(manifest: Manifest) -> Iterator[str]:

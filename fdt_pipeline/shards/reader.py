@@ -15,25 +15,11 @@ from ..storage import Folder, open_folder
 from ..storage.hashing import sha256_of
 from .errors import ShardError
 from .files import ShardFile, files_of
-from .folder import Location, read_manifest
+from .folder import Location, check_shards, read_manifest
 from .index import Member, parse_index
 from .manifest import Manifest, Shard
 from .progress import Progress
 from .sample import parse_sample
-
-
-def check_shards(location: Location, manifest: Manifest) -> None:
-    """Cheap: ShardError unless every tar is there with its size, and every index is there."""
-    folder = open_folder(location)
-    for shard in manifest.shards:
-        got = folder.size(shard.name)
-        for name, size in ((shard.name, got), (shard.index_name, folder.size(shard.index_name))):
-            if size is None:
-                raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite")
-        if got != shard.num_bytes:
-            raise ShardError(
-                f"{folder.path(shard.name)}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite"
-            )
 
 
 def check_hashes(

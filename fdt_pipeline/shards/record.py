@@ -41,6 +41,7 @@ class Gathered:
     """Of the samples that were written; merging is adding up, so the order of the tasks does not matter."""
 
     samples_per_class: Counter[int] = field(default_factory=Counter)
+    samples_per_extension: Counter[str] = field(default_factory=Counter)
     smallest: tuple[int, ...] | None = None  # of the shapes (h, w, c) in lexical order, and the largest:
     largest: tuple[int, ...] | None = None  # they are equal where all are
     statistics: PixelStatistics = field(default_factory=PixelStatistics)
@@ -53,6 +54,7 @@ class Gathered:
 
     def merge(self, other: Gathered) -> None:
         self.samples_per_class.update(other.samples_per_class)
+        self.samples_per_extension.update(other.samples_per_extension)
         for shape in (other.smallest, other.largest):
             if shape:
                 self.see_shape(shape)
@@ -81,6 +83,7 @@ class Record:
                 "state": self.state,
                 "parts": [asdict(part) for part in self.parts],
                 "samples_per_class": sorted(gathered.samples_per_class.items()),
+                "samples_per_extension": gathered.samples_per_extension,
                 "shapes": [gathered.smallest, gathered.largest],
                 "statistics": [statistics.num_pixels, statistics.sums, statistics.squares],
                 "keys": gathered.keys,
@@ -96,6 +99,7 @@ def record_from_json(text: str) -> Record:
     num_pixels, sums, squares = content["statistics"]
     gathered = Gathered(
         Counter(dict(content["samples_per_class"])),
+        Counter(content["samples_per_extension"]),
         smallest,
         largest,
         PixelStatistics(num_pixels, sums, squares),

@@ -110,6 +110,7 @@ def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, 
         if key != sample.source_key and needs_mapping(key, sample.source_key):
             gathered.keys[key] = sample.source_key
         gathered.samples_per_class[sample.label] += 1
+        gathered.samples_per_extension[next(iter(sample.members))] += 1
         gathered.see_shape(sample.shape)
         yield key, sample
 

@@ -76,6 +76,7 @@ class _Verification:
         self.folder, self.manifest, self.decode = folder, manifest, decode
         self.keys: set[str] = set()
         self.labels: Counter[int] = Counter()
+        self.extensions: Counter[str] = Counter()
         self.statistics = PixelStatistics()
         self.num_fine = 0
 
@@ -146,6 +147,7 @@ class _Verification:
         if not 0 <= label < len(self.manifest.classes):
             yield f"label {label} is out of range: expected 0..{len(self.manifest.classes) - 1}"
         self.labels[label] += 1
+        self.extensions[sample.members[0].extension] += 1
         if self.decode:
             yield from self._of_image(sample)
 
@@ -170,6 +172,8 @@ class _Verification:
         for label, (name, expected) in enumerate(zip(manifest.classes, manifest.samples_per_class, strict=True)):
             if self.labels[label] != expected:
                 yield f"{where}: class {label} ({name}): expected {expected} samples, got {self.labels[label]}"
+        if manifest.samples_per_extension not in (None, self.extensions):
+            yield f"{where}: expected images stored as {manifest.samples_per_extension}, got {dict(self.extensions)}"
         if self.num_fine != manifest.num_samples:
             return  # mean and std can only be compared when every image could be decoded
         tolerance = _LOSSY_TOLERANCE if manifest.encoding in ("jpg", "keep") else 0

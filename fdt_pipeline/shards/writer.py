@@ -12,6 +12,7 @@ from ..sources.source import Source
 from ..storage import Folder, open_folder
 from ..storage.atomic import remedy
 from ..storage.remote import RemoteFolder
+from .codec import EXTENSIONS
 from .errors import SourceError
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
 from .manifest import Manifest
@@ -222,6 +223,7 @@ def _manifest(plan: Plan, records: list[Record]) -> Manifest:
     if not total.statistics.num_pixels:
         bad = total.quarantine[0]
         raise ValueError(f"none of the {len(total.quarantine)} samples is good: {bad.key}: {bad.reason}")
+    has_several = len(EXTENSIONS[options.encoding]) > 1
     return Manifest(
         kind=source.kind,
         split=source.split,
@@ -239,6 +241,7 @@ def _manifest(plan: Plan, records: list[Record]) -> Manifest:
         std=total.statistics.std,
         shards=shards_of(_parts(records)),
         keys={**plan.carried.keys, **dict(sorted(total.keys.items()))},
+        samples_per_extension=dict(sorted(total.samples_per_extension.items())) if has_several else None,
         quarantine=tuple(sorted([*plan.carried.quarantine, *total.quarantine], key=lambda bad: bad.position)),
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdt_pipeline.shards import Manifest, load_shards, read_manifest, write_shards
+from fdt_pipeline.shards import Manifest, load_shards, read_manifest, webdataset_files, write_shards
 from fdt_pipeline.shards.codec import EXTENSIONS
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info
@@ -46,12 +46,15 @@ def noise(channels: int) -> np.ndarray:
     return np.clip(128 + planes, 0, 255).astype(np.uint8)
 
 
-def image_folder(folder: Path, channels: int) -> Path:
-    """jpg, png and webp files, whose names have blanks, dots and other alphabets in them."""
+def image_folder(folder: Path, channels: int, some_gray: bool = False) -> Path:
+    """jpg, png and webp files, whose names have blanks, dots and other alphabets in them. some_gray: among those in
+    color, which cannot be kept."""
     for i, pixels in enumerate(noise(channels)):
         place = folder / f"class {i % NUM_CLASSES}"
         place.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        if some_gray and i % 4 == 0:
+            image = image.convert("L")
         kinds = ("jpg", "png") if channels == 1 else ("jpg", "png", "webp")
         image.save(place / f"{i}.\u00fc \u65e5.{kinds[i % len(kinds)]}")
     return folder
@@ -59,7 +62,7 @@ def image_folder(folder: Path, channels: int) -> Path:
 
 def source_for(encoding: str, channels: int, folder: Path) -> Source:
     if encoding == "keep":
-        return open_source(image_folder(folder, channels))
+        return open_source(image_folder(folder, channels, some_gray=channels == 3))
     return ArraySource(noise(channels), np.arange(NUM_SAMPLES) % NUM_CLASSES)
 
 
@@ -161,16 +164,12 @@ def test_dali_decodes_every_sample_through_our_index(written: Written) -> None:
 def by_dali(written: Written) -> dict[str, tuple[np.ndarray, int]]:
     dali = pytest.importorskip("nvidia.dali")
     kind = dali.types.GRAY if written.manifest.channels == 1 else dali.types.RGB
-    indexes = [tar.removesuffix(".tar") + ".idx" for tar in tars(written)]
+    indexes = webdataset_files(written.folder)["index_paths"]
 
     @dali.pipeline_def(batch_size=NUM_SAMPLES, num_threads=1, device_id=None)
     def pipeline() -> tuple:
         files, labels = dali.fn.readers.webdataset(
-            paths=tars(written),
-            index_paths=indexes,
-            ext=["jpg;png;webp", "cls"],
-            missing_component_behavior="error",
-            name="reader",
+            **webdataset_files(written.folder), missing_component_behavior="error", name="reader"
         )
         return dali.fn.decoders.image(files, output_type=kind), labels
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from fdt_pipeline.shards import Manifest, ShardError, read_manifest, shard_sets, write_shards
-from fdt_pipeline.sources import ArraySource
+from fdt_pipeline import webdataset_files
+from fdt_pipeline.shards import Manifest, ShardError, read_manifest, shard_sets, verify_shards, write_shards
+from fdt_pipeline.sources import ArraySource, open_source
 
 SOURCE = ArraySource(np.arange(7 * 2 * 3 * 3, dtype=np.uint8).reshape(7, 2, 3, 3), [0, 0, 0, 0, 1, 1, 1], ["a", "b"])
 
@@ -33,6 +35,64 @@ def test_it_tells_what_was_written(tmp_path: Path) -> None:
     ]
     np.testing.assert_allclose(manifest.mean, SOURCE.images.mean((0, 1, 2)))
     np.testing.assert_allclose(manifest.std, SOURCE.images.std((0, 1, 2)))
+
+
+def photos(folder: Path) -> Path:
+    """Four JPEGs, of which one is gray, and a PNG."""
+    for name in ("cat/1.jpg", "cat/2.jpg", "cat/gray.jpg", "dog/1.jpg", "dog/2.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if "gray" in name else "RGB", (3, 2)).save(folder / name)
+    return folder
+
+
+def test_it_counts_what_was_stored_as_what_where_files_are_kept(tmp_path: Path) -> None:
+    manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path / "kept", "keep", samples_per_shard=2)
+    assert manifest.samples_per_extension == manifest.stored_as == {"jpg": 3, "png": 2}
+    assert read_manifest(tmp_path / "kept") == manifest
+    raw = write_shards(SOURCE, tmp_path / "raw")
+    assert (raw.samples_per_extension, raw.stored_as) == (None, {"npy": 7})
+    assert "samples_per_extension" not in raw.to_dict()
+
+
+def without_counts(folder: Path) -> None:
+    """As the manifest was before."""
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["samples_per_extension"], content["manifest_sha256"]
+    fields = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["manifest_sha256"] = hashlib.sha256(fields.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def test_what_dalis_reader_takes(tmp_path: Path) -> None:
+    write_shards(open_source(photos(tmp_path / "photos")), tmp_path / "kept", "keep", samples_per_shard=3)
+    paths = [f"{tmp_path}/kept/shard-00000{number}" for number in range(2)]
+    expected = {"paths": [f"{path}.tar" for path in paths], "index_paths": [f"{path}.idx" for path in paths]}
+    assert webdataset_files(tmp_path / "kept") == {**expected, "ext": ["jpg;png", "cls"]}
+    without_counts(tmp_path / "kept")
+    assert webdataset_files(str(tmp_path / "kept")) == {**expected, "ext": ["jpg;png;webp", "cls"]}
+    assert verify_shards(tmp_path / "kept", decode=True) == []
+    write_shards(SOURCE, tmp_path / "raw")
+    assert webdataset_files(tmp_path / "raw")["ext"] == ["npy", "cls"]
+    (tmp_path / "raw" / "shard-000000.idx").unlink()
+    with pytest.raises(ShardError, match=r"shard-000000.idx: missing"):
+        webdataset_files(tmp_path / "raw")
+    with pytest.raises(ValueError, match=r"memory://raw: DALI's reader needs files of this machine: copy the shards"):
+        webdataset_files("memory://raw")
+
+
+def test_counts_that_are_not_those_of_the_tars_are_a_problem(tmp_path: Path) -> None:
+    manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path, "keep", samples_per_shard=3)
+    for counts, message in (
+        ({"jpg": 3}, "in all, got {'jpg': 3}"),
+        ({"jpg": 5, "png": 0}, "at least 1 of each"),
+        ({"jpg": 3, "npy": 2}, "of each of jpg, png, webp that is there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(manifest, samples_per_extension=counts)
+    wrong = dataclasses.replace(manifest, samples_per_extension={"jpg": 1, "png": 4})
+    (tmp_path / "manifest.json").write_text(wrong.to_json())
+    [problem] = verify_shards(tmp_path)
+    assert problem == f"{tmp_path}: expected images stored as {{'jpg': 1, 'png': 4}}, got {{'jpg': 3, 'png': 2}}"
 
 
 def test_it_is_frozen(tmp_path: Path) -> None:

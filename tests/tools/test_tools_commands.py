@@ -37,15 +37,15 @@ def test_all_splits_are_written_verified_and_told(tmp_path: Path, capsys: pytest
     out = tmp_path / "out"
     assert run("shard", SUBSET, out) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}/train: shards: 5, samples: 5000, classes: 10",
-        f"{out}/test: shards: 1, samples: 1000, classes: 10",
+        f"{out}/train: shards: 5, samples: 5000, classes: 10, stored as: 5000 npy",
+        f"{out}/test: shards: 1, samples: 1000, classes: 10, stored as: 1000 npy",
     ]
     assert run("verify", out) == 0
     assert capsys.readouterr().out.splitlines() == [f"{out}/train: fine", f"{out}/test: fine"]
     assert run("info", out) == 0
     told = capsys.readouterr().out
     assert f"{out}/train\n  source    fashion-mnist, split train\n  samples   5000 of 10 classes\n" in told
-    assert "  images    28 x 28 x 1, raw\n" in told
+    assert "  images    28 x 28 x 1, raw: 5000 npy\n" in told
     assert "      9  Ankle boot       100" in told
     assert run("info", out, "--json") == 0
     manifests = json.loads(capsys.readouterr().out)
@@ -137,7 +137,7 @@ def test_info_of_images_of_different_sizes(tmp_path: Path, capsys: pytest.Captur
         Image.new("RGB", (size, size)).save(tmp_path / "source" / "cat" / f"{size}.png")
     assert run("shard", tmp_path / "source", tmp_path / "out", "--source", "folder") == 0
     assert run("info", tmp_path / "out") == 0
-    assert "  images    sizes differ, 3 channels, keep\n" in capsys.readouterr().out
+    assert "  images    sizes differ, 3 channels, keep: 2 png\n" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("default")

@@ -85,7 +85,7 @@ def test_in_quarantine_they_are_told_and_the_exit_code_is_1(photos: Path, capsys
     out = photos.with_name("out")
     assert run("shard", photos, out, "--on-bad", "quarantine") == 1
     captured = capsys.readouterr()
-    assert captured.out == f"{out}: shards: 1, samples: 28, classes: 3\n"
+    assert captured.out == f"{out}: shards: 1, samples: 28, classes: 3, stored as: 28 jpg\n"
     assert captured.err.splitlines() == [
         "bad: a/00.jpg: not an image: the file has zero bytes",
         "bad: b/04.jpg: not an image: it begins with b'<html>'",
@@ -95,6 +95,17 @@ def test_in_quarantine_they_are_told_and_the_exit_code_is_1(photos: Path, capsys
     assert run("info", out) == 0
     assert "  left out  2 bad samples of the source" in capsys.readouterr().out
     assert run("convert", out, out.with_name("png"), "--encode", "png") == 0, "nothing more was left out"
+
+
+def test_shard_and_info_say_what_was_stored_as_what(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A gray JPEG among those in color cannot be kept."""
+    for name in ("a/00.jpg", "b/04.jpg"):
+        Image.new("L", (9, 8)).save(photos / name)
+    out = photos.with_name("out")
+    assert run("shard", photos, out) == 0
+    assert capsys.readouterr().out == f"{out}: shards: 1, samples: 30, classes: 3, stored as: 28 jpg, 2 png\n"
+    assert run("info", out) == 0
+    assert "  images    8 x 9 x 3, keep: 28 jpg, 2 png\n" in capsys.readouterr().out
 
 
 def test_a_class_of_which_nothing_is_left_is_told(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +119,7 @@ def test_json_tells_what_was_written(photos: Path, capsys: pytest.CaptureFixture
     out = photos.with_name("out")
     assert run("shard", photos, out, "--on-bad", "quarantine", "--json") == 1
     [told] = json.loads(capsys.readouterr().out)
+    assert told["stored_as"] == {"jpg": 28}
     assert (told["out"], told["encoding"], told["num_samples"], told["num_shards"]) == (str(out), "keep", 28, 1)
     assert [bad["key"] for bad in told["quarantine"]] == ["a/00.jpg", "b/04.jpg"]
     assert run("verify", out, "--json") == 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fdt_pipeline.dali import import_dali
-from fdt_pipeline.shards import EXTENSIONS
+from fdt_pipeline.shards import webdataset_files
 from fdt_pipeline.shards.codec import npy_header
 
 from ..task import Entry, NotInstalledError, Task
@@ -59,15 +59,11 @@ class DaliEpochs:
 def from_shards(task: Task, augment: str) -> DaliEpochs:
     """Read, decode, resize, then normalize; augment: "shift and flip", or "flip"."""
     fn, types = dali().fn, dali().types
-    folder, shards = task.shards, task.manifest.shards
 
     def graph() -> tuple[Any, Any]:
         encoded, label = fn.readers.webdataset(
-            paths=[str(folder / shard.name) for shard in shards],
-            index_paths=[str(folder / shard.index_name) for shard in shards],
-            ext=[";".join(EXTENSIONS[task.manifest.encoding]), "cls"],
-            missing_component_behavior="error", random_shuffle=True, initial_fill=SHUFFLED, pad_last_batch=True,
-            name="reader",
+            **webdataset_files(task.shards), missing_component_behavior="error", random_shuffle=True,
+            initial_fill=SHUFFLED, pad_last_batch=True, name="reader",
         )  # fmt: skip
         images = _sized(_decoded(encoded, task), task)
         if task.pad and augment == "shift and flip":
