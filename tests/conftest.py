@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker: torch's and OpenMP
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource, open_source
@@ -17,6 +18,9 @@ from tests.numbered import LABELS, numbered_images
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell: the processes of the tests about Ctrl-C would inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("any machine", deadline=None)  # on a busy one an example of 20 ms took 300
+settings.load_profile("any machine")
 
 SUBSET = Path(__file__).parents[1] / "train" / "data" / "fashion_mnist_subset"
 
