@@ -1,5 +1,6 @@
 """What the README says is what the code does: its example runs, its table is the committed one."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import open_source
+from tests.conftest import SLOW
 from tools.measure_native import bounded_table
 from train.demo import NAMES
 from train.robust_accuracy import Robustness
@@ -65,6 +67,25 @@ def test_the_tests_that_show_each_promise_of_the_loader_are_there():
     for file, name in named:
         code = (ROOT / "tests" / "fdt_pipeline" / file).read_text()
         assert f"def {name}(" in code or not name, f"{file}::{name}"
+
+
+def tier_of(path, name):
+    """ "slow" where the test or its file has a marker that says why, else "default"."""
+    module = ast.parse(path.read_text())
+    (test,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    marks = [
+        node for node in module.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    words = " ".join(map(ast.unparse, [*test.decorator_list, *(mark.value for mark in marks)]))
+    return "slow" if set(re.findall(r"pytest\.mark\.(\w+)", words)) & SLOW else "default"
+
+
+def test_each_promise_has_its_test_in_the_tier_that_is_said():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| .* \| `(\S+)::(\w+)` \| (\w+) .*\|$", page, re.MULTILINE)
+    assert len(rows) > 30
+    for file, name, tier in rows:
+        assert tier_of(ROOT / "tests" / file, name) == tier, f"{file}::{name}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "fdt_pipeline/native/README.md"])

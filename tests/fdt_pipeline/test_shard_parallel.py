@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,24 +58,29 @@ def sources(folder: Path) -> list[Source]:
     return [open_source(SUBSET, split="test"), open_source(folder), Generic()]
 
 
+def assert_same_bytes(
+    source: Source, out: Path, encoding: str, numbers_of_workers: Sequence[int], **options: Any
+) -> None:
+    for workers in numbers_of_workers:
+        write_shards(source, out / str(workers), encoding, on_bad="quarantine", workers=workers, **options)
+    one, *others = (content(out / str(workers)) for workers in numbers)
+    assert others == [one] * len(others)
+
+
+def test_two_workers_write_the_bytes_of_one(tmp_path: Path, folder: Path) -> None:
+    assert_same_bytes(open_source(folder), tmp_path, "keep", (1, 2), samples_per_shard=30)
+    assert len(names(tmp_path / "2")) > 8
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("encoding", ["raw", "keep", "webp", "jpg"])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, folder: Path, which: int, encoding: str) -> None:
     source = sources(folder)[which]
-    for workers in (1, 2, 8):
-        write_shards(
-            source,
-            tmp_path / str(workers),
-            encoding,
-            samples_per_shard=len(source) // 9,
-            max_shard_bytes=51_200 if which else None,
-            on_bad="quarantine",
-            workers=workers,
-        )
+    limits = {"samples_per_shard": len(source) // 9, "max_shard_bytes": 51_200 if which else None}
+    assert_same_bytes(source, tmp_path, encoding, (1, 2, 8), **limits)
     assert verify_shards(tmp_path / "1", decode=True) == []
     assert len(names(tmp_path / "1")) > 15
-    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "8")
 
 
 def test_no_tar_is_larger_than_asked_and_none_could_be_joined(tmp_path: Path) -> None:
