@@ -58,10 +58,8 @@ def sources(folder: Path) -> list[Source]:
     return [open_source(SUBSET, split="test"), open_source(folder), Generic()]
 
 
-def assert_same_bytes(
-    source: Source, out: Path, encoding: str, numbers_of_workers: Sequence[int], **options: Any
-) -> None:
-    for workers in numbers_of_workers:
+def assert_same_bytes(source: Source, out: Path, encoding: str, numbers: Sequence[int], **options: Any) -> None:
+    for workers in numbers:
         write_shards(source, out / str(workers), encoding, on_bad="quarantine", workers=workers, **options)
     one, *others = (content(out / str(workers)) for workers in numbers)
     assert others == [one] * len(others)
