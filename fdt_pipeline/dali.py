@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module, metadata
 from typing import Any
 
@@ -34,7 +35,10 @@ def import_dali() -> Any:
             f"pip uninstall -y {' '.join(wheels)}, then {_INSTALL}"
         )
     try:
-        return import_module("nvidia.dali")
+        with warnings.catch_warnings():
+            # DALI 1.34 imports distutils. The module is that of the code that is warned of: others' warnings remain.
+            warnings.filterwarnings("ignore", ".*distutils", DeprecationWarning, r"nvidia\.dali\b")
+            return import_module("nvidia.dali")
     except ImportError as error:
         raise ImportError(
             f"the pipeline needs NVIDIA DALI, which could not be imported ({error}): {_INSTALL}"

@@ -1,4 +1,6 @@
+import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -24,3 +26,38 @@ def test_two_wheels_are_refused_with_what_to_remove(monkeypatch):
     with pytest.raises(ImportError, match=expected) as error:
         dali.import_dali()
     assert "\n" not in str(error.value)
+
+
+FAKE = """
+import sys, warnings
+for category, text in ((DeprecationWarning, "distutils Version classes are deprecated"), (DeprecationWarning, "other"),
+                       (UserWarning, "distutils")):
+    warnings.warn_explicit(text, category, "gast_util.py", 1, module="nvidia.dali._autograph.pyct.gast_util")
+warnings.warn_explicit("distutils", DeprecationWarning, "mine.py", 1, module="mine")
+"""
+
+
+def test_of_dalis_import_the_one_warning_is_silenced_that_nobody_can_mend(monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "nvidia" / "dali").mkdir(parents=True)
+    (tmp_path / "nvidia" / "__init__.py").touch()
+    (tmp_path / "nvidia" / "dali" / "__init__.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dali.import_dali()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert [(w.category, str(w.message)) for w in caught] == [
+        (DeprecationWarning, "other"),
+        (UserWarning, "distutils"),
+        (DeprecationWarning, "distutils"),
+    ]
+
+
+@pytest.mark.process
+def test_a_loader_can_be_made_where_warnings_are_errors(numbered_shards):
+    code = f"from fdt_pipeline import FDTLoader; next(iter(FDTLoader({str(numbered_shards)!r}, 23, engine='torch')))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
