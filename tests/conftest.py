@@ -1,18 +1,23 @@
 """Data sets for the tests: real Fashion-MNIST in shards, and made-up images that identify themselves."""
 
+import locale
 import os
 import signal
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker: torch's and OpenMP's threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-from fdt_pipeline.shards import write_shards
+from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
+from fdt_pipeline.storage import open_folder
 from tests.numbered import LABELS, numbered_images
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -62,6 +67,36 @@ def few_shards(tmp_path_factory):
         few = ArraySource(source.images[order], source.labels[order], source.classes)
         write_shards(few, folder / split, samples_per_shard=100)
     return folder
+
+
+@pytest.fixture(scope="session")
+def many_classes(tmp_path_factory):
+    """Folder of 20 numbered images in raw shards, of 10 of 65,537 classes: one more than the native operators take."""
+    folder = tmp_path_factory.mktemp("many_classes") / "shards"
+    write_shards(ArraySource(numbered_images(20), np.arange(20) % 10), folder)
+    manifest = read_manifest(open_folder(folder))
+    names, counts = tuple(map(str, range(65_537))), (*manifest.samples_per_class, *[0] * 65_527)
+    (folder / "manifest.json").write_text(replace(manifest, classes=names, samples_per_class=counts).to_json())
+    return folder
+
+
+@pytest.fixture
+def decimal_comma(tmp_path, monkeypatch):
+    """This process's C library writes and reads 1/2 as "0,5", as in de_DE."""
+    folder = tmp_path / "locales" / "comma"
+    folder.mkdir(parents=True)
+    # What localedef makes of a locale's numbers: magic, six offsets, then ",", ".", groups of three, and "UTF-8".
+    offsets = struct.pack("<8I", 0x20031114, 6, 32, 34, 36, 40, 44, 48)
+    (folder / "LC_NUMERIC").write_bytes(offsets + b",\0.\0\3\3\0\0,\0\0\0.\0\0\0UTF-8\0")
+    monkeypatch.setenv("LOCPATH", str(folder.parent))
+    before = locale.setlocale(locale.LC_NUMERIC)
+    try:
+        locale.setlocale(locale.LC_NUMERIC, folder.name)
+    except locale.Error:
+        pytest.skip("the C library takes no locale from $LOCPATH")
+    assert locale.localeconv()["decimal_point"] == ","
+    yield
+    locale.setlocale(locale.LC_NUMERIC, before)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from .series import series_argument
 
 U8 = npt.NDArray[np.uint8]
 TARGETS = {"soft": 0, "dominant": 1, "label": 2}
+MOST_CLASSES = 65_536  # kMostClasses of plan.h
 _NAMES = count()
 
 
@@ -37,11 +38,6 @@ class _Options(ctypes.Structure):
         ("inv_std", ctypes.c_float * 4),
         ("series", ctypes.c_char_p),
     ]
-
-
-def mix_threshold(probability: float) -> int:
-    """An output is mixed if its 32 random bits are below it (superposition.py, `_draw_num_images`)."""
-    return round(probability * 2**32)
 
 
 @dataclass(frozen=True)
@@ -119,11 +115,11 @@ class Core:
             "fdt_pool_set": (i64, [pointer, i64, i64, pointer]),
             "fdt_pool_get": (i64, [pointer, i64, i64, pointer]),
             "fdt_pool_finish": (i64, [pointer, pointer, ctypes.c_uint32, ctypes.c_char_p]),
-            "fdt_pool_release": (None, [pointer, ctypes.c_char_p]),
+            "fdt_pool_release": (i64, [pointer, ctypes.c_char_p]),
             "fdt_pool_read": (pointer, [ctypes.c_char_p, i64, i32, i32]),
             "fdt_pool_shape": (None, [pointer, pointer]),
             "fdt_pool_labels": (None, [pointer, pointer]),
-            "fdt_epoch_order": (None, [ctypes.c_uint64, ctypes.c_uint32, i64, pointer]),
+            "fdt_epoch_order": (i64, [ctypes.c_uint64, ctypes.c_uint32, i64, pointer]),
             "fdt_series": (i64, [ctypes.c_char_p, ctypes.c_uint32, pointer]),
             "fdt_draw_plans": (i64, [pointer, pointer, ctypes.c_uint32, pointer, pointer, i64, i64, *[pointer] * 6]),
             "fdt_superpose": (
@@ -168,7 +164,7 @@ class Core:
 
     def epoch_order(self, seed: int, epoch: int, n: int) -> I64:
         order = np.empty(n, np.int64)
-        self.library.fdt_epoch_order(seed, epoch, n, _address(order))
+        self.check(self.library.fdt_epoch_order(seed, epoch, n, _address(order)) == 0)
         return order
 
     def weights(self, series: str, most: int) -> npt.NDArray[np.float32]:
@@ -262,7 +258,7 @@ class Core:
 def _options(seed: int, fdt: FDT, augment: Augment) -> _Options:
     return _Options(
         seed=seed,
-        mix_threshold=mix_threshold(fdt.probability),
+        mix_threshold=round(fdt.probability * 2**32),  # as superposition.py has it
         min_images=fdt.min_images,
         max_images=fdt.max_images or 0,
         pad=augment.pad,

@@ -8,6 +8,7 @@ import threading
 from importlib import import_module
 from pathlib import Path
 
+from fdt_pipeline.native import processor
 from fdt_pipeline.native.compiling import BuildFailed
 from fdt_pipeline.native.driver import nvrtc_path
 from fdt_pipeline.native.library import library_path
@@ -32,6 +33,7 @@ class _Process:
         if self.loader == threading.get_ident():
             # DALI asks fn.fdt for an operator before it puts it there, and asking leads here (fn_module.py).
             raise AttributeError("the native operators are being loaded, and are not there yet")
+        processor.level()  # raises where $FDT_PIPELINE_ISA is wrong
         with self.lock:
             if self.loaded is None:
                 require_turned_on()
@@ -58,7 +60,8 @@ _process = _Process()
 
 
 def load() -> Path:
-    """-> the library. After this fn.fdt.superpose and fn.fdt.superpose_resident exist. NativeUnavailable says why not.
+    """-> the library. After this fn.fdt.superpose and fn.fdt.superpose_resident exist. NativeUnavailable says why not;
+    ValueError where an environment variable is none of its values.
 
     Built if need be, loaded into DALI once a process, whichever thread asks first.
     """

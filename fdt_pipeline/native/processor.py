@@ -6,7 +6,10 @@ import os
 import platform
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
+
+VARIABLE = "FDT_PIPELINE_ISA"
 
 # Name (-DFDT_ISA) and flags. GCC prefers 256-bit vectors for v4 by itself.
 LEVELS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -37,20 +40,22 @@ def baseline() -> tuple[str, ...]:
 
 
 def level() -> str | None:
-    """The level that the operator will take here ($FDT_PIPELINE_ISA, else the highest); None below x86-64-v2."""
-    if platform.machine() not in LEVELS:
-        return "generic"
-    asked = os.environ.get("FDT_PIPELINE_ISA")
-    return asked or _highest(_cpu_flags())
+    """The level that the operator will take here ($FDT_PIPELINE_ISA, else the highest); None below x86-64-v2.
+
+    ValueError where the variable names none that this processor has."""
+    found = found_levels(_cpu_flags()) if platform.machine() in LEVELS else list(GENERIC)
+    asked = os.environ.get(VARIABLE)
+    if asked and found and asked not in found:
+        raise ValueError(
+            f"{VARIABLE} must be one of {', '.join(found)} (what this processor has), got {asked!r}: "
+            "unset it for the best"
+        )
+    return asked or (found[-1] if found else None)
 
 
-def _highest(flags: frozenset[str]) -> str | None:
-    found = None
-    for name, needed in _NEEDS.items():
-        if not needed <= flags:
-            break
-        found = name
-    return found
+def found_levels(flags: frozenset[str]) -> list[str]:
+    """Those that a processor with these flags has whole, the highest last."""
+    return list(takewhile(lambda name: _NEEDS[name] <= flags, _NEEDS))
 
 
 @lru_cache

@@ -324,11 +324,11 @@ def test_the_kernel_is_compiled_for_every_level_and_the_rest_for_the_lowest(sour
     assert "-march" not in "".join(flags.values())
 
 
-def test_the_highest_level_that_a_processor_has_whole_is_found():
+def test_the_levels_that_a_processor_has_whole_are_found():
     v3 = {"sse4_2", "ssse3", "popcnt", "avx2", "fma", "bmi2"}
-    assert processor._highest(frozenset(v3)) == "v3"
-    assert processor._highest(frozenset(v3 - {"fma"} | {"avx512f"})) == "v2"
-    assert processor._highest(frozenset()) is None
+    assert processor.found_levels(frozenset(v3)) == ["v2", "v3"]
+    assert processor.found_levels(frozenset(v3 - {"fma"} | {"avx512f"})) == ["v2"]
+    assert processor.found_levels(frozenset()) == []
 
 
 # What is missing, and what fails

@@ -459,6 +459,24 @@ def test_text_that_is_no_series_is_refused(core, text, match):
         core.weights(text, 3)
 
 
+def test_an_instruction_set_that_is_not_here_is_an_error_of_whatever_needs_it_first(cores, tmp_path, monkeypatch):
+    copy = shutil.copy(next(iter(cores.values())).library._name, tmp_path / "core.so")
+    core = Core(ctypes.CDLL(str(copy)))
+    monkeypatch.setenv("FDT_PIPELINE_ISA", "avx2")
+    expected = f'FDT_PIPELINE_ISA must be one of {", ".join(cores)} .*, got "avx2": unset it'
+    with pytest.raises(ValueError, match=expected):
+        core.pool(np.zeros((2, 4, 4, 1), np.uint8), [0, 1], 2, 0)
+    with pytest.raises(ValueError, match=expected):
+        _ = core.isa
+    monkeypatch.delenv("FDT_PIPELINE_ISA")
+    assert core.isa == list(cores)[-1]
+
+
+def test_an_order_that_does_not_fit_into_memory_is_an_error(core):
+    assert core.library.fdt_epoch_order(0, 0, 2**45, None) != 0
+    assert core.library.fdt_error() == b"out of memory"
+
+
 @pytest.mark.parametrize(("seed", "epoch", "n"), [(0, 0, 1), (5, 7, 3), (2**64 - 1, 2**32 - 1, 10_000), (1, 2, 1_001)])
 def test_the_order_of_an_epoch_is_the_definitions(core, seed, epoch, n):
     assert np.array_equal(core.epoch_order(seed, epoch, n), epoch_order(seed, epoch, n))
@@ -490,6 +508,12 @@ def test_a_folder_of_raw_shards_is_read_as_python_reads_it(core, numbered_shards
     assert np.array_equal(pool.images(), images)
     assert np.array_equal(pool.labels.labels, labels)
     assert pool.labels.num_classes == 7
+
+
+def test_shards_are_read_the_same_where_numbers_have_a_decimal_comma(core, numbered_shards, decimal_comma):
+    pool = core.read_pool(str(numbered_shards))
+    assert pool.shape == (230, 6, 5, 3)
+    assert np.array_equal(pool.labels.labels, load_shards(numbered_shards)[1])
 
 
 def test_real_gray_shards_are_read_as_python_reads_them(core, fashion_shards):

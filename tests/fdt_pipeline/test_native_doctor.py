@@ -151,6 +151,12 @@ def test_a_wrong_usage_exits_2(arguments):
     assert done.stderr.startswith("usage: python -m fdt_pipeline")
 
 
+def test_an_instruction_set_that_is_not_here_exits_2(capsys, monkeypatch):
+    monkeypatch.setenv("FDT_PIPELINE_ISA", "nonsense")
+    assert main(["doctor"]) == 2
+    assert "FDT_PIPELINE_ISA must be one of" in capsys.readouterr().err
+
+
 def test_a_switch_in_no_position_exits_2(capsys, monkeypatch):
     monkeypatch.setenv("FDT_PIPELINE_NATIVE", "perhaps")
     assert main(["doctor"]) == 2

@@ -28,15 +28,22 @@ namespace {
 
 thread_local std::string last_error;  // of this file's functions
 
-// What `work` returns, or -1 where it throws, with the reason in last_error.
+// What `work` returns, or -1 where it throws, with the reason in last_error. Whatever may throw goes through this: an
+// exception that leaves a C function ends the process.
 template <typename Work>
-int64_t guarded(Work work) {
+int64_t guarded(Work work) noexcept {
   try {
-    return work();
-  } catch (const std::bad_alloc &) {
-    last_error = "out of memory";
-  } catch (const std::exception &error) {
-    last_error = error.what();
+    try {
+      return work();
+    } catch (const std::bad_alloc &) {
+      last_error = "out of memory";
+    } catch (const std::exception &error) {
+      last_error = error.what();
+    } catch (...) {
+      last_error = "unknown error";
+    }
+  } catch (...) {  // no memory for the reason
+    last_error.clear();
   }
   return -1;
 }

@@ -5,13 +5,13 @@
 #include <cstring>
 #include <exception>
 #include <stdexcept>
-#include <thread>
 
 #include "api.h"
 #include "kernel.h"
 #include "plan.h"
 #include "pool.h"
 #include "superposer.h"
+#include "threads.h"
 
 namespace {
 
@@ -24,12 +24,8 @@ const fdt::Pool &host_pool(void *handle) {
 
 // work(first, last, thread) over [0, n), cut into as many parts as there are threads.
 template <typename Work>
-void share_out(int64_t n, int num_threads, Work work) {
-  std::vector<std::thread> threads;
-  for (int t = 1; t < num_threads; t++)
-    threads.emplace_back([=] { work(n * t / num_threads, n * (t + 1) / num_threads, t); });
-  work(0, n / num_threads, 0);
-  for (std::thread &thread : threads) thread.join();
+void share_out(int64_t n, int num_threads, const Work &work) {
+  fdt::run_threads(num_threads, [&](int t) { work(n * t / num_threads, n * (t + 1) / num_threads, t); });
 }
 
 double seconds_now() {
@@ -82,9 +78,12 @@ FDT_EXPORT int64_t fdt_pool_finish(void *handle, const int64_t *labels, uint32_t
 }
 
 // Lets go of it; operators that use it keep it. name: as it was registered, or null.
-FDT_EXPORT void fdt_pool_release(void *handle, const char *name) {
-  if (name) fdt::unregister_pool(name);
-  delete static_cast<PoolHandle *>(handle);
+FDT_EXPORT int64_t fdt_pool_release(void *handle, const char *name) {
+  return guarded([&] {
+    const std::unique_ptr<PoolHandle> ended(static_cast<PoolHandle *>(handle));
+    if (name) fdt::unregister_pool(name);
+    return 0;
+  });
 }
 
 // A folder of raw shards, read as the operator reads it. device: as above.
@@ -109,9 +108,12 @@ FDT_EXPORT void fdt_pool_labels(void *handle, int64_t *labels) {
   std::copy(from.begin(), from.end(), labels);
 }
 
-FDT_EXPORT void fdt_epoch_order(uint64_t seed, uint32_t epoch, int64_t n, int64_t *order) {
-  const auto made = fdt::epoch_order(seed, epoch, static_cast<size_t>(n));
-  std::copy(made.begin(), made.end(), order);
+FDT_EXPORT int64_t fdt_epoch_order(uint64_t seed, uint32_t epoch, int64_t n, int64_t *order) {
+  return guarded([&] {
+    const auto made = fdt::epoch_order(seed, epoch, static_cast<size_t>(n));
+    std::copy(made.begin(), made.end(), order);
+    return 0;
+  });
 }
 
 FDT_EXPORT int64_t fdt_series(const char *series, uint32_t most, float *triangle) {

@@ -3,8 +3,10 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernel.h"
+#include "text.h"
 
 namespace fdt {
 
@@ -26,21 +28,32 @@ extern const Kernels table;
 
 namespace {
 
-const Kernels &choose() {
+// What this processor can run, the best last; the same conditions as in native/processor.py.
+std::vector<const Kernels *> found() {
 #if defined(__x86_64__)
-  const bool has_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512cd");
-  const char *asked = std::getenv("FDT_PIPELINE_ISA");
-  const std::string level = asked && *asked ? asked : has_v4 ? "v4" : has_v3 ? "v3" : "v2";
-  if (level == "v2") return v2::table;
-  if (level == "v3" && has_v3) return v3::table;
-  if (level == "v4" && has_v4) return v4::table;
-  throw std::invalid_argument("FDT_PIPELINE_ISA must be v2, v3 or v4, and this machine must have it, got " + level);
+  std::vector<const Kernels *> all{&v2::table};
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) return all;
+  all.push_back(&v3::table);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
+    all.push_back(&v4::table);
+  return all;
 #else
-  return generic::table;
+  return {&generic::table};
 #endif
+}
+
+const Kernels &choose() {
+  const std::vector<const Kernels *> all = found();
+  const char *asked = std::getenv("FDT_PIPELINE_ISA");
+  if (!asked || !*asked) return *all.back();
+  std::string names;
+  for (const Kernels *one : all) {
+    if (one->name == std::string(asked)) return *one;
+    names += (names.empty() ? "" : ", ") + std::string(one->name);
+  }
+  throw std::invalid_argument("FDT_PIPELINE_ISA must be one of " + names + " (what this processor has), got \"" +
+                              printable(asked) + "\": unset it for the best");
 }
 
 // Sums of so many floats stay in the first-level cache beside the rows that are added to them.

@@ -53,18 +53,23 @@ std::vector<const uint8_t *> window_of(const FdtGpuWindow &images, std::vector<f
 FDT_EXPORT const char *fdt_gpu_error() { return last_error.c_str(); }
 
 // Files to load instead of the system's libcuda.so.1 and libnvrtc.so.*; to be called before the GPU is first used.
-FDT_EXPORT void fdt_set_cuda_path(const char *path) { fdt::set_cuda_path(path); }
-FDT_EXPORT void fdt_set_nvrtc_path(const char *path) { fdt::set_nvrtc_path(path); }
+FDT_EXPORT int64_t fdt_set_cuda_path(const char *path) {
+  return guarded([&] { return fdt::set_cuda_path(path), 0; });
+}
+FDT_EXPORT int64_t fdt_set_nvrtc_path(const char *path) {
+  return guarded([&] { return fdt::set_nvrtc_path(path), 0; });
+}
 
 // Compiles the kernel for `arch` ("sm_90", "compute_90"), which needs no GPU: 0, or 1 with the reason in `log`.
 FDT_EXPORT int fdt_nvrtc_compile(const char *arch, char *log, size_t log_size) {
   std::string said;
   const int64_t done = guarded([&] {
+    said = "bytes for 1 to 4 channels: ";
     for (int c = 1; c <= fdt::kMostChannels; c++) said += std::to_string(fdt::compile_kernels(arch, c, c).size()) + " ";
     fdt::compile_kernels(arch, 1, 3);
     return 0;
   });
-  copy_text(done ? last_error : "bytes for 1 to 4 channels: " + said, log, log_size);
+  copy_text(done ? last_error : said, log, log_size);
   return done ? 1 : 0;
 }
 

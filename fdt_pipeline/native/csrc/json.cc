@@ -1,9 +1,10 @@
 #include "json.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+
+#include "text.h"
 
 namespace fdt {
 
@@ -82,7 +83,7 @@ class Parser {
       const char *begin = text_.c_str() + at_;
       char *end = nullptr;
       value.kind = Json::Kind::kNumber;
-      value.number = std::strtod(begin, &end);
+      value.number = number_at(begin, &end);
       if (end == begin) fail("a value");
       at_ += static_cast<size_t>(end - begin);
     }

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <locale>
 #include <map>
 #include <mutex>
 #include <new>
@@ -134,6 +135,7 @@ std::string identity(const std::string &folder) {
   struct stat state;
   if (stat((folder + "/manifest.json").c_str(), &state) != 0) return "";
   std::ostringstream text;
+  text.imbue(std::locale::classic());
   text << state.st_dev << ' ' << state.st_ino << ' ' << state.st_size << ' ' << state.st_ctim.tv_sec << ' '
        << state.st_ctim.tv_nsec;
   return text.str();

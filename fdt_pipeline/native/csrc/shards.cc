@@ -7,13 +7,14 @@
 #include <cerrno>
 #include <cstring>
 #include <exception>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
-#include <thread>
 
 #include "json.h"
 #include "pool.h"
 #include "text.h"
+#include "threads.h"
 
 namespace fdt {
 namespace {
@@ -142,6 +143,7 @@ void read_shard(const ShardEntry &shard, const Set &set, Pool &pool, int64_t *la
     try {
       if (!std::getline(index, line)) throw std::invalid_argument("its index ends early");
       std::istringstream fields(line);
+      fields.imbue(std::locale::classic());  // a program's own may put points into thousands
       const std::string image = member(tar, fields, "npy", name);
       if (image.size() != header.size() + size || image.compare(0, header.size(), header) != 0)
         throw std::invalid_argument("not a uint8 image of the manifest's shape");
@@ -176,7 +178,7 @@ std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, 
   std::vector<int64_t> labels(set.num_samples);
   std::atomic<size_t> next{0};
   std::vector<std::exception_ptr> errors(set.shards.size());
-  auto work = [&] {
+  auto work = [&](int) {
     for (size_t i; (i = next++) < set.shards.size();) {
       try {
         read_shard(set.shards[i], set, *pool, &labels[set.shards[i].first]);
@@ -185,10 +187,7 @@ std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, 
       }
     }
   };
-  std::vector<std::thread> threads;
-  for (int i = 1; i < num_threads; i++) threads.emplace_back(work);
-  work();
-  for (std::thread &thread : threads) thread.join();
+  run_threads(num_threads, work);
   for (const std::exception_ptr &error : errors)
     if (error) std::rethrow_exception(error);
   pool->set_labels(labels.data(), set.num_classes);

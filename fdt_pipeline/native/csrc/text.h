@@ -1,6 +1,9 @@
-// Text that came from a file, as an error may show it.
+// Text that came from a file or an argument: as an error may show it, and the numbers in it.
 #ifndef FDT_TEXT_H_
 #define FDT_TEXT_H_
+
+#include <locale.h>
+#include <stdlib.h>
 
 #include <string>
 
@@ -11,6 +14,13 @@ inline std::string printable(std::string text) {
   for (char &c : text)
     if (c < ' ' || c > '~') c = '?';
   return text.size() <= 40 ? text : text.substr(0, 40) + "..";
+}
+
+// strtod with a decimal point, whatever the process's locale has: with a comma, "6, 5" begins with "6,".
+// (std::from_chars for doubles needs a libstdc++ of GCC 11 where this runs, and nothing else here does.)
+inline double number_at(const char *begin, char **end) {
+  static const locale_t c = newlocale(LC_ALL_MASK, "C", nullptr);
+  return strtod_l(begin, end, c);
 }
 
 }  // namespace fdt
