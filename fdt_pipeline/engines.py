@@ -19,7 +19,8 @@ import torch
 
 from fdt_pipeline import pipeline as pipelines
 from fdt_pipeline.engine import ImagePool, superpose, to_device
-from fdt_pipeline.native.core import Core, NativePool, mix_threshold
+from fdt_pipeline.native import processor
+from fdt_pipeline.native.core import MOST_CLASSES, Core, NativePool
 from fdt_pipeline.native.gpu_check import require_checked_gpu
 from fdt_pipeline.native.loading import load, symbols
 from fdt_pipeline.native.series import series_argument
@@ -44,20 +45,34 @@ class StreamingEngine(Protocol):
     def finish(self, outputs: Sequence[torch.Tensor], shared: bool) -> Batch: ...
 
 
-def choose_engine(asked: str, device: torch.device) -> str:
-    """ "native" or "torch". "auto" is native wherever that can be built and, on a GPU, passes its check; where not, it
-    says why."""
+class TooManyClasses(ValueError):  # noqa: N818 (it need not be an error: there is another engine)
+    """A set has more classes than the native operators take."""
+
+
+def check_native_classes(num_classes: int) -> None:
+    if num_classes > MOST_CLASSES:
+        raise TooManyClasses(
+            f"the native engine is for up to {MOST_CLASSES:,} classes, this set has {num_classes:,}: "
+            'FDTLoader(engine="torch") takes any number'
+        )
+
+
+def choose_engine(asked: str, device: torch.device, num_classes: int) -> str:
+    """ "native" or "torch". "auto" is native wherever that can be built, takes so many classes and, on a GPU, passes
+    its check; where not, it says why."""
+    processor.level()  # raises where $FDT_PIPELINE_ISA is wrong, whatever the engine
     if asked == "torch":
         return asked
     try:
+        check_native_classes(num_classes)
         load()
         if asked == "auto" and device.type == "cuda":
             index = device.index or 0
             require_checked_gpu(index, f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
-    except NativeUnavailable as obstacle:
+    except (NativeUnavailable, TooManyClasses) as obstacle:
         if asked == "native":
             raise
-        warnings.warn(f"the torch engine is used, which is slower: {obstacle}", stacklevel=4)
+        warnings.warn(f"the torch engine is used, which is slower: {obstacle}", stacklevel=3)
         return "torch"
     return "native"
 
@@ -69,7 +84,7 @@ def operator_arguments(mixing: Mixing, most: int) -> dict[str, Any]:
         "plan_seed": mixing.seed - (mixing.seed >> 63 << 64),  # the same 64 bits as a signed number
         "min_images": fdt.min_images,
         "max_images": fdt.max_images or 0,
-        "mix_threshold": mix_threshold(fdt.probability),
+        "probability": repr(float(fdt.probability)),
         "series": series_argument(fdt.series, most),
         "targets": fdt.targets if mixing.soft else "label",
         "pad": mixing.augment.pad,

@@ -148,7 +148,7 @@ class FDTLoader:
         self.pin_memory = checked_pinning(pin_memory, self.device)
         if size is not None and mode == "auto":
             mode = "streaming"
-        self.engine = choose_engine(engine, self.device)
+        self.engine = choose_engine(engine, self.device, self.num_classes)
         frame = self.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
         self.mode = choose_mode(
             mode, self.num_samples, self.manifest.shape, frame, self.device, self.batching.ranks.world_size
@@ -342,7 +342,7 @@ class FDTLoader:
             "seed": self.seed,
             "train": self.train,
             "mode": self.mode,
-            "fdt": describe_fdt(self.fdt),
+            "fdt": describe_fdt(self.fdt, self.num_classes),
             "augment": repr(self.augment),
             "targets": self.targets,
             "global_batch_size": self.global_batch_size,

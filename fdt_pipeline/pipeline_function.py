@@ -22,7 +22,7 @@ from fdt_pipeline.arguments import (
     checked_output,
 )
 from fdt_pipeline.batch_sources import IdSource, WindowSource
-from fdt_pipeline.engines import NativeResident, NativeStreaming
+from fdt_pipeline.engines import NativeResident, NativeStreaming, check_native_classes
 from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.native.loading import load
 from fdt_pipeline.native.unavailable import NativeUnavailable
@@ -108,6 +108,7 @@ def fdt_pipeline(
     world_size = batching.ranks.world_size
     chosen_mode = choose_mode(mode, manifest.num_samples, manifest.shape, 0, on_device, world_size)
     checked_image_size(manifest.shape, folder.url, chosen_mode, size)
+    check_native_classes(len(manifest.classes))
     _load_operators()
     if chosen_mode == "resident":
         pool = _pool(folder, manifest, augmented.pad, on_device)

@@ -77,15 +77,15 @@ def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any], world_
         raise ValueError(f"the state is of another loader: {'; '.join(differing)}")
 
 
-def describe_fdt(fdt: FDT | None) -> dict[str, Any] | None:
-    """JSON values that tell two mixings apart; a series by its weights, so that one without a repr of its own is
-    known again in another process."""
+def describe_fdt(fdt: FDT | None, num_classes: int) -> dict[str, Any] | None:
+    """JSON values that tell two mixings of num_classes classes apart; a series by its weights, so that one without a
+    repr of its own is known again in another process."""
     if fdt is None:
         return None
     described = {field.name: getattr(fdt, field.name) for field in fields(fdt)}
     described = {name: value.item() if isinstance(value, np.generic) else value for name, value in described.items()}
-    most = fdt.max_images or _SERIES_ROWS
-    rows = [np.asarray(fdt.series.weights(k), np.float32) for k in range(1, min(most, _SERIES_ROWS) + 1)]
+    most = min(fdt.max_images or num_classes, _SERIES_ROWS)  # never more than a plan has: a table may end there
+    rows = [np.asarray(fdt.series.weights(k), np.float32) for k in range(1, most + 1)]
     digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()[:12]
     return {**described, "series": f"{type(fdt.series).__name__}, weights {digest}"}
 

@@ -60,7 +60,7 @@ BATCH_SIZES, THREADS = (32, 64, 256, 1024, 4096), (1, 2)
 CACHED_IMAGES, CACHED_OUTPUTS = 500, 64
 PAD = 4
 NORMALIZE: dict[str, Any] = {"mean": list(PAPER_MEAN), "std": [PAPER_STD] * 3}
-MIX: dict[str, Any] = {"pad": PAD, "flip": True, **NORMALIZE}
+MIX: dict[str, Any] = {"plan_seed": 0, "pad": PAD, "flip": True, **NORMALIZE}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -477,3 +478,22 @@ def test_every_encoding_is_streamed_and_held_as_its_reader_sees_it(tmp_path, enc
         images = torch.cat([images for images, _ in loader])
         lossy = encoding in ("jpg", "keep")
         assert (images - expected).abs().max() <= (2 if lossy and mode == "streaming" else 0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Weights for sums of up to num_images, and no more."""
+
+    num_images: int
+
+    def weights(self, k):
+        return [np.full(i, 1 / i) for i in range(1, self.num_images + 1)][k - 1]
+
+
+@pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "mix_window": 46}])
+@pytest.mark.parametrize("fdt", [FDT(series=Table(7)), FDT(series=Table(3), max_images=3)])
+def test_a_series_need_have_no_weights_for_more_images_than_a_sum_can_have(numbered_shards, options, fdt):
+    loader = FDTLoader(numbered_shards, 23, fdt=fdt, **options)
+    targets = [batch for _, batch in loader]
+    assert max(int((target > 0).sum(1).max()) for target in targets) == fdt.series.num_images
+    loader.load_state_dict(loader.state_dict())

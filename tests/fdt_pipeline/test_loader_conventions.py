@@ -263,3 +263,26 @@ def test_an_iterator_that_is_never_moved_takes_no_epoch(numbered_shards, mode):
     for a, b in zip(epoch_of(loader), expected, strict=True):
         assert torch.equal(a, b)
     assert loader.epoch == 1
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_more_classes_than_the_native_engine_takes_are_left_to_torch_when_the_loader_is_built(many_classes, mode):
+    options = {"mode": mode, "fdt": FDT(max_images=2), "augment": None}
+    with pytest.warns(UserWarning, match=r"torch engine is used.* up to 65,536 classes, this set has 65,537"):
+        loader = FDTLoader(many_classes, 10, **options)
+    images, targets = next(iter(loader))
+    assert loader.engine == "torch"
+    assert targets.shape == (10, 65_537)
+    assert images.shape == (10, 3, 6, 5)
+    with pytest.raises(ValueError, match=r"up to 65,536 classes, this set has 65,537: FDTLoader\(engine=\"torch\"\)"):
+        FDTLoader(many_classes, 10, engine="native", **options)
+
+
+@pytest.mark.parametrize("engine", ["auto", "native", "torch"])
+@pytest.mark.parametrize("mode", ["auto", "resident", "streaming"])
+def test_an_instruction_set_that_is_not_here_is_an_error_when_the_loader_is_built(
+    numbered_shards, monkeypatch, mode, engine
+):
+    monkeypatch.setenv("FDT_PIPELINE_ISA", "nonsense")
+    with pytest.raises(ValueError, match=r"FDT_PIPELINE_ISA must be one of .* got 'nonsense': unset it"):
+        FDTLoader(numbered_shards, 10, mode=mode, engine=engine)

@@ -80,7 +80,7 @@ def test_auto_takes_torch_where_the_check_fails_and_native_does_not_ask(checks, 
     device = torch.device("cuda", 0)
     if chosen == "torch":
         with pytest.warns(UserWarning, match="the torch engine is used, which is slower: .*check of H100"):
-            assert engines.choose_engine(asked, device) == chosen
+            assert engines.choose_engine(asked, device, 10) == chosen
     else:
-        assert engines.choose_engine(asked, device) == chosen
+        assert engines.choose_engine(asked, device, 10) == chosen
         assert checks.asked == 0

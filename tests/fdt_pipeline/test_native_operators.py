@@ -1,5 +1,6 @@
 """fn.fdt.superpose and fn.fdt.superpose_resident in pipelines of one's own, on the CPU, with every supported DALI."""
 
+import locale
 import shutil
 from itertools import islice
 
@@ -9,6 +10,7 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, series_argument
+from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.plans import batch_targets, draw_plans
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
@@ -41,20 +43,21 @@ def _resident_graph(ids, options):
 
 
 RUNNING = {"batch_size", "num_threads", "prefetch_queue_depth", "exec_async", "exec_pipelined"}
-RUNNING |= {"enable_checkpointing", "checkpoint"}
+RUNNING |= {"enable_checkpointing", "checkpoint", "seed"}
 
 
 def _of_the_pipeline(options):
     return {name: options.pop(name) for name in RUNNING & options.keys()}
 
 
-def window_graph(images, labels, ids=None, **options):
+def window_graph(images, labels, ids=None, plan_seed=0, **options):
     """Batches of images and labels, and of ids where they are given, through fn.fdt.superpose."""
-    return _window_graph(images, labels, ids, **_of_the_pipeline(options), options=options)
+    running = _of_the_pipeline(options)
+    return _window_graph(images, labels, ids, **running, options={"plan_seed": plan_seed, **options})
 
 
-def resident_graph(ids, **options):
-    return _resident_graph(ids, **_of_the_pipeline(options), options=options)
+def resident_graph(ids, plan_seed=0, **options):
+    return _resident_graph(ids, **_of_the_pipeline(options), options={"plan_seed": plan_seed, **options})
 
 
 def run(pipeline, iterations=1):
@@ -144,12 +147,31 @@ def test_seeds_are_64_bits_passed_as_a_signed_number(numbered_shards, seed):
     assert_same(got, definition(images, labels, np.arange(BATCH), FDT(), seed=seed))
 
 
-def test_a_probability_is_exact_as_a_threshold_of_2_to_the_32():
-    images, labels = numbered_images()[:BATCH], LABELS[:BATCH]
-    for probability in (0.0, 1 / 3, 1.0):
-        threshold = round(probability * 2**32)
-        got = run(window(mix_threshold=threshold, probability=0.9, **PAPER))
-        assert_same(got, definition(images, labels, np.arange(BATCH), FDT(probability=probability)))
+def last_bits(index):
+    """The largest probability of seed 0 with which output `index` of epoch 0 is left alone, and the next above."""
+    word = int(random_words(0, Stream.PLAN, 0, index, 0)[2])
+    return word / 2**32, (word + 1) / 2**32
+
+
+@pytest.mark.parametrize("probability", [0, 1, 0.0, 1 / 3, 1e-9, np.float64(0.7), *last_bits(0), *last_bits(7)])
+def test_a_probability_is_exact_to_its_last_bit(numbered_shards, probability):
+    got, fdt = run(window(probability=probability, **PAPER)), FDT(probability=probability)
+    assert_same(got, definition(IMAGES, CLASSES, np.arange(BATCH), fdt))
+    images, labels, _ = load_shards(numbered_shards)
+    got = run(resident(numbered_shards, probability=probability, **PAPER))
+    assert_same(got, definition(images, labels, np.arange(BATCH), fdt))
+
+
+def test_numbers_are_the_same_where_the_locale_has_a_decimal_comma(decimal_comma):
+    options = {"probability": 1 / 3, "mean": 0.5, "std": [0.25, 256.5, 3.0], "series": series_argument(Power(2.5), 7)}
+    in_comma = run(window(**options))
+    locale.setlocale(locale.LC_NUMERIC, "C")
+    for part, expected in zip(in_comma, run(window(**options)), strict=True):
+        assert np.array_equal(part, expected)
+    assert_same(
+        run(window(probability=1 / 3, **PAPER)),
+        definition(IMAGES, CLASSES, np.arange(BATCH), FDT(probability=1 / 3)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +179,6 @@ def test_a_probability_is_exact_as_a_threshold_of_2_to_the_32():
     [
         *(LABELS[:BATCH].astype(kind) for kind in (np.int64, np.int32, np.int16, np.uint8)),
         *(LABELS[:BATCH, None].astype(kind) for kind in (np.int64, np.int32, np.int16)),
-        [np.frombuffer(b"%d" % label, np.uint8) for label in LABELS[:BATCH]],
         [np.frombuffer(b"%05d" % label, np.uint8) for label in LABELS[:BATCH]],
     ],
 )
@@ -169,11 +190,82 @@ def test_labels_are_numbers_of_any_type_or_ascii_digits(labels):
 
 def test_labels_of_several_digits_are_read_whole():
     labels = np.arange(BATCH) * 1600
-    digits = [np.frombuffer(b"%d" % label, np.uint8) for label in labels]
+    digits = [np.frombuffer(b"%02d" % label, np.uint8) for label in labels]
     images = [numbered_images()[:BATCH]]
     text, number = (run(window_graph(images, [kind], num_classes=65_536, max_images=3)) for kind in (digits, labels))
     assert np.array_equal(text[1], number[1])
     assert set(np.flatnonzero(number[1].any(0))) <= set(labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 60])
+def test_labels_of_a_webdataset_are_text_also_where_they_have_one_digit(tmp_path, batch_size):
+    labels = np.arange(60)
+    write_shards(ArraySource(numbered_images(60), labels), tmp_path / "shards")
+
+    @pipeline_def(batch_size=batch_size, num_threads=1, device_id=None)
+    def graph():
+        tar = tmp_path / "shards" / "shard-000000.tar"
+        encoded, label = fn.readers.webdataset(
+            paths=str(tar), index_paths=str(tar.with_suffix(".idx")), ext=["npy", "cls"]
+        )
+        images = fn.reshape(encoded[128:], shape=(6, 5, 3))
+        return tuple(fn.fdt.superpose(images, label, num_classes=60, max_images=1, anchor="epoch", targets="label"))
+
+    assert np.array_equal(run(graph(), 60 // batch_size)[1], load_shards(tmp_path / "shards")[1])
+
+
+def test_uint8_that_may_be_a_number_or_a_digit_is_refused():
+    """55 is "7" in ASCII."""
+    refused(
+        window_graph([IMAGES], [np.full((BATCH, 1), 55, np.uint8)], num_classes=60),
+        r"label of sample 0: uint8 of shape \(1,\) may be a number or an ASCII digit: cast numbers to int32",
+    )
+    targets = run(window_graph([IMAGES], [np.full((BATCH, 1), 55, np.int32)], num_classes=60))[1]
+    assert (targets.argmax(1) == 55).all()
+
+
+@pytest.mark.parametrize("kind", ["window", "resident"])
+def test_without_a_plan_seed_plans_follow_from_dalis_seed(numbered_shards, kind):
+    def outputs(seed=None, **plan_seed):
+        options = {"plan_seed": None, **plan_seed} | ({} if seed is None else {"seed": seed})
+        return run(window(**options) if kind == "window" else resident(numbered_shards, **options))[1]
+
+    first = outputs(1)
+    assert np.array_equal(outputs(1), first)
+    assert not np.array_equal(outputs(2), first)  # as ranks pass
+    assert not np.array_equal(outputs(), outputs())  # DALI draws one
+    assert np.array_equal(outputs(1, plan_seed=3), outputs(plan_seed=3))
+
+
+def test_two_operators_of_a_pipeline_have_different_seeds(numbered_shards):
+    @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None, seed=1)
+    def graph():
+        ids = feed([ids_of(0, np.arange(BATCH))])
+        return tuple(fn.fdt.superpose_resident(ids, pool=str(numbered_shards))[1] for _ in range(2))
+
+    one, other = run(graph())
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["window", "resident"])
+def test_a_checkpoint_keeps_the_seed_that_dali_drew(numbered_shards, kind):
+    def graph(**checkpoint):
+        ids = [ids_of(0, np.arange(first, first + BATCH)) for first in range(0, 5 * BATCH, BATCH)]
+        options = {"plan_seed": None, "enable_checkpointing": True, **checkpoint}
+        if kind == "window":
+            return window_graph([IMAGES], [CLASSES], num_classes=7, **options)
+        return resident_graph(ids, pool=str(numbered_shards), anchor="epoch", **options)
+
+    whole = graph()
+    run(whole, 2)
+    checkpoint = whole.checkpoint()
+    rest = run(whole, 3)
+    for part, expected in zip(run(graph(checkpoint=checkpoint), 3), rest, strict=True):
+        assert np.array_equal(part, expected)
+    again = graph(checkpoint=checkpoint)  # and its own checkpoint keeps it as well
+    run(again, 1)
+    for part, expected in zip(run(graph(checkpoint=again.checkpoint()), 2), rest, strict=True):
+        assert np.array_equal(part, expected[BATCH:])
 
 
 def test_without_ids_samples_are_counted_over_the_batches():
@@ -469,14 +561,13 @@ def refused(pipeline, match):
         (
             IMAGES,
             CLASSES.astype(np.float32),
-            "labels must be int64, int32, int16, uint8, or ASCII digits .*, got float",
+            "labels must be int64, int32, int16, uint8 scalars, or the ASCII digits of a .cls member, got float",
         ),
         (IMAGES, CLASSES.astype(bool), "labels must be int64, .*, got bool"),
         (IMAGES, np.stack([CLASSES, CLASSES], 1), r"labels must be one number a sample, got shape .*2.* for sample 0"),
         (IMAGES, [np.frombuffer(b"cat", np.uint8)] * BATCH, 'label of sample 0: a .cls member holds "cat", expected a'),
         (IMAGES, [np.frombuffer(b"\xff\x00\n", np.uint8)] * BATCH, r'a .cls member holds "\?\?\?"'),
         (IMAGES, [np.frombuffer(b"1" * 30, np.uint8)] * BATCH, r"a .cls member holds"),
-        (IMAGES, CLASSES[:, None].astype(np.uint8), r"label of sample 0: a .cls member holds"),  # ASCII by its shape
         (IMAGES, [np.zeros(0, np.uint8)] * BATCH, 'a .cls member holds ""'),
         (IMAGES, CLASSES[:-1], "."),
     ],
@@ -516,11 +607,11 @@ BAD_OPTIONS = [
     ({"min_images": 8}, "min_images 8 is over the number of classes, 7: each may be used once"),
     ({"max_images": 8}, "max_images 8 is over the number of classes, 7"),
     ({"max_images": 2**40}, "is over the number of classes, 7"),
-    ({"probability": -0.1}, r"probability must be in \[0, 1\], got -0.1"),
-    ({"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
-    ({"probability": float("nan")}, r"probability must be in \[0, 1\], got -?nan"),
-    ({"mix_threshold": 2**32 + 1}, r"mix_threshold must be in \[0, 2\^32\], got 4294967297"),
-    ({"mix_threshold": -2}, r"mix_threshold must be in \[0, 2\^32\], got -2"),
+    ({"probability": -0.1}, r"probability must be a number in \[0, 1\], got -0.1"),
+    ({"probability": 1.5}, r"probability must be a number in \[0, 1\], got 1.5"),
+    ({"probability": float("nan")}, r"probability must be a number in \[0, 1\], got nan"),
+    ({"probability": "0,5"}, r"probability must be a number in \[0, 1\], got 0,5"),
+    ({"probability": ""}, r"probability must be a number in \[0, 1\], got "),
     ({"series": "linear"}, 'series must be "harmonic", or what fdt_pipeline.series_argument returns, got "linear"'),
     ({"series": "ä" * 30}, 'series must be "harmonic"'),
     ({"series": series_argument(Uniform(), 6)}, "weights for sums of up to 6 images, but up to 7 are superposed"),
@@ -552,6 +643,11 @@ def test_bad_arguments_are_refused_by_both_with_what_was_expected(numbered_shard
 @pytest.mark.parametrize("num_classes", [0, -1, 65_537, 2**40])
 def test_a_number_of_classes_that_cannot_be_is_refused(num_classes):
     refused(window(num_classes=num_classes), rf"num_classes must be in \[1, 65536\], got {num_classes}")
+
+
+def test_a_pool_of_more_classes_than_the_operator_takes_is_refused_when_it_is_built(many_classes):
+    with pytest.raises(ERRORS, match=r"num_classes must be in \[1, 65536\], got 65537"):
+        resident(many_classes).build()
 
 
 def test_an_index_set_for_pools_is_refused_by_windows():

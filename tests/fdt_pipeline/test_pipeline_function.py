@@ -529,3 +529,15 @@ except ImportError as error:
     found = run(numbered_shards, "resident", code, FDT_PIPELINE_NATIVE="0")
     assert "NativeUnavailable fdt_pipeline needs the native operators" in found[1], found
     assert "turned off by FDT_PIPELINE_NATIVE=0" in found[1]
+
+
+def test_more_classes_than_the_operators_take_are_an_error_when_the_pipeline_is_made(many_classes):
+    with pytest.raises(ValueError, match=r"up to 65,536 classes, this set has 65,537"):
+        fdt_pipeline(many_classes, batch_size=10, num_threads=1, device_id=None)
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_an_instruction_set_that_is_not_here_is_an_error_when_the_pipeline_is_made(numbered_shards, monkeypatch, mode):
+    monkeypatch.setenv("FDT_PIPELINE_ISA", "nonsense")
+    with pytest.raises(ValueError, match=r"FDT_PIPELINE_ISA must be one of .* got 'nonsense': unset it"):
+        fdt_pipeline(numbered_shards, mode=mode, batch_size=40, num_threads=1, device_id=None)

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -17,6 +16,7 @@
 #include "kernel.h"
 #include "plan.h"
 #include "superposer.h"
+#include "text.h"
 
 namespace fdt_operators {
 
@@ -61,7 +61,8 @@ int64_t at_least(const OpSpec &spec, const std::string &name, int64_t least) {
 
 struct Arguments {
   explicit Arguments(const OpSpec &spec)
-      : targets(one_of<Targets>(
+      : has_plan_seed(spec.HasArgument("plan_seed")),
+        targets(one_of<Targets>(
             spec, "targets", {{"soft", Targets::kSoft}, {"dominant", Targets::kDominant}, {"label", Targets::kLabel}})),
         series(spec.GetArgument<std::string>("series")),
         mean(spec.GetRepeatedArgument<float>("mean")),
@@ -69,19 +70,13 @@ struct Arguments {
         channels(at_least(spec, "channels", 0)),
         dtype(spec.GetArgument<DALIDataType>("dtype")),
         layout(spec.GetArgument<std::string>("output_layout")) {
-    plans.seed = static_cast<uint64_t>(spec.GetArgument<int64_t>("plan_seed"));
+    fdt::kernels();  // throws where $FDT_PIPELINE_ISA is wrong, and now, not with the first batch
+    plans.seed = static_cast<uint64_t>(spec.GetArgument<int64_t>(has_plan_seed ? "plan_seed" : "seed"));
     plans.min_images = static_cast<uint32_t>(std::min<int64_t>(at_least(spec, "min_images", 1), fdt::kMostClasses));
     plans.max_images = static_cast<uint32_t>(std::min<int64_t>(at_least(spec, "max_images", 0), fdt::kMostClasses));
     require(!plans.max_images || plans.max_images >= plans.min_images, "max_images ", plans.max_images,
             " must not be below min_images ", plans.min_images);
-    const auto probability = spec.GetArgument<float>("probability");
-    require(probability >= 0 && probability <= 1, "probability must be in [0, 1], got ", probability);
-    const auto threshold = spec.GetArgument<int64_t>("mix_threshold");
-    require(threshold >= -1 && threshold <= (int64_t{1} << 32), "mix_threshold must be in [0, 2^32], got ", threshold);
-    // The shortest decimal that is this float: 0.3 is then mixed as Python's 0.3 is.
-    plans.mix_threshold = threshold >= 0 ? static_cast<uint64_t>(threshold)
-                                         : static_cast<uint64_t>(std::nearbyint(
-                                               std::strtod(make_string(probability).c_str(), nullptr) * 4294967296.0));
+    plans.mix_threshold = mix_threshold(spec.GetArgument<std::string>("probability"));
     const auto pad = at_least(spec, "pad", 0);
     require(pad <= 32767, "pad must be 32767 or less, got ", pad);
     plans.pad = static_cast<uint32_t>(pad);
@@ -121,6 +116,7 @@ struct Arguments {
     return plans.max_images ? plans.max_images : static_cast<uint32_t>(num_classes);
   }
 
+  bool has_plan_seed;  // else plans.seed is DALI's own
   PlanOptions plans;
   Targets targets;
   std::string series;
@@ -130,6 +126,15 @@ struct Arguments {
   std::string layout;
 
  private:
+  // Out of the text that Python writes for a float, the shortest that is this one of 64 bits.
+  static uint64_t mix_threshold(const std::string &text) {
+    char *end = nullptr;
+    const double probability = fdt::number_at(text.c_str(), &end);
+    require(end != text.c_str() && !*end && probability >= 0 && probability <= 1,
+            "probability must be a number in [0, 1], got ", fdt::printable(text));
+    return static_cast<uint64_t>(std::nearbyint(probability * 4294967296.0));
+  }
+
   static void fill(const char *name, const std::vector<float> &given, int64_t n, float *values) {
     require(given.size() == 1 || static_cast<int64_t>(given.size()) == n, name, " must be one number or ", n,
             " of them, got ", given.size());

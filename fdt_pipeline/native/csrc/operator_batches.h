@@ -36,10 +36,19 @@ void read_ids(const TensorList<CPUBackend> &from, std::vector<Id> &ids) {
   }
 }
 
+// Whether these are bytes of a member of a tar: DALI's reader notes for each sample where it lies.
+bool is_from_a_tar(const TensorList<CPUBackend> &from, int i) {
+  const std::string source = from.GetMeta(i).GetSourceInfo();  // "/folder/shard.tar:1536:00000021.cls"
+  return std::count(source.begin(), source.end(), ':') >= 2;
+}
+
 int64_t read_label(const TensorList<CPUBackend> &from, int i) {
   const auto shape = from.tensor_shape(i);
   const void *data = from.raw_tensor(i);
   if (from.type() == DALI_UINT8 && shape.sample_dim() == 1) {  // as readers.webdataset gives a .cls member
+    require(volume(shape) != 1 || is_from_a_tar(from, i), "label of sample ", i,
+            ": uint8 of shape (1,) may be a number or an ASCII digit: cast numbers to int32; digits are read as "
+            "fn.readers.webdataset gives them");
     const std::string digits(static_cast<const char *>(data), static_cast<size_t>(volume(shape)));
     require(!digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos,
             "label of sample ", i, ": a .cls member holds \"", fdt::printable(digits), "\", expected a class number");
@@ -56,7 +65,8 @@ int64_t read_label(const TensorList<CPUBackend> &from, int i) {
     case DALI_INT64:
       return *static_cast<const int64_t *>(data);
     default:
-      refuse("labels must be int64, int32, int16, uint8, or ASCII digits (uint8 of shape (n,)), got ", from.type());
+      refuse("labels must be int64, int32, int16, uint8 scalars, or the ASCII digits of a .cls member, got ",
+             from.type());
   }
 }
 

@@ -1,5 +1,7 @@
 // The DALI operators fn.fdt.superpose and fn.fdt.superpose_resident, and their documentation. This file and its headers
 // operator_*.h alone see DALI; they are written so that they compile against 1.34 as well as 2.x.
+#include <cinttypes>
+#include <cstdio>
 #include <memory>
 #include <type_traits>
 
@@ -10,31 +12,47 @@
 
 namespace fdt_operators {
 
-// A number that counts samples, saved with DALI's checkpoints.
+// What DALI's checkpoints keep of an operator.
+struct State {
+  uint64_t counted, seed;
+};
+
+// Arguments, and a number that counts samples.
 template <typename Backend>
-class Counting : public Operator<Backend> {
+class Resumable : public Operator<Backend> {
  public:
-  explicit Counting(const OpSpec &spec) : Operator<Backend>(spec) {}
+  explicit Resumable(const OpSpec &spec) : Operator<Backend>(spec), arguments_(spec) {}
   bool CanInferOutputs() const { return true; }  // of DALI before 1.42
-  void SaveState(OpCheckpoint &checkpoint, AccessOrder) override { checkpoint.MutableCheckpointState() = counted_; }
-  void RestoreState(const OpCheckpoint &checkpoint) override { counted_ = checkpoint.CheckpointState<uint64_t>(); }
+  void SaveState(OpCheckpoint &checkpoint, AccessOrder) override {
+    checkpoint.MutableCheckpointState() = State{counted_, arguments_.plans.seed};
+  }
+  // DALI's seed is another one in every process where none was asked for, so it is restored as well.
+  void RestoreState(const OpCheckpoint &checkpoint) override {
+    const auto &state = checkpoint.CheckpointState<State>();
+    counted_ = state.counted;
+    if (!arguments_.has_plan_seed) arguments_.plans.seed = state.seed;
+  }
   std::string SerializeCheckpoint(const OpCheckpoint &checkpoint) const override {
-    return std::to_string(checkpoint.CheckpointState<uint64_t>());
+    const auto &state = checkpoint.CheckpointState<State>();
+    return std::to_string(state.counted) + " " + std::to_string(state.seed);
   }
   void DeserializeCheckpoint(OpCheckpoint &checkpoint, const std::string &data) const override {
-    checkpoint.MutableCheckpointState() = static_cast<uint64_t>(std::stoull(data));
+    State state{};
+    require(std::sscanf(data.c_str(), "%" SCNu64 " %" SCNu64, &state.counted, &state.seed) == 2,
+            "expected a checkpoint of this version of fdt_pipeline, got \"", fdt::printable(data), "\"");
+    checkpoint.MutableCheckpointState() = state;
   }
 
  protected:
+  Arguments arguments_;
   uint64_t counted_ = 0;
 };
 
 template <typename Backend>
-class Superpose : public Counting<Backend> {
+class Superpose : public Resumable<Backend> {
  public:
   explicit Superpose(const OpSpec &spec)
-      : Counting<Backend>(spec),
-        arguments_(spec),
+      : Resumable<Backend>(spec),
         anchor_(one_of<Anchor>(spec, "anchor", {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}})),
         num_classes_(spec.GetArgument<int64_t>("num_classes")),
         series_(arguments_.series, most_images(spec)) {
@@ -59,7 +77,8 @@ class Superpose : public Counting<Backend> {
   }
 
  private:
-  using Counting<Backend>::counted_;
+  using Resumable<Backend>::arguments_;
+  using Resumable<Backend>::counted_;
 
   uint32_t most_images(const OpSpec &spec) const {
     arguments_.check_classes(num_classes_);
@@ -94,7 +113,6 @@ class Superpose : public Counting<Backend> {
 
   void superpose(::dali::Workspace &ws);
 
-  Arguments arguments_;
   Anchor anchor_;
   int64_t num_classes_;
   fdt::WeightSeries series_;
@@ -138,11 +156,10 @@ void Superpose<GPUBackend>::superpose(::dali::Workspace &ws) {
 }
 
 template <typename Backend>
-class SuperposeResident : public Counting<Backend> {
+class SuperposeResident : public Resumable<Backend> {
  public:
   explicit SuperposeResident(const OpSpec &spec)
-      : Counting<Backend>(spec),
-        arguments_(spec),
+      : Resumable<Backend>(spec),
         anchor_(one_of<Anchor>(spec, "anchor",
                                {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}, {"index", Anchor::kIndex}})),
         pool_(fdt::find_pool(
@@ -167,9 +184,10 @@ class SuperposeResident : public Counting<Backend> {
   }
 
  private:
+  using Resumable<Backend>::arguments_;
+
   void superpose(::dali::Workspace &ws);
 
-  Arguments arguments_;
   Anchor anchor_;
   std::shared_ptr<const Pool> pool_;
   Output output_;
@@ -197,20 +215,38 @@ void SuperposeResident<GPUBackend>::superpose(::dali::Workspace &ws) {
 }  // namespace fdt_operators
 
 namespace dali {
+namespace {
+
+// DALI 2 gives a seed to the operators whose schema asks for one; 1.34, whose schemas cannot, to all.
+template <typename Schema>
+auto ask_for_seed(Schema &schema, int) -> decltype(schema.AddRandomSeedArg()) {
+  return schema.AddRandomSeedArg();
+}
+
+OpSchema &ask_for_seed(OpSchema &schema, long) { return schema; }
+
+}  // namespace
+
+static OpSchema *const fdt_seeded = &ask_for_seed(SchemaRegistry::RegisterSchema("fdt__Seeded"), 0);
 
 DALI_SCHEMA(fdt__SuperposeOptions)
     .DocStr("Arguments that the operators of Full Distribution Training share.")
-    .AddOptionalArg("plan_seed", "What every random decision depends on, together with an output's (epoch, index).",
-                    int64_t{0})
+    .AddParent("fdt__Seeded")
+    .AddOptionalArg<int64_t>(
+        "plan_seed", R"(What every random decision depends on, together with an output's (epoch, index). Without it, the
+``seed`` that DALI gives this operator: it follows from the pipeline's seed and the operator's place in the pipeline. A
+pipeline without a seed draws one when it is made; its checkpoints keep that, its serialized form does not.)",
+        nullptr)
     .AddOptionalArg("min_images",
                     "The fewest images of a sum. K is uniform on {min_images, .., max_images}, both cut to the number "
                     "of classes at hand.",
                     int64_t{1})
     .AddOptionalArg("max_images",
                     "The most images of a sum; 0 stands for the number of classes. 1 gives single images.", int64_t{0})
-    .AddOptionalArg("probability", "Share of the outputs that are mixed; the others are one image each.", 1.0f)
-    .AddOptionalArg("mix_threshold", "``probability`` times 2^32, exactly; it counts instead if it is 0 or more.",
-                    int64_t{-1})
+    .AddOptionalArg("probability",
+                    "Share of the outputs that are mixed, a number in [0, 1]; the others are one image each. It goes "
+                    "to the operator as text, so that it is exactly Python's.",
+                    std::string("1"))
     .AddOptionalArg(
         "series", R"(The weights F_1, F_2, .. of a sum. ``"harmonic"``: F_i = (1/i) / H_K (Eq. 2 of the paper). Or what
 ``fdt_pipeline.series_argument(series, max_images)`` returns for any other.)",
@@ -250,8 +286,9 @@ Errors: images of unequal shape (both are named), labels out of range (the sampl
     .InputDox(0, "images", "TensorList of uint8 ('HWC')",
               "Images of one shape, (h, w, c) or (h, w), with 1 to 4 channels.")
     .InputDox(1, "labels", "TensorList of integers, on the CPU",
-              "Classes in [0, num_classes): one number a sample, or ASCII digits as ``readers.webdataset`` gives a "
-              ".cls member.")
+              "Classes in [0, num_classes): one number a sample (int64, int32, int16, or a uint8 scalar), or ASCII "
+              "digits as ``readers.webdataset`` gives a .cls member. Other uint8 of shape (1,) may mean either, and is "
+              "an error: cast numbers to int32.")
     .InputDox(
         2, "ids", "TensorList of int64 of shape (2,), on the CPU",
         R"((epoch, index) of every output, which its plan is a function of, with the seed and the batch. A sample with an
