@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fdt_pipeline import FDTLoader
 from train.attack_checks import Target
 from train.attack_checks_autoattack import import_autoattack
+from train.attack_checks_options import NUM_IMAGES
 from train.attack_checks_run import Settings, run_checks
 from train.environment import hardware, versions
 from train.files import write_json
@@ -35,17 +37,19 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
         prepare_json(arguments.json)
     run = open_run(arguments.run_folder, device, arguments.weights)
     plain = _plain_model(arguments.plain, run, device) if arguments.plain else None
+    loader = run.test_loader(arguments.data, arguments.batch_size)
     with tqdm(desc=f"checks of {run.name}", unit="check") as bar:
 
         def tell(text: str) -> None:
             tqdm.write(f"{text}\n")
             bar.update()
 
-        report = run_checks(_target(run, arguments), settings, plain, tell)
+        report = run_checks(_target(run, loader, arguments), settings, plain, tell)
     if arguments.json:
         content = {
             "run": str(arguments.run_folder),
             "weights": arguments.weights,
+            "made_from": run.made_from(loader),
             "epoch": run.epoch,
             "recipe": run.config["recipe"],
             "settings": vars(settings),
@@ -58,9 +62,8 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
     return report.summary()
 
 
-def _target(run: SavedRun, arguments: argparse.Namespace) -> Target:
-    loader = run.test_loader(arguments.data, arguments.batch_size)
-    count = loader.num_samples if arguments.images is None else min(arguments.images, loader.num_samples)
+def _target(run: SavedRun, loader: FDTLoader, arguments: argparse.Namespace) -> Target:
+    count = min(NUM_IMAGES, loader.num_samples) if arguments.images is None else arguments.images
     parts = list(first_samples(loader, count))
     images, labels = (torch.cat(field) for field in zip(*parts, strict=True))
     bounds = PixelBounds.from_normalization(loader.mean, loader.std)

@@ -104,18 +104,14 @@ def _verify(folder: Path) -> None:
 
 
 def _attack(run: Path, shards: Path, settings: Settings, device: torch.device) -> Robustness:
-    path = run / "robustness.json"
-    if path.exists():
-        return Robustness.from_dict(read_json(path))
-    saved = open_run(run, device)
-    result = attack_run(
-        saved,
-        saved.test_loader(shards),
-        settings.eps_values,
-        settings.attack_steps,
-        num_images=settings.attack_images,
-    )
-    write_json(path, result.to_dict())
+    """Attacks again where robustness.json is of other weights, test shards or settings."""
+    path, saved = run / "robustness.json", open_run(run, device)
+    loader = saved.test_loader(shards)
+    made_from = {**saved.made_from(loader), "settings": settings.to_dict()}
+    if path.exists() and (found := read_json(path)).get("made_from") == made_from:
+        return Robustness.from_dict(found)
+    result = attack_run(saved, loader, settings.eps_values, settings.attack_steps, num_images=settings.attack_images)
+    write_json(path, {"made_from": made_from, **result.to_dict()})
     return result
 
 

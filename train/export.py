@@ -19,7 +19,7 @@ from fdt_pipeline.storage.atomic import atomic_file
 from train.export_card import model_card
 from train.export_onnx import largest_difference, to_onnx
 from train.export_results import results_of
-from train.files import CONFIG, check_folder, read_json, write_json, write_text
+from train.files import CONFIG, check_folder, hash_weights, read_json, write_json, write_text
 from train.saved_run import SavedRun, open_run
 from train.setup import make_model
 
@@ -58,17 +58,22 @@ def exported_config(run: SavedRun) -> dict[str, Any]:
         "classes": run.config["classes"],
         "in_channels": channels,
         "epoch": run.epoch,
+        "weights": run.weights,
         "input": {"pixels": "0..255, RGB, n c h w", "size": recipe["size"], **normalization},
     }
 
 
 def load_exported(folder: Path) -> nn.Module:
-    """The model of an exported folder, from its safetensors, in evaluation mode."""
+    """The model of an exported folder, from its safetensors, in evaluation mode. ValueError for other weights than its
+    configuration names."""
     from safetensors.torch import load_file
 
     config = read_json(folder / CONFIG)
     model = make_model(config["recipe"], len(config["classes"]), config["in_channels"], torch.device("cpu"))
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    state = load_file(folder / WEIGHTS)
+    if config.get("weights") not in (None, hash_weights(state)):  # older folders name none
+        raise ValueError(f"{folder / WEIGHTS} does not hold the weights that {CONFIG} names: export the run again")
+    model.load_state_dict(state)
     return model.eval()
 
 

@@ -117,7 +117,9 @@ def _robustness(run: SavedRun, results: Results) -> str:
         text = "Not measured: `python -m train robustness RUN --json RUN/robustness.json` before the export."
     else:
         text = format_table({run.name: results.robustness}).rstrip()
-    return f"## Robustness\n\n{text}\n\n{_checks(results)}"
+    without = ", ".join(results.without_weights)
+    unknown = f"\n\nWeights not recorded in {without}: taken to be these, as the epoch is the same." if without else ""
+    return f"## Robustness\n\n{text}\n\n{_checks(results)}{unknown}"
 
 
 def _checks(results: Results) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fdt_pipeline.storage.atomic import atomic_file
 
@@ -58,6 +60,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, expected a folder: pass another --out")
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """sha256 of a state_dict: the same on every device and in every memory format."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

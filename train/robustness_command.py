@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fdt_pipeline import FDTLoader
 from fdt_pipeline.storage.atomic import atomic_file
 from train.environment import hardware, versions
 from train.files import write_json
@@ -31,7 +32,7 @@ def robustness_of_runs(arguments: argparse.Namespace) -> str:
             run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images, arguments.precision
         )
         if arguments.json:  # after every run, so that an interruption loses one at most
-            write_json(arguments.json, _report(arguments, rows, runs, device))
+            write_json(arguments.json, _report(arguments, rows, runs, loaders, device))
     return format_table(rows)
 
 
@@ -55,10 +56,20 @@ def prepare_json(path: Path) -> None:
 
 
 def _report(
-    arguments: argparse.Namespace, rows: dict[str, Robustness], runs: list[SavedRun], device: torch.device
+    arguments: argparse.Namespace,
+    rows: dict[str, Robustness],
+    runs: list[SavedRun],
+    loaders: list[FDTLoader],
+    device: torch.device,
 ) -> dict[str, Any]:
     models = {
-        name: {"run": str(folder), "epoch": run.epoch, "recipe": run.config["recipe"], **row.to_dict()}
-        for (name, row), run, folder in zip(rows.items(), runs, arguments.runs, strict=False)
+        name: {
+            "run": str(folder),
+            "made_from": run.made_from(loader),
+            "epoch": run.epoch,
+            "recipe": run.config["recipe"],
+            **row.to_dict(),
+        }
+        for (name, row), run, loader, folder in zip(rows.items(), runs, loaders, arguments.runs, strict=False)
     }
     return {"weights": arguments.weights, "models": models, "hardware": hardware(device), "versions": versions()}

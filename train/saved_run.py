@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
 from models import tensor_norm_layers
-from train.files import BEST, CHECKPOINT, CONFIG, fitting, read_checkpoint, read_json
+from train.files import BEST, CHECKPOINT, CONFIG, check_same, fitting, hash_weights, read_checkpoint, read_json
 from train.full_float32 import Precision
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
 from train.setup import fingerprint, make_model, output_options, test_folder
@@ -24,16 +25,21 @@ WEIGHTS = {"final": CHECKPOINT, "best": BEST}
 
 @dataclass
 class SavedRun:
-    """config is config.json; epoch is the one after which the weights were taken."""
+    """config is config.json; epoch is the one after which the weights were taken, weights is their sha256."""
 
     config: dict[str, Any]
     model: nn.Module
     epoch: int
+    weights: str
     device: torch.device
 
     @property
     def name(self) -> str:
         return str(self.config["recipe"]["name"])
+
+    def made_from(self, loader: FDTLoader) -> dict[str, Any]:
+        """What figures of this run on the loader's samples depend on, beside the attack: JSON values."""
+        return {"weights": self.weights, "shards": fingerprint(loader)}
 
     def test_loader(self, data: Path | None = None, batch_size: int = 100) -> FDTLoader:
         """The test samples, standardized as in training. data, a folder with test/ or the test shards themselves, takes
@@ -63,17 +69,23 @@ def _test_shards(folder: Path, given: bool) -> Path:
 
 
 def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRun:
-    """ValueError where the folder holds no run, or no checkpoint yet."""
+    """ValueError where the folder holds no run, no checkpoint yet, or the weights of another recipe."""
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run} holds no run: make one with `python -m train fit --out {run} ...`")
     config = read_json(run / CONFIG)
     with fitting(run / CONFIG):
         model = make_model(config["recipe"], len(config["classes"]), config["in_channels"], device)
     state = read_checkpoint(run / WEIGHTS[weights])
+    if "recipe" in state:  # best.pt of older runs has none
+        check_same("recipe", _as_json(state["recipe"]), config["recipe"])
     with fitting(run / WEIGHTS[weights]):
         model.load_state_dict(state["model"])
         epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
-    return SavedRun(config, model.eval(), epoch, device)
+    return SavedRun(config, model.eval(), epoch, hash_weights(state["model"]), device)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def attack_run(

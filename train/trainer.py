@@ -29,6 +29,7 @@ from train.files import (
     check_folder,
     check_same,
     fitting,
+    hash_weights,
     read_checkpoint,
     write_checkpoint,
     write_json,
@@ -82,10 +83,13 @@ def fit(
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
     Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see compiling.py.
-    ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards.
+    ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards, and
+    for compile_it on several ranks.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
     check_folder(out)
+    if compile_it and this_rank().world_size > 1:
+        raise ValueError("--compile is for one process: leave it out under torchrun")
     with process_group(pick_device(device)) as device_of_rank:
         run = Run(recipe, data, out, device_of_rank, show_progress, compile_it)
         checkpoint = out / CHECKPOINT
@@ -208,7 +212,7 @@ class Run:
         if best is None or accuracy > best:
             progress.best_epoch = progress.epoch - 1
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-            self._best_state = {"model": weights, "epoch": progress.best_epoch}
+            self._best_state = {"recipe": self.recipe.to_dict(), "model": weights, "epoch": progress.best_epoch}
 
     def _steps(self, bar: tqdm[Any]) -> Iterator[tuple[int, float, float]]:
         """One epoch; yields (step, loss, KL), on a GPU some steps late."""
@@ -244,6 +248,7 @@ class Run:
         progress = self.progress
         return {
             **{key: value for key, value in self.config().items() if key != "data"},  # a path of this machine
+            "weights": hash_weights(self.model.state_dict()),
             "steps": progress.step,
             "final": {
                 "epoch": progress.epoch - 1,

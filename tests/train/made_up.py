@@ -18,6 +18,7 @@ def made_up_record(row=Row("cifar10", "small", "plain"), seed=0, clean=0.9, eq7=
     training = {
         "recipe": recipe,
         "shards": {"train": f"{row.dataset} train", "test": f"{row.dataset} test"},
+        "weights": f"{row.key} {seed}",
         "final": {"epoch": 1, "accuracy": clean},
         "best": {"epoch": 1, "accuracy": clean},
         "accuracies": [clean / 2, clean],

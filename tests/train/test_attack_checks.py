@@ -15,8 +15,9 @@ from train.__main__ import main
 from train.attack_checks import Target, not_beaten, overall, share
 from train.attack_checks_autoattack import AutoAttackStages, UnitPixels, import_autoattack
 from train.attack_checks_pgd import growth_in_radius, path_right, random_noise, tensor_norm_gradients
-from train.attack_checks_run import RADII, Settings, run_checks
+from train.attack_checks_run import Settings, run_checks
 from train.recipes import make_recipe
+from train.saved_run import open_run
 from train.threat_model import PGD, PixelBounds
 from train.trainer import fit
 
@@ -261,11 +262,6 @@ def test_a_model_that_is_never_right_is_refused(net):
         run_checks(Target(net, x, (labels + 1) % NUM_CLASSES, BOUNDS))
 
 
-def test_radii_go_up_to_one():
-    assert list(RADII) == sorted(RADII)
-    assert RADII[-1] == 1.0
-
-
 @pytest.fixture(scope="module")
 def run(few_shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checked") / "run"
@@ -280,6 +276,8 @@ def test_checks_of_a_run_are_printed_and_written(run, tmp_path, capsys):
     output = capsys.readouterr().out
     report = json.loads((tmp_path / "checks.json").read_text())
     assert report["num_images"] == 20
+    saved = open_run(run, torch.device("cpu"))
+    assert report["made_from"] == saved.made_from(saved.test_loader())
     assert report["versions"]["pyautoattack"]
     assert report["grey_levels"] == pytest.approx(256 * report["eps"])
     assert [check["name"] for check in report["checks"]][-1] == "AutoAttack"
@@ -298,6 +296,14 @@ def test_a_plain_run_on_other_classes_is_refused(run, tmp_path, capsys):
     (other / "config.json").write_text(json.dumps(config))
     assert main(["checks", str(run), "--plain", str(other), "--images", "5"]) == 2
     assert "has other classes than small_tn_fdt" in capsys.readouterr().err
+
+
+def test_more_images_than_there_are_and_a_radius_that_nothing_uses_are_refused(run, capsys):
+    assert main(["checks", str(run), "--images", "101"]) == 2
+    assert "must be in 1..100, got 101" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["checks", str(run), "--no-autoattack", "--grey-levels", "4"])
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_told_with_its_extra(run, monkeypatch, capsys):

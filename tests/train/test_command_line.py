@@ -3,11 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tools.__main__ import main as tools
 from train.__main__ import main
 from train.recipes import RECIPES
+from train.saved_run import open_run
 
 
 def test_options_without_a_verb_are_the_demos_and_are_not_lost(monkeypatch, tmp_path, capsys):
@@ -57,6 +59,8 @@ def test_fit_then_robustness_prints_a_table_and_writes_its_counts(trained, tmp_p
     assert set(row["radii"][0]["attacks"]) == {"exact", "straight-through"}
     assert row["radii"][1]["last"] == row["radii"][1]["worst"] == row["clean"]
     assert "on 40 images" in output
+    saved = open_run(trained[1], torch.device("cpu"))
+    assert row["made_from"] == saved.made_from(saved.test_loader())
 
 
 def test_runs_of_one_recipe_have_a_row_each(trained, tmp_path, capsys):

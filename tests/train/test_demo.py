@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,16 @@ def test_a_finished_demo_is_shown_again_and_not_made_again(quick_demo, monkeypat
     assert demo.run_demo(quick_demo[0], demo.QUICK, "cpu") == quick_demo[1]
 
 
+def test_robustness_of_other_weights_is_measured_again(quick_demo, tmp_path, monkeypatch):
+    out = shutil.copytree(quick_demo[0], tmp_path / "demo")
+    path = out / "demo_plain" / "robustness.json"
+    content = json.loads(path.read_text())
+    content["made_from"]["weights"] = "0" * 64
+    path.write_text(json.dumps({**content, "num_correct": 0}))
+    assert demo.run_demo(out, demo.QUICK, "cpu") == quick_demo[1]
+    assert json.loads(path.read_text())["made_from"]["weights"] != "0" * 64
+
+
 def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch):
     original, calls = demo.attack_run, iter(range(9))
 
@@ -86,8 +97,6 @@ def test_a_demo_with_other_settings_is_not_mixed_in(quick_demo, capsys):
 
 
 def test_damaged_shards_stop_the_demo(quick_demo, tmp_path):
-    import shutil
-
     shutil.copytree(quick_demo[0], tmp_path / "demo")
     tar = next((tmp_path / "demo" / "shards" / "train").glob("*.tar"))
     data = bytearray(tar.read_bytes())

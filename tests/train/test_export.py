@@ -12,8 +12,10 @@ from torch import nn
 from models import build_model, tensor_norm_layers
 from tests.peers import needs
 from train.__main__ import main
-from train.export import CARD, ONNX, WEIGHTS, export_run, load_exported
+from train.export import CARD, ONNX, WEIGHTS, export_run, exported_config, load_exported
+from train.export_card import model_card
 from train.export_onnx import for_inference, largest_difference, to_onnx
+from train.export_results import results_of
 from train.files import CONFIG, read_json, write_json
 from train.recipes import make_recipe
 from train.robustness import evaluate_robustness
@@ -82,11 +84,13 @@ def trained(few_shards, tmp_path_factory):
     loader = run.test_loader()
     bounds = PixelBounds.from_normalization(loader.mean, loader.std)
     row = evaluate_robustness(run.model, first_samples(loader, 20), bounds, [0.1], steps=2).to_dict()
-    model = {"run": str(folder), "epoch": run.epoch, "recipe": recipe.to_dict(), **row}
+    made_from = run.made_from(loader)
+    common = {"made_from": made_from, "epoch": run.epoch}
+    model = {"run": str(folder), "recipe": recipe.to_dict(), **common, **row}
     write_json(folder / "robustness.json", {"weights": "final", "models": {"small_tn_fdt": model}})
     check = {"name": "Square", "figures": {"PGD": 0.5, "Square": 0.25}, "verdict": "Square finds more than PGD"}
     found = {"eps": 0.01, "grey_levels": 2.56, "num_images": 20, "strongest": 0.25, "summary": "masked: 1 of 1 checks"}
-    write_json(folder / "checks.json", {"epoch": run.epoch, "checks": [check], **found})
+    write_json(folder / "checks.json", {**common, "checks": [check], **found})
     return folder
 
 
@@ -159,6 +163,44 @@ def test_figures_of_other_weights_are_refused(trained, tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name} is not of the final weights \(epoch 1\): make it again"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("weights", "is not of the final weights"), ("shards", "is not of the run's test shards")]
+)
+@pytest.mark.parametrize("name", ["robustness.json", "checks.json"])
+def test_figures_of_other_weights_of_the_same_epoch_or_of_other_shards_are_refused(
+    trained, tmp_path, name, field, message
+):
+    run = shutil.copytree(trained, tmp_path / "run")
+    value = read_json(run / "checks.json")["made_from"][field]
+    (run / name).write_text((run / name).read_text().replace(value, "0" * 64))
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        export_run(run, tmp_path / "out")
+
+
+def test_the_results_of_a_run_that_was_made_again_are_refused(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    write_json(run / "results.json", {**read_json(run / "results.json"), "weights": "0" * 64})
+    with pytest.raises(ValueError, match=r"results\.json is not of the final weights"):
+        export_run(run, tmp_path / "out")
+
+
+def test_older_figures_without_a_hash_are_taken_by_their_epoch_and_the_card_says_so(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    checks = read_json(run / "checks.json")
+    del checks["made_from"]
+    write_json(run / "checks.json", checks)
+    saved = open_run(run, CPU)
+    card = model_card(saved, exported_config(saved), results_of(run, saved, "final"), 0, 0.0)
+    assert "Weights not recorded in checks.json" in card
+
+
+def test_weights_that_are_not_the_exported_ones_are_refused(exported, tmp_path):
+    other = shutil.copytree(exported, tmp_path / "other")
+    write_json(other / CONFIG, {**read_json(other / CONFIG), "weights": "0" * 64})
+    with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights that config\.json names"):
+        load_exported(other)
 
 
 def test_several_models_of_one_recipe_are_refused(trained, tmp_path):

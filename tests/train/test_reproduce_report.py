@@ -17,10 +17,10 @@ from train.reproduce.claims import Claim, judge, verdict
 from train.reproduce.differences import Difference, difference
 from train.reproduce.paper import PAPER
 from train.reproduce.record import Record
-from train.reproduce.report import write_report
+from train.reproduce.report import absent_rows, provenance, write_report
 from train.reproduce.results import Measure, grouped
 from train.reproduce.rows import Row, select_rows, table_rows
-from train.reproduce.running import in_order
+from train.reproduce.running import in_order, write_plan
 from train.reproduce.settings import Settings, recipe_of
 from train.reproduce.sweep import ALL_COLUMNS, write_sweep_report
 from train.reproduce.tables import summary_table
@@ -166,11 +166,28 @@ def test_what_was_not_run_is_listed_and_never_filled(tmp_path):
 
 
 def test_a_diverged_run_is_told(tmp_path):
-    from train.reproduce.running import write_plan
-
     out = write_table(tmp_path / "t", records_of("plain"))
     write_plan(out, TINY, [small("plain")], {}, {"cifar10-small-ov seed 1": "the loss of step 3 is nan"})
     assert "* Diverged: cifar10-small-ov seed 1: the loss of step 3 is nan" in write_report(out)
+
+
+def test_a_row_that_diverged_is_not_called_not_run():
+    groups = grouped([small("plain"), small("ov")], [])
+    plan = {"missing": {}, "diverged": {"cifar10-small-ov seed 0": "the loss of step 3 is nan"}}
+    assert absent_rows(groups, plan) == [
+        "* CIFAR-10, small ResNet: not run: cifar10-small-plain.\n"
+        "* Diverged: cifar10-small-ov seed 0: the loss of step 3 is nan"
+    ]
+
+
+def test_records_of_older_versions_are_reported_as_without_their_weights():
+    old = made_up_record(small("plain"))
+    del old["training"]["weights"]
+    autoattack = {"accuracy": 0.1, "num_images": 50, "eps": 8 / 256, "masked": False}
+    records = map(Record.from_content, [old, made_up_record(small("fdt"), autoattack=autoattack)])
+    _, attacked, unknown = provenance(list(records))
+    assert attacked.endswith("in 0 of them; the weights that it attacked are not recorded in 1.")
+    assert unknown == "Weights not recorded in 1 of 2 records."
 
 
 def test_odd_cells_are_footnotes_of_the_tables_that_show_them(tmp_path):

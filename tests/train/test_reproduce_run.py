@@ -1,12 +1,10 @@
 """Training and attacking the rows of a table: what is left on disk, and going on after a stop."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +18,10 @@ from train import trainer
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json
 from train.reproduce import chunked_attack, data
-from train.reproduce.chunked_attack import PROGRESS, add_counts
+from train.reproduce.chunked_attack import PROGRESS, add_counts, attack_in_chunks
 from train.reproduce.data import draw_subset
 from train.reproduce.record import read_records
+from train.reproduce.settings import Settings
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,7 +138,8 @@ def test_interruptions_in_runs_and_attacks_change_nothing(undisturbed, root, tmp
 def test_a_table_killed_in_the_middle_of_a_run_comes_out_the_same(undisturbed, root, tmp_path):
     out = tmp_path / "table"
     code = f"""
-import time
+import os
+import signal
 import torch
 from tests.table_on_ranks import SMALLER
 from train import trainer
@@ -148,18 +148,19 @@ from train.__main__ import main
 torch.set_num_threads(1)
 for change in SMALLER:
     setattr(*change)
-step = trainer.Run._step
-trainer.Run._step = lambda *arguments: (time.sleep(0.2), step(*arguments))[1]
+step, steps = trainer.Run._step, iter(range(99))
+
+def killed(*arguments):
+    if next(steps) == 7:  # two steps an epoch: in the second epoch of the second run
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+
+trainer.Run._step = killed
 main({[*TABLE, "--data", str(root), "--out", str(out)]!r})
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
-    second = out / "runs" / "cifar10-small-tn_fdt" / "seed0" / CHECKPOINT
-    deadline = time.monotonic() + 500  # two seconds of work, on a machine that may be busy with other things
-    while not second.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert second.exists()
+    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert (out / "runs" / "cifar10-small-tn_fdt" / "seed0" / CHECKPOINT).exists()
     assert len(read_records(out)) == 1
     assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 0
     assert figures(out) == figures(undisturbed)
@@ -177,25 +178,85 @@ def test_autoattack_that_was_run_later_is_added_to_the_record(undisturbed, root,
     out = shutil.copytree(undisturbed, tmp_path / "table")
     checks = [{"name": "Square", "figures": {"Square": 0.9}, "eps": 0.1}]
     checks += [{"name": "AutoAttack", "figures": {"PGD": 0.4, "Square": 0.3}, "eps": 8 / 256}]
-    content = {"num_images": 10, "masked": True, "checks": checks}
     run = out / "runs" / "cifar10-small-plain" / "seed0"
+    training = read_json(run / "results.json")
+    made_from = {"weights": training["weights"], "shards": training["shards"]["test"]}
+    content = {"weights": "final", "made_from": made_from, "num_images": 10, "masked": True, "checks": checks}
     (run / "checks.json").write_text(json.dumps(content))
     assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 0
     record = next(r for r in read_records(out) if r.name == "cifar10-small-plain-seed0.json")
-    assert record.content["autoattack"] == {"accuracy": 0.3, "num_images": 10, "eps": 8 / 256, "masked": True}
+    found = {"accuracy": 0.3, "num_images": 10, "eps": 8 / 256, "masked": True, "weights": training["weights"]}
+    assert record.content["autoattack"] == found
+    for other in (
+        {**content, "made_from": {**made_from, "weights": "0" * 64}},
+        {**content, "made_from": {**made_from, "shards": "0" * 64}},
+        {**content, "weights": "best", "made_from": {}},  # an older version's
+    ):
+        (run / "checks.json").write_text(json.dumps(other))
+        assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 2
+        assert "make it again without --weights and --data" in capsys.readouterr().err
     (run / "checks.json").write_text("{}")
     assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 2
     assert "is not a report of `python -m train checks`" in capsys.readouterr().err
 
 
-def test_a_run_that_diverges_is_noted_and_the_others_are_done(root, tmp_path, capsys):
-    command = [*TABLE[:-2], "plain", "--seeds", "1", "--data", str(root), "--out", str(tmp_path / "t")]
-    assert main([*command, "--lr", "1e30"]) == 1
-    assert "cifar10-small-plain seed 0: the loss of step" in capsys.readouterr().err
-    plan = read_json(tmp_path / "t" / "plan.json")
-    assert list(plan["diverged"]) == ["cifar10-small-plain seed 0"]
-    assert main(["reproduce", "table1", "--report", "--out", str(tmp_path / "t")]) == 0
-    assert "Diverged: cifar10-small-plain seed 0" in capsys.readouterr().out
+def test_a_run_that_diverges_is_reported_and_trained_again_only_if_asked(root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "t"
+    command = [*TABLE[:-2], "plain", "--seeds", "1", "--data", str(root), "--out", str(out), "--lr", "1e30"]
+    assert main(command) == 1
+    first = capsys.readouterr()
+    assert "cifar10-small-plain seed 0: the loss of step" in first.err
+    assert "Diverged: cifar10-small-plain seed 0" in first.out
+    assert "Diverged: cifar10-small-plain seed 0" in (out / "report.md").read_text()
+    assert "cifar10-small-plain," not in first.out  # among what was not run
+    assert list(read_json(out / "plan.json")["diverged"]) == ["cifar10-small-plain seed 0"]
+    trained = []
+    monkeypatch.setattr("train.reproduce.running.fit", lambda *arguments, **options: trained.append(1) or 1 / 0)
+    assert main(command) == 1
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "seed 0 diverged before: --retry-diverged trains it again" in again.err
+    with pytest.raises(ZeroDivisionError):
+        main([*command, "--retry-diverged"])
+    assert trained == [1]
+
+
+@pytest.fixture
+def attack(undisturbed, tmp_path):
+    """(attack.json of a run whose attack has ended, a function that attacks it once more)."""
+    run = shutil.copytree(undisturbed / "runs" / "cifar10-small-plain" / "seed0", tmp_path / "run")
+    settings = Settings.from_dict(read_json(undisturbed / "plan.json")["settings"])
+    shards = undisturbed / "data" / "cifar10"
+    return run / PROGRESS, lambda: attack_in_chunks(run, shards, settings, torch.device("cpu"), show=False)[0]
+
+
+def test_an_attack_that_has_ended_is_not_made_again(attack, monkeypatch):
+    monkeypatch.setattr(chunked_attack, "evaluate_robustness", None)
+    path, attack_once_more = attack
+    assert attack_once_more().to_dict() == read_json(path)["robustness"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": "0" * 64}, {"shards": "0" * 64}, {"precision": "tf32"}, {"steps": 3}, {"num_images": 40}, None],
+)
+def test_an_attack_on_other_weights_samples_or_settings_is_made_again(attack, change, capsys):
+    path, attack_once_more = attack
+    content = read_json(path)
+    made_from = {"made_from": {**content["made_from"], **change}} if change else {}  # an older version's has none
+    stale = {"robustness": {**content["robustness"], "num_correct": 0}, "seconds": 1.0, **made_from}
+    path.write_text(json.dumps(stale))
+    assert attack_once_more().to_dict() == content["robustness"]
+    assert "is of other weights, samples or settings: attacking again" in capsys.readouterr().err
+    assert read_json(path)["made_from"] == content["made_from"]
+
+
+def test_a_table_does_not_go_on_with_other_shards(undisturbed, root, tmp_path, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "table")
+    shutil.rmtree(out / "data" / "cifar10" / "test")
+    shutil.copytree(root / "cifar10" / "test", out / "data" / "cifar10" / "test")
+    assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 2
+    assert "shards.test is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -205,7 +266,10 @@ def test_a_run_that_diverges_is_noted_and_the_others_are_done(root, tmp_path, ca
         (["table1"], "cifar10: no --data was given"),
         (["table2", "--scale", "small"], "--scale small is for table1"),
         (["table1", "--only", "mnist"], "--only mnist names no row"),
-        (["table1", "--report", "--data", "x"], "leave out --data and --only"),
+        (["table1", "--report", "--data", "x"], "leave out --data"),
+        (["table1", "--report", "--epochs", "3", "--no-clip"], "leave out --epochs, --no-clip"),
+        (["table1", "--merge", "a", "--seeds", "1"], "leave out --seeds"),
+        (["table1", "--scale", "small", "--data", "x", "--stem", "imagenet"], "leave --stem out"),
         (["table1", "--merge", "no/folder"], "no/folder holds no table"),
         (["table1", "--data", "x", "--seeds", "0"], "1 or more seeds"),
         (["table1", "--data", "x", "--eps", "0.1", "0.1"], "one or more different eps"),

@@ -1,6 +1,10 @@
+import shutil
+
 import pytest
 
 from train.__main__ import main
+from train.divergence import NonFiniteLossError
+from train.recipes import make_recipe
 from train.reproduce.record import read_records
 from train.reproduce.sweep import select_columns
 
@@ -34,11 +38,29 @@ def test_a_sweep_is_run_drawn_and_drawn_again(few_shards, tmp_path, monkeypatch,
     assert capsys.readouterr().out == 2 * shown
 
 
+@pytest.mark.parametrize("name", ["svhn", "digits"])
+def test_the_augmentation_is_an_option_and_not_the_name_of_the_folder(few_shards, tmp_path, monkeypatch, name, capsys):
+    (tmp_path / "shards").mkdir()
+    data = shutil.copytree(few_shards, tmp_path / "shards" / name)
+    recipes = []
+
+    def fit(recipe, *arguments, **options):
+        recipes.append(recipe)
+        raise NonFiniteLossError
+
+    monkeypatch.setattr("train.reproduce.running.fit", fit)
+    for options in ([], ["--no-augment"]):
+        out = tmp_path / f"sweep{len(options)}"
+        assert main([*SWEEP, "--data", str(data), "--out", str(out), "--only", "plain", *options]) == 1
+    assert [recipe.augment for recipe in recipes] == [make_recipe("small_plain").augment, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "expected --data SHARDS, or --report"),
         (["--data", "no/shards"], "no/shards"),
+        (["--report", "--data", "few"], "leave out --data"),
         (["--data", "few", "--model", "resnet3"], "there is no recipe 'resnet3_plain'"),
     ],
 )

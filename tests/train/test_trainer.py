@@ -1,11 +1,9 @@
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -66,6 +64,7 @@ def test_saved_weights_give_the_logged_accuracy(finished):
     for name in ("final", "best"):
         saved = open_run(out, torch.device("cpu"), name)
         assert saved.epoch == results[name]["epoch"]
+        assert name == "best" or saved.weights == results["weights"]
         assert evaluate(saved.model, saved.test_loader())[0] == results[name]["accuracy"]
 
 
@@ -100,27 +99,28 @@ def test_the_last_accuracy_is_taken_precisely_and_the_others_as_a_step_computes(
 def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
     out = tmp_path / "killed"
     code = f"""
-import time
+import os
+import signal
 from pathlib import Path
 import torch
 from train import trainer
-from train.logs import RunLog
 from train.recipes import make_recipe
 
 torch.set_num_threads({torch.get_num_threads()})
-step = trainer.Run._step
-trainer.Run._step = lambda *arguments: (time.sleep(0.05), step(*arguments))[1]
+step, steps = trainer.Run._step, iter(range(99))
+
+def killed(*arguments):
+    if next(steps) == 8:  # in the second epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+
+trainer.Run._step = killed
 recipe = make_recipe("small_tn_fdt", epochs=4, batch_size=50)
 trainer.fit(recipe, Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 100
-    while not (out / CHECKPOINT).exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.15)  # into the epoch that follows
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] < 4
+    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] == 1
     results = run(TN_FDT, few_shards, out, resume=True)
     assert_equal_weights(weights(out), weights(finished[1]))
     assert results["accuracies"] == finished[0]["accuracies"]
@@ -220,6 +220,22 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tm
     (tmp_path / CONFIG).write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json is not a run's configuration \(no 'recipe'\)"):
         open_run(tmp_path, torch.device("cpu"))
+
+
+def test_weights_of_another_recipe_than_the_folders_are_refused(finished, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "run")
+    best = read_checkpoint(out / BEST)
+    files.write_checkpoint(out / BEST, {**best, "recipe": {**best["recipe"], "seed": 7}})
+    with pytest.raises(ValueError, match="another recipe: seed was 7 and is now 0"):
+        open_run(out, torch.device("cpu"), "best")
+
+
+def test_the_hash_of_weights_is_of_their_values_alone():
+    model = torch.nn.Conv2d(3, 4, 3)
+    found = files.hash_weights(model.state_dict())
+    assert files.hash_weights(model.to(memory_format=torch.channels_last).state_dict()) == found
+    model.weight.data[0, 0, 0, 0] += 1
+    assert files.hash_weights(model.state_dict()) != found
 
 
 def test_lines_that_are_no_records_end_the_log_that_a_resumed_run_keeps(finished, few_shards, tmp_path):

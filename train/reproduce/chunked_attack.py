@@ -5,11 +5,13 @@ Several ranks attack a batch each at a time, the same batches as one process wou
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from train.ddp import from_each_rank, from_first_rank, is_first_rank, this_rank
 from train.files import fitting, read_json, write_json
+from train.full_float32 import attack_precision
 from train.reproduce.settings import Settings
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.robustness import evaluate_robustness
@@ -32,14 +35,24 @@ BATCH_SIZE = {"cpu": 100, "cuda": 250}
 def attack_in_chunks(
     run: Path, data: Path, settings: Settings, device: torch.device, show: bool
 ) -> tuple[Robustness, float]:
-    """-> (counts, seconds); goes on with what RUN/attack.json has.
+    """-> (counts, seconds); goes on with what RUN/attack.json has of these weights, samples and settings, if anything.
 
     Counts of batches add up, so the result is the one of an undisturbed attack.
     """
-    whole, seconds = from_first_rank(partial(_so_far, run))  # the others wait here until its checkpoint is written
-    saved = open_run(run, device)
-    loader = saved.test_loader(data, BATCH_SIZE[device.type])
+    found = from_first_rank(partial(_read_progress, run))  # the others wait here until its checkpoint is written
+    saved, batch_size = open_run(run, device), BATCH_SIZE[device.type]
+    loader = saved.test_loader(data, batch_size)
     num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
+    made_from = {
+        **saved.made_from(loader),
+        "precision": attack_precision(None, device.type),
+        "batch_size": batch_size,
+        "num_images": num_images,
+        "eps_values": list(settings.eps_values),
+        "steps": settings.attack_steps,
+        "clip_pixels": settings.clip_pixels,
+    }
+    whole, seconds = _so_far(run, found, made_from)
     done = whole.num_images if whole else 0
     bounds = PixelBounds.from_normalization(loader.mean, loader.std)
     batches, ranks = _behind(done, first_samples(loader, num_images)), this_rank()
@@ -58,12 +71,13 @@ def attack_in_chunks(
                     clip_pixels=settings.clip_pixels,
                     device=device,
                 )
-            for found in filter(None, from_each_rank(part)):
-                whole = add_counts(whole, found) if whole else found
+            for counts in filter(None, from_each_rank(part)):
+                whole = add_counts(whole, counts) if whole else counts
             assert whole is not None  # the first rank had a batch
             seconds += time.perf_counter() - start
             if is_first_rank():
-                write_json(run / PROGRESS, {"robustness": whole.to_dict(), "seconds": seconds})
+                content = {"made_from": made_from, "robustness": whole.to_dict(), "seconds": seconds}
+                write_json(run / PROGRESS, content)
             bar.update(whole.num_images - bar.n)
     assert whole is not None  # num_images is 1 or more
     return whole, seconds
@@ -78,12 +92,19 @@ def _behind(done: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tup
             yield images, labels
 
 
-def _so_far(run: Path) -> tuple[Robustness | None, float]:
-    if not (run / PROGRESS).exists():
+def _read_progress(run: Path) -> dict[str, Any] | None:
+    return read_json(run / PROGRESS) if (run / PROGRESS).exists() else None
+
+
+def _so_far(run: Path, found: dict[str, Any] | None, made_from: dict[str, Any]) -> tuple[Robustness | None, float]:
+    if found is None:
+        return None, 0.0
+    if found.get("made_from") != made_from:
+        if is_first_rank():
+            print(f"{run / PROGRESS} is of other weights, samples or settings: attacking again", file=sys.stderr)
         return None, 0.0
     with fitting(run / PROGRESS):
-        state = read_json(run / PROGRESS)
-        return Robustness.from_dict(state["robustness"]), state["seconds"]
+        return Robustness.from_dict(found["robustness"]), found["seconds"]
 
 
 def add_counts(a: Robustness, b: Robustness) -> Robustness:

@@ -64,6 +64,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="folder with train/ and test/ shards")
     parser.add_argument("--model", default="small", help="of the recipes (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="COLUMN", help="columns, * for any part (default: all)")
+    parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
     parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
     _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
     parser.set_defaults(run=_sweep, on_ranks=True, interrupted=INTERRUPTED)
@@ -78,7 +79,9 @@ def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> Non
     parser.add_argument("--steps", type=int, default=40, help="of the attack, each eps / 30 (default: %(default)s)")
     parser.add_argument("--eps", type=float, nargs="+", help="radii in input units (default: the paper's four)")
     parser.add_argument("--no-clip", action="store_true", help="let the attack leave the pixel range")
+    parser.add_argument("--retry-diverged", action="store_true", help="train again what has diverged")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    parser.set_defaults(default_of=parser.get_default)
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
@@ -90,8 +93,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from train.reproduce.running import run_rows
 
     out = arguments.out
-    if (arguments.merge or arguments.report) and (arguments.data or arguments.only):
-        raise ValueError("--merge and --report go by what was run: leave out --data and --only")
+    diverged: list[str] = []
+    if arguments.merge or arguments.report:
+        _refuse_options(arguments)
     if arguments.merge:
         if is_first_rank():
             merge(arguments.merge, out)
@@ -101,7 +105,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         missing = {dataset: reason for dataset, reason in reasons.items() if reason}
         if len(missing) == len(reasons):
             raise ValueError("; ".join(f"{dataset}: {reason}" for dataset, reason in missing.items()))
-        run_rows(
+        diverged = run_rows(
             rows,
             _seeds(arguments),
             _table_settings(arguments),
@@ -109,10 +113,20 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             lambda dataset: data_folder(arguments.data, dataset, arguments.scale, out),
             out,
             arguments.device,
+            retry_diverged=arguments.retry_diverged,
         )
     if is_first_rank():
         print(write_report(out, arguments.table), end="")
-    return 0
+    return 1 if diverged else 0
+
+
+def _refuse_options(arguments: argparse.Namespace) -> None:
+    """ValueError for options that --merge or --report would ignore."""
+    taken = ("table", "out", "merge", "report", "debug")
+    given = [name for name, value in vars(arguments).items() if value != arguments.default_of(name)]
+    ignored = [f"--{name.replace('_', '-')}" for name in given if name not in taken]
+    if ignored:
+        raise ValueError(f"--merge and --report go by what was run: leave out {', '.join(ignored)}")
 
 
 def _table_settings(arguments: argparse.Namespace) -> Any:
@@ -140,21 +154,30 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from train.ddp import is_first_rank
     from train.reproduce.sweep import run_sweep, write_sweep_report
 
-    if not arguments.report:
+    diverged: list[str] = []
+    if arguments.report:
+        _refuse_options(arguments)
+    else:
         if arguments.data is None:
             raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
-        run_sweep(
+        diverged = run_sweep(
             arguments.data,
             arguments.model,
             arguments.only,
             _seeds(arguments),
-            {"epochs": arguments.epochs, "attack_images": arguments.images, **_attack_settings(arguments)},
+            {
+                "epochs": arguments.epochs,
+                "augment": False if arguments.no_augment else None,
+                "attack_images": arguments.images,
+                **_attack_settings(arguments),
+            },
             arguments.out,
             arguments.device,
+            arguments.retry_diverged,
         )
     if is_first_rank():
         print(write_sweep_report(arguments.out), end="")
-    return 0
+    return 1 if diverged else 0
 
 
 def _seeds(arguments: argparse.Namespace) -> range:

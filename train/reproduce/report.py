@@ -15,7 +15,7 @@ from train.reproduce.configuration import check_mixable
 from train.reproduce.plots import draw_attack_paths, draw_learning_curves
 from train.reproduce.record import Record, read_records
 from train.reproduce.results import Results, data_title, grouped
-from train.reproduce.rows import Row, table_rows
+from train.reproduce.rows import table_rows
 from train.reproduce.running import read_plan
 from train.reproduce.settings import Settings
 from train.reproduce.tables import READING, comparison_table, odd_cell_notes, seeds_table, summary_table, verdict_table
@@ -94,14 +94,14 @@ def has_records(group: Results) -> bool:
 def absent_rows(groups: Iterable[Results], plan: Mapping[str, Any]) -> list[str]:
     """A line for each data set that is missing, each row that was not run, and each run that diverged."""
     lines = []
+    diverged = {name.rpartition(" seed ")[0] for name in plan["diverged"]}
     for group in groups:
-        columns = [column for column, records in group.columns.items() if not records]
-        if group.dataset in plan["missing"] and len(columns) == len(group.columns):
+        absent = [group.row(column).key for column, records in group.columns.items() if not records]
+        not_run = [key for key in absent if key not in diverged]
+        if group.dataset in plan["missing"] and len(not_run) == len(group.columns):
             lines.append(f"* {group.title}: missing, {plan['missing'][group.dataset]}.")
-        elif columns:
-            lines.append(
-                f"* {group.title}: not run: {', '.join(Row(group.dataset, group.model, c).key for c in columns)}."
-            )
+        elif not_run:
+            lines.append(f"* {group.title}: not run: {', '.join(not_run)}.")
     lines += [f"* Diverged: {name}: {reason}" for name, reason in plan["diverged"].items()]
     return ["\n".join(lines)] if lines else []
 
@@ -120,7 +120,14 @@ def provenance(records: Sequence[Record]) -> list[str]:
         )
     images = {data_title(r.row.dataset): r.content["robustness"]["num_images"] for r in records}
     attacked = ", ".join(f"{count:,} of {name}" for name, count in images.items())
-    return ["\n".join(lines), f"Images attacked: {attacked or 'none'}. {_autoattack_part(records)}"]
+    text = f"Images attacked: {attacked or 'none'}. {_autoattack_part(records)}"
+    return ["\n".join(lines), text, *_weights_part(records)]
+
+
+def _weights_part(records: Sequence[Record]) -> list[str]:
+    """For records that older versions wrote."""
+    unknown = sum("weights" not in record.content["training"] for record in records)
+    return [f"Weights not recorded in {unknown} of {len(records)} records."] if unknown else []
 
 
 def _autoattack_part(records: Sequence[Record]) -> str:
@@ -128,9 +135,12 @@ def _autoattack_part(records: Sequence[Record]) -> str:
     if not results:
         return "AutoAttack: not run."
     masked = sum(result["masked"] for result in results)
+    num_unknown = sum(result.get("weights") is None for result in results)
+    unknown = f"; the weights that it attacked are not recorded in {num_unknown}" if num_unknown else ""
     return (
         f"AutoAttack: {len(results)} runs, on {results[0]['num_images']:,} images at eps = {results[0]['eps']:g} "
-        f"({256 * results[0]['eps']:.3g} grey levels); the checks found signs of masked gradients in {masked} of them."
+        f"({256 * results[0]['eps']:.3g} grey levels); the checks found signs of masked gradients in {masked} of "
+        f"them{unknown}."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fdt_pipeline.shards import read_manifest
 from train.ddp import from_first_rank, is_first_rank, process_group, share_of_batch
 from train.divergence import NonFiniteLossError
 from train.files import check_folder, read_json, write_json
@@ -23,7 +24,7 @@ from train.reproduce.configuration import check_settings
 from train.reproduce.record import RECORDS, learning_curves, make_record, read_record, record_name, write_record
 from train.reproduce.rows import Row
 from train.reproduce.settings import Settings, recipe_of
-from train.setup import amp_dtype, pick_device
+from train.setup import amp_dtype, pick_device, test_folder, train_folder
 from train.trainer import fit
 
 RUNS = "runs"
@@ -41,37 +42,45 @@ def run_rows(
     out: Path,
     device: str | None = None,
     show: bool = True,
-) -> None:
+    retry_diverged: bool = False,
+) -> list[str]:
     """Leaves one record a row and seed in out/records; rows of data sets in `missing` (name: reason) are left out.
 
-    ValueError where `out` holds results with other settings. A run that diverges is noted in plan.json, and the others
-    are done all the same; NonFiniteLossError at the end names it.
+    A run that diverges is noted in plan.json, and the others are done all the same; it is not trained again, unless
+    with retry_diverged. -> the names of those that diverged, now or before. ValueError where `out` holds results of
+    other settings or other shards.
     """
     check_folder(out)
     for row in rows:
         share_of_batch(recipe_of(row, settings, 0))
     with process_group(pick_device(device)) as device_of_rank:
         diverged = from_first_rank(partial(write_plan, out, settings, rows, missing))
+        names = []
         for row, seed in in_order(rows, seeds, missing):
+            name = f"{row.key} seed {seed}"
+            names.append(name)
+            data = from_first_rank(partial(folder_of, row.dataset))
             if from_first_rank((out / RECORDS / record_name(row, seed)).exists):
                 if is_first_rank():
-                    add_autoattack(out, row, seed)
+                    go_on_with_record(out, row, seed, data)
                 continue
-            data = from_first_rank(partial(folder_of, row.dataset))
+            if name in diverged and not retry_diverged:
+                if is_first_rank():
+                    print(f"{name} diverged before: --retry-diverged trains it again", file=sys.stderr)
+                continue
             try:
                 record = run_one(row, seed, settings, data, out, device_of_rank, show)
             except NonFiniteLossError as error:  # on all ranks, at the same step
-                diverged[f"{row.key} seed {seed}"] = str(error)
+                diverged[name] = str(error)
                 if is_first_rank():
-                    print(f"{row.key} seed {seed}: {error}", file=sys.stderr)
+                    print(f"{name}: {error}", file=sys.stderr)
             else:
-                diverged.pop(f"{row.key} seed {seed}", None)
+                diverged.pop(name, None)
                 if is_first_rank():
                     write_record(out, record)
             if is_first_rank():
                 write_plan(out, settings, rows, missing, diverged)
-    if diverged:
-        raise NonFiniteLossError("; ".join(f"{name}: {reason}" for name, reason in diverged.items()))
+    return [name for name in names if name in diverged]
 
 
 def in_order(rows: Sequence[Row], seeds: Sequence[int], missing: Mapping[str, str]) -> Iterator[tuple[Row, int]]:
@@ -97,14 +106,17 @@ def run_one(
         curves=learning_curves(run),
         robustness=robustness.to_dict(),
         attack_seconds=round(attack_seconds, 1),
-        autoattack=autoattack_of(run),
+        autoattack=autoattack_of(run, training),
     )
 
 
-def add_autoattack(out: Path, row: Row, seed: int) -> None:
-    """To a record that is there, where AutoAttack was run after it."""
+def go_on_with_record(out: Path, row: Row, seed: int, data: Path) -> None:
+    """Adds AutoAttack to a record that is there, where it was run after it. ValueError for a record of other shards."""
     record = read_record(out / RECORDS / record_name(row, seed))
-    found = autoattack_of(out / RUNS / row.key / f"seed{seed}")
+    training, folders = record.content["training"], {"train": train_folder(data), "test": test_folder(data)}
+    shards = {split: read_manifest(folder).sha256 for split, folder in folders.items() if folder}
+    check_settings({"shards": training["shards"]}, {"shards": shards}, record.name, str(data))
+    found = autoattack_of(out / RUNS / row.key / f"seed{seed}", training)
     if found is not None and found != record.content["autoattack"]:
         write_record(out, {**record.content, "autoattack": found})
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from train.recipes import Recipe, make_recipe
 from train.reproduce.paper import EPS_VALUES
-from train.reproduce.rows import Row
+from train.reproduce.rows import TABLES, Row
 from train.threat_model import PGD
 
 ONE_STEM = ("small", "demo", "wrn28_10")
@@ -20,6 +20,8 @@ class Settings:
 
     min_images, max_images, mix_probability, anchor: of FDT, in every column that has it. stem: of the ResNets.
     tensor_norm: TN's gradient in training, in every column that has TN; the controls keep their own.
+    loss_eps: in every column with the multi-label loss.
+    augment: False is no shift and flip; None is the recipe's own, and none for the tables' SVHN, as the paper says.
     """
 
     table: str
@@ -38,12 +40,15 @@ class Settings:
     attack_steps: int = 40
     eps_values: tuple[float, ...] = EPS_VALUES
     clip_pixels: bool = True
+    augment: Literal[False] | None = None
 
     def __post_init__(self) -> None:
         if not self.eps_values or len(set(self.eps_values)) != len(self.eps_values):
             raise ValueError(f"expected one or more different eps, got {list(self.eps_values)}")
         for eps in self.eps_values:
             PGD(eps, self.attack_steps)  # says what is wrong with either
+        if self.scale == "small" and self.stem != "cifar":
+            raise ValueError(f"the small scale's network has one stem only, got {self.stem!r}: leave --stem out")
         if self.attack_images is not None and self.attack_images < 1:
             raise ValueError(f"expected 1 or more images to attack, got {self.attack_images}")
 
@@ -53,27 +58,28 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """ValueError where the fields are not these."""
+        """Without `augment`, which older folders lack, too; ValueError for any other fields than these."""
         names = {field.name for field in fields(cls)}
-        if set(values) != names:
+        if not names - {"augment"} <= set(values) <= names:
             raise ValueError(f"expected the settings {sorted(names)}, got {sorted(values)}: another version made them")
         return cls(**{**values, "eps_values": tuple(values["eps_values"])})
 
 
 def recipe_of(row: Row, settings: Settings, seed: int) -> Recipe:
-    """SVHN is trained without shift and flip, as the paper says."""
+    """What `fit` is given. A sweep's data set is named by its folder, and the name decides nothing."""
     recipe = make_recipe(
         f"{row.model}_{row.column}",
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         lr=settings.lr,
-        loss_eps=settings.loss_eps,
         seed=seed,
     )
     if row.model not in ONE_STEM:
         recipe = replace(recipe, stem=settings.stem)
-    if row.dataset == "svhn":
+    if settings.augment is False or (settings.table in TABLES and row.dataset == "svhn"):
         recipe = replace(recipe, augment=None)
+    if recipe.loss == "multi-label" and settings.loss_eps is not None:
+        recipe = replace(recipe, loss_eps=settings.loss_eps)
     if recipe.tensor_norm == "straight-through":
         recipe = replace(recipe, tensor_norm=settings.tensor_norm)
     return _with_mixing(recipe, settings)

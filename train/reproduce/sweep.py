@@ -36,14 +36,16 @@ def run_sweep(
     settings: dict[str, Any],
     out: Path,
     device: str | None,
-) -> None:
-    """Rows of `model` for every column (or those that a pattern names), on the shards data/{train,test}."""
+    retry_diverged: bool = False,
+) -> list[str]:
+    """Rows of `model` for every column (or those that a pattern names), on the shards data/{train,test}; -> the names
+    of the runs that diverged."""
     test = read_manifest(data / "test")
     dataset = data.resolve().name
     make_recipe(f"{model}_plain")  # says which models there are
     images = settings["attack_images"]
     images = min(MAX_IMAGES, test.num_samples) if images is None else images
-    run_rows(
+    return run_rows(
         [Row(dataset, model, column) for column in select_columns(patterns)],
         seeds,
         Settings("sweep", **{**settings, "attack_images": images}),
@@ -51,6 +53,7 @@ def run_sweep(
         lambda _: data,
         out,
         device,
+        retry_diverged=retry_diverged,
     )
 
 
@@ -79,12 +82,13 @@ def write_sweep_report(out: Path) -> str:
         ]
         tables += part
         text += [*part, *_pictures(group, settings.eps_values, out)]
-    text += absent_rows(groups, plan)
+    absent = absent_rows(groups, plan)
+    text += absent
     text += ["## Every seed"]
     text += [seeds_table(group, settings.eps_values) for group in groups]
     text += ["## Where the numbers come from", *provenance(records)]
     write_text(out / REPORT, "\n\n".join(text) + "\n")
-    return "\n\n".join(tables) + "\n"
+    return "\n\n".join([*tables, *absent]) + "\n"
 
 
 MEANING = (
