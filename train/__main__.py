@@ -150,7 +150,9 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize, where images differ in size")
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: long runs on a GPU)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile, in one process (default: long runs on a GPU)",
     )
     _device_option(parser)
     parser.set_defaults(

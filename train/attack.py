@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.autotuning import autotuned_convolutions
-from train.full_float32 import Precision, full_float32, tf32_behind_first_layer
+from train.full_float32 import Precision, attack_precision, full_float32, tf32_behind_first_layer
 from train.threat_model import PGD, PixelBounds
 
 __all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path", "pgd_paths"]
@@ -138,7 +138,7 @@ def _input_gradient(logits: Tensor, labels: Tensor, leaf: Tensor) -> Tensor:
 @contextmanager
 def _under_attack(model: nn.Module, device_type: str, precision: Precision) -> Iterator[None]:
     """Eval mode, frozen parameters, the precision; every module's mode and every parameter's flag is put back."""
-    exact = precision == "float32"
+    exact = attack_precision(precision, device_type) == "float32"  # ValueError for any other name
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +23,6 @@ from fdt_pipeline import FDTLoader
 from fdt_pipeline.arguments import checked_device
 from fdt_pipeline.ranks import Ranks, find_ranks
 from train.ddp_batch_norm import synchronize_batch_norm
-from train.full_float32 import full_float32
 from train.losses import cross_entropy
 from train.recipes import Recipe
 
@@ -141,14 +140,16 @@ def evaluation_options() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate_over_ranks(model: nn.Module, loader: FDTLoader) -> tuple[float, float]:
+def evaluate_over_ranks(
+    model: nn.Module, loader: FDTLoader, number_format: AbstractContextManager[Any]
+) -> tuple[float, float]:
     """`setup.evaluate` with a loader of `evaluation_options()`: the same figures on every rank, each sample counted
     once."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=loader.device)
-    with full_float32(loader.device.type):
+    with number_format:
         for images, labels, weights in loader:
-            logits = model(images)
+            logits = model(images).float()
             right = (logits.argmax(1) == labels).to(weights.dtype)
             loss = cross_entropy(logits, labels, reduction="none")
             sums += torch.stack([(weights * right).sum(), (weights * loss).sum()])

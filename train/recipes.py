@@ -60,6 +60,8 @@ class Recipe:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
+        if self.loss != "multi-label" and self.loss_eps != Recipe.loss_eps:
+            raise ValueError(f"loss_eps is the multi-label loss's, got {self.loss_eps} with {self.loss}: leave it out")
         self._check_controls()
 
     def _check_controls(self) -> None:

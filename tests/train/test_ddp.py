@@ -114,6 +114,29 @@ def test_mixup_whose_pairs_no_rank_has_is_refused(monkeypatch):
         ddp.share_of_batch(make_recipe("small_mixup"))
 
 
+def test_compile_is_refused_under_torchrun(monkeypatch, few_shards, tmp_path, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["fit", "--recipe", "small_plain", "--data", str(few_shards), "--out", str(tmp_path / "run")]
+    assert main([*command, "--compile"]) == 2
+    assert "--compile is for one process: leave it out under torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("world_size", "last"), [(1, ()), (2, (torch.ones(4),))])
+@pytest.mark.parametrize(("precise", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_evaluation_has_the_precision_asked_for_on_any_number_of_ranks(world_size, last, precise, dtype, monkeypatch):
+    class Loader(list):
+        device, num_samples = CPU, 4
+
+    loader = Loader([(torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), *last)])
+    loader.world_size = world_size
+    monkeypatch.setattr("train.setup.amp_dtype", lambda device: torch.bfloat16)
+    seen, model = [], nn.Linear(2, 3)
+    model.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    evaluate(model, loader, precise)
+    assert seen == [dtype]
+
+
 @pytest.mark.parametrize("verb", [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"]])
 def test_torchrun_is_for_what_trains(monkeypatch, capsys, verb):
     monkeypatch.setenv("RANK", "1")

@@ -48,6 +48,7 @@ def test_fewer_epochs_keep_the_share_of_the_run_before_each_drop():
         ("resnet35_plain", {}, "there is no recipe 'resnet35_plain'; recipes: resnet18_plain"),
         ("resnet34_plain", {"epochs": 0}, "epochs must be 1 or more"),
         ("resnet34_plain", {"lr": -1.0}, "lr must be above 0"),
+        ("resnet34_plain", {"loss_eps": 1e-3}, "loss_eps is the multi-label loss's, got 0.001 with cross-entropy"),
     ],
 )
 def test_bad_recipes_are_refused(name, changes, match):
