@@ -23,11 +23,17 @@ PIECE = 2**21  # bytes: on one core with 0.5 MiB of L2, 1 and 4 MiB took up to 1
 is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, "is_compiling") else torch._utils.is_compiling
 
 
-def channel_mean(x: torch.Tensor) -> torch.Tensor:
+def channel_mean(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
     """M of Eq. 1: f[n z ...] -> f[n 1 ...], summed in float32 for half precision, rounded once to x's dtype."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return x.mean(1, keepdim=True, dtype=torch.float32).to(x.dtype)
-    return x.mean(1, keepdim=True)
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        return x.mean(channel_dim, keepdim=True, dtype=torch.float32).to(x.dtype)
+    return x.mean(channel_dim, keepdim=True)
+
+
+def centred(x: torch.Tensor, exact: bool, channel_dim: int = 1) -> torch.Tensor:
+    """A - M with autograd's own gradient, that of M left out unless `exact`; TorchScript compiles it."""
+    mean = channel_mean(x, channel_dim)
+    return x - (mean if exact else mean.detach())
 
 
 def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

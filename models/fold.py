@@ -24,7 +24,8 @@ def fold_tensor_norm(model: nn.Module) -> tuple[fx.GraphModule, int]:
 
     A site folds if its output reaches nothing but the inputs of Conv2d (groups = 1) and Linear layers, directly or
     through average pooling, Identity and Dropout, and if all that those layers ever read comes from folding sites.
-    Batched inputs [n c h w] are assumed. ValueError if torch.fx cannot trace the model.
+    Batched inputs are assumed: [n c h w], or [n ... c] where TN's channel_dim is -1.
+    ValueError if torch.fx cannot trace the model.
     """
     graph_module = _traced_copy(model)
     graph = graph_module.graph

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-Shape = Literal["map", "pixel", "vector"]  # [n c h w], [n c 1 1], [n c]
+from models.tensor_norm import TensorNorm
+
+Shape = Literal["map", "pixel", "vector", "tokens"]  # [n c h w], [n c 1 1], [n c], [n ... c]
 
 _SAME = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
 _MATRIX_TO_MATRIX = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity)
@@ -25,11 +27,17 @@ def consumers(site: fx.Node, graph_module: fx.GraphModule) -> list[Consumer] | N
     """Every call that the site's output ends in, or None if one, or something on the way, does not allow folding.
 
     A Linear layer reads the last dimension, so it counts only where its input is sure to be [n c]: after a flatten of
-    [n c 1 1], or in a chain of layers that starts at a flatten. A flatten of a larger map mixes places with channels.
+    [n c 1 1], or in a chain of layers that starts at a flatten; or where TN's channel_dim is the last. A flatten of a
+    larger map mixes places with channels.
     """
-    if _has_hooks(graph_module.get_submodule(str(site.target))):
+    layer = graph_module.get_submodule(str(site.target))
+    if _has_hooks(layer) or not isinstance(layer, TensorNorm):
         return None
-    return _follow(site, "vector" if _is_matrix(site.all_input_nodes[0], graph_module) else "map", graph_module)
+    if _is_matrix(site.all_input_nodes[0], graph_module):
+        return _follow(site, "vector", graph_module)
+    if layer.channel_dim not in (None, 1, -1):
+        return None
+    return _follow(site, "tokens" if layer.channel_dim == -1 else "map", graph_module)
 
 
 def _follow(node: fx.Node, shape: Shape, graph_module: fx.GraphModule) -> list[Consumer] | None:
@@ -52,8 +60,8 @@ def _follow(node: fx.Node, shape: Shape, graph_module: fx.GraphModule) -> list[C
 def _centres(layer: nn.Conv2d | nn.Linear, shape: Shape) -> bool:
     """Whether centred weights replace TN. Exact types: a subclass or a parametrized layer may compute its weight."""
     if type(layer) is nn.Conv2d:
-        return layer.groups == 1 and shape != "vector"
-    return type(layer) is nn.Linear and shape == "vector"
+        return layer.groups == 1 and shape in ("map", "pixel")
+    return type(layer) is nn.Linear and shape in ("vector", "tokens")
 
 
 def _shape_after(node: fx.Node, layer: nn.Module | None, shape: Shape) -> Shape | None:
@@ -61,18 +69,18 @@ def _shape_after(node: fx.Node, layer: nn.Module | None, shape: Shape) -> Shape 
     if type(layer) in _SAME or (node.target is F.dropout and node.kwargs.get("training") is False):
         return shape
     if _flattens(node, layer):
-        return None if shape == "map" else "vector"
+        return None if shape in ("map", "tokens") else "vector"
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return _pooled(layer.output_size, shape)
     if node.target is F.adaptive_avg_pool2d:
         return _pooled(node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size"), shape)
     if type(layer) is nn.AvgPool2d or node.target is F.avg_pool2d:
-        return None if shape == "vector" else "map"
+        return "map" if shape in ("map", "pixel") else None
     return None
 
 
 def _pooled(output_size: object, shape: Shape) -> Shape | None:
-    if shape == "vector":
+    if shape not in ("map", "pixel"):
         return None
     return "pixel" if output_size in (1, (1, 1), [1, 1]) else "map"
 

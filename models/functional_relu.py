@@ -6,8 +6,7 @@ class, and a forward that cannot be traced costs only itself.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,23 +17,24 @@ _FUNCTIONS = (F.relu, torch.relu, torch.relu_)
 _METHODS = ("relu", "relu_")
 
 
-def functional_relu_graphs(model: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    """(module, graph of its forward) where that calls functional ReLUs itself; UserWarning where it is untraceable."""
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
+def trace_forwards(
+    model: nn.Module, skipped: Collection[nn.Module]
+) -> tuple[dict[nn.Module, fx.Graph], dict[nn.Module, Exception]]:
+    """(graph of each module's own forward, the error of each that torch.fx cannot trace).
+
+    Of torch.nn's own modules only nn.Sequential is traced.
+    """
+    graphs: dict[nn.Module, fx.Graph] = {}
+    errors: dict[nn.Module, Exception] = {}
+    for module in model.modules():
+        own = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential
+        if own or module in skipped or isinstance(module, torch.jit.ScriptModule):
             continue
         try:
-            graph = _trace(module)
+            graphs[module] = _trace(module)
         except Exception as error:  # a trace runs the user's code on stand-ins: it may raise anything
-            warnings.warn(
-                f"cannot trace the forward of {name or 'the model'} ({type(module).__name__}: {error}): its functional "
-                "ReLUs, if it has any, are unchanged; use nn.ReLU modules there",
-                UserWarning,
-                stacklevel=4,
-            )
-            continue
-        if relu_nodes(graph):
-            yield module, graph
+            errors[module] = error
+    return graphs, errors
 
 
 def relu_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -21,24 +21,32 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from models import eager_relu_tensor_norm as eager
-from models.eager_relu_tensor_norm import BITS, channel_mean, is_compiling
+from models.eager_relu_tensor_norm import BITS, centred, is_compiling
 
-__all__ = ["Gradient", "channel_mean", "check_gradient", "check_map", "relu_tensor_norm"]
+__all__ = ["Gradient", "check_gradient", "check_map", "relu_tensor_norm"]
 
 Gradient = Literal["straight-through", "exact"]
 
 
-def relu_tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through", inplace: bool = False) -> torch.Tensor:
-    """ReLU, then Eq. 1: f[n z ...] -> f[n z ...] in x's dtype and memory format.
+def relu_tensor_norm(
+    x: torch.Tensor, gradient: Gradient = "straight-through", inplace: bool = False, channel_dim: int = 1
+) -> torch.Tensor:
+    """ReLU, then Eq. 1: f[n z ...] -> f[n z ...] in x's dtype and memory format; z is the dimension `channel_dim`.
 
     Backward, with g = dL/dA*: `straight-through` (Algorithm 1) is g where x > 0, `exact` is g - mean_z g where x > 0.
     Equal to `tensor_norm(x.relu())`, save that a positive A lost in rounding comes out one number higher.
-    `inplace` gives leave to overwrite x, which nobody may read afterwards: a map less is alive meanwhile.
-    It can be differentiated once; a second backward raises RuntimeError.
+    `inplace` allows to overwrite x, which nobody may read afterwards: a map less is alive meanwhile.
+    It can be differentiated once; a second backward raises RuntimeError. Inside torch.func's transforms (vmap, grad,
+    jvp, ...) it is those two operations, not fused, and all of them apply.
     """
     check_gradient(gradient)
-    check_map(x)
-    return _ReLUTensorNorm.apply(x, gradient == "exact", inplace and not is_compiling())
+    check_map(x, channel_dim)
+    exact, compiling = gradient == "exact", is_compiling()
+    if not compiling and torch._C._are_functorch_transforms_active():
+        return centred(torch.relu(x), exact, channel_dim)
+    if channel_dim == 1:
+        return _ReLUTensorNorm.apply(x, exact, inplace and not compiling)
+    return _ReLUTensorNorm.apply(x.movedim(channel_dim, 1), exact, False).movedim(1, channel_dim)
 
 
 def check_gradient(gradient: str) -> None:
@@ -47,12 +55,17 @@ def check_gradient(gradient: str) -> None:
         raise ValueError(f"gradient must be 'straight-through' or 'exact', got {gradient!r}")
 
 
-def check_map(x: torch.Tensor) -> None:
-    """ValueError unless x is a floating point [n z ...]: without a channel dimension there is no mean to take."""
+def check_map(x: torch.Tensor, channel_dim: int = 1) -> None:
+    """ValueError unless x is floating point and channel_dim one of its dimensions, the first, n, left out."""
     if x.dim() < 2 or x.dtype not in BITS:
         raise ValueError(
             f"tensor normalization needs a float [n channels ...] tensor, got {x.dtype} of shape {tuple(x.shape)}: "
             "add the batch dimension or cast the input"
+        )
+    if not 1 <= abs(channel_dim) < x.dim():
+        raise ValueError(
+            f"channel_dim must be 1 to {x.dim() - 1}, or -1 to {1 - x.dim()}, for a tensor of shape {tuple(x.shape)}, "
+            f"got {channel_dim}: 1 is the second dimension, -1 the last, and the first is the batch"
         )
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from models.relu_tensor_norm import Gradient, channel_mean, check_gradient, check_map, relu_tensor_norm
+from models.eager_relu_tensor_norm import centred
+from models.relu_tensor_norm import Gradient, check_gradient, check_map, relu_tensor_norm
 
 __all__ = [
     "Gradient",
@@ -27,46 +28,71 @@ __all__ = [
 ]
 
 
-def tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through") -> torch.Tensor:
+def tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through", channel_dim: int = 1) -> torch.Tensor:
     """A* = A - M, Eq. 1: f[n z ...] -> f[n z ...] in x's dtype, M summed in float32 for half precision.
+
+    z is the dimension `channel_dim`: 1 for [n channels h w], -1 for [n tokens channels].
 
     Backward, with g = dL/dA*: `straight-through` (Algorithm 1) passes g on, `exact` passes g - mean_z g.
     """
     check_gradient(gradient)
-    check_map(x)
-    mean = channel_mean(x)
-    return x - (mean if gradient == "exact" else mean.detach())
+    check_map(x, channel_dim)
+    return centred(x, gradient == "exact", channel_dim)
 
 
 class TensorNorm(nn.Module):
-    """`tensor_norm` as a layer; `gradient` may be reassigned at any time."""
+    """`tensor_norm` as a layer; `gradient` and `channel_dim` may be reassigned at any time.
 
-    gradient: Gradient
+    With channel_dim None, the channels are the second dimension of [n channels] and [n channels h w], and a tensor of
+    three dimensions is a ValueError: it may be [n channels length] or [n tokens channels].
+    """
 
-    def __init__(self, gradient: Gradient = "straight-through") -> None:
+    def __init__(self, gradient: Gradient = "straight-through", channel_dim: int | None = None) -> None:
         super().__init__()
         check_gradient(gradient)
-        self.gradient = gradient
+        self.gradient: Gradient = gradient  # annotated here, as TorchScript reads a class's annotations
+        self.channel_dim = channel_dim
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return tensor_norm(x, self.gradient)
+        channel_dim = _channel_dim(x, self.channel_dim)
+        if torch.jit.is_scripting():
+            return centred(x, self.gradient == "exact", channel_dim)
+        return tensor_norm(x, self.gradient, channel_dim)
 
     def extra_repr(self) -> str:
-        return f"gradient={self.gradient!r}"
+        return f"gradient={self.gradient!r}" + ("" if self.channel_dim is None else f", channel_dim={self.channel_dim}")
+
+
+def _channel_dim(x: torch.Tensor, channel_dim: int | None) -> int:
+    """A layer's own, or 1 where that is sure; TorchScript compiles it."""
+    if channel_dim is not None:
+        return channel_dim
+    if x.dim() == 3:
+        raise ValueError(
+            "tensor normalization cannot know the channels of a tensor of three dimensions, here "
+            f"{list(x.shape)}: give insert_tensor_norm, or this layer, channel_dim=-1 for [n tokens channels] or "
+            "channel_dim=1 for [n channels length]; an image [channels h w] needs its batch dimension"
+        )
+    return 1
 
 
 class ReLUTensorNorm(TensorNorm):
     """`relu_tensor_norm` as a layer: takes the place of nn.ReLU and keeps one value a pixel more than it.
 
-    `inplace` gives leave to overwrite the input, which nobody may read afterwards.
+    `inplace` allows to overwrite the input, which nobody may read afterwards.
     """
 
-    def __init__(self, gradient: Gradient = "straight-through", inplace: bool = False) -> None:
-        super().__init__(gradient)
+    def __init__(
+        self, gradient: Gradient = "straight-through", inplace: bool = False, channel_dim: int | None = None
+    ) -> None:
+        super().__init__(gradient, channel_dim)
         self.inplace = inplace
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return relu_tensor_norm(x, self.gradient, self.inplace)
+        channel_dim = _channel_dim(x, self.channel_dim)
+        if torch.jit.is_scripting():
+            return centred(torch.relu(x), self.gradient == "exact", channel_dim)
+        return relu_tensor_norm(x, self.gradient, self.inplace, channel_dim)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", inplace=True" if self.inplace else "")

@@ -24,13 +24,13 @@ TOLERANCE = 1e-4
 class PlainTensorNorm(nn.Module):
     """Eq. 1 in operators that every exporter knows: f32[n z h w] -> f32[n z h w], for inference."""
 
-    def __init__(self, relu: bool) -> None:
+    def __init__(self, relu: bool, channel_dim: int = 1) -> None:
         super().__init__()
-        self.relu = relu
+        self.relu, self.channel_dim = relu, channel_dim
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.relu() if self.relu else x
-        return x - x.mean(1, keepdim=True)
+        return x - x.mean(self.channel_dim, keepdim=True)
 
 
 def for_inference(model: nn.Module) -> tuple[nn.Module, int]:
@@ -42,7 +42,8 @@ def for_inference(model: nn.Module) -> tuple[nn.Module, int]:
     for name, layer in list(folded.named_modules()):
         if isinstance(layer, TensorNorm):
             parent, _, own = name.rpartition(".")
-            setattr(folded.get_submodule(parent), own, PlainTensorNorm(isinstance(layer, ReLUTensorNorm)))
+            plain = PlainTensorNorm(isinstance(layer, ReLUTensorNorm), layer.channel_dim or 1)
+            setattr(folded.get_submodule(parent), own, plain)
     return folded, num_folded
 
 

@@ -59,7 +59,7 @@ def test_average_pooling_commutes_whatever_its_padding(include_pad):
 
 def test_resnet34_folds_twenty_of_its_33_sites():
     # 16 inside the blocks, 3 before the blocks whose shortcut is a convolution, 1 before the classifier.
-    folded = assert_folds(resnet34(10, tensor_norm="exact"), (1, 3, 16, 16), 16 + 3 + 1)
+    folded = assert_folds(resnet34(10, tensor_norm="exact"), (1, 3, 8, 8), 16 + 3 + 1)
     calls = [node for node in folded.graph.nodes if node.op == "call_module"]
     assert sum(isinstance(folded.get_submodule(node.target), TensorNorm) for node in calls) == 33 - 20
 
@@ -176,9 +176,15 @@ def test_a_hooked_reader_keeps_its_normalization():
     assert fold_tensor_norm(model)[1] == 0
 
 
-def test_tokens_are_not_mistaken_for_channels():
-    model = nn.Sequential(nn.Linear(6, 5), ReLUTensorNorm(), nn.Linear(5, 3))
-    assert_folds(model, (2, 4, 6), 0)
+@pytest.mark.parametrize(("channel_dim", "sites"), [(1, 0), (2, 0), (-1, 1)])
+def test_tokens_are_not_mistaken_for_channels_and_a_linear_layer_folds_where_the_channels_are_last(channel_dim, sites):
+    model = nn.Sequential(nn.Linear(6, 5), ReLUTensorNorm(channel_dim=channel_dim), nn.Dropout(), nn.Linear(5, 3))
+    assert_folds(model, (2, 4, 6), sites)
+
+
+@pytest.mark.parametrize("reader", [nn.Conv2d(4, 3, 1), nn.Sequential(nn.Flatten(), nn.Linear(4 * 3 * 5, 2))])
+def test_channels_that_are_last_do_not_fold_into_what_reads_other_dimensions(reader):
+    assert_folds(nn.Sequential(ReLUTensorNorm(channel_dim=-1), reader), (2, 4, 3, 5), 0)
 
 
 def test_the_copy_is_in_evaluation_mode_and_the_models_mode_stays():

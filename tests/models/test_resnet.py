@@ -6,7 +6,6 @@ import torchvision
 from torch import nn
 
 from models.resnet import resnet, resnet18, resnet34, resnet50, resnet152
-from models.tensor_norm import count_tensor_norm_sites
 
 
 def num_parameters(model):
@@ -30,7 +29,7 @@ def test_the_imagenet_stem_is_torchvisions_network():
     torch.manual_seed(0)
     ours, theirs = resnet18(1000, stem="imagenet").eval(), torchvision.models.resnet18(weights=None).eval()
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(1, 3, 32, 32)
     assert torch.equal(ours(x), theirs(x))
 
 
@@ -55,12 +54,6 @@ def test_resnet34_costs_the_published_arithmetic_at_32_pixels(stem, expected):
         assert round(giga_macs(resnet34(10, stem=stem), torch.empty(1, 3, 32, 32)), 3) == expected
 
 
-@pytest.mark.parametrize(("make", "sites"), [(resnet18, 17), (resnet34, 33), (resnet50, 49), (resnet152, 151)])
-def test_has_the_papers_number_of_sites(make, sites):
-    with torch.device("meta"):
-        assert count_tensor_norm_sites(make(10, tensor_norm="exact"), torch.empty(2, 3, 32, 32)) == sites
-
-
 def test_initial_weights_are_he_normal_follow_the_global_generator_and_do_not_depend_on_normalization():
     torch.manual_seed(3)
     plain = resnet18(10).state_dict()
@@ -76,8 +69,8 @@ def test_the_pool_reads_normalized_maps():
     model = resnet18(10, in_channels=1, stem="cifar-pool", tensor_norm="exact").eval()
     read = []
     model.maxpool.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
-    assert read[0].shape == (2, 64, 32, 32)
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert read[0].shape == (2, 64, 8, 8)
     assert read[0].mean(1).abs().max() < 1e-6
 
 

@@ -31,10 +31,10 @@ def test_normalization_does_not_change_the_initial_weights():
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_learns_sixty_random_images_by_heart():
+def test_learns_sixty_random_images_by_heart(one_thread):
     torch.manual_seed(0)
     model = small_resnet(10, tensor_norm="straight-through")
-    x, y = torch.randn(60, 3, 28, 28), torch.randint(10, (60,))
+    x, y = torch.randn(60, 3, 16, 16), torch.randint(10, (60,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(25):
         optimizer.zero_grad()

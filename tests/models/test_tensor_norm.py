@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from models.fold import fold_tensor_norm
 from models.tensor_norm import (
     ReLUTensorNorm,
     TensorNorm,
@@ -127,7 +128,8 @@ def test_counting_counts_calls_and_leaves_modes_statistics_and_random_state():
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert not layer._forward_hooks
+    convolutions = nn.Sequential(layer, nn.Conv2d(3, 1, 1))
+    assert fold_tensor_norm(convolutions)[1] == 1, "a layer with hooks would not fold"
 
 
 @pytest.mark.parametrize("make", [TensorNorm, ReLUTensorNorm, lambda g: set_tensor_norm_gradient(TensorNorm(), g)])
@@ -139,6 +141,25 @@ def test_an_unknown_gradient_is_refused_when_it_is_set(make):
 def test_switching_a_model_without_layers_is_refused():
     with pytest.raises(ValueError, match="no tensor normalization to switch"):
         set_tensor_norm_gradient(nn.ReLU(), "exact")
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "exact"])
+@pytest.mark.parametrize("layer", [TensorNorm, ReLUTensorNorm])
+@pytest.mark.parametrize("channel_dim", [1, 2, 3, -1, -3])
+def test_any_dimension_but_the_first_may_be_the_channels(channel_dim, layer, gradient):
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    g = torch.randn_like(x)
+    ours, theirs = layer(gradient, channel_dim=channel_dim)(x), layer(gradient)(x.movedim(channel_dim, 1))
+    torch.testing.assert_close(ours, theirs.movedim(1, channel_dim))
+    (expected,) = torch.autograd.grad(theirs, x, g.movedim(channel_dim, 1))
+    torch.testing.assert_close(torch.autograd.grad(ours, x, g)[0], expected)
+
+
+@pytest.mark.parametrize("channel_dim", [0, 3, -3])
+def test_a_channel_dim_that_is_the_batch_or_none_of_the_inputs_is_refused(channel_dim):
+    for layer in (TensorNorm(channel_dim=channel_dim), ReLUTensorNorm(channel_dim=channel_dim)):
+        with pytest.raises(ValueError, match=rf"channel_dim must be 1 to 2, or -1 to -2, .* got {channel_dim}:"):
+            layer(torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64)])

@@ -16,10 +16,11 @@ from models import triton_relu_tensor_norm as kernels  # noqa: E402
 relu_tensor_norm = sys.modules["models.relu_tensor_norm"]
 
 
-def test_equal_to_the_eager_passes_on_the_gpu_or_in_tritons_interpreter():
+@pytest.mark.parametrize("cases_of", [pytest.param("", marks=pytest.mark.compile), "layer_trains"], ids=["all", "one"])
+def test_equal_to_the_eager_passes_on_the_gpu_or_in_tritons_interpreter(cases_of):
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     cases = Path(__file__).with_name("triton_cases.py")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(cases)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", cases_of, str(cases)]
     root = cases.parents[2]
     run = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=root, timeout=600)
     assert run.returncode == 0, run.stdout[-5000:]
@@ -40,6 +41,7 @@ def compiled(kernel, dtype, adjacent, channels, pixels):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("name", ["_forward", "_backward"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(("adjacent", "channels", "pixels"), [("z", 64, 64), ("p", 64, 64), ("p", 512, 16)])
