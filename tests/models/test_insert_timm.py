@@ -86,7 +86,7 @@ def test_other_activations_beside_relu_are_named(name):
     ["convnext_atto", "mobilenetv2_050", "efficientnet_b0", "caformer_s18", "vit_tiny_patch16_224", "swin_s3_tiny_224"],
 )
 def test_a_network_without_relu_is_refused_and_nothing_else_is_said(name):
-    with pytest.raises(ValueError, match="found no nn.ReLU and no functional ReLU"):
+    with pytest.raises(ValueError, match=r"found no nn.ReLU and no functional ReLU"):
         insert_tensor_norm(build(name)[0])
 
 
