@@ -137,9 +137,28 @@ def checked_output(
     means, stds = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
     if not min(stds) > 0:
         raise ValueError(f"std must be above 0, got {std}")
+    check_pixel_range(mean, std)
     # DALI knows no bfloat16: it is cast to at the end.
     made = torch.float32 if dtype == torch.bfloat16 else dtype
     return Output(means, stds, channels, made, channels_last)
+
+
+def check_pixel_range(mean: PerChannel, std: PerChannel) -> None:
+    """ValueError for a mean or std of pixels in 0..1, such as ImageNet's: all in 0..1, and with a fraction. 0 and 1
+    alone are fine, as they leave pixels as they are."""
+    given = {"mean": np.asarray(mean, float), "std": np.asarray(std, float)}
+    in_unit = {name: values for name, values in given.items() if ((values >= 0) & (values <= 1)).all()}
+    if any((values % 1).any() for values in in_unit.values()):
+        meant = (f"{name}={_shown(255 * values)}" for name, values in in_unit.items())
+        raise ValueError(
+            f"mean and std are in units of 0..255, got mean={mean} and std={std}: multiply by 255: {', '.join(meant)}"
+        )
+
+
+def _shown(values: np.ndarray) -> str:
+    """As Python writes it, in 6 digits."""
+    text = [f"{value:.6g}" for value in values.ravel()]
+    return f"({', '.join(text)})" if values.ndim else text[0]
 
 
 def _per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:

@@ -123,7 +123,7 @@ class NativeStreaming:
 
     def __init__(self, mixing: Mixing, device: torch.device, window: int) -> None:
         self.mixing, self.device, self.window = mixing, device, window
-        most = min(mixing.fdt.max_images or mixing.num_classes, mixing.num_classes, window)
+        most = min(mixing.fdt.most_images(mixing.num_classes), window)
         self.arguments = operator_arguments(mixing, most)
         self.arguments |= {"anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
 

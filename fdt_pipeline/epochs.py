@@ -27,7 +27,7 @@ from fdt_pipeline.shards import Manifest, ShardError
 from fdt_pipeline.shards.files import ShardFiles
 from fdt_pipeline.sources.source import I64
 from fdt_pipeline.state import Place
-from fdt_pipeline.stats import ClassWatch, LoaderStats
+from fdt_pipeline.stats import ClassWatch, StatsCounter
 from fdt_pipeline.stream import EpochOrder, Leg, epoch_order
 from fdt_pipeline.windows import Window, read_windows
 
@@ -73,7 +73,7 @@ class ResidentEpochs:
     def leg(self) -> None:
         """Global batches do not depend on the number of ranks, so there are no legs."""
 
-    def batches(self, place: Place, stats: LoaderStats) -> Generator[Part, None, None]:
+    def batches(self, place: Place, stats: StatsCounter) -> Generator[Part, None, None]:
         """From the place on, to the end of its epoch."""
         batching = self.batching
         if place.batch >= batching.num_batches:
@@ -124,7 +124,7 @@ class StreamingEpochs:
         shuffle = self.window if self.train else 0
         return Leg(self.batching.ranks.world_size, self.batching.batch_size, shuffle, 0)
 
-    def batches(self, place: Place, stats: LoaderStats) -> Generator[Part, None, None]:
+    def batches(self, place: Place, stats: StatsCounter) -> Generator[Part, None, None]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
         batching, size = self.batching, self.batching.batch_size
         if place.batch >= batching.num_batches:
@@ -148,7 +148,7 @@ class StreamingEpochs:
                 if batch >= place.batch:
                     yield part
 
-    def _parts(self, place: Place, position: int, stats: LoaderStats) -> Generator[Part, None, None]:
+    def _parts(self, place: Place, position: int, stats: StatsCounter) -> Generator[Part, None, None]:
         """Windows of outputs, from one that is number `position` of this rank and leg on."""
         self.files.check_unchanged()
         engine = self.engine if place.mixing else self.engine.unmixed()
@@ -171,8 +171,8 @@ class StreamingEpochs:
             except BadSamplesError as error:
                 self.known_bad |= error.found  # and once more, now that they are known
 
-    def _count(self, window: Window, mixing: bool, stats: LoaderStats) -> None:
-        stats.windows += 1
+    def _count(self, window: Window, mixing: bool, stats: StatsCounter) -> None:
+        stats.add(windows=1)
         stats.add_bad(list(window.replaced.values()))
         if self.watch and mixing:
             self.watch.add(window.labels, stats)

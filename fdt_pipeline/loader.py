@@ -37,6 +37,7 @@ from fdt_pipeline.engines import (
     choose_engine,
 )
 from fdt_pipeline.epochs import Part, ResidentEpochs, Running, StreamingEpochs
+from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.philox import Stream, random_words
 from fdt_pipeline.ranges import annotated
 from fdt_pipeline.ranks import Batching, LastBatch, find_ranks
@@ -46,8 +47,8 @@ from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_ma
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.stage import Mixing
-from fdt_pipeline.state import Place, describe_fdt, pack_state, unpack_state
-from fdt_pipeline.stats import ClassWatch, LoaderStats
+from fdt_pipeline.state import Place, describe_fdt, mode_of, pack_state, unpack_state
+from fdt_pipeline.stats import ClassWatch, LoaderStats, StatsCounter
 from fdt_pipeline.storage import open_folder
 from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
 from fdt_pipeline.targets import sparse_targets
@@ -71,7 +72,8 @@ class FDTLoader:
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
-        torch engine twice, once with frames of zeros) takes at most half of the free memory.
+        torch engine twice, once with frames of zeros) takes at most half of the free memory, and what a loaded state
+        says.
     engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
@@ -79,8 +81,9 @@ class FDTLoader:
     verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
         and key; "substitute" takes the next good sample of its window instead, warns, and counts it in `stats`.
-    num_threads: of DALI. prefetch: batches that it works ahead, on threads of its own; 0 makes each batch when it is
-        asked for, on the caller's thread, which is faster where the training itself keeps the same cores busy.
+    num_threads: of DALI; by default the CPUs that this process may use, but at most 4. prefetch: batches that it works
+        ahead, on threads of its own; 0 makes each batch when it is asked for, on the caller's thread, which is faster
+        where the training itself keeps the same cores busy.
     last_batch: "partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
         out; "fill" fills it up with outputs that the epoch has had already.
     weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad
@@ -91,7 +94,8 @@ class FDTLoader:
     number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
     (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of ranks; in
     streaming on mix window and ranks as well. `state_dict()` says how far the consumer is, and `load_state_dict()` goes
-    on there, exactly. `mixing = False` switches FDT off from the next iteration on. `stats` says what was done so far.
+    on there, exactly. `mixing = False` switches FDT off from the next iteration on; no other attribute can be set.
+    `stats` says what was done so far.
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
     """
 
@@ -122,7 +126,7 @@ class FDTLoader:
         weights: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
-        num_threads: int = min(4, os.cpu_count() or 1),
+        num_threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
         check_choice("mode", mode, ("auto", "resident", "streaming"))
@@ -148,31 +152,43 @@ class FDTLoader:
         self.pin_memory = checked_pinning(pin_memory, self.device)
         if size is not None and mode == "auto":
             mode = "streaming"
+        self._mode_follows_state = mode == "auto"
         self.engine = choose_engine(engine, self.device, self.num_classes)
         frame = self.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
-        self.mode = choose_mode(
+        chosen_mode = choose_mode(
             mode, self.num_samples, self.manifest.shape, frame, self.device, self.batching.ranks.world_size
         )
-        height, width = checked_image_size(self.manifest.shape, self.shards.url, self.mode, size)
-        if self.mode == "resident":
-            self._check_for_streaming(mix_window=mix_window, on_bad=None if on_bad == "error" else on_bad)
+        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen_mode, size)
         output = checked_output(self.manifest.channels, channels, mean, std, dtype, channels_last)
         self.dtype, self.shape = dtype, (output.channels, height, width)
         self._mixing = Mixing(self.seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
         on_gpu = self.engine == "native" and self.device.type == "cuda"
+        num_threads = min(4, available_cpus()) if num_threads is None else num_threads
         self._running = Running(num_threads, prefetch, self.device.index if on_gpu else None)
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[ref[Generator[Any, None, None]]] = []
-        self._stats = LoaderStats()
+        self._stats = StatsCounter()
         self._is_mixing = self.fdt is not None  # in epochs that are not begun
         self._next = Place(mixing=self._is_mixing)  # where the next iteration begins
         self._reached: Place | None = None  # where the one is that moved last, between its first batch and its end
-        self._epochs: ResidentEpochs | StreamingEpochs | None
-        if self.mode == "resident":
-            self._epochs = self._resident()
-        else:
-            self._epochs = self._streaming(size, mix_window, verify, on_bad == "substitute")
-        self._config = self._configuration(size)
+        self._size, self._mix_window, self._verify, self._on_bad = size, mix_window, verify, on_bad
+        self._epochs: ResidentEpochs | StreamingEpochs | None = None
+        self._begin(chosen_mode)
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a loader gives is decided when it is made, so that anything else, and a misspelt name, is an error."""
+        if "_is_made" in vars(self) and name != "mixing" and not (name.startswith("_") and name in vars(self)):
+            raise AttributeError(
+                f"{name} of an FDTLoader cannot be set, only `mixing` can: make a new loader with other arguments, "
+                "FDTLoader(shards, batch_size, ...), and let it go on with load_state_dict where they allow it"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def mode(self) -> str:
+        """ "resident" or "streaming"."""
+        return self._mode
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -210,8 +226,8 @@ class FDTLoader:
 
     @property
     def stats(self) -> LoaderStats:
-        """What has been done so far, on this rank; a copy."""
-        return self._stats.snapshot()
+        """What has been done so far, on this rank."""
+        return self._stats.now
 
     @property
     def mixing(self) -> bool:
@@ -255,8 +271,13 @@ class FDTLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on where the state was taken, at once: the rest of that epoch, which is empty if its
         last batch had been given. Device, engine, threads and the number of ranks may be others (with the same global
-        batch). ValueError, naming every field that differs, for the state of another loader."""
-        place, self._is_mixing = unpack_state(state, self._leg(), len(self), self._config)
+        batch). A loader made with mode="auto" takes the state's mode; if that is the other one, it reads the shards
+        anew. ValueError, naming every field that differs, for the state of another loader."""
+        leg, mode = self._leg(), mode_of(state)
+        if self._mode_follows_state and mode in {"resident", "streaming"} - {self.mode}:
+            place, self._is_mixing = self._begin(mode, state)
+        else:
+            place, self._is_mixing = unpack_state(state, leg, len(self), self._config)
         self._next, self._reached = place, None
 
     def __len__(self) -> int:
@@ -283,7 +304,8 @@ class FDTLoader:
                 if part is None:
                     break
                 batch = self._delivered(part)
-                self._stats.add_batch(len(part.weights), time.perf_counter() - start)
+                waited = time.perf_counter() - start
+                self._stats.add(batches=1, images=len(part.weights), wait_seconds=waited)
                 place = replace(place, batch=place.batch + 1)
                 self._reached = place
                 del part
@@ -301,7 +323,7 @@ class FDTLoader:
 
     def _most_images(self) -> int:
         """Of a sum."""
-        return min(self.fdt.max_images or self.num_classes, self.num_classes) if self.fdt else 1
+        return self.fdt.most_images(self.num_classes) if self.fdt else 1
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -334,14 +356,32 @@ class FDTLoader:
             raise RuntimeError("this FDTLoader is closed: take its state before")
         return self._epochs.leg()
 
-    def _configuration(self, size: tuple[int, int] | None) -> dict[str, Any]:
+    def _begin(self, mode: str, state: Mapping[str, Any] | None = None) -> tuple[Place, bool]:
+        """Prepare epochs in this mode; with a state, -> what `unpack_state` makes of it. The shards are read,
+        which takes time, once the state is known to fit; nothing changes where it does not."""
+        if mode == "resident":
+            on_bad = None if self._on_bad == "error" else self._on_bad
+            self._check_for_streaming(mix_window=self._mix_window, on_bad=on_bad)
+        epochs = self._streaming() if mode == "streaming" else None
+        config = self._configuration(mode, epochs.window if epochs else None)
+        place = self._next, self._is_mixing
+        if state is not None:
+            place = unpack_state(state, epochs.leg() if epochs else None, len(self), config)
+        if epochs and self._verify and self.shards.local:
+            with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
+                check_hashes(self.shards, self.manifest, self._running.num_threads, progress)
+        self._epochs = epochs or self._resident()
+        self._mode, self._config = mode, config
+        return place
+
+    def _configuration(self, mode: str, window: int | None) -> dict[str, Any]:
         """What the images and targets are a function of, as JSON values."""
         output = self._mixing.output
         return {
             "shards": self.manifest.sha256,
             "seed": self.seed,
             "train": self.train,
-            "mode": self.mode,
+            "mode": mode,
             "fdt": describe_fdt(self.fdt, self.num_classes),
             "augment": repr(self.augment),
             "targets": self.targets,
@@ -351,8 +391,8 @@ class FDTLoader:
             "std": list(output.std),
             "channels": output.channels,
             "dtype": str(self.dtype),
-            "size": list(size) if size else None,
-            "mix_window": self._epochs.window if isinstance(self._epochs, StreamingEpochs) else None,
+            "size": list(self._size) if self._size else None,
+            "mix_window": window,
         }
 
     def _resident(self) -> ResidentEpochs:
@@ -367,15 +407,10 @@ class FDTLoader:
             engine = TorchResident(self._mixing, self.device, images, Pool(labels, self.num_classes), in_order)
         return ResidentEpochs(engine, self._running, self.batching, self.seed)
 
-    def _streaming(
-        self, size: tuple[int, int] | None, mix_window: int | None, verify: bool, substitute: bool
-    ) -> StreamingEpochs:
+    def _streaming(self) -> StreamingEpochs:
         manifest = self.manifest
-        window, is_small = self._checked_window(mix_window)
+        window, is_small = self._checked_window()
         files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
-        if verify and self.shards.local:
-            with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
-                check_hashes(self.shards, manifest, self._running.num_threads, progress)
         engine: NativeStreaming | TorchStreaming
         if self.engine == "native":
             engine = NativeStreaming(self._mixing, self.device, window)
@@ -383,21 +418,23 @@ class FDTLoader:
             engine = TorchStreaming(self._mixing, self.device)
         watch = ClassWatch(self.fdt, manifest.samples_per_class, warns=not is_small) if self.fdt else None
         return StreamingEpochs(
-            engine, self._running, files, manifest, self.batching, size, window, self.seed,
-            train=self.train, substitute=substitute, watch=watch
+            engine, self._running, files, manifest, self.batching, self._size, window, self.seed,
+            train=self.train, substitute=self._on_bad == "substitute", watch=watch
         )  # fmt: skip
 
-    def _checked_window(self, asked: int | None) -> tuple[int, bool]:
+    def _checked_window(self) -> tuple[int, bool]:
         """-> (samples in a window, whether that is too few)."""
-        classes, mixed = self.num_classes, self.fdt is not None
         num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
-        window = choose_window(asked, num_samples, self.batch_size, classes, self.shape, even=mixed)
-        if not is_small_window(self.fdt, window, num_samples, classes):
+        window = choose_window(
+            self._mix_window, num_samples, self.batch_size, self.num_classes, self.shape, even=self.fdt is not None
+        )
+        if not is_small_window(self.fdt, window, num_samples, self.num_classes):
             return window, False
+        wanted = self._most_images()
         warnings.warn(
-            f"a mix window of {window} samples will often lack some of the {classes} classes, so fewer images are "
-            f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * classes} or more, memory allowing",
-            stacklevel=4,
+            f"a mix window of {window} samples will often hold fewer than {wanted} classes, so fewer images are "
+            f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
+            stacklevel=5,
         )
         return window, True
 

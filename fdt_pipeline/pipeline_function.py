@@ -79,9 +79,9 @@ def fdt_pipeline(
     images: dtype (torch.float32 or torch.float16) [c h w], or [h w c] with channels_last; targets: f32 [num_classes].
     epoch: of the first pass; `reset` goes on to the next. device: "cpu" or "gpu", the one that device_id says.
 
-    DALI's checkpoints (enable_checkpointing, checkpoint) resume exactly, with the same arguments. Errors: ValueError
-    (ShardError where shards are broken) when the pipeline is made; NativeUnavailable, an ImportError, where the
-    operators cannot be built, as there is no other engine here.
+    DALI's checkpoints (enable_checkpointing, checkpoint) resume exactly, with the same arguments; mode="auto" is then
+    what it was. Errors: ValueError (ShardError where shards are broken) when the pipeline is made; NativeUnavailable,
+    an ImportError, where the operators cannot be built, as there is no other engine here.
     """
     pipeline = Pipeline.current()
     check_at_least_one(batch_size=pipeline.max_batch_size, num_threads=pipeline.num_threads)
@@ -103,8 +103,11 @@ def fdt_pipeline(
         raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
     output = checked_output(manifest.channels, channels, mean, std, dtype, channels_last)
     mixing = Mixing(plan_seed, chosen or PLAIN, augmented, len(manifest.classes), output)
+    checkpoint = getattr(pipeline, "_checkpoint", None)
     if size is not None and mode == "auto":
         mode = "streaming"
+    elif checkpoint is not None and mode == "auto":  # it names the operators that it is of
+        mode = "resident" if b"SuperposeResident" in checkpoint else "streaming"
     world_size = batching.ranks.world_size
     chosen_mode = choose_mode(mode, manifest.num_samples, manifest.shape, 0, on_device, world_size)
     checked_image_size(manifest.shape, folder.url, chosen_mode, size)
@@ -176,11 +179,13 @@ def _checked_device(device: str, device_id: int | None) -> torch.device:
 
 
 def _warn_of_small_windows(fdt: FDT | None, batching: Batching, num_classes: int) -> None:
-    window = min(batching.batch_size, batching.total // batching.ranks.world_size)
-    if is_small_window(fdt, window, batching.total // batching.ranks.world_size, num_classes):
+    num_samples = batching.total // batching.ranks.world_size
+    window = min(batching.batch_size, num_samples)
+    if fdt and is_small_window(fdt, window, num_samples, num_classes):
+        wanted = fdt.most_images(num_classes)
         warnings.warn(
-            f"a DALI batch of {window} samples, which is the mix window, will often lack some of the {num_classes} "
-            f"classes, so fewer images are superposed than asked: pass batch_size={SAMPLES_PER_CLASS * num_classes} or "
-            'more, or mode="resident"',
+            f"a DALI batch of {window} samples, which is the mix window, will often hold fewer than {wanted} classes, "
+            f"so fewer images are superposed than asked: pass batch_size={SAMPLES_PER_CLASS * wanted} or more, or "
+            'mode="resident"',
             stacklevel=4,
         )

@@ -50,6 +50,12 @@ def pack_state(place: Place, current: Leg | None, mixing: bool, config: Mapping[
     }
 
 
+def mode_of(state: Mapping[str, Any]) -> Any:
+    """The mode of the loader that gave this state. ValueError for what is no state."""
+    _checked(state)
+    return state["config"].get("mode")
+
+
 def unpack_state(
     state: Mapping[str, Any], current: Leg | None, num_batches: int, config: Mapping[str, Any]
 ) -> tuple[Place, bool]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ _NAMED = 100  # bad samples that are kept by name
 _ENOUGH = 0.95  # of the images per output that there would be were no class missing
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoaderStats:
     """Of all iterations of a loader on this rank.
 
@@ -30,24 +31,27 @@ class LoaderStats:
     images: int = 0
     wait_seconds: float = 0.0
     bad_samples: int = 0
-    bad: list[str] = field(default_factory=list)
+    bad: tuple[str, ...] = ()
     windows: int = 0
     images_per_output: float = 0.0
     images_per_output_of_all: float = 0.0
 
-    def snapshot(self) -> LoaderStats:
-        return replace(self, bad=list(self.bad))
 
-    def add_batch(self, num_images: int, seconds: float) -> None:
-        self.batches += 1
-        self.images += num_images
-        self.wait_seconds += seconds
+class StatsCounter:
+    """Keeps the `LoaderStats` of a loader at work."""
+
+    def __init__(self) -> None:
+        self.now = LoaderStats()
+
+    def add(self, **amounts: Any) -> None:
+        """To the fields of these names."""
+        self.now = replace(self.now, **{name: getattr(self.now, name) + amount for name, amount in amounts.items()})
 
     def add_bad(self, replaced: Sequence[str]) -> None:
-        self.bad_samples += len(replaced)
+        self.add(bad_samples=len(replaced))
         for text in replaced:
-            if text not in self.bad and len(self.bad) < _NAMED:
-                self.bad.append(text)
+            if text not in self.now.bad and len(self.now.bad) < _NAMED:
+                self.add(bad=(text,))
                 warnings.warn(f"another sample takes the place of a bad one: {text}", stacklevel=2)
 
 
@@ -63,22 +67,24 @@ class ClassWatch:
     def images_per_output(self, num_classes: int) -> float:
         """The mean K of sums within a window of so many classes."""
         lowest = min(self.fdt.min_images, num_classes)
-        highest = min(self.fdt.max_images or num_classes, num_classes)
+        highest = self.fdt.most_images(num_classes)
         return 1 + self.fdt.probability * ((lowest + highest) / 2 - 1)
 
-    def add(self, labels: I64, stats: LoaderStats) -> None:
+    def add(self, labels: I64, stats: StatsCounter) -> None:
         """labels i64[n]: of a window."""
         found = len(np.unique(labels))
-        of_all = self.images_per_output(self.num_classes)
+        of_all, before = self.images_per_output(self.num_classes), stats.now
         self._num_windows += 1
-        stats.images_per_output += (self.images_per_output(found) - stats.images_per_output) / self._num_windows
-        stats.images_per_output_of_all = of_all
-        if self.fdt.max_images == 1 or self._has_warned or stats.images_per_output >= _ENOUGH * of_all:
+        stats.add(
+            images_per_output=(self.images_per_output(found) - before.images_per_output) / self._num_windows,
+            images_per_output_of_all=of_all - before.images_per_output_of_all,
+        )
+        if self._has_warned or stats.now.images_per_output >= _ENOUGH * of_all:
             return
         self._has_warned = True
         warnings.warn(
             f"mix windows of {len(labels)} samples lack classes: this one has {found} of {self.num_classes}, so "
-            f"{stats.images_per_output:.2f} images are superposed on average instead of {of_all:.2f}; "
+            f"{stats.now.images_per_output:.2f} images are superposed on average instead of {of_all:.2f}; "
             f"pass mix_window={enough_samples(self.counts)} or more, memory allowing, and shuffle the set when it is "
             "sharded",
             stacklevel=2,

@@ -66,9 +66,13 @@ class FDT:
                 raise ValueError(
                     f"FDT: {name} {value} is over the number of classes, {num_classes}: each may be used once"
                 )
-        most = self.max_images or num_classes
+        most = self.most_images(num_classes)
         for k in {*range(1, min(most, 256) + 1), most}:
             checked_weights(self.series, k)
+
+    def most_images(self, num_classes: int) -> int:
+        """The largest K where so many classes are at hand."""
+        return min(self.max_images or num_classes, num_classes)
 
 
 # Plain training is the same machine with one image an output, each leading once an epoch.
@@ -125,7 +129,7 @@ class Plan:
 
 def image_range(fdt: FDT, pool: Pool) -> tuple[int, int]:
     """(lowest, highest) K that this pool can give: the options, cut to the number of classes that have an image."""
-    return min(fdt.min_images, pool.num_distinct), min(fdt.max_images or pool.num_classes, pool.num_distinct)
+    return min(fdt.min_images, pool.num_distinct), fdt.most_images(pool.num_distinct)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> I64:

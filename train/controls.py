@@ -47,7 +47,7 @@ def label_smoothing_of(recipe: Recipe, num_classes: int) -> float:
 
 def mean_target_entropy(fdt: FDT, num_classes: int) -> float:
     """Nats, the mean over FDT's outputs: 1.3314 for the paper's with 10 classes, 2.9797 with 100."""
-    lowest, highest = min(fdt.min_images, num_classes), min(fdt.max_images or num_classes, num_classes)
+    lowest, highest = min(fdt.min_images, num_classes), fdt.most_images(num_classes)
     entropies = [_entropy(fdt.series.weights(k)) for k in range(lowest, highest + 1)]
     return fdt.probability * float(np.mean(entropies))
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fdt_pipeline.dali import installed_wheels
+from fdt_pipeline.machine import available_cpus
 
 PACKAGES = ("torchvision", "numpy", "webdataset")
 
@@ -32,7 +33,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     described: dict[str, Any] = {
         "device": str(device),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cpus(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
     }
     if device.type == "cuda":

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fdt_pipeline.arguments import check_pixel_range
+
 _SLACK = 1e-3  # of the pixel range: far above rounding, far below a wrong mean or std
 
 
@@ -56,6 +58,7 @@ class PixelBounds:
         width = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
         if len(width) not in (1, len(center)) or not bool((width > 0).all()):
             raise ValueError(f"expected one std > 0, or one for each of the {len(center)} channels, got {std}")
+        check_pixel_range(mean, std)
         return cls(low=(0 - center) / width, high=(255 - center) / width)
 
     def to(self, device: torch.device) -> PixelBounds:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native.recipe import Recipe
 from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
 
@@ -53,7 +54,7 @@ def _run(commands: Sequence[_Command], folder: Path) -> None:
     running: dict[subprocess.Popen[bytes], _Command] = {}
     with _ended_in_any_case(running):
         while waiting or running:
-            while waiting and len(running) < _num_cores():
+            while waiting and len(running) < available_cpus():
                 command = waiting.pop(0)
                 running[_start(command, folder)] = command
             for process in [process for process in running if process.poll() is not None]:
@@ -83,10 +84,6 @@ def _ended_in_any_case(running: dict[subprocess.Popen[bytes], _Command]) -> Iter
             process.terminate()
         for process in running:
             process.wait()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _explain(command: _Command, code: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from importlib import metadata
 
 from fdt_pipeline import dali
+from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native import cache, processor
 from fdt_pipeline.native.compiler import find_compiler
 from fdt_pipeline.native.driver import Driver, Nvrtc, find_driver, find_nvrtc
@@ -124,7 +124,7 @@ def _nvrtc(nvrtc: Nvrtc | None) -> Facts:
 
 
 def _cpu() -> Facts:
-    level, cores = processor.level(), len(os.sched_getaffinity(0))
+    level, cores = processor.level(), available_cpus()
     name = f"x86-64-{level}" if platform.machine() == "x86_64" else f"{platform.machine()}, {level}"
     text = f"{name if level else 'below x86-64-v2'}, {cores} {'core' if cores == 1 else 'cores'}"
     return {"text": text, "level": level, "cores": cores}

@@ -9,7 +9,6 @@ from .options import ShardingOptions
 from .progress import Progress
 from .reader import check_hashes, iterate_shards, load_shards, read_shard
 from .record import Quarantined
-from .running import available_cpus
 from .verify import verify_shards
 from .writer import check_vacant, write_shards
 
@@ -25,7 +24,6 @@ __all__ = [
     "SourceError",
     "WebdatasetFiles",
     "WorkerError",
-    "available_cpus",
     "check_hashes",
     "check_shards",
     "check_vacant",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
@@ -29,8 +28,3 @@ def choose_runner(engine: str, workers: int, num_tasks: int) -> Runner:
 
 def run_here(tasks: Iterator[Task], work: Work) -> Generator[Record, None, None]:
     return (run_task(task, work) for task in tasks)
-
-
-def available_cpus() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Power
 from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.residency import is_small_window
 from fdt_pipeline.shards import ShardError, load_shards, write_shards
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import ArraySource, open_source
@@ -253,13 +254,32 @@ def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(number
 
 
 def test_a_window_too_small_for_the_classes_warns(numbered_shards):
-    with pytest.warns(UserWarning, match="mix window of 6 samples will often lack some of the 7.*mix_window=70"):
+    with pytest.warns(UserWarning, match="mix window of 6 samples will often hold fewer than 7 .*mix_window=70"):
         loader = FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6)
     assert max((targets > 0).sum(1).max() for _, targets in loader) <= 6
-    with pytest.warns(UserWarning, match="will often lack"):
+    with pytest.warns(UserWarning, match="will often hold fewer"):
         FDTLoader(numbered_shards, 6, mode="streaming", mix_window=33)
     FDTLoader(numbered_shards, 6, mode="streaming", mix_window=46)
     FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=None)
+
+
+def test_a_small_window_warns_only_where_fewer_images_are_mixed_than_max_images_asks_for(numbered_shards):
+    """6 samples of 7 classes are of 2 or more of them but once in 16,807 times, and of 6 once in 20 times."""
+    for fdt in (FDT(max_images=2), FDT(probability=0)):
+        loader = FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=fdt)
+        assert (epoch_of(loader)[1] > 0).sum(1).max() == (2 if fdt.probability else 1)
+    with pytest.warns(UserWarning, match="6 samples will often hold fewer than 6 classes.*mix_window=60"):
+        FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=FDT(max_images=6))
+
+
+@pytest.mark.parametrize(("wanted", "num_classes"), [(2, 7), (4, 10), (10, 1000)])
+def test_a_window_is_small_where_random_samples_lack_more_than_seven_in_a_thousand_classes(wanted, num_classes):
+    rng = np.random.default_rng(0)
+    for window in (wanted, wanted + 1, 2 * wanted, 3 * wanted):
+        drawn = np.sort(rng.integers(num_classes, size=(20_000, window)), axis=1)
+        found = 1 + (np.diff(drawn, axis=1) > 0).sum(1)
+        lacking = np.maximum(0, wanted - found).mean() / wanted
+        assert is_small_window(FDT(max_images=wanted), window, 10**6, num_classes) == (lacking > 0.0067)
 
 
 def test_streaming_checks_every_byte_of_the_shards_when_it_is_built(numbered_shards, tmp_path):
@@ -371,6 +391,14 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"channels": 1}, "only gray ones can be repeated"),
         ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
         ({"std": 0}, "std must be above 0"),
+        (
+            {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+            r"multiply by 255: mean=\(123.675, 116.28, 103.53\), std=\(58.395, 57.12, 57.375\)",
+        ),
+        ({"mean": np.float32(0.5), "std": 0.5}, "multiply by 255: mean=127.5, std=127.5$"),
+        ({"mean": 0.5}, "multiply by 255: mean=127.5$"),
+        ({"mean": 0, "std": 0.5}, "multiply by 255: mean=0, std=127.5$"),
+        ({"std": (0.229, 0.224, 1)}, r"multiply by 255: std=\(58.395, 57.12, 255\)$"),
         ({"size": (4, 4), "mode": "resident"}, "size resizes while streaming"),
         ({"size": (0, 4), "mode": "streaming"}, "height of size must be 1 or more"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
@@ -384,6 +412,11 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
 def test_bad_arguments_are_refused_when_the_loader_is_built(numbered_shards, options, match):
     with pytest.raises(ValueError, match=match):
         FDTLoader(numbered_shards, **{"batch_size": 8, **options})
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (0, 255), (127.5, 1), ((0.5, 9, 9), 256), ((0, 1, 1), 1)])
+def test_normalizations_of_grey_levels_are_taken(numbered_shards, mean, std):
+    assert FDTLoader(numbered_shards, 8, mean=mean, std=std).std == tuple(np.broadcast_to(std, 3))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -104,6 +104,18 @@ def test_augmentation_stays_when_mixing_is_switched_off(numbered_shards):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("fdt", None), ("mode", "streaming"), ("batch_size", 8), ("mixng", False), ("_nxet", 0)]
+)
+def test_nothing_but_mixing_can_be_set_so_that_no_assignment_is_lost(numbered_shards, name, value):
+    loader = FDTLoader(numbered_shards, 32)
+    with pytest.raises(AttributeError, match=f"{name} of an FDTLoader cannot be set, only `mixing` can: make a new"):
+        setattr(loader, name, value)
+    assert loader.fdt == FDT()
+    with pytest.raises(AttributeError, match="batches"):
+        loader.stats.batches = 0
+
+
 def test_statistics_count_what_the_consumer_was_given(numbered_shards):
     loader = FDTLoader(numbered_shards, 50, mode="streaming", mix_window=100, prefetch=2)
     assert (loader.stats.batches, loader.stats.images, loader.stats.windows) == (0, 0, 0)
@@ -143,7 +155,7 @@ def test_windows_that_lack_classes_are_counted_and_warned_of_with_a_window_that_
 
 
 def test_a_window_that_was_warned_of_at_first_is_not_warned_of_again(sorted_shards):
-    with pytest.warns(UserWarning, match="will often lack some of the 10 classes"):
+    with pytest.warns(UserWarning, match="will often hold fewer than 10 classes"):
         loader = FDTLoader(sorted_shards, 20, mode="streaming", mix_window=20)
     list(loader)
     assert loader.stats.images_per_output < 3

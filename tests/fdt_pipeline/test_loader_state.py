@@ -313,6 +313,59 @@ def test_every_field_that_differs_is_named_at_once(numbered_shards):
         assert field in str(caught.value)
 
 
+@pytest.fixture
+def made_where(monkeypatch, numbered_shards):
+    """A loader of mode="auto", made where there is room for the set in memory, or none."""
+
+    def make(*, is_free, **options):
+        room = 10**9 if is_free else 0
+        monkeypatch.setattr("fdt_pipeline.residency.available_memory", lambda: room)
+        return FDTLoader(numbered_shards, 40, **{"seed": 3, **options})
+
+    return make
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("was_free", [True, False])
+def test_an_auto_loader_goes_on_in_the_mode_of_its_state_whatever_memory_is_free(made_where, was_free, engine):
+    first = made_where(is_free=was_free, engine=engine)
+    batches = iter(first)
+    next(batches)
+    state = stored(first.state_dict())
+    other = made_where(is_free=not was_free, engine=engine)
+    assert other.mode != first.mode
+    other.load_state_dict(state)
+    assert other.mode == first.mode
+    assert stored(other.state_dict()) == state
+    assert_same([*other, *other], [*batches, *first])
+
+
+@pytest.mark.parametrize("was_free", [True, False])
+def test_an_explicit_mode_is_kept_and_a_state_of_the_other_one_refused(made_where, was_free):
+    state = made_where(is_free=was_free).state_dict()
+    mode, other = MODES if was_free else reversed(MODES)
+    with pytest.raises(ValueError, match=f"another loader: mode is '{mode}' there and '{other}' here"):
+        made_where(is_free=was_free, mode=other, mix_window=None).load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"mix_window": 80}])
+def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
+    loader = made_where(is_free=True)
+    state = made_where(is_free=False, **change).state_dict()
+    with pytest.raises(ValueError, match=next(iter(change))):
+        loader.load_state_dict(state)
+    with pytest.raises(ValueError, match="mode is 'fast' there"):
+        loader.load_state_dict({**state, "config": {**loader.state_dict()["config"], "mode": "fast"}})
+    assert loader.mode == "resident"
+    assert_same(list(loader), list(made_where(is_free=True)))
+
+
+def test_options_of_streaming_are_refused_for_the_state_of_a_resident_loader(made_where):
+    state = made_where(is_free=True).state_dict()
+    with pytest.raises(ValueError, match="mix_window is for streaming"):
+        made_where(is_free=False, mix_window=80).load_state_dict(state)
+
+
 def test_channels_are_compared(tmp_path):
     gray = numbered_images(60, (6, 5, 1))
     write_shards(ArraySource(gray, LABELS[:60]), tmp_path / "gray")

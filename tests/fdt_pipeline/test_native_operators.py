@@ -624,6 +624,8 @@ BAD_OPTIONS = [
     ({"std": 0.0}, "std must be finite and above 0, got 0"),
     ({"std": [1.0, -1.0, 1.0]}, "std must be finite and above 0, got -1"),
     ({"std": float("inf")}, "std must be finite and above 0, got inf"),
+    ({"mean": [0.485, 0.456, 0.406], "std": 0.5}, r"by 255: mean=\[123.675, 116.28, 103.53\], std=\[127.5\]"),
+    ({"std": [0.229, 0.224, 0.225]}, r"multiply by 255: mean=\[0\], std=\[58.395, 57.12, 57.375\]"),
     ({"channels": 1}, "channels=1, but the images have 3: only gray ones can be repeated"),
     ({"channels": -1}, "channels must be 0 or more, got -1"),
     ({"dtype": types.UINT8}, "dtype must be FLOAT or FLOAT16: cast other types after"),

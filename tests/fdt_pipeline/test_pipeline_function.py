@@ -177,7 +177,7 @@ def test_a_rank_streams_what_the_loader_of_that_rank_does(numbered_shards, mixin
 def warnings_of_small_windows(mixing):
     if mixing.get("fdt", FDT()) is None:
         return nullcontext()
-    return pytest.warns(UserWarning, match="will often lack some of the 7 classes")
+    return pytest.warns(UserWarning, match="will often hold fewer than 7 classes")
 
 
 @pytest.mark.parametrize("batch_size", [30, 32])
@@ -287,6 +287,20 @@ def test_dalis_checkpoints_resume_after_any_batch_of_any_epoch(resumable, epoch,
     resumed = resumable(checkpoint=checkpoint, num_threads=1, prefetch_queue_depth=4)
     for _ in range(2):
         assert_same(rest(resumed), rest(iterator))
+
+
+@pytest.mark.parametrize("was_free", [True, False])
+def test_an_auto_pipeline_goes_on_in_the_mode_of_its_checkpoint_whatever_memory_is_free(
+    numbered_shards, monkeypatch, was_free
+):
+    def begin(is_free, **options):
+        monkeypatch.setattr("fdt_pipeline.residency.available_memory", lambda: 10**9 * is_free)
+        return iterate(numbered_shards, mode="auto", enable_checkpointing=True, **options)
+
+    iterator = begin(was_free)
+    next(iterator)
+    resumed = begin(not was_free, checkpoint=iterator.checkpoints()[0])
+    assert_same(rest(resumed), rest(iterator))
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
@@ -436,9 +450,9 @@ def test_images_of_different_sizes_have_to_be_resized(file_shards, options, mess
 
 
 def test_a_small_window_is_warned_of(numbered_shards):
-    with pytest.warns(UserWarning, match="a DALI batch of 20 samples, .* lack some of the 7 classes.* batch_size=70"):
+    with pytest.warns(UserWarning, match="a DALI batch of 20 samples, .* hold fewer than 7 classes.* batch_size=70"):
         make(numbered_shards, 20, mode="streaming")
-    for options in ({"fdt": None}, {"fdt": FDT(max_images=1)}):
+    for options in ({"fdt": None}, {"fdt": FDT(max_images=1)}, {"fdt": FDT(max_images=3)}):
         make(numbered_shards, 20, mode="streaming", **options)
 
 

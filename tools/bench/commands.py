@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from fdt_pipeline.shards import available_cpus
+from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.storage.atomic import atomic_file
 
 from .comparing import compare, lost, told

@@ -59,6 +59,23 @@ int64_t at_least(const OpSpec &spec, const std::string &name, int64_t least) {
   return value;
 }
 
+// Refuses fractions that are meant for pixels in 0..1, such as ImageNet's. 0 and 1 alone leave pixels as they are.
+void check_pixel_range(const std::vector<float> &mean, const std::vector<float> &std) {
+  bool has_fraction = false;
+  std::string meant;
+  for (const auto &given : {std::make_pair("mean", &mean), std::make_pair("std", &std)}) {
+    const auto &values = *given.second;
+    if (!std::all_of(values.begin(), values.end(), [](float x) { return x >= 0 && x <= 1; })) continue;
+    meant += make_string(meant.empty() ? "" : ", ", given.first, "=[");
+    for (size_t i = 0; i < values.size(); i++) {
+      has_fraction |= values[i] > 0 && values[i] < 1;
+      meant += make_string(i ? ", " : "", 255 * values[i]);
+    }
+    meant += "]";
+  }
+  require(!has_fraction, "mean and std are in units of 0..255, got values of 0..1: multiply by 255: ", meant);
+}
+
 struct Arguments {
   explicit Arguments(const OpSpec &spec)
       : has_plan_seed(spec.HasArgument("plan_seed")),
@@ -85,6 +102,7 @@ struct Arguments {
     require(layout == "CHW" || layout == "HWC", "output_layout must be \"CHW\" or \"HWC\", got \"", layout, "\"");
     for (float value : mean) require(std::isfinite(value), "mean must be finite, got ", value);
     for (float value : std) require(value > 0 && std::isfinite(value), "std must be finite and above 0, got ", value);
+    check_pixel_range(mean, std);
   }
 
   // How images of so many channels are written.

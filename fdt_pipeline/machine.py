@@ -1,0 +1,95 @@
+"""What this process may use of the machine: CPUs and memory, within its affinity and its control groups (cgroups).
+
+A limit may stand at any level of a cgroup's path, and the smallest counts: Slurm sets it above the process's own level,
+Docker and Kubernetes at the root that the container sees. Both versions are read, v2 (one tree) and v1 (one for each
+controller). `root` is another root of /proc and /sys, for tests.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_ROOT = Path("/")
+
+
+def available_cpus(root: Path = _ROOT) -> int:
+    """CPUs that this process may keep busy: those of its affinity, and at most its cgroups' quota, rounded up."""
+    quota = min(map(_quota, _groups("cpu", root)), default=math.inf)
+    return math.ceil(min(len(os.sched_getaffinity(0)), quota))
+
+
+def available_memory(root: Path = _ROOT) -> int:
+    """Bytes that this process may still take. The page cache counts as free where the kernel can reclaim it."""
+    lines = _text(root / "proc/meminfo").splitlines()
+    [host] = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")] or [_host_free()]
+    within = min(map(_memory_free, _groups("memory", root)), default=math.inf)
+    return max(0, int(min(host, within)))
+
+
+def total_memory(root: Path = _ROOT) -> int:
+    """Bytes of the machine, or of the smallest limit of the process's cgroups."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(host, min(map(_memory_limit, _groups("memory", root)), default=math.inf)))
+
+
+def _host_free() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _quota(group: Path) -> float:
+    """CPUs' worth of time; inf where there is no limit."""
+    if v2 := _text(group / "cpu.max").split():
+        quota, period = v2
+    else:
+        quota, period = (_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    return math.inf if quota in ("", "max", "-1") else int(quota) / int(period)
+
+
+def _memory_limit(group: Path) -> float:
+    limit = _text(group / "memory.max") or _text(group / "memory.limit_in_bytes")
+    return math.inf if limit.strip() in ("", "max") else int(limit)
+
+
+def _memory_free(group: Path) -> float:
+    """The limit less what is used and cannot be reclaimed: file pages that were not used lately can."""
+    used = int(_text(group / "memory.current") or _text(group / "memory.usage_in_bytes") or 0)
+    stat = dict(line.split() for line in _text(group / "memory.stat").splitlines())
+    reclaimable = int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)  # v1's counts children, too
+    return _memory_limit(group) - max(0, used - reclaimable)
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of this process's cgroups that may limit it, each from its own level up to the root of its mount."""
+    paths: dict[str, str] = {}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        paths |= dict.fromkeys(controllers.split(","), path)  # v2's line names none: ""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        mount, _, source = line.partition(" - ")
+        kind, options = source.split()[0], source.split()[-1].split(",")
+        of_v1 = kind == "cgroup" and controller in options
+        name = controller if of_v1 else ""
+        if name in paths and (of_v1 or kind == "cgroup2"):
+            mounted, top = mount.split()[3:5]
+            yield from _levels(root / top.lstrip("/"), mounted, paths[name])
+
+
+def _levels(top: Path, mounted: str, path: str) -> Iterator[Path]:
+    """mounted: the cgroup that `top` shows. In a container `path` may lie outside of it, as its namespace hides what is
+    above; what can be seen then is `top` alone."""
+    inner = PurePosixPath(path)
+    below = inner.relative_to(mounted) if inner.is_relative_to(mounted) else PurePosixPath()
+    if ".." in below.parts:
+        below = PurePosixPath()
+    yield from (top / level for level in (below, *below.parents))
+
+
+def _text(path: Path) -> str:
+    """Empty where it cannot be read: a root cgroup has no limits, and not every system has cgroups."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
