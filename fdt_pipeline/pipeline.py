@@ -41,7 +41,7 @@ class Decoding:
 
 @pipeline_def
 def native_resident_pipeline(numbers: Numbers, arguments: dict[str, Any], device: str) -> Any:
-    number = _numbers(numbers)
+    number = external_numbers(numbers)
     return tuple(fn.fdt.superpose_resident(number, device=_backend(device), **arguments))
 
 
@@ -56,7 +56,7 @@ def native_streaming_pipeline(windows: Windows, decoding: Decoding, arguments: d
 
 @pipeline_def
 def resident_pipeline(numbers: Numbers, superpose: Stage, num_outputs: int) -> Any:
-    number = _numbers(numbers)
+    number = external_numbers(numbers)
     return tuple(_python(number, function=superpose, num_outputs=num_outputs))
 
 
@@ -79,7 +79,7 @@ def _backend(device: str) -> str:
     return "gpu" if device == "cuda" else "cpu"
 
 
-def _numbers(source: Numbers) -> Any:
+def external_numbers(source: Numbers) -> Any:
     return fn.external_source(
         source=lambda info: source(info.iteration), batch=True, batch_info=True, dtype=types.INT64, ndim=1
     )

@@ -31,7 +31,7 @@ from fdt_pipeline.sources.source import I64, U8
 from fdt_pipeline.stream import EpochOrder
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
-_CHUNK = 4 << 20  # bytes that are read at once, if no single sample is larger
+CHUNK_BYTES = 4 << 20  # bytes that are read at once, if no single sample is larger
 _MORE = "`python -m tools verify` says more"
 
 # (shard, number in it) -> why: samples that are known to be bad beside those that the reader itself finds.
@@ -45,7 +45,7 @@ class Window(NamedTuple):
     images: U8 | list[U8]
     labels: I64
     places: I64
-    chunks: tuple[_Chunk, ...]
+    chunks: tuple[Chunk, ...]
     replaced: dict[int, str]
 
     def name(self, number: int) -> str:
@@ -58,7 +58,7 @@ class Window(NamedTuple):
         chunk, place = self._chunk(number)
         return chunk.shard.name, chunk.begin + place
 
-    def _chunk(self, number: int) -> tuple[_Chunk, int]:
+    def _chunk(self, number: int) -> tuple[Chunk, int]:
         place = int(self.places[number])
         [chunk] = (chunk for chunk in self.chunks if chunk.first <= place < chunk.end)
         return chunk, place - chunk.first
@@ -78,7 +78,7 @@ def read_windows(
     wanted = order.samples[first * size :]
     # The first place that any window from here on asks for: what lies before it can be forgotten.
     least = np.minimum.accumulate(wanted[::-1])[::-1]
-    waiting: deque[_Chunk] = deque()
+    waiting: deque[Chunk] = deque()
     read = 0
     with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0, known_bad or {})) as chunks:
         for begin in range(0, len(wanted), size):
@@ -93,7 +93,7 @@ def read_windows(
             yield window
 
 
-class _Chunk:
+class Chunk:
     """Samples that were read together: number `first` to `end` of the stream, `begin` and on of their shard. Their
     files are views of `data`; bad: number -> what is wrong with it."""
 
@@ -180,7 +180,7 @@ def _raw_images(data: U8, starts: I64, samples: IndexColumns, shape: tuple[int, 
     return images, wrong.tolist()
 
 
-def _gathered(waiting: Sequence[_Chunk], places: I64, substitute: bool) -> Window:
+def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window:
     """The samples at these places of the stream, all of which are waiting."""
     bad = _bad_among(waiting, places)
     if bad and not substitute:
@@ -203,7 +203,7 @@ def _gathered(waiting: Sequence[_Chunk], places: I64, substitute: bool) -> Windo
     return Window(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
 
 
-def _bad_among(waiting: Sequence[_Chunk], places: I64) -> dict[int, str]:
+def _bad_among(waiting: Sequence[Chunk], places: I64) -> dict[int, str]:
     """number in the window -> "URL: sample KEY: what is wrong with it"."""
     found = {}
     for chunk in waiting:
@@ -226,7 +226,7 @@ def _substituted(places: I64, bad: dict[int, str]) -> I64:
 
 def _chunks(
     files: ShardFiles, manifest: Manifest, shards: Sequence[Shard], least: int, known_bad: KnownBad
-) -> Generator[_Chunk, None, None]:
+) -> Generator[Chunk, None, None]:
     """From the one that holds sample `least` of the stream on."""
     ends = np.cumsum([shard.num_samples for shard in shards]).tolist()
     wanted = [(shard, end - shard.num_samples) for shard, end in zip(shards, ends, strict=True) if end > least]
@@ -240,7 +240,7 @@ def _chunks(
 
 def _chunks_of(
     file: ShardFile, shard: Shard, first: int, skipped: int, manifest: Manifest, known_bad: KnownBad
-) -> Iterator[_Chunk]:
+) -> Iterator[Chunk]:
     """first: the place of its first sample in the stream; skipped: how many of its samples nobody wants."""
     samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding], shard.num_bytes)
     if len(samples.names) != shard.num_samples:
@@ -250,7 +250,7 @@ def _chunks_of(
     try:
         for begin, end in _together(samples, skipped):
             part = samples.part(begin, end)
-            chunk = _Chunk(shard, file.url, first + begin, begin, part, _read(descriptor, part))
+            chunk = Chunk(shard, file.url, first + begin, begin, part, _read(descriptor, part))
             chunk.parse(manifest)
             # What has changed since it was checked may yet hold the same samples. Raw ones are not looked at otherwise,
             # as that took an eighth of the rate; beside the decoding of files it is nothing.
@@ -281,6 +281,6 @@ def _together(samples: IndexColumns, begin: int) -> Iterator[tuple[int, int]]:
     """begin, end of samples that are read at once, from sample `begin` on."""
     ends = samples.label_offsets + samples.label_sizes
     while begin < len(ends):
-        end = int(np.searchsorted(ends, samples.image_offsets[begin] + _CHUNK, "right"))
+        end = int(np.searchsorted(ends, samples.image_offsets[begin] + CHUNK_BYTES, "right"))
         yield begin, max(begin + 1, end)
         begin = max(begin + 1, end)

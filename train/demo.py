@@ -61,7 +61,7 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
     shards = out / "shards"
     for split in SPLITS:
         with seconds.of(f"shard {split}"):
-            _shard(shards / split, split, settings.seed)
+            shard_split(shards / split, split, settings.seed)
         with seconds.of(f"verify {split}"):
             _verify(shards / split)
     draw_batch(FDTLoader(shards / "train", 100, fdt=FDT(), channels=3, seed=settings.seed), out / "batch.png")
@@ -90,7 +90,7 @@ def _check_settings(path: Path, settings: Settings) -> None:
     write_json(path, wanted)
 
 
-def _shard(folder: Path, split: str, seed: int) -> None:
+def shard_split(folder: Path, split: str, seed: int) -> None:
     if not (folder / "manifest.json").exists():
         with progress_bar(f"shard {split}", "images", always=True) as progress:
             write_shards(open_source(DATA, split=split), folder, seed=seed, overwrite=True, progress=progress)

@@ -16,7 +16,7 @@ from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native.recipe import Recipe
 from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
 
-_LINES = 40  # of what the compiler says
+SHOWN_LINES = 40  # of what the compiler says
 _POLL_SECONDS = 0.01
 
 
@@ -88,9 +88,9 @@ def _ended_in_any_case(running: dict[subprocess.Popen[bytes], _Command]) -> Iter
 
 def _explain(command: _Command, code: int) -> str:
     lines = command.log.read_text(errors="replace").splitlines()
-    shown = "\n".join(f"    {line}" for line in lines[-_LINES:]) or "    (it said nothing)"
-    if len(lines) > _LINES:
-        shown = f"    ({len(lines) - _LINES} lines before)\n{shown}"
+    shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:]) or "    (it said nothing)"
+    if len(lines) > SHOWN_LINES:
+        shown = f"    ({len(lines) - SHOWN_LINES} lines before)\n{shown}"
     ended = f"exit code {code}" if code > 0 else f"signal {-code}"
     return (
         f"the native engine could not be compiled ({ended}). The compiler says:\n{shown}\n"

@@ -42,10 +42,10 @@ class Nvrtc:
 
 def find_driver() -> Driver:
     """Initialises the driver in this process (which must then not fork to use it): for a report, not for a loader."""
-    library = _cuda()
+    library = cuda_library()
     if library is None:
         return Driver(None, problem="no NVIDIA driver: libcuda.so.1 is not here")
-    version = _version_of(library)
+    version = version_of(library)
     code = library.cuInit(0)
     count = ctypes.c_int(0)
     if code == 0:
@@ -61,7 +61,7 @@ def nvrtc_path() -> str | None:
     majors = _majors()
     files = [folder / _NVRTC[major][0] for major in majors for folder in nvidia_folders()]
     found = next((str(file) for file in files if file.is_file()), None)
-    if found is not None or _cuda() is None:
+    if found is not None or cuda_library() is None:
         return found
     return next((name for name in (_NVRTC[major][1] for major in majors) if _load(name)), None)
 
@@ -79,8 +79,8 @@ def find_nvrtc() -> Nvrtc | None:
 
 def _majors() -> list[int]:
     """None of a later major version than the driver: what that makes, the driver may not take."""
-    cuda = _cuda()
-    newest = _version_of(cuda) if cuda is not None else None
+    cuda = cuda_library()
+    newest = version_of(cuda) if cuda is not None else None
     return [major for major in _NVRTC if newest is None or major <= int(newest.split(".")[0])]
 
 
@@ -91,11 +91,11 @@ def _load(name: str) -> ctypes.CDLL | None:
         return None
 
 
-def _cuda() -> ctypes.CDLL | None:
+def cuda_library() -> ctypes.CDLL | None:
     return _load("libcuda.so.1")
 
 
-def _version_of(cuda: ctypes.CDLL) -> str | None:
+def version_of(cuda: ctypes.CDLL) -> str | None:
     """Works without cuInit."""
     number = ctypes.c_int()
     if cuda.cuDriverGetVersion(ctypes.byref(number)):

@@ -27,7 +27,7 @@ OPERATORS = "operators.cc"  # the only one that sees DALI's and CUDA's headers
 SUFFIXES = (".cc", ".h", ".cu")
 
 # No -ffast-math: sums keep their order and the laws hold. Without errno a square root is one instruction.
-_COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-pthread", "-Wall", "-Wextra")
+COMMON_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-pthread", "-Wall", "-Wextra")
 # With -z defs what is defined nowhere is an error now, and not at the first call.
 _LINK = ("-shared", "-pthread", "-ldl", "-Wl,-z,defs")
 
@@ -120,7 +120,7 @@ def _units(sources: Path, extra_flags: tuple[str, ...]) -> tuple[Unit, ...]:
     files = sorted(sources.glob("*.cc"), key=lambda file: (file.name != OPERATORS, file.name != KERNEL, file.name))
     paths = (f"-ffile-prefix-map={sources}=csrc", f"-I{sources}")
     return tuple(
-        Unit(name, file, (*_COMMON, *flags, *extra_flags), paths) for file in files for name, flags in _runs(file)
+        Unit(name, file, (*COMMON_FLAGS, *flags, *extra_flags), paths) for file in files for name, flags in _runs(file)
     )
 
 

@@ -33,7 +33,7 @@ from .retrying import is_transient, raise_final, reason
 
 DIRECTORY_VARIABLE = "FDT_PIPELINE_SHARD_CACHE"
 BYTES_VARIABLE = "FDT_PIPELINE_SHARD_CACHE_BYTES"
-_BLOCK = 4 << 20
+BLOCK_BYTES = 4 << 20
 _ROOM_SECONDS = 120.0  # to wait for others to let go of what they use
 _POLL_SECONDS = 0.05
 # A whole file, a part of one, or what a process was writing when it was killed.
@@ -294,7 +294,7 @@ def _download(part: Path, entry: Entry, stop: Event) -> str:
     digest = hashlib.sha256()
     with part.open("a+b") as file:
         file.seek(0)
-        while block := file.read(_BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
         while file.tell() < entry.num_bytes:
             data = _next_block(entry, file.tell(), stop)
@@ -310,7 +310,7 @@ def _next_block(entry: Entry, begin: int, stop: Event) -> bytes:
     for number in range(1, retry.tries + 1):
         _check_wanted(entry, stop)
         try:
-            data = entry.folder.read_range(entry.name, begin, min(begin + _BLOCK, entry.num_bytes))
+            data = entry.folder.read_range(entry.name, begin, min(begin + BLOCK_BYTES, entry.num_bytes))
             if data:
                 return data[: entry.num_bytes - begin]
             _check_size(entry)

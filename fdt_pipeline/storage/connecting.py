@@ -7,7 +7,7 @@ from typing import Any
 _PACKAGES = "s3fs for s3://, gcsfs for gs://, aiohttp for http://"
 # Seconds until a connection stands, and between two pieces of an answer. s3fs has 5 and 15 of its own; aiohttp has no
 # bound on the second, but one of 5 minutes on the whole, which a large file on a slow line does not keep.
-_CONNECT_SECONDS, _READ_SECONDS = 10.0, 30.0
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 
 
 def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
@@ -35,6 +35,6 @@ def _with_timeouts(configured: dict[str, Any], options: dict[str, Any]) -> dict[
     """What fsspec's configuration or the caller says comes first."""
     import aiohttp
 
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     chosen = {**configured.get("client_kwargs", {}), **options.get("client_kwargs", {})}
     return {**options, "client_kwargs": {"timeout": timeout, **chosen}}

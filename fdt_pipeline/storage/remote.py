@@ -19,7 +19,7 @@ from .retrying import Retry, answered, is_transient
 
 # Those that make folders of themselves, and where asking for one may ask for a bucket.
 _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "memory"})
-_BLOCK = 8 << 20
+BLOCK_BYTES = 8 << 20
 
 
 class RemoteFolder:
@@ -103,7 +103,7 @@ class RemoteFolder:
         size = self.size(name)
         if size is None:
             raise FileNotFoundError(f"{self.path(name)}: not there")
-        return cast(BinaryIO, io.BufferedReader(_Ranges(self, name, size), _BLOCK))
+        return cast(BinaryIO, io.BufferedReader(_Ranges(self, name, size), BLOCK_BYTES))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:

@@ -62,14 +62,14 @@ def test_raw_images_are_never_in_doubt():
 def spoilt_shards(tmp_path, monkeypatch):
     """Png shards with four samples that do not decode though nothing has changed since they were written."""
     bad = {17, 18, 100, 229}
-    monkeypatch.setattr(windows._Chunk, "check", lambda chunk, checksums: None)
-    whole = windows._Chunk.image
+    monkeypatch.setattr(windows.Chunk, "check", lambda chunk, checksums: None)
+    whole = windows.Chunk.image
 
     def image(chunk, number):
         file = whole(chunk, number)
         return damaged(file) if int(chunk.key(number)) in bad else file
 
-    monkeypatch.setattr(windows._Chunk, "image", image)
+    monkeypatch.setattr(windows.Chunk, "image", image)
     write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "shards", "png", samples_per_shard=60)
     return tmp_path / "shards", bad
 

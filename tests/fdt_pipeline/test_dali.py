@@ -21,7 +21,7 @@ def test_without_a_wheel_the_error_says_what_to_install(monkeypatch):
 
 
 def test_two_wheels_are_refused_with_what_to_remove(monkeypatch):
-    monkeypatch.setattr(dali, "_is_installed", lambda name: name != "nvidia-dali-cuda120")
+    monkeypatch.setattr(dali, "installed_wheels", lambda: ["nvidia-dali-cuda110", "nvidia-dali-cuda130"])
     expected = r"nvidia-dali-cuda110 and nvidia-dali-cuda130 are installed.*pip uninstall -y nvidia-dali-cuda110"
     with pytest.raises(ImportError, match=expected) as error:
         dali.import_dali()

@@ -150,7 +150,7 @@ def undecodable(tmp_path, monkeypatch):
     write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "png", "png", samples_per_shard=60)
     for number in (3, 50, 51, 170, 229):
         spoil(tmp_path / "png", number, "data")  # a header with a size of nonsense kills DALI 2.4
-    monkeypatch.setattr(windows._Chunk, "check", lambda chunk, checksums: None)
+    monkeypatch.setattr(windows.Chunk, "check", lambda chunk, checksums: None)
     return tmp_path / "png"
 
 
@@ -200,7 +200,7 @@ def test_a_window_without_a_good_sample_is_an_error_all_the_same(shards):
 @pytest.mark.parametrize("on_bad", ["error", "substitute"])
 def test_a_tar_overwritten_while_it_is_read_is_noticed(shards, monkeypatch, keep_time, on_bad):
     """In place and of the same size, when its first samples have been yielded; the next epoch sees a changed time."""
-    monkeypatch.setattr(windows, "_CHUNK", 1)
+    monkeypatch.setattr(windows, "CHUNK_BYTES", 1)
     loader = loader_of(shards, on_bad=on_bad, mix_window=23, **EAGER)
     order = order_of(shards, mix_window=23)
     batches = iter(loader)

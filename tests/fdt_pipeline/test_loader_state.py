@@ -566,7 +566,7 @@ def test_resident_resume_asks_for_the_outputs_from_there_on_alone(numbered_shard
     asked = []
     import fdt_pipeline.pipeline as pipelines
 
-    real = pipelines._numbers
+    real = pipelines.external_numbers
 
     def counting(source):
         def numbers(batch):
@@ -576,7 +576,7 @@ def test_resident_resume_asks_for_the_outputs_from_there_on_alone(numbered_shard
 
         return real(numbers)
 
-    monkeypatch.setattr(pipelines, "_numbers", counting)
+    monkeypatch.setattr(pipelines, "external_numbers", counting)
     loader = FDTLoader(numbered_shards, 23, mode="resident", engine=engine)
     next(batches := iter(loader))
     list(islice(batches, 7))

@@ -288,7 +288,7 @@ INGREDIENTS = {
     "CUDA's headers": patch("fdt_pipeline.native.toolchain.find_headers", lambda: headers.Headers((), "13.9")),
     "the C library": patch("platform.libc_ver", lambda: ("glibc", "2.99")),
     "the machine": patch("platform.machine", lambda: "aarch64"),
-    "flags": patch("fdt_pipeline.native.recipe._COMMON", ("-O2",)),
+    "flags": patch("fdt_pipeline.native.recipe.COMMON_FLAGS", ("-O2",)),
     "DALI's flags": patch("nvidia.dali.sysconfig.get_compile_flags", lambda: ["-I/x", "-D_GLIBCXX_USE_CXX11_ABI=7"]),
 }
 
@@ -377,7 +377,7 @@ def test_of_a_long_complaint_the_last_lines_are_shown(sources):
     with pytest.raises(BuildFailed, match=r"lines before\)") as failure:
         obtain(core_recipe(sources=sources))
     assert "at last" in str(failure.value)
-    assert len(str(failure.value).splitlines()) < compiling._LINES + 10
+    assert len(str(failure.value).splitlines()) < compiling.SHOWN_LINES + 10
 
 
 def test_what_is_defined_nowhere_is_an_error_of_the_build(sources):

@@ -25,7 +25,7 @@ GRAPHS = """
 import faulthandler, os, signal, sys, threading, time
 from pathlib import Path
 import numpy as np
-faulthandler.dump_traceback_later(40, exit=True)
+faulthandler.dump_traceback_later(290, exit=True)
 FOLDER = Path({folder!r})
 
 @pipeline_def(batch_size=8, num_threads=2, device_id=None, prefetch_queue_depth=3)
@@ -67,7 +67,7 @@ def start(folder, code, imports=IMPORTS[0]):
 def ended(process):
     """(exit code, what it printed, its errors)"""
     with process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert "Timeout" not in errors, errors
     return process.returncode, output, errors
 

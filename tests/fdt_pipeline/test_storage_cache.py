@@ -147,7 +147,7 @@ def spied_on(monkeypatch: Any, change: Any = lambda begin, data: data) -> list[i
 def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(
     folder: RemoteFolder, tmp_path: Path, monkeypatch: Any, times: int
 ) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
 
     def replaced(begin: int, data: bytes) -> bytes:
         return FILES["file-1"][begin : begin + 5000] if begin == 10_000 and begins.count(begin) <= times else data
@@ -178,7 +178,7 @@ def without_locks(monkeypatch: Any, answer: int | None) -> None:
 def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(
     folder: RemoteFolder, tmp_path: Path, monkeypatch: Any, answer: int | None
 ) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
     without_locks(monkeypatch, answer)
 
     def another_is_quicker(begin: int, data: bytes) -> bytes:
@@ -244,7 +244,7 @@ def test_a_part_of_another_host_is_left_alone_until_room_is_needed(folder: Remot
 def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(
     folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
 
     def broken(begin: int, data: bytes) -> bytes:
         if begin == 10_000 and begins.count(begin) <= QUICK.tries:
@@ -307,21 +307,31 @@ def test_waiting_for_whoever_reads_a_damaged_file_ends_when_it_is_not_wanted_any
 def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
     folder: RemoteFolder, tmp_path: Path
 ) -> None:
-    cache, wanted, stop, errors = Cache(tmp_path), entry(folder, 0), Event(), []
+    fetching, go_on, stop, errors = Event(), Event(), Event(), []
 
-    def wait() -> None:
+    class Slow(RemoteFolder):
+        def read_range(self, name: str, begin: int, end: int) -> bytes:
+            fetching.set()
+            go_on.wait()
+            return super().read_range(name, begin, end)
+
+    def lease(wanted: Entry, stop: Event) -> None:
         try:
-            with cache.leased(wanted, stop=stop):
+            with Cache(tmp_path).leased(wanted, stop=stop):
                 pass
         except OSError as error:
             errors.append(str(error))
 
-    with cache._locked(wanted, fdt_pipeline.storage.cache.fcntl.LOCK_EX, Event()):
-        thread = Thread(target=wait, daemon=True)
-        thread.start()
-        stop.set()
-        thread.join(5)
-        assert not thread.is_alive()
+    other = Thread(target=lease, args=(entry(Slow("memory://files", QUICK), 0), Event()), daemon=True)
+    other.start()
+    fetching.wait()
+    waiting = Thread(target=lease, args=(entry(folder, 0), stop), daemon=True)
+    waiting.start()
+    stop.set()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    go_on.set()
+    other.join()
     assert errors == ["memory://files/file-0: not wanted any more"]
 
 

@@ -302,8 +302,8 @@ def files(tmp_path: Path) -> Path:
 def test_a_file_of_a_web_server_is_fetched_once(
     files: Path, tmp_path: Path, knows_ranges: bool, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "_BLOCK", 5000)
-    monkeypatch.setattr("fdt_pipeline.storage.remote._BLOCK", 5000)
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
+    monkeypatch.setattr("fdt_pipeline.storage.remote.BLOCK_BYTES", 5000)
     with web_server(files, knows_ranges) as web:
         folder = RemoteFolder(f"{web.url}/set", QUICK)
         wanted = Entry(folder, "data", len(DATA), hashlib.sha256(DATA).hexdigest())
@@ -357,7 +357,7 @@ def test_a_web_server_that_does_not_say_sizes_can_be_read(files: Path) -> None:
 
 
 def test_a_web_server_that_hangs_is_given_up(files: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("fdt_pipeline.storage.connecting._READ_SECONDS", 0.3)
+    monkeypatch.setattr("fdt_pipeline.storage.connecting.READ_SECONDS", 0.3)
     with web_server(files) as web:
         folder = RemoteFolder(f"{web.url}/set", Retry(2, 0.01, 0.01))
         monkeypatch.setattr(web, "statuses", SleepingList())

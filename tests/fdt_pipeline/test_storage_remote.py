@@ -170,7 +170,7 @@ def test_faults_without_end_are_an_error_that_names_the_file(store: Proxy, tmp_p
 
 
 def test_a_broken_transfer_is_taken_up_where_it_broke(store: Proxy, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("fdt_pipeline.storage.cache._BLOCK", 5000)
+    monkeypatch.setattr("fdt_pipeline.storage.cache.BLOCK_BYTES", 5000)
     wanted = entry()
     store.reset()
     store.put_in(answers(503, ".tar"), times=3)
@@ -315,7 +315,7 @@ def test_processes_that_want_the_same_file_fetch_it_once(store: Proxy, tmp_path:
 
 
 def _fetch_in_small_blocks(directory: str) -> None:
-    fdt_pipeline.storage.cache._BLOCK = 5000
+    fdt_pipeline.storage.cache.BLOCK_BYTES = 5000
     with Cache(Path(directory)).leased(entry()):
         pass
 
@@ -398,8 +398,8 @@ def test_an_official_set_in_a_store_is_copied_and_opened(tmp_path: Path) -> None
 
 def test_a_store_that_fails_is_not_taken_for_bad_samples(store: Proxy, photos: Path, monkeypatch: Any) -> None:
     RemoteFolder("s3://bucket").fs.put(str(photos), "s3://bucket/failing", recursive=True)
+    monkeypatch.setattr("fdt_pipeline.sources.remote_tree.RemoteFolder", lambda url: RemoteFolder(url, QUICK))
     source = open_source("s3://bucket/failing", split="test")
-    source._tree._folder.retry = QUICK  # type: ignore[attr-defined]
     store.put_in(answers(500, ".png"))
     with pytest.raises(
         SourceError, match=r"could not read sample \d of the source \(.*png\): s3://bucket/failing/.*could"

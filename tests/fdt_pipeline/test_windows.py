@@ -49,7 +49,7 @@ def keys(found: list[Window]) -> list[str]:
 def test_an_epoch_has_every_sample_once_with_its_own_label(
     shards: Path, size: int, shuffle: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "_CHUNK", chunk)
+    monkeypatch.setattr(windows, "CHUNK_BYTES", chunk)
     found = read(shards, 3, size, shuffle)
     assert [len(window.labels) for window in found] == [size] * (230 // size) + ([230 % size] if 230 % size else [])
     assert sorted(map(int, keys(found))) == list(range(230))
@@ -91,7 +91,7 @@ def test_any_window_can_be_the_first_one_read(shards: Path, first: int) -> None:
 
 
 def test_no_more_than_the_shuffle_waits(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "_CHUNK", 1)
+    monkeypatch.setattr(windows, "CHUNK_BYTES", 1)
     assert max(len(window.chunks) for window in read(shards, 0, 20, 30)) <= 20 + 2 * 30
 
 

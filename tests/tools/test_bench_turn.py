@@ -93,12 +93,10 @@ def test_a_long_first_epoch_is_broken_off():
 
 
 def test_the_time_of_a_trainer_is_not_waiting():
-    found, _, clock = taker(lambda number: 0.1)
-
     def step(images, targets):
         clock.now += 0.3
 
-    found._step = step
+    found, _, clock = taker(lambda number: 0.1, step=step)
     turn = found.turn(4)
     assert turn.rate == pytest.approx(10 / 0.4)
     assert turn.waited / turn.seconds == pytest.approx(0.25)
@@ -135,6 +133,6 @@ def test_the_same_batch_again_and_again_is_refused():
     found.turn(1)
     contender.number = 0
     contender.epoch = lambda number: iter([(torch.zeros(10, 1, 2, 2), None)] * 10)
-    found._ahead = 20
+    turns = (found.turn(0) for _ in range(5))
     with pytest.raises(RefusedError, match="the same batch"):
-        found.turn(0)
+        list(turns)

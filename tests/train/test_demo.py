@@ -87,7 +87,7 @@ def test_shards_that_a_kill_left_unfinished_are_made_again(quick_demo, tmp_path)
     folder = tmp_path / "demo" / "shards" / "train"
     folder.mkdir(parents=True)
     (folder / "shard-000000.tar").write_bytes(b"half")
-    demo._shard(folder, "train", seed=0)
+    demo.shard_split(folder, "train", seed=0)
     assert (folder / "manifest.json").read_text() == (quick_demo[0] / "shards/train/manifest.json").read_text()
 
 

@@ -11,7 +11,7 @@ from train.measure_speed import Settings, measure, report, table
 from train.robustness import evaluate_robustness
 from train.speed import attacks
 from train.speed.rounds import Figure, ratios, timed_rounds
-from train.speed.tensor_norm import _in_a_process
+from train.speed.tensor_norm import peak_in_a_process
 
 CPU = torch.device("cpu")
 TINY = Settings("small", (4,), 8, 1, 2, 2, 1, 1.1, 1.03, 0.01, attacks=(("small", 2, 8, 2),))
@@ -54,16 +54,16 @@ def test_the_whole_of_it_runs_and_is_written(tmp_path):
 
 @pytest.mark.process
 def test_a_peak_holds_what_a_larger_batch_needs():
-    small, large = (_in_a_process("plain", "small", size, "32", "cpu") for size in ("100", "400"))
+    small, large = (peak_in_a_process("plain", "small", size, "32", "cpu") for size in ("100", "400"))
     assert large > small + 300 * 16 * 16 * 16 * 4  # one map of the stem
 
 
 @pytest.mark.peer
 def test_foolbox_is_asked_for_the_same_columns_as_ours():
     needs("foolbox")
-    model, x, labels = attacks._subject("small", 4, 8, CPU)
+    model, x, labels = attacks.model_and_images("small", 4, 8, CPU)
     labels[0] = (labels[0] + 1) % 10
-    theirs = attacks._frozen(attacks._all_columns, model, x, labels, 5)
+    theirs = attacks.frozen(attacks.all_columns, model, x, labels, 5)
     ours = evaluate_robustness(model, [(x, labels)], attacks.BOUNDS, steps=5)
     assert all(parameter.requires_grad for parameter in model.parameters())
     for rows, radius in zip(theirs, ours.radii, strict=True):

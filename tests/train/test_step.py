@@ -1,6 +1,7 @@
 """A step is the textbook's one on a CPU; its CUDA graph is tested with a recording that replays on a CPU."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -84,16 +85,21 @@ class RecordOnCpu:
         return result, replay
 
 
-def graphed(step, record):
-    parameters = list(record.model.parameters())
-    step._pass = GraphedPass(step._forward_and_back, parameters, CPU, record)
-    return step
+@pytest.fixture
+def graphed(monkeypatch):
+    """-> (model, record) -> its step, which `record` records."""
+
+    def make(model, record):
+        monkeypatch.setattr("train.step.GraphedPass", partial(GraphedPass, record=record))
+        return train_step(model, graph=True)
+
+    return make
 
 
-def test_a_recorded_pass_trains_as_the_step_itself_does():
+def test_a_recorded_pass_trains_as_the_step_itself_does(graphed):
     ours, theirs = tiny_model(), tiny_model()
     record = RecordOnCpu(ours)
-    step, reference = graphed(train_step(ours), record), train_step(theirs)
+    step, reference = graphed(ours, record), train_step(theirs)
     figures = [(step(*batch), reference(*batch)) for batch in batches(8)]
     for got, expected in figures:  # looked at late: no replay may have overwritten them
         assert torch.equal(torch.stack(got), torch.stack(expected))
@@ -101,10 +107,10 @@ def test_a_recorded_pass_trains_as_the_step_itself_does():
     assert (record.recordings, record.replays) == (1, 5)
 
 
-def test_a_batch_of_another_shape_runs_as_it_is_and_the_next_is_replayed():
+def test_a_batch_of_another_shape_runs_as_it_is_and_the_next_is_replayed(graphed):
     ours, theirs = tiny_model(), tiny_model()
     record = RecordOnCpu(ours)
-    step, reference = graphed(train_step(ours), record), train_step(theirs)
+    step, reference = graphed(ours, record), train_step(theirs)
     for batch in [*batches(5), *batches(2, size=6), *batches(2)]:
         step(*batch)
         reference(*batch)
@@ -112,14 +118,13 @@ def test_a_batch_of_another_shape_runs_as_it_is_and_the_next_is_replayed():
     assert (record.recordings, record.replays) == (1, 4)
 
 
-def test_a_recording_that_fails_is_told_once_and_training_goes_on():
+def test_a_recording_that_fails_is_told_once_and_training_goes_on(graphed):
     ours, theirs = tiny_model(), tiny_model()
 
     def fails(function):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    step, reference = train_step(ours), train_step(theirs)
-    step._pass = GraphedPass(step._forward_and_back, list(ours.parameters()), CPU, fails)
+    step, reference = graphed(ours, fails), train_step(theirs)
     for i, batch in enumerate(batches(6)):
         if i == 3:
             with pytest.warns(UserWarning, match="cannot be recorded .*not permitted.*kernel by kernel"):

@@ -36,17 +36,17 @@ def attack_speed(
     model_name: str, num_images: int, size: int, steps: int, num_rounds: int, device: torch.device
 ) -> tuple[list[Figure], dict[str, list[float]]]:
     """(ratios foolbox : ours, seconds)."""
-    model, x, labels = _subject(model_name, num_images, size, device)
+    model, x, labels = model_and_images(model_name, num_images, size, device)
     batches = [(x, labels)]
     contenders: dict[str, Callable[[], object]] = {
         "ours": partial(pgd_path, model, x, labels, PGD(EPS, steps), BOUNDS),
         "foolbox": partial(_foolbox, model, x, labels, EPS, steps),
-        "foolbox, parameters frozen": partial(_frozen, _foolbox, model, x, labels, EPS, steps),
+        "foolbox, parameters frozen": partial(frozen, _foolbox, model, x, labels, EPS, steps),
         "ours, all columns": partial(evaluate_robustness, model, batches, BOUNDS, steps=steps, together=False),
         "ours, all columns, one batch": partial(
             evaluate_robustness, model, batches, BOUNDS, steps=steps, together=True
         ),
-        "foolbox, all columns, parameters frozen": partial(_frozen, _all_columns, model, x, labels, steps),
+        "foolbox, all columns, parameters frozen": partial(frozen, all_columns, model, x, labels, steps),
     }
     subject = f"{model_name}, {num_images} images, {steps} steps"
     seconds = timed_rounds(contenders, num_rounds, device, f"PGD, {subject}")
@@ -56,7 +56,7 @@ def attack_speed(
     ], seconds
 
 
-def _subject(name: str, num_images: int, size: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def model_and_images(name: str, num_images: int, size: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     """A plain network in eval mode, untrained but for its batch-norm statistics.
 
     They give logits of a usual size: gradients that underflow would be slow.
@@ -92,7 +92,7 @@ def _foolbox(model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int
         return attack(peer, x, labels, epsilons=eps)[1]
 
 
-def _all_columns(model: nn.Module, x: Tensor, labels: Tensor, steps: int) -> list[Tensor]:
+def all_columns(model: nn.Module, x: Tensor, labels: Tensor, steps: int) -> list[Tensor]:
     """bool[T+1 n] for each eps: is the answer right at x^t."""
     rows = []
     for eps in EPS_VALUES:
@@ -114,7 +114,7 @@ def _inputs(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _frozen(attack: Callable[..., object], model: nn.Module, *arguments: object) -> object:
+def frozen(attack: Callable[..., object], model: nn.Module, *arguments: object) -> object:
     """foolbox leaves parameters as they are, and so works out their gradients too unless its user freezes them."""
     model.requires_grad_(False)
     try:

@@ -43,7 +43,7 @@ def peak_memory(
     sizes: dict[str, list[int]] = {name: [] for name in SIDES}
     for _ in range(num_rounds):
         for side in SIDES:
-            sizes[side].append(_in_a_process(side, model, str(batch_size), str(size), device.type))
+            sizes[side].append(peak_in_a_process(side, model, str(batch_size), str(size), device.type))
     values = tuple(tn / plain for tn, plain in zip(sizes["tn"], sizes["plain"], strict=True))
     return Figure(f"peak memory, TN : plain, {model}, batch {batch_size}", values, bound), sizes
 
@@ -69,7 +69,7 @@ def _repeat(step: Callable[[Tensor, Tensor], object], batch: tuple[Tensor, Tenso
         step(*batch)
 
 
-def _in_a_process(*arguments: str) -> int:
+def peak_in_a_process(*arguments: str) -> int:
     command = [sys.executable, "-m", "train.speed.tensor_norm", *arguments]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}  # its default, which else grows with each free
