@@ -20,7 +20,7 @@ relu_tensor_norm = sys.modules["models.relu_tensor_norm"]
 def test_equal_to_the_eager_passes_on_the_gpu_or_in_tritons_interpreter(cases_of):
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     cases = Path(__file__).with_name("triton_cases.py")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", cases_of, str(cases)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n0", "-k", cases_of, str(cases)]
     root = cases.parents[2]
     run = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=root, timeout=600)
     assert run.returncode == 0, run.stdout[-5000:]
