@@ -27,7 +27,7 @@ def pool_bytes(num_samples: int, shape: tuple[int, int, int], pad: int) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of the host, and at most a GPU's own: on its way there the torch engine's set is on the host as a whole,
+    """Free memory of the host, and at most a GPU's own: on its way there the torch engine's set is on the host whole,
     the native engine's a shard at a time."""
     host = available_memory()
     return min(host, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host

@@ -17,6 +17,8 @@ from train.demo import NAMES
 from train.robust_accuracy import Robustness
 from train.robustness import format_table
 
+pytestmark = pytest.mark.dali
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DEMO = ROOT / "train" / "results" / "demo"

@@ -13,6 +13,8 @@ from fdt_pipeline.sources import ArraySource
 from tests.loading import PIXELS, numbers_of
 from tests.numbered import LABELS, numbered_images
 
+pytestmark = pytest.mark.dali
+
 DECODING = Decoding(True, 3)
 
 

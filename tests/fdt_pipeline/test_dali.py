@@ -6,6 +6,8 @@ import pytest
 
 from fdt_pipeline import dali
 
+pytestmark = pytest.mark.dali
+
 
 def test_one_wheel_is_installed_and_imports():
     assert len(dali.installed_wheels()) == 1

@@ -4,7 +4,7 @@ import pytest
 
 from tests.example_runs import run_example
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.dali]
 
 
 def test_the_pipelines_iterator_goes_through_whole_epochs(few_shards, tmp_path):

@@ -33,6 +33,8 @@ from fdt_pipeline.superposition import (
 from tests.memory import steady_growth
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
 
+pytestmark = pytest.mark.dali
+
 MODES = ("resident", "streaming")
 PIXELS = {"mean": 0, "std": 1}  # leaves pixels in 0..255, so that images can be told apart
 

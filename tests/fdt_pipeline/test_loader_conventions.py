@@ -15,6 +15,8 @@ from fdt_pipeline.stats import enough_samples
 from tests.loading import PIXELS, numbers_of, ranks
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
+pytestmark = pytest.mark.dali
+
 MODES = ("resident", "streaming")
 
 

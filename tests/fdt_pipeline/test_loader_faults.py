@@ -19,6 +19,8 @@ from fdt_pipeline.sources import ArraySource
 from tests.loading import PIXELS, assert_same, joined, numbers_of
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
+pytestmark = pytest.mark.dali
+
 EAGER = {"prefetch": 0}  # reads no further than asked, so that a fault can be put before it
 FAULTY = (ShardError, RuntimeError)
 

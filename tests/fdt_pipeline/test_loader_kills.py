@@ -11,7 +11,7 @@ import torch
 from tests.killed_trainer import BATCH_SIZE, NUM_EPOCHS, train
 from tests.numbered import NUM_SAMPLES
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.dali]
 
 NUM_STEPS = NUM_EPOCHS * -(-NUM_SAMPLES // BATCH_SIZE)
 KILLS = 12

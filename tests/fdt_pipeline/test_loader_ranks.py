@@ -26,7 +26,7 @@ LEADER_FIRST = FDT(min_images=2, series=Geometric(1e-4), anchor="epoch")  # as g
 MIXINGS = {"fdt": FDT(), "none": None, "anchor": FDT(anchor="epoch", min_images=2, probability=0.8)}
 
 # A rank's part of 230 samples in 7 classes is a small window.
-pytestmark = pytest.mark.filterwarnings("ignore:.*classes:UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*classes:UserWarning"), pytest.mark.dali]
 
 
 @pytest.fixture(scope="module")

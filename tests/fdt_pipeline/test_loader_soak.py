@@ -16,7 +16,7 @@ from tests.loading import assert_same
 from tests.memory import steady_growth
 from tests.numbered import numbered_images
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.dali]
 
 MODES = ("resident", "streaming")
 

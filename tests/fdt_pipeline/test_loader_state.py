@@ -23,7 +23,7 @@ LEADER_FIRST = FDT(min_images=2, series=Geometric(1e-4), anchor="epoch")  # as g
 FEW = settings(deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 
 # A rank's part of 230 samples in 7 classes is a small window.
-pytestmark = pytest.mark.filterwarnings("ignore:.*classes:UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*classes:UserWarning"), pytest.mark.dali]
 
 
 @pytest.fixture(scope="module")

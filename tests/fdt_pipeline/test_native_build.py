@@ -28,7 +28,7 @@ from tests.native_stand_in import (
     write_sources,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
 
 @pytest.fixture(autouse=True)

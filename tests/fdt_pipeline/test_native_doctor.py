@@ -12,6 +12,8 @@ from fdt_pipeline.native.driver import Driver, Gpu, Nvrtc
 from fdt_pipeline.native.recipe import operator_recipe
 from tests.native_stand_in import write_sources
 
+pytestmark = pytest.mark.dali
+
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 

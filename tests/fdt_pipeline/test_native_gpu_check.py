@@ -10,6 +10,8 @@ from fdt_pipeline import engines
 from fdt_pipeline.native import cache, gpu_check
 from fdt_pipeline.native.unavailable import NativeUnavailable
 
+pytestmark = pytest.mark.dali
+
 
 @pytest.fixture
 def checks(monkeypatch, tmp_path):

@@ -11,6 +11,8 @@ from fdt_pipeline.native.recipe import operator_recipe
 from fdt_pipeline.native.unavailable import NativeUnavailable
 from tests.native_stand_in import DALI_OPERATORS, PATIENCE, start, write_sources
 
+pytestmark = pytest.mark.dali
+
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 

@@ -17,7 +17,7 @@ from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.superposition import NO_AUGMENT, Pool, epoch_order, standardize, superpose_images
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
 PAPER = {"mean": [122.0, 117.0, 104.0], "std": 256.0}
 BOUND = 2e-6  # of images, in units of pixel / 256

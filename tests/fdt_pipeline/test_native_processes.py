@@ -15,7 +15,7 @@ from fdt_pipeline.plans import batch_targets, draw_plans
 from fdt_pipeline.shards import load_shards
 from fdt_pipeline.superposition import Pool, superpose_images
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
 IMPORTS = (
     "import fdt_pipeline\nfrom nvidia.dali import fn, pipeline_def",

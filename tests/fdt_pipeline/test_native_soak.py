@@ -12,7 +12,7 @@ from fdt_pipeline.sources import ArraySource
 from tests.memory import steady_growth
 from tests.numbered import numbered_images
 
-pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.soak]
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.soak, pytest.mark.dali]
 
 PRELUDE = """
 import ctypes, faulthandler, gc, os

@@ -22,7 +22,7 @@ from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import open_source
 from tests.numbered import NUM_SAMPLES, image_numbers, numbered_images
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
 MODES = ("resident", "streaming")
 BATCH = 46  # 5 windows of the same size, as FDTLoader cuts an epoch, too

@@ -156,6 +156,7 @@ def test_webdataset_makes_tuples_of_any_of_the_extensions(written: Written) -> N
 # DALI
 
 
+@pytest.mark.dali
 @sets(ENCODED)
 def test_dali_decodes_every_sample_through_our_index(written: Written) -> None:
     check_same(written, by_dali(written), tolerance=3 if written.manifest.encoding in ("jpg", "keep") else 0)

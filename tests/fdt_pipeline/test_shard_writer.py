@@ -80,6 +80,7 @@ def test_webdataset_reads_back_the_source(
         assert sample["cls"] == label
 
 
+@pytest.mark.dali
 @pytest.mark.parametrize("encoding", ["raw", "png"])
 def test_dali_reads_back_the_source(tmp_path: Path, encoding: str) -> None:
     fn = pytest.importorskip("nvidia.dali.fn")

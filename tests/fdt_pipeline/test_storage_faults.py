@@ -20,10 +20,13 @@ from fdt_pipeline.storage.cache import Cache, Entry
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry, is_transient
 from tests.object_store import Proxy, answers, cuts, flips, object_store, resets
+from tests.peers import needs
 from tests.web import web_server
 
-pytest.importorskip("moto.server", exc_type=ImportError)
-pytest.importorskip("s3fs")
+pytestmark = pytest.mark.peer
+
+needs("moto")
+needs("s3fs")
 
 QUICK = Retry(tries=4, first_wait=0.01, longest_wait=0.05)
 DATA = bytes(range(256)) * 80

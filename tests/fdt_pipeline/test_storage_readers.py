@@ -17,9 +17,12 @@ from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage.cache import Cache
 from fdt_pipeline.storage.remote import RemoteFolder
 from tests.object_store import object_store
+from tests.peers import needs
 
-pytest.importorskip("moto.server", exc_type=ImportError)
-pytest.importorskip("s3fs")
+pytestmark = pytest.mark.peer
+
+needs("moto")
+needs("s3fs")
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (240, 16, 16, 3), dtype=np.uint8)
 SOURCE = ArraySource(IMAGES, np.arange(240) % 4, list("abcd"))

@@ -38,10 +38,13 @@ from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry
 from tests.folders import content
 from tests.object_store import Answer, Proxy, answers, cuts, flips, hangs, object_store
+from tests.peers import needs
 from tools.__main__ import main
 
-pytest.importorskip("moto.server", exc_type=ImportError)
-pytest.importorskip("s3fs")
+pytestmark = pytest.mark.peer
+
+needs("moto")
+needs("s3fs")
 
 SOURCE = ArraySource(
     np.random.default_rng(0).integers(0, 256, (120, 16, 16, 3), dtype=np.uint8), np.arange(120) % 4, list("abcd")

@@ -129,6 +129,7 @@ def test_names_split_between_prefix_and_name_are_joined(here: Path) -> None:
     assert (here / "x.idx").read_bytes() == from_wds2idx(tar)
 
 
+@pytest.mark.dali
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_over_100_bytes_get_an_index_that_dali_reads_right(here: Path, form: int) -> None:
     """wds2idx takes GNU's long name for the content, and without an index DALI does not know PAX's."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from models import ReLUTensorNorm
+from tests.peers import needs
 from train.__main__ import main
 from train.attack_checks import Target, not_beaten, overall, share
 from train.attack_checks_autoattack import AutoAttackStages, UnitPixels, import_autoattack
@@ -25,7 +26,8 @@ BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 NUM_CLASSES = 5
 QUICK = Settings(restarts=1, queries=200)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.peer]
+needs("pyautoattack", "attacks")
 
 
 @pytest.fixture(autouse=True)
