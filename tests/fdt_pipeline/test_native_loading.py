@@ -59,12 +59,10 @@ def answer():
 
 
 @needs_compiler
-def test_the_operator_is_in_dali_after_load_and_later_loads_take_milliseconds(run):
-    code = "started = time.perf_counter(); native.load(); print(time.perf_counter() - started, *answer())"
-    assert run(code)[1] == "42"
-    seconds, answer = run(code)  # another process, which finds it
-    assert answer == "42"
-    assert float(seconds) < 1.0  # 0.02 on an idle machine
+def test_the_operator_is_in_dali_after_load_and_later_processes_compile_nothing(run):
+    """Which takes them 0.02 s on an idle machine."""
+    assert run("native.load(); print(*answer())") == ["42"]
+    assert run("library.compile_library = None; native.load(); print(*answer())") == ["42"]
 
 
 @pytest.mark.process
