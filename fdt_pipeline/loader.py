@@ -72,8 +72,7 @@ class FDTLoader:
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
-        torch engine twice, once with frames of zeros) takes at most half of the free memory, and what a loaded state
-        says.
+        torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
     engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
