@@ -28,7 +28,8 @@ def encode_sample(source: Source, index: int, options: ShardingOptions) -> Encod
     """Every image is decoded, also where its file is kept as it is. ValueError with the reason if it cannot be."""
     if hasattr(source, "read_file"):
         files: Any = source
-        label, key = int(source.labels[index]), files.key(index)
+        label = int(source.labels[index])
+        key = files.key(index) if hasattr(source, "key") else source[index].key
         shape, values, extension, data = _of_file(files.read_file(index), files.channels, options)
     else:
         pixels, label, key = source[index]

@@ -477,6 +477,7 @@ def test_loaders_made_and_dropped_leave_no_threads(numbered_shards, mode):
     assert threads() <= before + 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_many_epochs_take_no_more_memory(tmp_path, mode):
     """In a fresh process, as freed memory would hide it: streaming once grew by 27 MiB in 40 epochs here."""
@@ -497,6 +498,7 @@ for _ in range(5):
     assert steady_growth(figures) < 4  # MiB in 20 epochs
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", MODES)
 def test_the_interpreter_exits_in_the_middle_of_an_epoch(numbered_shards, mode):
     code = (

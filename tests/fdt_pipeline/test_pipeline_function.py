@@ -175,7 +175,9 @@ def test_a_rank_streams_what_the_loader_of_that_rank_does(numbered_shards, mixin
 
 
 def warnings_of_small_windows(mixing):
-    if mixing.get("fdt", FDT()) is None:
+    """23 samples of 7 classes are enough for 3 images a sum, and too few for 7."""
+    fdt = mixing.get("fdt", FDT())
+    if fdt is None or fdt.max_images == 3:
         return nullcontext()
     return pytest.warns(UserWarning, match="will often hold fewer than 7 classes")
 

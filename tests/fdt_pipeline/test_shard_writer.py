@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
+from fdt_pipeline.shards.codec import decode, encode
 from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
 from tests.folders import content
 from tests.peers import peer
@@ -179,6 +180,29 @@ class Sizes(Named):
     def __getitem__(self, index: int) -> Sample:
         sample = self.array[index]
         return sample._replace(image=np.ascontiguousarray(sample.image[: index % 3 + 1]))
+
+
+class Files:
+    """A source of JPEG files that knows no keys before it reads."""
+
+    kind, split, shape, classes, channels = "files", None, None, ("a", "b"), 3
+    labels = np.arange(6) % 2
+
+    def __len__(self) -> int:
+        return 6
+
+    def read_file(self, index: int) -> bytes:
+        return encode(np.full((8, 8, 3), 40 * index, np.uint8), "jpg")
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(decode(self.read_file(index), "jpg", 3), index % 2, f"file {index}")
+
+
+def test_files_of_a_source_without_keys_are_kept(tmp_path: Path) -> None:
+    write_shards(Files(), tmp_path, "keep")
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        kept = {tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".jpg")}
+    assert kept == {Files().read_file(index) for index in range(6)}
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png"])

@@ -19,6 +19,8 @@ from fdt_pipeline.sources import ArraySource
 pytest.importorskip("torchvision")
 from tools.measure_native import GROUPS, THREADS, Ratio, SuperposedDataset, compare, table
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 # Without a build, which has tests of its own, and without spawning the DataLoaders' workers, which takes 20 seconds.
 MEASURED = [name for name in GROUPS if name not in ("first-use", "dataloader")]

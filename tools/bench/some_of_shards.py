@@ -48,7 +48,10 @@ class SomeOfShards:
 
     def __getitem__(self, index: int) -> Sample:
         shard, place = self._where(index)
-        return Sample(shard[place].image, int(self.labels[index]), str(self._positions[index]))
+        return Sample(shard[place].image, int(self.labels[index]), self.key(index))
+
+    def key(self, index: int) -> str:
+        return str(self._positions[index])
 
     def _read_file(self, index: int) -> bytes:
         shard, place = self._where(index)
