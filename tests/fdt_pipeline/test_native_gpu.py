@@ -159,7 +159,7 @@ def compile_driver(folder, *flags):
 def core_library():
     """The C functions without DALI, with the kernel's source in it."""
     try:
-        return build_core((f"-I{CSRC}",))
+        return build_core()
     except NativeUnavailable as reason:
         pytest.skip(str(reason))
 
