@@ -36,8 +36,9 @@ def import_dali() -> Any:
         )
     try:
         with warnings.catch_warnings():
-            # DALI 1.34 imports distutils. The module is that of the code that is warned of: others' warnings remain.
-            warnings.filterwarnings("ignore", ".*distutils", DeprecationWarning, r"nvidia\.dali\b")
+            # DALI 1.34 imports distutils, and compares its versions. Warnings of other modules remain.
+            modules = r"(nvidia\.dali|(setuptools\._)?distutils)\b"
+            warnings.filterwarnings("ignore", ".*distutils", DeprecationWarning, modules)
             return import_module("nvidia.dali")
     except ImportError as error:
         raise ImportError(

@@ -35,7 +35,8 @@ import sys, warnings
 for category, text in ((DeprecationWarning, "distutils Version classes are deprecated"), (DeprecationWarning, "other"),
                        (UserWarning, "distutils")):
     warnings.warn_explicit(text, category, "gast_util.py", 1, module="nvidia.dali._autograph.pyct.gast_util")
-warnings.warn_explicit("distutils", DeprecationWarning, "mine.py", 1, module="mine")
+for module in ("distutils.version", "setuptools._distutils.version", "mine"):
+    warnings.warn_explicit(f"distutils in {module}", DeprecationWarning, "version.py", 1, module=module)
 """
 
 
@@ -54,7 +55,7 @@ def test_of_dalis_import_the_one_warning_is_silenced_that_nobody_can_mend(monkey
     assert [(w.category, str(w.message)) for w in caught] == [
         (DeprecationWarning, "other"),
         (UserWarning, "distutils"),
-        (DeprecationWarning, "distutils"),
+        (DeprecationWarning, "distutils in mine"),
     ]
 
 
