@@ -2,9 +2,9 @@
 
     python -m train.measure_speed --out train/results/speed.json
 
-TN's share of a step and of its memory, the wait for the loader, PGD beside foolbox's (extra [test]). Contenders take
-turns in rounds, ratios are taken within a round, and the median counts. About 20 minutes on two CPU cores, with nothing
-else running; with a GPU its own bounds are measured.
+TN's share of a step and of its memory, the wait for the loader, PGD beside foolbox's (extra [test-all]). Contenders
+take turns in rounds, ratios are taken within a round, and the median counts. About 20 minutes on two CPU cores, with
+nothing else running; with a GPU its own bounds are measured.
 """
 
 from __future__ import annotations
