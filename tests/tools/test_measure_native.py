@@ -36,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
         write_noise(folder / str(num_classes), num_classes)
     out = folder / "out" / "native.json"
     command = [sys.executable, "-m", "tools.measure_native", folder / "10", folder / "100", out]
-    size = ["--repeats", 2, "--seconds", 0.01, "--batch-size", 16, "--jpegs", 200]
+    size = ["--repeats", 2, "--seconds", 0.01, "--batch-size", 16, "--jpegs", 64]
     chosen = ["--only", *MEASURED]
     ran = subprocess.run([*map(str, [*command, *size, *chosen])], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

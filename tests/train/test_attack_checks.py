@@ -273,11 +273,11 @@ def run(few_shards, tmp_path_factory):
 
 @pytest.mark.peer
 def test_checks_of_a_run_are_printed_and_written(run, tmp_path, capsys):
-    command = ["checks", str(run), "--plain", str(run), "--images", "20", "--restarts", "1", "--queries", "20"]
+    command = ["checks", str(run), "--plain", str(run), "--images", "6", "--restarts", "1", "--queries", "20"]
     assert main([*command, "--json", str(tmp_path / "checks.json"), "--device", "cpu"]) == 0
     output = capsys.readouterr().out
     report = json.loads((tmp_path / "checks.json").read_text())
-    assert report["num_images"] == 20
+    assert report["num_images"] == 6
     saved = open_run(run, torch.device("cpu"))
     assert report["made_from"] == saved.made_from(saved.test_loader())
     assert report["versions"]["pyautoattack"]
