@@ -60,6 +60,7 @@ def test_the_loader_says_what_to_install_where_dali_is_missing(bare_site):
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: the pipeline needs NVIDIA DALI")
 
 
+@pytest.mark.process
 def test_models_and_losses_import_without_dali():
     code = (
         "import sys; sys.modules['nvidia.dali'] = None; sys.modules['nvidia'] = None\n"

@@ -21,6 +21,7 @@ def test_each_is_shorter_than_60_lines_and_has_its_line_in_the_table(script):
     assert f"examples/{script.name} SHARDS`" in row
 
 
+@pytest.mark.process
 def test_plain_goes_on_after_its_last_checkpoint_as_if_it_had_not_been_stopped(few_shards, tmp_path):
     whole = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "whole.pt")
     assert list(whole.losses) == list(range(1, 11))

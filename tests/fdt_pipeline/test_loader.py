@@ -464,6 +464,7 @@ def test_epochs_out_of_range_and_closed_loaders_are_refused(numbered_shards):
         iter(loader)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_loaders_made_and_dropped_leave_no_threads(numbered_shards, mode):
     def threads():

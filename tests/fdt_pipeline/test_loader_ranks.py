@@ -272,7 +272,6 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.cluster
 def test_ranks_are_those_of_the_process_group(numbered_shards, tmp_path):
     """Though the environment says something else."""
     environment = {**os.environ, "RANK": "5", "WORLD_SIZE": "7", "OMP_NUM_THREADS": "1"}

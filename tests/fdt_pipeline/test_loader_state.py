@@ -485,6 +485,7 @@ def test_streaming_runs_show_what_is_left_exactly_once_on_other_ranks(numbered_s
 WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 6, 12])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("train", [True, False])
 @settings(FEW, max_examples=12)
 @given(
@@ -536,6 +537,7 @@ def test_a_state_that_only_passed_through_other_ranks_goes_on_as_if_it_had_not(n
     assert_same(list(resumed), list(batches))
 
 
+@pytest.mark.soak
 def test_a_state_stays_small_however_often_the_ranks_change(numbered_shards):
     state = None
     for turn in range(40):

@@ -43,6 +43,7 @@ def keys(found: list[Window]) -> list[str]:
     return [window.name(number).split()[-1] for window in found for number in range(len(window.labels))]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("chunk", [1, 3000, 4 << 20])
 @pytest.mark.parametrize("size", [1, 46, 60, 230, 500])
 @pytest.mark.parametrize("shuffle", [0, 46, 1000])

@@ -69,6 +69,7 @@ def test_every_relu_of_a_torchvision_network_is_normalized_without_a_warning(nam
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())
 
 
+@pytest.mark.soak
 def test_the_one_functional_relu_of_densenet_is_found_among_its_121():
     with torch.device("meta"):
         model = insert_tensor_norm(torchvision.models.densenet121(weights=None))

@@ -165,6 +165,7 @@ def test_autocast_trains_in_bfloat16():
     assert convolution.weight.grad.abs().max() > 0
 
 
+@pytest.mark.compile
 @pytest.mark.skipif(
     sys.version_info >= (3, 12) and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 4),
     reason="torch.compile came to Python 3.12 with torch 2.4",

@@ -15,6 +15,8 @@ from tools.bench.entries import find_entry
 from tools.bench.errors import RefusedError
 from tools.bench.options import Options
 
+pytestmark = pytest.mark.soak
+
 MODULE = "tests.bench_contenders"
 NUM_CLASSES = 6
 

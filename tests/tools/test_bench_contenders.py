@@ -31,6 +31,7 @@ from tools.bench.task import Contender, Entry, NotInstalledError, Task
 pytest.importorskip("nvidia.dali")
 pytestmark = [
     pytest.mark.dali,
+    pytest.mark.peer,
     # Workers are forked, as PyTorch does unless it is told otherwise, beside the threads of DALI.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     # What others' modules say of themselves and of each other.

@@ -25,6 +25,7 @@ def task(few_shards, tmp_path):
     return Options(few_shards / "train", (), 20, 1, 6, 0.1, tmp_path).task()
 
 
+@pytest.mark.process
 def test_a_contender_starts_takes_its_turns_and_ends_with_its_process(task):
     seat = SeatProcess(Spec(f"{MODULE}:whole", task))
     try:

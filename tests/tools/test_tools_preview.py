@@ -172,6 +172,7 @@ def test_fitted_images_fit(height: int, width: int, side: int) -> None:
     assert 2 * max(image.shape[:2]) > side
 
 
+@pytest.mark.soak
 @given(st.text(min_size=1, max_size=60), st.integers(30, 300), st.integers(1, 3))
 def test_text_is_never_wider_than_its_place(text: str, width: int, lines: int) -> None:
     assert text_width(shortened(text, width, 14, True), 14, True) <= width

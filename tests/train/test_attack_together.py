@@ -37,6 +37,7 @@ def labelled(model: nn.Module, num: int) -> tuple[Tensor, Tensor]:
         return x, model(x).argmax(1)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "attacks",

@@ -34,6 +34,7 @@ def test_fdts_targets_have_the_papers_entropy(num_classes, entropy):
     assert mean_target_entropy(FDT(), num_classes) == pytest.approx(entropy, abs=5e-5)
 
 
+@pytest.mark.soak
 def test_the_entropy_is_that_of_drawn_targets():
     pool, fdt = Pool(np.arange(10), 10), FDT(probability=0.7)
     drawn = [superpose_targets(draw_plan(0, 0, i, pool, fdt), 10).astype(np.float64) for i in range(4000)]
@@ -132,6 +133,7 @@ def test_controls_that_do_not_fit_are_refused(changes, match):
         Recipe("made up", "small", **changes)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_trains(few_shards, tmp_path, control):
     recipe = make_recipe(f"small_{control}", epochs=1)

@@ -84,6 +84,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(few_shards, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
 
 
+@pytest.mark.cluster
 def test_evaluation_on_two_ranks_counts_every_sample_once(few_shards, tmp_path):
     """100 samples in one batch of 200 a rank, of which three quarters only fill it up."""
     out = tmp_path / "run"

@@ -127,6 +127,7 @@ trainer.fit(recipe, Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
     assert [record["step"] for record in log_of(out, "test")] == [6, 12, 18, 24]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["small_plain", "small_ov", "small_tn"])
 def test_interruption_in_any_epoch_changes_nothing(few_shards, tmp_path, name, monkeypatch):
     recipe = make_recipe(name, epochs=3, batch_size=100)
