@@ -36,7 +36,7 @@ from fdt_pipeline.superposition import (
 )
 from tests.numbered import LABELS, numbered_images
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.compile]
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 FIELDS = ("offsets", "images", "classes", "dy", "dx", "flip", "weights")

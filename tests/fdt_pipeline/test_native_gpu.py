@@ -38,6 +38,8 @@ from fdt_pipeline.series import Geometric, Power
 from fdt_pipeline.shards import load_shards
 from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment, Pool, image_range, standardize, superpose_images
 
+pytestmark = pytest.mark.compile
+
 EMULATION = Path(__file__).parents[1] / "native_emulation"
 SEED, EPOCH = 0x0123456789ABCDEF, 7
 MEAN, STD = (122.0, 117.0, 104.0, 90.0), 256.0
