@@ -90,7 +90,7 @@ def describe_fdt(fdt: FDT | None, num_classes: int) -> dict[str, Any] | None:
         return None
     described = {field.name: getattr(fdt, field.name) for field in fields(fdt)}
     described = {name: value.item() if isinstance(value, np.generic) else value for name, value in described.items()}
-    most = min(fdt.max_images or num_classes, _SERIES_ROWS)  # never more than a plan has: a table may end there
+    most = min(fdt.most_images(num_classes), _SERIES_ROWS)  # never more than a plan has: a table may end there
     rows = [np.asarray(fdt.series.weights(k), np.float32) for k in range(1, most + 1)]
     digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()[:12]
     return {**described, "series": f"{type(fdt.series).__name__}, weights {digest}"}

@@ -75,16 +75,14 @@ class ClassWatch:
         found = len(np.unique(labels))
         of_all, before = self.images_per_output(self.num_classes), stats.now
         self._num_windows += 1
-        stats.add(
-            images_per_output=(self.images_per_output(found) - before.images_per_output) / self._num_windows,
-            images_per_output_of_all=of_all - before.images_per_output_of_all,
-        )
-        if self._has_warned or stats.now.images_per_output >= _ENOUGH * of_all:
+        mean = before.images_per_output + (self.images_per_output(found) - before.images_per_output) / self._num_windows
+        stats.now = replace(before, images_per_output=mean, images_per_output_of_all=of_all)
+        if self._has_warned or mean >= _ENOUGH * of_all:
             return
         self._has_warned = True
         warnings.warn(
             f"mix windows of {len(labels)} samples lack classes: this one has {found} of {self.num_classes}, so "
-            f"{stats.now.images_per_output:.2f} images are superposed on average instead of {of_all:.2f}; "
+            f"{mean:.2f} images are superposed on average instead of {of_all:.2f}; "
             f"pass mix_window={enough_samples(self.counts)} or more, memory allowing, and shuffle the set when it is "
             "sharded",
             stacklevel=2,

@@ -383,7 +383,9 @@ def test_a_state_of_other_shards_is_refused(numbered_shards, tmp_path):
 
 def test_the_same_shards_elsewhere_are_the_same(numbered_shards, tmp_path):
     (tmp_path / "moved").symlink_to(numbered_shards)
-    FDTLoader(tmp_path / "moved", 40).load_state_dict(FDTLoader(numbered_shards, 40).state_dict())
+    state, moved = FDTLoader(numbered_shards, 40).state_dict(), FDTLoader(tmp_path / "moved", 40)
+    moved.load_state_dict(state)
+    assert moved.state_dict() == state
 
 
 @pytest.mark.parametrize(
@@ -637,4 +639,4 @@ def test_numpy_numbers_may_be_stored(numbered_shards):
         numbered_shards, np.int64(40), seed=np.int64(3), fdt=fdt, mean=np.float32(100), std=np.array([1, 2, 3])
     )
     loader.set_epoch(np.int64(2))
-    stored(loader.state_dict())
+    assert stored(loader.state_dict())["epoch"] == 2

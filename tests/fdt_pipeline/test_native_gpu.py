@@ -548,7 +548,6 @@ def test_the_check_of_a_gpu_passes_here(gpu):
     assert (code, message.value[:25]) == (0, b"plans equal the CPU's, im")
 
 
-@pytest.mark.compile
 @pytest.mark.parametrize(
     ("broken", "what"),
     [
@@ -596,7 +595,6 @@ def test_without_a_driver_or_nvrtc_the_error_says_what_is_missing(core_library, 
     assert message.startswith(b"the GPU engine needs NVRTC (pip install nvidia-cuda-nvrtc")
 
 
-@pytest.mark.compile
 def test_nothing_outside_of_an_array_is_read_or_written(core_library, tmp_path):
     """Under AddressSanitizer and UBSan, with device memory in pieces that end where they were asked to."""
     driver = compile_driver(tmp_path, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -607,7 +605,6 @@ def test_nothing_outside_of_an_array_is_read_or_written(core_library, tmp_path):
     assert code == 0, message
 
 
-@pytest.mark.compile
 @pytest.mark.skipif(nvrtc_path() is None, reason="NVRTC is not installed")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "compute_90"])
 def test_nvrtc_compiles_the_kernels(core_library, arch):

@@ -126,7 +126,6 @@ def test_saturated_logits_are_found_to_mask_and_the_margin_finds_what_is_behind(
     assert "AutoAttack" not in checks
 
 
-@pytest.mark.peer
 def test_autoattack_is_the_librarys_own_evaluation(net):
     target, eps = target_of(net, batch_size=12), 0.03
     stages = AutoAttackStages(target, eps, NUM_CLASSES)
@@ -164,7 +163,6 @@ def test_what_a_library_returns_is_clipped_and_judged_again(net):
     assert torch.equal(stages.survivors("Square", right), right)
 
 
-@pytest.mark.peer
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_few_classes_have_the_attacks_that_there_are(num_classes):
     torch.manual_seed(0)
@@ -271,7 +269,6 @@ def run(few_shards, tmp_path_factory):
     return folder
 
 
-@pytest.mark.peer
 def test_checks_of_a_run_are_printed_and_written(run, tmp_path, capsys):
     command = ["checks", str(run), "--plain", str(run), "--images", "6", "--restarts", "1", "--queries", "20"]
     assert main([*command, "--json", str(tmp_path / "checks.json"), "--device", "cpu"]) == 0
