@@ -16,7 +16,7 @@ def main():
     args = arguments(__doc__)
     device = "gpu" if torch.cuda.is_available() else "cpu"
     pipeline = fdt_pipeline(
-        args.shards / "train", fdt=FDT(), device=device,
+        args.shards / "train", mix=FDT(), device=device,
         batch_size=64, num_threads=2, device_id=0 if device == "gpu" else None,
     )  # fmt: skip
     batches = DALIGenericIterator(pipeline, ["images", "targets"])

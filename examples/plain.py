@@ -30,7 +30,7 @@ def resume(path, parts, device):
 def main():
     args = arguments(__doc__, checkpoint="runs/plain.pt")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loader = FDTLoader(args.shards / "train", batch_size=64, fdt=FDT(), device=device, seed=0)
+    loader = FDTLoader(args.shards / "train", batch_size=64, mix=FDT(), device=device, seed=0)
     test_loader = FDTLoader(args.shards / "test", batch_size=64, train=False, device=device)
     torch.manual_seed(0)
     model = small_network(loader.shape[0], loader.num_classes).to(device)

@@ -2,7 +2,7 @@
 
     from fdt_pipeline import FDT, FDTLoader
 
-    for images, targets in FDTLoader("shards/train", batch_size=100, fdt=FDT()):
+    for images, targets in FDTLoader("shards/train", batch_size=100, mix=FDT()):
         ...
 
 The definition (`superposition`, `series`, `philox`) needs NumPy alone. What needs torch and NVIDIA DALI is imported
@@ -12,17 +12,25 @@ when it is first asked for, and says what to install where they are missing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Series, Uniform
+from fdt_pipeline.definition.superposition import (
+    FDT,
+    Augment,
+    Plan,
+    Pool,
+    draw_plan,
+    superpose_images,
+    superpose_targets,
+)
 from fdt_pipeline.native import fn_module
 from fdt_pipeline.native.series import series_argument
-from fdt_pipeline.series import Geometric, Harmonic, Power, Series, Uniform
-from fdt_pipeline.superposition import FDT, Augment, Plan, Pool, draw_plan, superpose_images, superpose_targets
 
 if TYPE_CHECKING:
-    from fdt_pipeline.loader import FDTLoader
-    from fdt_pipeline.pipeline_function import fdt_pipeline
+    from fdt_pipeline.loader.loader import FDTLoader
+    from fdt_pipeline.loader.pipeline import fdt_pipeline
+    from fdt_pipeline.loader.stats import LoaderStats
+    from fdt_pipeline.loader.targets import SparseTargets
     from fdt_pipeline.shards import webdataset_files
-    from fdt_pipeline.stats import LoaderStats
-    from fdt_pipeline.targets import SparseTargets
 
 fn_module.install()  # nvidia.dali.fn.fdt exists from here on; it is built when it is first used
 
@@ -53,14 +61,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "FDTLoader":
         import_module("fdt_pipeline.dali").import_dali()  # first, so that what is missing is named whole
-        return import_module("fdt_pipeline.loader").FDTLoader
+        return import_module("fdt_pipeline.loader.loader").FDTLoader
     if name == "fdt_pipeline":
         import_module("fdt_pipeline.dali").import_dali()
-        return import_module("fdt_pipeline.pipeline_function").fdt_pipeline
+        return import_module("fdt_pipeline.loader.pipeline").fdt_pipeline
     if name == "LoaderStats":
-        return import_module("fdt_pipeline.stats").LoaderStats
+        return import_module("fdt_pipeline.loader.stats").LoaderStats
     if name == "SparseTargets":
-        return import_module("fdt_pipeline.targets").SparseTargets
+        return import_module("fdt_pipeline.loader.targets").SparseTargets
     if name == "webdataset_files":
         return import_module("fdt_pipeline.shards").webdataset_files
     if name == "load_operators":

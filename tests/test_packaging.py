@@ -41,7 +41,11 @@ def run_bare(site, code):
 def test_the_wheel_ships_fdt_pipeline_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fdt_pipeline"}
-    assert {"fdt_pipeline/superposition.py", "fdt_pipeline/shards/writer.py", "fdt_pipeline/py.typed"} <= set(names)
+    assert {
+        "fdt_pipeline/definition/superposition.py",
+        "fdt_pipeline/shards/writer.py",
+        "fdt_pipeline/py.typed",
+    } <= set(names)
 
 
 def test_the_definition_works_with_numpy_alone(bare_site):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdt_pipeline.philox import Stream, permutation
+from fdt_pipeline.definition.philox import Stream, permutation
 
 SEED = 2021
 PER_CLASS = {"train": 500, "t10k": 100}

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from fdt_pipeline import FDT, FDTLoader
-from fdt_pipeline.engine import ImagePool
-from fdt_pipeline.philox import Stream, permutation
+from fdt_pipeline.definition.philox import Stream, permutation
+from fdt_pipeline.loader.engine import ImagePool
 from models import build_model
 from train.environment import hardware, versions
 from train.losses import multi_label_loss
@@ -56,7 +56,7 @@ def images_per_second(loader: FDTLoader, num_batches: int) -> float:
 
 def loaders(shards: Path, batch_size: int) -> dict[str, FDTLoader]:
     return {
-        f"{mode} {name}": FDTLoader(shards, batch_size, fdt=fdt, mode=mode, engine="torch")
+        f"{mode} {name}": FDTLoader(shards, batch_size, mix=fdt, mode=mode, engine="torch")
         for mode in ("resident", "streaming")
         for name, fdt in (("no FDT", None), ("FDT", FDT()))
     }

@@ -37,15 +37,15 @@ from nvidia.dali import pipeline_def
 from PIL import Image
 
 from fdt_pipeline import FDT, FDTLoader
-from fdt_pipeline.arguments import PAPER_MEAN, PAPER_STD
-from fdt_pipeline.engines import native_core
-from fdt_pipeline.epochs import Running
+from fdt_pipeline.definition.superposition import Augment
+from fdt_pipeline.loader.engines import native_core
+from fdt_pipeline.loader.epoch import Running
+from fdt_pipeline.loader.graphs import fn, types
+from fdt_pipeline.loader.options import PAPER_MEAN, PAPER_STD
 from fdt_pipeline.native.core import Core, CoreOutput
-from fdt_pipeline.pipeline import fn, types
 from fdt_pipeline.shards import load_shards, read_manifest
 from fdt_pipeline.shards.codec import npy_header
 from fdt_pipeline.shards.tar import TarShard
-from fdt_pipeline.superposition import Augment
 from train.environment import hardware, versions
 
 U8 = npt.NDArray[np.uint8]
@@ -585,7 +585,7 @@ def measure_loader(setting: Setting) -> Group:
 
 def _loader(setting: Setting, data: Data, mode: Any, engine: Any, fdt: FDT | None) -> FDTLoader:
     options: dict[str, Any] = {"num_threads": setting.threads, "prefetch": PREFETCH, "verify": False}
-    return FDTLoader(data.folder, setting.batch_size, mode=mode, engine=engine, fdt=fdt, **options)
+    return FDTLoader(data.folder, setting.batch_size, mode=mode, engine=engine, mix=fdt, **options)
 
 
 def _epochs(loader: FDTLoader) -> Figure:

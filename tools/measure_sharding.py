@@ -29,7 +29,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from fdt_pipeline.philox import Stream, random_words
+from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.shards import verify_shards, write_shards
 from fdt_pipeline.sources import Source, open_source
 from train.environment import hardware, versions

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from fdt_pipeline.definition.superposition import FDT, Plan, Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.sources.source import U8
 from fdt_pipeline.storage import Folder
-from fdt_pipeline.superposition import FDT, Plan, Pool, draw_plan, superpose_images, superpose_targets
 
 from .canvas import BLUE, GRAY, INK, PALE, Canvas, fitted, shortened
 from .picking import Place, read_images, read_labels, spread_shards

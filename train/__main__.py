@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check_one_process() -> None:
-    from fdt_pipeline.ranks import find_ranks
+    from fdt_pipeline.loader.ranks import find_ranks
 
     world_size = find_ranks(None, None).world_size
     if world_size > 1:

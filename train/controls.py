@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from fdt_pipeline.superposition import FDT
+from fdt_pipeline.definition.superposition import FDT
 from train.recipes import Recipe
 
 BatchChange = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fdt_pipeline import FDTLoader
-from fdt_pipeline.arguments import checked_device
-from fdt_pipeline.ranks import Ranks, find_ranks
+from fdt_pipeline.loader.options import checked_device
+from fdt_pipeline.loader.ranks import Ranks, find_ranks
 from train.ddp_batch_norm import synchronize_batch_norm
 from train.losses import cross_entropy
 from train.recipes import Recipe

@@ -64,7 +64,7 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
             shard_split(shards / split, split, settings.seed)
         with seconds.of(f"verify {split}"):
             _verify(shards / split)
-    draw_batch(FDTLoader(shards / "train", 100, fdt=FDT(), channels=3, seed=settings.seed), out / "batch.png")
+    draw_batch(FDTLoader(shards / "train", 100, mix=FDT(), channels=3, seed=settings.seed), out / "batch.png")
     for recipe in NAMES:
         log.info("training %s", recipe)
         made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fdt_pipeline.arguments import PAPER_STD, checked_output
+from fdt_pipeline.loader.options import PAPER_STD, checked_output
 from fdt_pipeline.storage.atomic import atomic_file
 from train.export_card import model_card
 from train.export_onnx import largest_difference, to_onnx

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from fdt_pipeline.series import Power
-from fdt_pipeline.superposition import FDT, Augment
+from fdt_pipeline.definition.series import Power
+from fdt_pipeline.definition.superposition import FDT, Augment
 
 Column = Callable[["Recipe"], "Recipe"]
 

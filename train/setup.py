@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fdt_pipeline import FDTLoader
-from fdt_pipeline.arguments import checked_device
+from fdt_pipeline.loader.options import checked_device
 from models import build_model
 from models.positional_norm import insert_positional_norm
 from train.ddp import evaluate_over_ranks, evaluation_options, share_of_batch
@@ -41,7 +41,7 @@ def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool)
         return FDTLoader(shards, 200, train=False, **evaluation_options(), **common)
     batch_size = share_of_batch(recipe)
     return FDTLoader(
-        shards, batch_size, fdt=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
+        shards, batch_size, mix=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fdt_pipeline.arguments import check_pixel_range
+from fdt_pipeline.loader.options import check_pixel_range
 
 _SLACK = 1e-3  # of the pixel range: far above rounding, far below a wrong mean or std
 

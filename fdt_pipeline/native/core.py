@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..plans import Plans, batch_weights
-from ..superposition import FDT, I64, NO_AUGMENT, Augment, image_range
-from ..superposition import Pool as LabelledPool
+from fdt_pipeline.definition.plans import Plans, batch_weights
+from fdt_pipeline.definition.superposition import FDT, I64, NO_AUGMENT, Augment, image_range
+from fdt_pipeline.definition.superposition import Pool as LabelledPool
+
 from .series import series_argument
 
 U8 = npt.NDArray[np.uint8]

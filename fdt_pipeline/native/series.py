@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fdt_pipeline.series import Series, checked_weights
+from fdt_pipeline.definition.series import Series, checked_weights
 
 # Rows of a table, as all weights for up to 2,048 images are 8 MB. Series of terms have no such bound.
 MOST_OF_A_TABLE = 2048

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..philox import Stream, permutation, random_words
+from fdt_pipeline.definition.philox import Stream, permutation, random_words
+
 from ..sources.source import I64
 
 _SHUFFLE, _JITTER = 0, 1

@@ -7,12 +7,12 @@ from weakref import ref
 
 import pytest
 
-from fdt_pipeline.ahead import Ahead
+from fdt_pipeline.loader.prefetch import Ahead
 
 COLLECTED_ON_ITS_OWN_THREAD = """
 import faulthandler, gc, threading, weakref
 faulthandler.dump_traceback_later(20, exit=True)
-from fdt_pipeline.ahead import Ahead
+from fdt_pipeline.loader.prefetch import Ahead
 
 class Owner: pass
 

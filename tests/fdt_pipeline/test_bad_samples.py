@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDTLoader, windows
-from fdt_pipeline.bad_samples import find_bad
-from fdt_pipeline.pipeline import Decoding
+from fdt_pipeline import FDTLoader
+from fdt_pipeline.loader import reading as windows
+from fdt_pipeline.loader.bad_samples import find_bad
+from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.shards.codec import encode
 from fdt_pipeline.sources import ArraySource
@@ -49,7 +50,7 @@ def test_a_broken_file_is_found_with_pillows_reason():
 @pytest.mark.parametrize("bad", [{0}, {11}, {3, 4, 9}, set(range(12))])
 def test_what_pillow_decodes_is_tried_with_dali_in_halves(monkeypatch, bad):
     """Pillow is made to see nothing wrong, as with formats of which DALI knows less."""
-    monkeypatch.setattr("fdt_pipeline.bad_samples.decode_image", lambda data, channels: None)
+    monkeypatch.setattr("fdt_pipeline.loader.bad_samples.decode_image", lambda data, channels: None)
     images = [damaged(png(i)) if i in bad else png(i) for i in range(12)]
     found = find_bad(window_of(images), Manifest, DECODING)
     assert found == dict.fromkeys(sorted(bad), "DALI does not decode it, though Pillow does")
@@ -87,7 +88,7 @@ def test_an_undecodable_sample_is_an_error_that_names_shard_and_key(spoilt_shard
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_undecodable_sample_is_substituted_after_dali_has_failed(spoilt_shards, prefetch):
     folder, bad = spoilt_shards
-    options = {"mode": "streaming", "prefetch": prefetch, "mix_window": 46, "fdt": None, "augment": None, **PIXELS}
+    options = {"mode": "streaming", "prefetch": prefetch, "mix_window": 46, "mix": None, "augment": None, **PIXELS}
     loader = FDTLoader(folder, 46, on_bad="substitute", **options)
     with pytest.warns(UserWarning, match="another sample takes the place of a bad one") as caught:
         first = list(loader)

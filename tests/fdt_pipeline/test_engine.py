@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline.engine import ImagePool, Output, stack_images, superpose
-from fdt_pipeline.plans import draw_plans
-from fdt_pipeline.superposition import FDT, Augment, Pool, standardize, superpose_images
+from fdt_pipeline.definition.plans import draw_plans
+from fdt_pipeline.definition.superposition import FDT, Augment, Pool, standardize, superpose_images
+from fdt_pipeline.loader.engine import ImagePool, Output, stack_images, superpose
 
 RGB = Output(mean=(122.0, 117.0, 104.0), std=(256.0,) * 3, channels=3)
 

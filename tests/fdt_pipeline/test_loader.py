@@ -14,14 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-import fdt_pipeline.loader as loader_module
-from fdt_pipeline import FDT, Augment, FDTLoader, Power, engines
-from fdt_pipeline.plans import batch_targets, draw_plans
-from fdt_pipeline.residency import is_small_window
-from fdt_pipeline.shards import ShardError, load_shards, write_shards
-from fdt_pipeline.shards.index import parse_index
-from fdt_pipeline.sources import ArraySource, open_source
-from fdt_pipeline.superposition import (
+import fdt_pipeline.loader.loader as loader_module
+from fdt_pipeline import FDT, Augment, FDTLoader, Power
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.superposition import (
     PLAIN,
     Pool,
     draw_plan,
@@ -30,6 +26,11 @@ from fdt_pipeline.superposition import (
     superpose_images,
     superpose_targets,
 )
+from fdt_pipeline.loader import engines
+from fdt_pipeline.loader.memory import is_small_window
+from fdt_pipeline.shards import ShardError, load_shards, write_shards
+from fdt_pipeline.shards.index import parse_index
+from fdt_pipeline.sources import ArraySource, open_source
 from tests.memory import steady_growth
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
 
@@ -59,7 +60,7 @@ def epoch_of(loader):
 def test_resident_outputs_are_the_definitions(numbered_shards, fdt, augment):
     images, labels, _ = load_shards(numbered_shards)
     pool, epoch = Pool(labels, 7), 4
-    loader = FDTLoader(numbered_shards, 32, fdt=fdt, augment=augment, mode="resident", seed=9)
+    loader = FDTLoader(numbered_shards, 32, mix=fdt, augment=augment, mode="resident", seed=9)
     loader.set_epoch(epoch)
     mixed, targets = epoch_of(loader)
     order = epoch_order(9, epoch, NUM_SAMPLES)
@@ -76,9 +77,9 @@ def test_resident_outputs_are_the_definitions(numbered_shards, fdt, augment):
 def test_streaming_outputs_are_the_definitions_within_each_window(numbered_shards, fdt):
     """The order of the stream is read off plain training, which walks the same one."""
     shared = {"mode": "streaming", "seed": 5, "augment": None, "mix_window": 58, **PIXELS}
-    with FDTLoader(numbered_shards, 20, fdt=FDT(max_images=1, anchor="epoch"), **shared) as plain:
+    with FDTLoader(numbered_shards, 20, mix=FDT(max_images=1, anchor="epoch"), **shared) as plain:
         stream = image_numbers(epoch_of(plain)[0])
-    mixed, targets = epoch_of(FDTLoader(numbered_shards, 20, fdt=fdt, **shared))
+    mixed, targets = epoch_of(FDTLoader(numbered_shards, 20, mix=fdt, **shared))
     assert sorted(stream) == list(range(NUM_SAMPLES))
     images = numbered_images()
     for start in range(0, NUM_SAMPLES, 58):
@@ -94,7 +95,7 @@ def test_streaming_outputs_are_the_definitions_within_each_window(numbered_shard
 
 @pytest.mark.parametrize("mode", MODES)
 def test_plain_training_shows_every_sample_once_an_epoch_in_a_new_order(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 32, fdt=None, augment=None, mode=mode, seed=2, **PIXELS)
+    loader = FDTLoader(numbered_shards, 32, mix=None, augment=None, mode=mode, seed=2, **PIXELS)
     orders = []
     for _ in range(3):
         images, targets = epoch_of(loader)
@@ -240,7 +241,7 @@ def ending_at_plans(kind):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "options", [{}, {"train": False}, {"dtype": torch.float16, "channels_last": True, "fdt": FDT(anchor="epoch")}]
+    "options", [{}, {"train": False}, {"dtype": torch.float16, "channels_last": True, "mix": FDT(anchor="epoch")}]
 )
 def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(
     numbered_shards, mode, options, monkeypatch
@@ -265,9 +266,9 @@ def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(number
     assert FDTLoader(numbered_shards, 8).mode == "resident"
     padded = 14 * 13 if engine == "torch" else 0  # that engine has each image twice while it makes its frame
     kept = NUM_SAMPLES * (6 * 5 + padded) * 3
-    monkeypatch.setattr("fdt_pipeline.residency.available_bytes", lambda device: 2 * kept)
+    monkeypatch.setattr("fdt_pipeline.loader.memory.available_bytes", lambda device: 2 * kept)
     assert FDTLoader(numbered_shards, 8).mode == "resident"
-    monkeypatch.setattr("fdt_pipeline.residency.available_bytes", lambda device: 2 * kept - 1)
+    monkeypatch.setattr("fdt_pipeline.loader.memory.available_bytes", lambda device: 2 * kept - 1)
     assert FDTLoader(numbered_shards, 8).mode == "streaming"
 
 
@@ -278,16 +279,16 @@ def test_a_window_too_small_for_the_classes_warns(numbered_shards):
     with pytest.warns(UserWarning, match="will often hold fewer"):
         FDTLoader(numbered_shards, 6, mode="streaming", mix_window=33)
     FDTLoader(numbered_shards, 6, mode="streaming", mix_window=46)
-    FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=None)
+    FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, mix=None)
 
 
 def test_a_small_window_warns_only_where_fewer_images_are_mixed_than_max_images_asks_for(numbered_shards):
     """6 samples of 7 classes are of 2 or more of them but once in 16,807 times, and of 6 once in 20 times."""
     for fdt in (FDT(max_images=2), FDT(probability=0)):
-        loader = FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=fdt)
+        loader = FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, mix=fdt)
         assert (epoch_of(loader)[1] > 0).sum(1).max() == (2 if fdt.probability else 1)
     with pytest.warns(UserWarning, match="6 samples will often hold fewer than 6 classes.*mix_window=60"):
-        FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, fdt=FDT(max_images=6))
+        FDTLoader(numbered_shards, 6, mode="streaming", mix_window=6, mix=FDT(max_images=6))
 
 
 @pytest.mark.parametrize(("wanted", "num_classes"), [(2, 7), (4, 10), (10, 1000)])
@@ -401,10 +402,10 @@ def test_closing_a_loader_ends_its_iterations(numbered_shards):
         ({"size": (3.5, 3), "mode": "streaming"}, "height of size must be a whole number"),
         ({"last_batch": "full"}, "last_batch must be one of"),
         ({"batch_size": 500, "last_batch": "drop"}, "leaves no batch: 230 samples in batches of 500"),
-        ({"train": False, "fdt": FDT()}, "leave fdt out"),
+        ({"train": False, "mix": FDT()}, "leave mix out"),
         ({"train": False, "augment": Augment()}, "leave augment out"),
-        ({"fdt": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
-        ({"fdt": "harmonic"}, "fdt must be an FDT or None"),
+        ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+        ({"mix": "harmonic"}, "mix must be an FDT or None"),
         ({"dtype": torch.float64}, "cast other types after"),
         ({"channels": 1}, "only gray ones can be repeated"),
         ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
@@ -447,7 +448,7 @@ def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):
     write_shards(ArraySource(numbered_images(9), np.zeros(9, np.int64)), tmp_path / "one")
     with pytest.raises(ValueError, match="needs 2 or more of them, got 1"):
         FDTLoader(tmp_path / "one", 3)
-    assert len(epoch_of(FDTLoader(tmp_path / "one", 3, fdt=None))[0]) == 9
+    assert len(epoch_of(FDTLoader(tmp_path / "one", 3, mix=None))[0]) == 9
 
 
 def test_epochs_out_of_range_and_closed_loaders_are_refused(numbered_shards):
@@ -547,7 +548,7 @@ class Table:
 @pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "mix_window": 46}])
 @pytest.mark.parametrize("fdt", [FDT(series=Table(7)), FDT(series=Table(3), max_images=3)])
 def test_a_series_need_have_no_weights_for_more_images_than_a_sum_can_have(numbered_shards, options, fdt):
-    loader = FDTLoader(numbered_shards, 23, fdt=fdt, **options)
+    loader = FDTLoader(numbered_shards, 23, mix=fdt, **options)
     targets = [batch for _, batch in loader]
     assert max(int((target > 0).sum(1).max()) for target in targets) == fdt.series.num_images
     loader.load_state_dict(loader.state_dict())

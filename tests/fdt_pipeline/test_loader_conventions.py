@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fdt_pipeline import FDT, Augment, FDTLoader, SparseTargets, Uniform
+from fdt_pipeline.loader.stats import enough_samples
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.stats import enough_samples
 from tests.loading import PIXELS, numbers_of, ranks
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
@@ -27,7 +27,7 @@ def epoch_of(loader):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fdt", [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), None])
 def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, mode, fdt):
-    options = {"mode": mode, "seed": 3, "fdt": fdt}
+    options = {"mode": mode, "seed": 3, "mix": fdt}
     _, soft = epoch_of(FDTLoader(numbered_shards, 50, **options))
     classes, weights = [], []
     for _, targets in FDTLoader(numbered_shards, 50, targets="sparse", **options):
@@ -46,11 +46,11 @@ def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, m
 def test_dominant_targets_are_the_class_of_the_largest_weight(numbered_shards, mode):
     soft, dominant, of_fdt = (
         epoch_of(FDTLoader(numbered_shards, 50, mode=mode, **options))[1]
-        for options in ({}, {"targets": "dominant"}, {"fdt": FDT(targets="dominant")})
+        for options in ({}, {"targets": "dominant"}, {"mix": FDT(targets="dominant")})
     )
     assert torch.equal(dominant, torch.nn.functional.one_hot(soft.argmax(1), 7).float())
     assert torch.equal(dominant, of_fdt)
-    overruled = FDTLoader(numbered_shards, 50, mode=mode, fdt=FDT(targets="dominant"), targets="soft")
+    overruled = FDTLoader(numbered_shards, 50, mode=mode, mix=FDT(targets="dominant"), targets="soft")
     assert torch.equal(epoch_of(overruled)[1], soft)
 
 
@@ -99,21 +99,21 @@ def test_mixing_is_switched_between_iterations_and_not_in_one(numbered_shards, m
 
 
 def test_augmentation_stays_when_mixing_is_switched_off(numbered_shards):
-    loader = FDTLoader(numbered_shards, 64, fdt=FDT(), augment=Augment(pad=2), seed=1)
+    loader = FDTLoader(numbered_shards, 64, mix=FDT(), augment=Augment(pad=2), seed=1)
     loader.mixing = False
-    plain = FDTLoader(numbered_shards, 64, fdt=None, augment=Augment(pad=2), seed=1)
+    plain = FDTLoader(numbered_shards, 64, mix=None, augment=Augment(pad=2), seed=1)
     for a, b in zip(epoch_of(loader), epoch_of(plain), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("fdt", None), ("mode", "streaming"), ("batch_size", 8), ("mixng", False), ("_nxet", 0)]
+    ("name", "value"), [("mix", None), ("mode", "streaming"), ("batch_size", 8), ("mixng", False), ("_nxet", 0)]
 )
 def test_nothing_but_mixing_can_be_set_so_that_no_assignment_is_lost(numbered_shards, name, value):
     loader = FDTLoader(numbered_shards, 32)
     with pytest.raises(AttributeError, match=f"{name} of an FDTLoader cannot be set, only `mixing` can: make a new"):
         setattr(loader, name, value)
-    assert loader.fdt == FDT()
+    assert loader.mix == FDT()
     with pytest.raises(AttributeError, match="batches"):
         loader.stats.batches = 0
 
@@ -230,11 +230,11 @@ def test_pinned_memory_without_a_gpu_is_refused(numbered_shards):
 
 
 def test_mixing_is_not_switched_on_where_there_is_none(numbered_shards):
-    for options in ({"fdt": None}, {"train": False}):
+    for options in ({"mix": None}, {"train": False}):
         loader = FDTLoader(numbered_shards, 8, **options)
         assert not loader.mixing
         loader.mixing = False
-        with pytest.raises(ValueError, match="no fdt to switch on"):
+        with pytest.raises(ValueError, match="no mix to switch on"):
             loader.mixing = True
 
 
@@ -281,7 +281,7 @@ def test_an_iterator_that_is_never_moved_takes_no_epoch(numbered_shards, mode):
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_more_classes_than_the_native_engine_takes_are_left_to_torch_when_the_loader_is_built(many_classes, mode):
-    options = {"mode": mode, "fdt": FDT(max_images=2), "augment": None}
+    options = {"mode": mode, "mix": FDT(max_images=2), "augment": None}
     with pytest.warns(UserWarning, match=r"torch engine is used.* up to 65,536 classes, this set has 65,537"):
         loader = FDTLoader(many_classes, 10, **options)
     images, targets = next(iter(loader))

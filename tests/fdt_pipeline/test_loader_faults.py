@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDTLoader, windows
+from fdt_pipeline import FDTLoader
+from fdt_pipeline.loader import reading as windows
 from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import ArraySource
@@ -44,7 +45,7 @@ def shards(whole, tmp_path):
 
 
 def loader_of(shards, **options):
-    options = {"mode": "streaming", "mix_window": 46, "fdt": None, "augment": None, "seed": 5, **PIXELS, **options}
+    options = {"mode": "streaming", "mix_window": 46, "mix": None, "augment": None, "seed": 5, **PIXELS, **options}
     return FDTLoader(shards, 23, **options)
 
 
@@ -97,7 +98,7 @@ def test_a_sample_that_spoiled_is_named_by_shard_and_key(shards, prefetch, part)
 @pytest.mark.parametrize("part", ["magic", "header", "end"])
 @pytest.mark.parametrize("fdt", ["default", None])
 def test_a_sample_that_spoiled_is_replaced_counted_and_named_once(shards, part, fdt):
-    loader = loader_of(shards, on_bad="substitute", fdt=fdt)
+    loader = loader_of(shards, on_bad="substitute", mix=fdt)
     name = spoil(shards, 100, part)
     with pytest.warns(UserWarning, match=name) as warned:
         first, second = (list(loader) for _ in range(2))
@@ -137,7 +138,7 @@ def test_substitutes_do_not_depend_on_threads_or_prefetch(shards):
         spoil(shards, number)
     epochs = []
     for num_threads, prefetch in ((1, 0), (4, 3), (2, 1)):
-        loader = loader_of(shards, fdt="default", on_bad="substitute", num_threads=num_threads, prefetch=prefetch,
+        loader = loader_of(shards, mix="default", on_bad="substitute", num_threads=num_threads, prefetch=prefetch,
                            verify=False)  # fmt: skip
         with pytest.warns(UserWarning, match="sample"):
             epochs.append(list(loader))
@@ -158,7 +159,7 @@ def undecodable(tmp_path, monkeypatch):
 
 def test_files_that_only_the_decoder_refuses_are_replaced_too(undecodable):
     """DALI fails with a whole window then, wherever it is ahead of the consumer, and none is lost or repeated."""
-    options = {"fdt": "default", "on_bad": "substitute", "verify": False}
+    options = {"mix": "default", "on_bad": "substitute", "verify": False}
     epochs = []
     for num_threads, prefetch in ((1, 0), (4, 3), (2, 1)):
         loader = loader_of(undecodable, num_threads=num_threads, prefetch=prefetch, **options)
@@ -180,7 +181,7 @@ def test_files_that_only_the_decoder_refuses_are_named(undecodable, prefetch):
 
 def test_a_stand_in_has_weight_0_in_an_evaluation(shards):
     spoil(shards, 100)
-    loader = loader_of(shards, train=False, fdt="default", augment="default", mix_window=None, on_bad="substitute",
+    loader = loader_of(shards, train=False, mix="default", augment="default", mix_window=None, on_bad="substitute",
                        weights=True, verify=False)  # fmt: skip
     with pytest.warns(UserWarning, match="sample"):
         images, labels, weights = joined(list(loader))
@@ -297,7 +298,7 @@ def test_an_epoch_that_fails_at_its_first_batch_is_not_passed_over(shards, whole
 def test_a_resumed_epoch_has_the_same_substitutes(shards):
     for number in (3, 50, 51, 170, 229):
         spoil(shards, number)
-    options = {"fdt": "default", "on_bad": "substitute", "verify": False}
+    options = {"mix": "default", "on_bad": "substitute", "verify": False}
     with pytest.warns(UserWarning, match="sample"):
         expected = list(loader_of(shards, **options))
     for done in (1, 4, 7):
@@ -332,7 +333,7 @@ def test_on_bad_is_for_streaming_and_is_one_of_two(whole):
 
 
 def test_a_snapshot_of_the_statistics_stays_what_it_was(whole):
-    loader = loader_of(whole, fdt="default")
+    loader = loader_of(whole, mix="default")
     before = loader.stats
     batches = iter(loader)
     next(batches)

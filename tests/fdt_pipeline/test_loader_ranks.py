@@ -11,10 +11,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Geometric
-from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.superposition import Pool, epoch_order, superpose_images
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.superposition import Pool, epoch_order, superpose_images
 from tests.loading import PIXELS, assert_same, global_batches, joined, numbers_of, ranks
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
@@ -46,7 +46,7 @@ RUNS = [("native", fdt, last_batch) for fdt in MIXINGS for last_batch in LAST]
     ("engine", "fdt", "last_batch"), [*RUNS, ("torch", "fdt", "partial"), ("torch", "anchor", "fill")]
 )
 def test_resident_global_batches_are_the_same_for_any_number_of_ranks(numbered_shards, engine, fdt, last_batch):
-    options = {"mode": "resident", "engine": engine, "fdt": MIXINGS[fdt], "last_batch": last_batch, "seed": 3}
+    options = {"mode": "resident", "engine": engine, "mix": MIXINGS[fdt], "last_batch": last_batch, "seed": 3}
     [alone] = ranks(numbered_shards, GLOBAL, 1, num_threads=1, prefetch=0, **options)
     expected = [global_batches([alone]) for _ in range(2)]
     assert len(expected[0]) == NUM_SAMPLES // GLOBAL + (last_batch != "drop")
@@ -62,7 +62,7 @@ def test_resident_global_batches_are_the_same_for_any_number_of_ranks(numbered_s
 def test_resident_global_batches_have_the_plans_of_their_outputs(numbered_shards, anchor, last_batch):
     """Output i of the epoch is number i - gB of global batch g; what fills up the last one is the epoch's first."""
     fdt, augment, epoch = FDT(anchor=anchor), Augment(pad=2), 5
-    loaders = ranks(numbered_shards, GLOBAL, 2, mode="resident", fdt=fdt, augment=augment, last_batch=last_batch,
+    loaders = ranks(numbered_shards, GLOBAL, 2, mode="resident", mix=fdt, augment=augment, last_batch=last_batch,
                     seed=7, **PIXELS)  # fmt: skip
     for loader in loaders:
         loader.set_epoch(epoch)
@@ -82,7 +82,7 @@ def test_resident_global_batches_have_the_plans_of_their_outputs(numbered_shards
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("fdt", MIXINGS.values(), ids=MIXINGS)
 def test_streaming_repeats_itself_for_one_number_of_ranks(numbered_shards, world_size, fdt):
-    options = {"mode": "streaming", "fdt": fdt, "seed": 3, "mix_window": 50}
+    options = {"mode": "streaming", "mix": fdt, "seed": 3, "mix_window": 50}
     first = ranks(numbered_shards, GLOBAL, world_size, num_threads=1, prefetch=0, **options)
     second = ranks(numbered_shards, GLOBAL, world_size, num_threads=3, prefetch=3, **options)
     for _ in range(2):
@@ -93,7 +93,7 @@ def test_streaming_repeats_itself_for_one_number_of_ranks(numbered_shards, world
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("last_batch", ["partial", "fill"])
 def test_plain_training_shows_every_sample_once_over_all_ranks(numbered_shards, mode, world_size, last_batch):
-    options = {"fdt": None, "augment": None, "mode": mode, "last_batch": last_batch, "weights": True, **PIXELS}
+    options = {"mix": None, "augment": None, "mode": mode, "last_batch": last_batch, "weights": True, **PIXELS}
     batch_size = 3
     total = batch_size * world_size
     if last_batch == "partial" and 0 < NUM_SAMPLES % total < world_size:
@@ -111,7 +111,7 @@ def test_plain_training_shows_every_sample_once_over_all_ranks(numbered_shards, 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_dropping_the_last_batch_leaves_whole_batches_of_different_samples(numbered_shards, mode, world_size):
-    options = {"fdt": None, "augment": None, "mode": mode, "last_batch": "drop", **PIXELS}
+    options = {"mix": None, "augment": None, "mode": mode, "last_batch": "drop", **PIXELS}
     found = global_batches(ranks(numbered_shards, 20, world_size, **options))
     assert [len(targets) for _, targets in found] == [20] * 11
     assert len(set(numbers_of(found))) == 220
@@ -120,7 +120,7 @@ def test_dropping_the_last_batch_leaves_whole_batches_of_different_samples(numbe
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("world_size", [1, 4, 7])
 def test_each_sample_leads_one_sum_over_all_ranks(numbered_shards, mode, world_size):
-    options = {"fdt": LEADER_FIRST, "augment": None, "mode": mode, **PIXELS}
+    options = {"mix": LEADER_FIRST, "augment": None, "mode": mode, **PIXELS}
     found = global_batches(ranks(numbered_shards, 5 * world_size, world_size, **options))
     targets = joined(found)[1]
     assert sorted(numbers_of(found)) == list(range(NUM_SAMPLES))
@@ -141,7 +141,7 @@ def test_every_rank_has_as_many_batches_and_shares_of_one_size(
 ):
     total = batch_size * world_size
     rest = n % total
-    options = {"mode": mode, "train": train, "last_batch": last_batch, **({"fdt": None} if train else {})}
+    options = {"mode": mode, "train": train, "last_batch": last_batch, **({"mix": None} if train else {})}
     refused = n < total if last_batch == "drop" else last_batch == "partial" and 0 < rest < world_size
     if refused:
         with pytest.raises(ValueError, match="last_batch"):
@@ -176,7 +176,7 @@ def test_evaluation_counts_every_sample_once_by_its_weight(numbered_shards, mode
 def test_a_set_smaller_than_a_batch_is_shown_again_and_again_to_fill_it(sets_of_shards, mode, train):
     """24 samples in a batch of 16 x 5."""
     options = {"train": train, "mode": mode, "last_batch": "fill", "weights": True, **PIXELS}
-    options |= {"fdt": None, "augment": None} if train else {}
+    options |= {"mix": None, "augment": None} if train else {}
     [(images, _, weights)] = global_batches(ranks(sets_of_shards[24], 80, 16, **options))
     assert len(weights) == 80
     assert np.array_equal(np.bincount(numbers_of([(images,)]), weights.numpy(), 24), np.ones(24))
@@ -190,7 +190,7 @@ def test_more_ranks_than_samples_are_refused(sets_of_shards):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_rank_makes_no_outputs_of_the_others(numbered_shards, mode):
     """What it has made by the end of an epoch is its part."""
-    loaders = ranks(numbered_shards, 20, 2, mode=mode, fdt=None)
+    loaders = ranks(numbered_shards, 20, 2, mode=mode, mix=None)
     for loader in loaders:
         made = sum(len(batch[1]) for batch in loader)
         assert loader.stats.images == made
@@ -263,7 +263,7 @@ from fdt_pipeline import FDTLoader
 from tests.loading import PIXELS, numbers_of
 shards, store, rank = sys.argv[1:]
 dist.init_process_group("gloo", init_method="file://" + store, rank=int(rank), world_size=2)
-loader = FDTLoader(shards, 16, fdt=None, augment=None, **PIXELS)
+loader = FDTLoader(shards, 16, mix=None, augment=None, **PIXELS)
 found = [None, None]
 dist.all_gather_object(found, (loader.rank, loader.world_size, len(loader), numbers_of(list(loader)).tolist()))
 if rank == "0":

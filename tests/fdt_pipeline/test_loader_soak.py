@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDTLoader, windows
+from fdt_pipeline import FDTLoader
+from fdt_pipeline.loader import reading as windows
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import assert_same

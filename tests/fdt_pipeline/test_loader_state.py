@@ -279,8 +279,8 @@ SAME = {"mode": "streaming", "mix_window": 70, "seed": 1}
         ({"seed": 2}, "seed"),
         ({"train": False, "mix_window": None}, "train"),
         ({"mode": "resident", "mix_window": None}, "mode"),
-        ({"fdt": None}, "fdt"),
-        ({"fdt": FDT(series=Power(2))}, "fdt"),
+        ({"mix": None}, "mix"),
+        ({"mix": FDT(series=Power(2))}, "mix"),
         ({"augment": Augment(pad=2)}, "augment"),
         ({"targets": "dominant"}, "targets"),
         ({"batch_size": 20}, "global.?batch.?size"),
@@ -319,7 +319,7 @@ def made_where(monkeypatch, numbered_shards):
 
     def make(*, is_free, **options):
         room = 10**9 if is_free else 0
-        monkeypatch.setattr("fdt_pipeline.residency.available_memory", lambda: room)
+        monkeypatch.setattr("fdt_pipeline.loader.memory.available_memory", lambda: room)
         return FDTLoader(numbered_shards, 40, **{"seed": 3, **options})
 
     return make
@@ -432,7 +432,7 @@ def test_a_state_is_a_copy(numbered_shards):
 
 @pytest.mark.parametrize("fdt", [FDT(), None, LEADER_FIRST])
 def test_resident_runs_go_on_with_the_same_global_batches_on_other_ranks(numbered_shards, fdt):
-    options = {"mode": "resident", "fdt": fdt, "seed": 6}
+    options = {"mode": "resident", "mix": fdt, "seed": 6}
     [alone] = ranks(numbered_shards, 24, 1, **options)
     expected = [*alone, *alone]
     found, state = [], None
@@ -456,7 +456,7 @@ def test_resident_runs_go_on_with_the_same_global_batches_on_other_ranks(numbere
 @pytest.mark.parametrize("fdt", [None, LEADER_FIRST])
 def test_streaming_runs_show_what_is_left_exactly_once_on_other_ranks(numbered_shards, fdt, last_batch):
     """3 -> 2 -> 5 ranks within one epoch; the epochs after it are those of 5 ranks that have always been so many."""
-    options = {"mode": "streaming", "fdt": fdt, "augment": None, "mix_window": 46, "weights": True, **PIXELS}
+    options = {"mode": "streaming", "mix": fdt, "augment": None, "mix_window": 46, "weights": True, **PIXELS}
     options |= {"last_batch": last_batch, "seed": 6}
     found, state = [], None
     for world_size, steps in ((3, 2), (2, 3), (5, 99)):
@@ -496,7 +496,7 @@ WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 6, 12])
 def test_streaming_shows_every_sample_once_however_often_the_ranks_change(numbered_shards, train, legs, last, window):
     """legs: (ranks, batches that they have)."""
     options = {"mode": "streaming", "train": train, "last_batch": "fill", "weights": True, **PIXELS}
-    options |= {"fdt": None, "augment": None, "mix_window": window} if train else {}
+    options |= {"mix": None, "augment": None, "mix_window": window} if train else {}
     found, state = [], None
     for world_size, steps in [*legs, (last, 99)]:
         loaders = ranks(numbered_shards, 12, world_size, **options)
@@ -514,7 +514,7 @@ def test_streaming_shows_every_sample_once_however_often_the_ranks_change(number
 def test_a_state_is_taken_on_other_ranks_when_nobody_chose_a_window(numbered_shards, train, done):
     """What mix_window is then depends on the batch of a rank."""
     options = {"mode": "streaming", "train": train, **PIXELS}
-    options |= {"fdt": None, "augment": None} if train else {}
+    options |= {"mix": None, "augment": None} if train else {}
     [alone] = ranks(numbered_shards, 24, 1, **options)
     found = list(islice(iter(alone), done))
     loaders = ranks(numbered_shards, 24, 3, **options)
@@ -543,7 +543,7 @@ def test_a_state_that_only_passed_through_other_ranks_goes_on_as_if_it_had_not(n
 def test_a_state_stays_small_however_often_the_ranks_change(numbered_shards):
     state = None
     for turn in range(40):
-        loader = FDTLoader(numbered_shards, 1 + turn % 2, mode="streaming", fdt=None, rank=0, world_size=2 - turn % 2)
+        loader = FDTLoader(numbered_shards, 1 + turn % 2, mode="streaming", mix=None, rank=0, world_size=2 - turn % 2)
         if state is not None:
             loader.load_state_dict(state)
         iteration = iter(loader)
@@ -568,7 +568,7 @@ def test_resuming_makes_no_batch_of_those_before_it(numbered_shards):
 @pytest.mark.parametrize("engine", ["native", "torch"])
 def test_resident_resume_asks_for_the_outputs_from_there_on_alone(numbered_shards, engine, monkeypatch):
     asked = []
-    import fdt_pipeline.pipeline as pipelines
+    import fdt_pipeline.loader.graphs as pipelines
 
     real = pipelines.external_numbers
 
@@ -616,7 +616,7 @@ def test_streaming_resume_reads_no_shard_that_is_done_with(numbered_shards, monk
 
 @pytest.mark.parametrize("mode", MODES)
 def test_switching_mixing_off_is_refused_nowhere_and_on_where_there_is_none(numbered_shards, mode):
-    for options in ({"fdt": None}, {"train": False}):
+    for options in ({"mix": None}, {"train": False}):
         loader = FDTLoader(numbered_shards, 40, mode=mode, **options)
         assert loader.mixing is False
         loader.mixing = False
@@ -636,7 +636,7 @@ def test_numpy_numbers_may_be_stored(numbered_shards):
     """What a consumer passes in, such as an epoch counted in NumPy, is JSON all the same."""
     fdt = FDT(min_images=np.int64(2), max_images=np.int64(3), probability=np.float32(0.5))
     loader = FDTLoader(
-        numbered_shards, np.int64(40), seed=np.int64(3), fdt=fdt, mean=np.float32(100), std=np.array([1, 2, 3])
+        numbered_shards, np.int64(40), seed=np.int64(3), mix=fdt, mean=np.float32(100), std=np.array([1, 2, 3])
     )
     loader.set_epoch(np.int64(2))
     assert stored(loader.state_dict())["epoch"] == 2

@@ -16,15 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fdt_pipeline.native.core import Core, CoreOutput
-from fdt_pipeline.native.library import build_core
-from fdt_pipeline.native.series import series_argument
-from fdt_pipeline.philox import Stream, bounded64, random_words
-from fdt_pipeline.plans import batch_targets, draw_plans
-from fdt_pipeline.series import Geometric, Harmonic, Power, Uniform, checked_weights
-from fdt_pipeline.shards import load_shards, write_shards
-from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.superposition import (
+from fdt_pipeline.definition.philox import Stream, bounded64, random_words
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform, checked_weights
+from fdt_pipeline.definition.superposition import (
     FDT,
     NO_AUGMENT,
     PLAIN,
@@ -34,6 +29,11 @@ from fdt_pipeline.superposition import (
     standardize,
     superpose_images,
 )
+from fdt_pipeline.native.core import Core, CoreOutput
+from fdt_pipeline.native.library import build_core
+from fdt_pipeline.native.series import series_argument
+from fdt_pipeline.shards import load_shards, write_shards
+from fdt_pipeline.sources import ArraySource
 from tests.numbered import LABELS, numbered_images
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.compile]

@@ -26,17 +26,25 @@ import pytest
 import torch
 
 from fdt_pipeline import FDTLoader
+from fdt_pipeline.definition.plans import Plans, batch_targets, draw_plans
+from fdt_pipeline.definition.series import Geometric, Power
+from fdt_pipeline.definition.superposition import (
+    FDT,
+    NO_AUGMENT,
+    Augment,
+    Pool,
+    image_range,
+    standardize,
+    superpose_images,
+)
+from fdt_pipeline.loader.resident_pool import read_pool
 from fdt_pipeline.native import NativeUnavailable, build_core
 from fdt_pipeline.native.compiler import find_compiler
 from fdt_pipeline.native.core import TARGETS, Core, CoreOutput, _options
 from fdt_pipeline.native.driver import nvrtc_path
 from fdt_pipeline.native.recipe import CSRC
 from fdt_pipeline.native.series import series_argument
-from fdt_pipeline.plans import Plans, batch_targets, draw_plans
-from fdt_pipeline.resident_pool import read_pool
-from fdt_pipeline.series import Geometric, Power
 from fdt_pipeline.shards import load_shards
-from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment, Pool, image_range, standardize, superpose_images
 
 pytestmark = pytest.mark.compile
 
@@ -446,11 +454,11 @@ def pools(emulated, monkeypatch):
     def pipeline(numbers, arguments, device, **options):
         return StandIn(emulated, found[arguments["pool"]], numbers)
 
-    monkeypatch.setattr("fdt_pipeline.loader.checked_device", lambda device: torch.device("cuda", 0))
-    monkeypatch.setattr("fdt_pipeline.loader.choose_engine", lambda *_: "native")
-    monkeypatch.setattr("fdt_pipeline.loader.read_pool", read)
-    monkeypatch.setattr("fdt_pipeline.resident_pool.native_core", lambda: emulated.core)
-    monkeypatch.setattr("fdt_pipeline.pipeline.native_resident_pipeline", pipeline)
+    monkeypatch.setattr("fdt_pipeline.loader.loader.checked_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr("fdt_pipeline.loader.loader.choose_engine", lambda *_: "native")
+    monkeypatch.setattr("fdt_pipeline.loader.loader.read_pool", read)
+    monkeypatch.setattr("fdt_pipeline.loader.resident_pool.native_core", lambda: emulated.core)
+    monkeypatch.setattr("fdt_pipeline.loader.graphs.native_resident_pipeline", pipeline)
     return found
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from fdt_pipeline import engines
+from fdt_pipeline.loader import engines
 from fdt_pipeline.native import cache, gpu_check
 from fdt_pipeline.native.unavailable import NativeUnavailable
 

@@ -10,11 +10,11 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, series_argument
-from fdt_pipeline.philox import Stream, random_words
-from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.philox import Stream, random_words
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.superposition import NO_AUGMENT, Pool, epoch_order, standardize, superpose_images
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.superposition import NO_AUGMENT, Pool, epoch_order, standardize, superpose_images
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
@@ -722,7 +722,7 @@ def test_help_says_shapes_ranges_and_errors(operator):
 @pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "mix_window": 500}])
 @pytest.mark.parametrize("fdt", [FDT(), FDT(anchor="epoch", min_images=4, probability=0.7)])
 def test_both_engines_of_the_loader_agree_on_real_images(fashion_shards, options, fdt):
-    shared = {"fdt": fdt, "seed": 3, "channels": 3, **options}
+    shared = {"mix": fdt, "seed": 3, "channels": 3, **options}
     native, python = (
         FDTLoader(fashion_shards / "train", 256, engine=engine, **shared) for engine in ("native", "torch")
     )

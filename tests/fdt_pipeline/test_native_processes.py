@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fdt_pipeline import FDT, Augment
-from fdt_pipeline.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.superposition import Pool, superpose_images
 from fdt_pipeline.shards import load_shards
-from fdt_pipeline.superposition import Pool, superpose_images
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdt_pipeline.philox import Stream, bounded32, bounded64, permutation, philox4x32, random_words
+from fdt_pipeline.definition.philox import Stream, bounded32, bounded64, permutation, philox4x32, random_words
 
 # Published known-answer vectors of Random123 (kat_vectors, "philox 4x32 10").
 KNOWN_ANSWERS = [

@@ -15,8 +15,9 @@ import torch
 from nvidia.dali.plugin.pytorch import DALIClassificationIterator, DALIGenericIterator, LastBatchPolicy
 from PIL import Image
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline, pipeline_function
-from fdt_pipeline.resident_pool import read_pool
+from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline
+from fdt_pipeline.loader import pipeline as pipeline_function
+from fdt_pipeline.loader.resident_pool import read_pool
 from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import open_source
@@ -29,9 +30,9 @@ BATCH = 46  # 5 windows of the same size, as FDTLoader cuts an epoch, too
 PIXELS = {"mean": 0, "std": 1}  # leaves pixels in 0..255, so that images can be told apart
 MIXINGS = {
     "fdt": {},
-    "power": {"fdt": FDT(min_images=2, max_images=3, series=Power(2), probability=0.7), "augment": Augment(pad=2)},
-    "anchor": {"fdt": FDT(anchor="epoch", targets="dominant"), "augment": None},
-    "none": {"fdt": None},
+    "power": {"mix": FDT(min_images=2, max_images=3, series=Power(2), probability=0.7), "augment": Augment(pad=2)},
+    "anchor": {"mix": FDT(anchor="epoch", targets="dominant"), "augment": None},
+    "none": {"mix": None},
 }
 
 
@@ -89,9 +90,9 @@ def test_a_last_batch_of_a_set_in_memory_is_smaller(numbered_shards, mixing):
 
 
 def test_a_last_window_is_smaller(numbered_shards):
-    found = rest(iterate(numbered_shards, 64, mode="streaming", fdt=None))
+    found = rest(iterate(numbered_shards, 64, mode="streaming", mix=None))
     assert [len(targets) for _, targets in found] == [64, 64, 64, 38]
-    assert_same(found, list(load(numbered_shards, 64, mode="streaming", fdt=None)))
+    assert_same(found, list(load(numbered_shards, 64, mode="streaming", mix=None)))
 
 
 FORMS = {
@@ -176,7 +177,7 @@ def test_a_rank_streams_what_the_loader_of_that_rank_does(numbered_shards, mixin
 
 def warnings_of_small_windows(mixing):
     """23 samples of 7 classes are enough for 3 images a sum, and too few for 7."""
-    fdt = mixing.get("fdt", FDT())
+    fdt = mixing.get("mix", FDT())
     if fdt is None or fdt.max_images == 3:
         return nullcontext()
     return pytest.warns(UserWarning, match="will often hold fewer than 7 classes")
@@ -185,7 +186,7 @@ def warnings_of_small_windows(mixing):
 @pytest.mark.parametrize("batch_size", [30, 32])
 @pytest.mark.parametrize("mode", MODES)
 def test_each_sample_leads_once_over_all_ranks(numbered_shards, mode, batch_size):
-    options = {"mode": mode, "fdt": None, "augment": None, "world_size": 3, **PIXELS}
+    options = {"mode": mode, "mix": None, "augment": None, "world_size": 3, **PIXELS}
     ranks = [rest(iterate(numbered_shards, batch_size, rank=rank, **options)) for rank in range(3)]
     numbers = [image_numbers(images) for batches in ranks for images, _ in batches]
     assert sorted(np.concatenate(numbers)) == list(range(NUM_SAMPLES))
@@ -206,7 +207,7 @@ def numbers_of(batches):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_last_batch_that_is_not_full_is_dropped_or_filled(numbered_shards, mode):
-    options = {"mode": mode, "fdt": None, "augment": None, **PIXELS}
+    options = {"mode": mode, "mix": None, "augment": None, **PIXELS}
     partial, drop, fill = (
         numbers_of(rest(iterate(numbered_shards, 64, last_batch=last_batch, **options)))
         for last_batch in ("partial", "drop", "fill")
@@ -219,7 +220,7 @@ def test_a_last_batch_that_is_not_full_is_dropped_or_filled(numbered_shards, mod
 
 
 def test_a_rank_of_less_than_a_window_fills_it_with_its_own(numbered_shards):
-    options = {"mode": "streaming", "fdt": None, "augment": None, "last_batch": "fill", **PIXELS}
+    options = {"mode": "streaming", "mix": None, "augment": None, "last_batch": "fill", **PIXELS}
     [batch] = numbers_of(rest(iterate(numbered_shards, 300, rank=1, world_size=2, **options)))
     assert len(batch) == 300
     assert len(set(batch)) == 115
@@ -247,7 +248,7 @@ def test_full_batches_go_with_every_policy_of_dalis_iterators(numbered_shards, m
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_iterator_takes_the_pipelines_of_several_ranks(numbered_shards, mode):
-    options = {"mode": mode, "fdt": None, "world_size": 2, "last_batch": "drop"}
+    options = {"mode": mode, "mix": None, "world_size": 2, "last_batch": "drop"}
     pipelines = [make(numbered_shards, 23, rank=rank, **options) for rank in range(2)]
     iterator = with_size(pipelines, size=230)
     alone = [iterate(numbered_shards, 23, rank=rank, **options) for rank in range(2)]
@@ -296,7 +297,7 @@ def test_an_auto_pipeline_goes_on_in_the_mode_of_its_checkpoint_whatever_memory_
     numbered_shards, monkeypatch, was_free
 ):
     def begin(is_free, **options):
-        monkeypatch.setattr("fdt_pipeline.residency.available_memory", lambda: 10**9 * is_free)
+        monkeypatch.setattr("fdt_pipeline.loader.memory.available_memory", lambda: 10**9 * is_free)
         return iterate(numbered_shards, mode="auto", enable_checkpointing=True, **options)
 
     iterator = begin(was_free)
@@ -389,7 +390,7 @@ def test_a_file_that_has_changed_is_named_with_its_shard(file_shards, tmp_path):
     with open(tar, "r+b") as file:
         file.seek(image.offset + image.size - 20)
         file.write(b"spoilt")
-    options = {"mode": "streaming", "size": (9, 7), "fdt": None}
+    options = {"mode": "streaming", "size": (9, 7), "mix": None}
     with pytest.raises(ShardError, match=f"{tar.name}: .*sha256"):
         iterate(shards, 12, **options)
     pipeline = make(shards, 4, verify=False, prefetch_queue_depth=1, **options)
@@ -420,8 +421,8 @@ REFUSED = [
     ({"dtype": torch.bfloat16}, "DALI has no bfloat16"),
     ({"dtype": torch.float64}, "dtype must be torch.float32"),
     ({"channels": 1}, "channels=1, but the images have 3"),
-    ({"fdt": "none"}, "fdt must be an FDT or None, got 'none'"),
-    ({"fdt": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+    ({"mix": "none"}, "mix must be an FDT or None, got 'none'"),
+    ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
     ({"augment": 4}, "augment must be an Augment or None, got 4"),
     ({"size": 8}, "size must be (height, width), got 8"),
     ({"size": (8, 8), "mode": "resident"}, "size resizes while streaming"),
@@ -454,7 +455,7 @@ def test_images_of_different_sizes_have_to_be_resized(file_shards, options, mess
 def test_a_small_window_is_warned_of(numbered_shards):
     with pytest.warns(UserWarning, match="a DALI batch of 20 samples, .* hold fewer than 7 classes.* batch_size=70"):
         make(numbered_shards, 20, mode="streaming")
-    for options in ({"fdt": None}, {"fdt": FDT(max_images=1)}, {"fdt": FDT(max_images=3)}):
+    for options in ({"mix": None}, {"mix": FDT(max_images=1)}, {"mix": FDT(max_images=3)}):
         make(numbered_shards, 20, mode="streaming", **options)
 
 
@@ -497,7 +498,7 @@ ENDS = {
     "one in a cycle": "kept = [started()]\nkept.append(kept)\ndel kept",
     "an exception in mid-epoch": "kept = started()\nraise ValueError('in mid-epoch')",
     "a reader that waits": """
-from fdt_pipeline import batch_sources
+from fdt_pipeline.loader import batch_sources
 read = batch_sources.read_windows
 def slowly(*arguments):
     for window in read(*arguments):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fdt_pipeline.plans import batch_targets, draw_plans, pack_plans, unpack_plans
-from fdt_pipeline.series import Geometric, Power
-from fdt_pipeline.superposition import FDT, Augment, Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.plans import batch_targets, draw_plans, pack_plans, unpack_plans
+from fdt_pipeline.definition.series import Geometric, Power
+from fdt_pipeline.definition.superposition import FDT, Augment, Pool, draw_plan, superpose_targets
 
 FIELDS = ("images", "classes", "dy", "dx", "flip")
 SIGNIFICANCE = 1e-4  # with fixed seeds: a law that holds fails never, a wrong one practically always

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdt_pipeline.plans import batch_weights
-from fdt_pipeline.series import Geometric, Harmonic, Power, Uniform, checked_weights
+from fdt_pipeline.definition.plans import batch_weights
+from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform, checked_weights
 
 SERIES = st.one_of(
     st.just(Harmonic()),

@@ -128,7 +128,9 @@ def test_a_class_without_a_train_sample_is_named(tmp_path: Path) -> None:
     assert len(open_source(tmp_path, "fashion-mnist", "test")) == 9
 
 
-@pytest.mark.parametrize("broken", [b"no gzip at all", gzip.compress(b"x" * 9999, mtime=0)[:-20]], ids=["no gzip", "cut"])
+@pytest.mark.parametrize(
+    "broken", [b"no gzip at all", gzip.compress(b"x" * 9999, mtime=0)[:-20]], ids=["no gzip", "cut"]
+)
 def test_a_broken_gzip_file_is_named(tmp_path: Path, broken: bytes) -> None:
     write_idx(tmp_path, zipped=True)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(broken)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline.stream import Leg, epoch_order
+from fdt_pipeline.loader.order import Leg, epoch_order
 
 
 class Set:

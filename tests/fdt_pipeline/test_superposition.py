@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline.series import Geometric, Harmonic, Power, Uniform
-from fdt_pipeline.superposition import (
+from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform
+from fdt_pipeline.definition.superposition import (
     FDT,
     NO_AUGMENT,
     PLAIN,

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdt_pipeline import windows
+from fdt_pipeline.loader import reading as windows
+from fdt_pipeline.loader.order import epoch_order
+from fdt_pipeline.loader.reading import Window, read_windows
 from fdt_pipeline.shards import Manifest, ShardError, read_manifest, write_shards
 from fdt_pipeline.shards.columns import index_columns, parsed_labels
 from fdt_pipeline.shards.files import LocalShardFiles
 from fdt_pipeline.shards.index import Member, index_text, parse_index
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage import open_folder
-from fdt_pipeline.stream import epoch_order
-from fdt_pipeline.windows import Window, read_windows
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (230, 6, 5, 3), dtype=np.uint8)
 IMAGES[:, 0, 0, 0] = np.arange(230)

@@ -18,10 +18,10 @@ import pytest
 import torch
 from scipy import stats
 
-from fdt_pipeline.series import Harmonic
+from fdt_pipeline.definition.series import Harmonic
+from fdt_pipeline.definition.superposition import augment_image
 from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.superposition import augment_image
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
 from tools.bench.contenders import ENTRIES
 from tools.bench.contenders.images import image_files, made_once

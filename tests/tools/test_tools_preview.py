@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_images
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
 from fdt_pipeline.storage import open_folder
-from fdt_pipeline.superposition import FDT, Pool, draw_plan, superpose_images
 
 pytest.importorskip("matplotlib")
 from tools import picking, preview

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fdt_pipeline import FDT
-from fdt_pipeline.superposition import Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
 from models import build_model, tensor_norm_layers
 from models.positional_norm import PositionalNorm, insert_positional_norm, positional_norm
 from tests.train.test_trainer import assert_equal_weights, weights

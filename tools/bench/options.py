@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fdt_pipeline.arguments import PAPER_MEAN, PAPER_STD
+from fdt_pipeline.loader.options import PAPER_MEAN, PAPER_STD
 from fdt_pipeline.shards import Manifest, read_manifest
 
 from .spec import MODELS, TIMEOUT

@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the bounded integers made of its words: as fdt_pipeline/philox.py defines
+// Philox4x32-10 (Salmon et al., SC 2011) and the bounded integers made of its words: as fdt_pipeline/definition/philox.py defines
 // them, for the host and, by NVRTC, for the GPU. Counter (block, index, epoch, stream), key = the 64 bits of the seed.
 #ifndef FDT_PHILOX_H_
 #define FDT_PHILOX_H_
@@ -22,7 +22,7 @@ typedef long long int64_t;
 namespace fdt {
 namespace {
 
-// What the numbers are for (fdt_pipeline/philox.py, Stream).
+// What the numbers are for (fdt_pipeline/definition/philox.py, Stream).
 constexpr uint32_t kStreamPlan = 0;
 constexpr uint32_t kStreamEpochOrder = 1;
 

@@ -1,5 +1,5 @@
 // Which images an output is made of: Algorithm 2 of the paper, decided in integers, bit for bit as
-// fdt_pipeline/superposition.py (draw_plan) decides it.
+// fdt_pipeline/definition/superposition.py (draw_plan) decides it.
 #ifndef FDT_PLAN_H_
 #define FDT_PLAN_H_
 

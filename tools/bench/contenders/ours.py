@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fdt_pipeline import FDT, Augment
 from fdt_pipeline.dali import import_dali
-from fdt_pipeline.residency import SAMPLES_PER_CLASS, WINDOW_BYTES
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, WINDOW_BYTES
 
 from ..task import Entry, NotInstalledError, Task
 
@@ -27,10 +27,10 @@ class Ours:
             import_dali()
         except ImportError as error:
             raise NotInstalledError(str(error)) from error
-        from fdt_pipeline.loader import FDTLoader
+        from fdt_pipeline.loader.loader import FDTLoader
 
         self._loader = FDTLoader(
-            task.shards, task.batch_size, fdt=fdt, augment=Augment(task.pad, task.flip), device=task.device, mode=mode,
+            task.shards, task.batch_size, mix=fdt, augment=Augment(task.pad, task.flip), device=task.device, mode=mode,
             engine=engine, seed=task.seed, mean=task.mean, std=task.std, size=_size(task, mode),
             num_threads=max(1, task.num_workers), mix_window=_window(task) if fdt and mode == "streaming" else None,
         )  # fmt: skip

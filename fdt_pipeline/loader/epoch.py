@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fdt_pipeline.ahead import Ahead
-from fdt_pipeline.bad_samples import find_bad
-from fdt_pipeline.engines import ResidentEngine, StreamingEngine
-from fdt_pipeline.pipeline import Decoding, Numbers
-from fdt_pipeline.ranks import Batching
+from fdt_pipeline.loader.bad_samples import find_bad
+from fdt_pipeline.loader.checkpoint import Place
+from fdt_pipeline.loader.engines import ResidentEngine, StreamingEngine
+from fdt_pipeline.loader.graphs import Decoding, Numbers
+from fdt_pipeline.loader.order import EpochOrder, Leg, epoch_order
+from fdt_pipeline.loader.prefetch import Ahead
+from fdt_pipeline.loader.ranks import Batching
+from fdt_pipeline.loader.reading import Window, read_windows
+from fdt_pipeline.loader.stats import ClassWatch, StatsCounter
 from fdt_pipeline.shards import Manifest, ShardError
 from fdt_pipeline.shards.files import ShardFiles
 from fdt_pipeline.sources.source import I64
-from fdt_pipeline.state import Place
-from fdt_pipeline.stats import ClassWatch, StatsCounter
-from fdt_pipeline.stream import EpochOrder, Leg, epoch_order
-from fdt_pipeline.windows import Window, read_windows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from fdt_pipeline.plans import Plans
+from fdt_pipeline.definition.plans import Plans
 
 # Bytes of u8 crops summed at a time. On the CPU that is 8 MB of floats: a batch of C = 100 in one piece, 150 MB, would
 # spend its time in page faults. On a GPU few launches count for more.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fdt_pipeline.pipeline import Decoding, decoding_pipeline
+from fdt_pipeline.loader.graphs import Decoding, decoding_pipeline
+from fdt_pipeline.loader.reading import Window
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.sources.image_pixels import decode_image
 from fdt_pipeline.sources.source import U8
-from fdt_pipeline.windows import Window
 
 
 def find_bad(window: Window, manifest: Manifest, decoding: Decoding) -> dict[int, str]:

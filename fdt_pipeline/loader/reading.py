@@ -21,14 +21,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fdt_pipeline.ranges import annotated
+from fdt_pipeline.loader.order import EpochOrder
+from fdt_pipeline.loader.ranges import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
 from fdt_pipeline.shards.checksums import unpack_checksums
 from fdt_pipeline.shards.codec import EXTENSIONS, decode, npy_header
 from fdt_pipeline.shards.columns import IndexColumns, index_columns, parsed_labels
 from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state
 from fdt_pipeline.sources.source import I64, U8
-from fdt_pipeline.stream import EpochOrder
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 CHUNK_BYTES = 4 << 20  # bytes that are read at once, if no single sample is larger

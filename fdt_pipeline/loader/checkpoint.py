@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fdt_pipeline.stream import Leg
-from fdt_pipeline.superposition import FDT
+from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.loader.order import Leg
 
 VERSION = 1
 _SERIES_ROWS = 64  # sums of up to so many images tell one series from another

@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fdt_pipeline import pipeline as pipelines
-from fdt_pipeline.engine import ImagePool, superpose, to_device
+from fdt_pipeline.definition.plans import unpack_plans
+from fdt_pipeline.definition.superposition import Pool, image_range
+from fdt_pipeline.loader import graphs as pipelines
+from fdt_pipeline.loader.engine import ImagePool, superpose, to_device
+from fdt_pipeline.loader.graphs import Decoding, Numbers, Windows
+from fdt_pipeline.loader.stage import Mixing, ResidentStage, WindowStage
 from fdt_pipeline.native import processor
 from fdt_pipeline.native.core import MOST_CLASSES, Core, NativePool
 from fdt_pipeline.native.gpu_check import require_checked_gpu
 from fdt_pipeline.native.loading import load, symbols
 from fdt_pipeline.native.series import series_argument
 from fdt_pipeline.native.unavailable import NativeUnavailable
-from fdt_pipeline.pipeline import Decoding, Numbers, Windows
-from fdt_pipeline.plans import unpack_plans
-from fdt_pipeline.stage import Mixing, ResidentStage, WindowStage
-from fdt_pipeline.superposition import Pool, image_range
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -10,7 +10,13 @@ from weakref import WeakValueDictionary
 import torch
 from nvidia.dali import Pipeline
 
-from fdt_pipeline.arguments import (
+from fdt_pipeline.definition.philox import Stream, random_words
+from fdt_pipeline.definition.superposition import FDT, PLAIN, Augment
+from fdt_pipeline.loader.batch_sources import IdSource, WindowSource
+from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, check_native_classes
+from fdt_pipeline.loader.graphs import fn, pipeline_def, types
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_window
+from fdt_pipeline.loader.options import (
     PAPER_STD,
     PerChannel,
     check_at_least_one,
@@ -21,22 +27,16 @@ from fdt_pipeline.arguments import (
     checked_mixing,
     checked_output,
 )
-from fdt_pipeline.batch_sources import IdSource, WindowSource
-from fdt_pipeline.engines import NativeResident, NativeStreaming, check_native_classes
+from fdt_pipeline.loader.ranks import Batching, LastBatch, find_ranks
+from fdt_pipeline.loader.resident_pool import read_pool
+from fdt_pipeline.loader.stage import Mixing
 from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.native.loading import load
 from fdt_pipeline.native.unavailable import NativeUnavailable
-from fdt_pipeline.philox import Stream, random_words
-from fdt_pipeline.pipeline import fn, pipeline_def, types
-from fdt_pipeline.ranks import Batching, LastBatch, find_ranks
-from fdt_pipeline.residency import SAMPLES_PER_CLASS, choose_mode, is_small_window
-from fdt_pipeline.resident_pool import read_pool
 from fdt_pipeline.shards import Manifest, check_hashes, check_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import progress_bar
-from fdt_pipeline.stage import Mixing
 from fdt_pipeline.storage import Folder, open_folder
-from fdt_pipeline.superposition import FDT, PLAIN, Augment
 
 # (sha256 of the manifest, pad, device) -> the images in its memory, which the pipelines of a process share
 _pools: WeakValueDictionary[tuple[str, int, torch.device], NativePool] = WeakValueDictionary()
@@ -46,7 +46,7 @@ _pools: WeakValueDictionary[tuple[str, int, torch.device], NativePool] = WeakVal
 def fdt_pipeline(
     shards: str | os.PathLike[str],
     *,
-    fdt: FDT | Literal["default"] | None = "default",
+    mix: FDT | Literal["default"] | None = "default",
     augment: Augment | Literal["default"] | None = "default",
     plan_seed: int = 0,
     mode: Literal["auto", "resident", "streaming"] = "auto",
@@ -72,7 +72,7 @@ def fdt_pipeline(
                 train(batch["images"], batch["targets"])
             batches.reset()
 
-    shards, fdt, augment, mode, mean, std, channels, size, verify, rank, world_size and last_batch are FDTLoader's,
+    shards, mix, augment, mode, mean, std, channels, size, verify, rank, world_size and last_batch are FDTLoader's,
     plan_seed is its seed, and the outputs are its outputs. (The `seed` of a DALI pipeline decides nothing here.)
     Streaming mixes within a DALI batch, so batch_size is the mix window too, and last_batch="fill" goes on with this
     rank's samples just before the last batch.
@@ -98,7 +98,7 @@ def fdt_pipeline(
     if folder.local:  # a remote shard is checked when it is fetched
         check_shards(folder, manifest)
     batching = Batching(manifest.num_samples, pipeline.max_batch_size, last_batch, find_ranks(rank, world_size))
-    chosen, augmented = checked_mixing(True, fdt, augment, len(manifest.classes))
+    chosen, augmented = checked_mixing(True, mix, augment, len(manifest.classes))
     if dtype == torch.bfloat16:
         raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
     output = checked_output(manifest.channels, channels, mean, std, dtype, channels_last)

@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from fdt_pipeline.philox import Stream, bounded32, bounded64, random_words
-from fdt_pipeline.series import Series, checked_weights
-from fdt_pipeline.superposition import FDT, I64, NO_AUGMENT, Augment, Plan, Pool, image_range
+from fdt_pipeline.definition.philox import Stream, bounded32, bounded64, random_words
+from fdt_pipeline.definition.series import Series, checked_weights
+from fdt_pipeline.definition.superposition import FDT, I64, NO_AUGMENT, Augment, Plan, Pool, image_range
 
 F32 = npt.NDArray[np.float32]
 

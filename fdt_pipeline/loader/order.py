@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fdt_pipeline.arguments import check_at_least_one, check_count
-from fdt_pipeline.philox import Stream, permutation, random_words
+from fdt_pipeline.definition.philox import Stream, permutation, random_words
+from fdt_pipeline.loader.options import check_at_least_one, check_count
 from fdt_pipeline.shards import Manifest, Shard
 from fdt_pipeline.sources.source import I64
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fdt_pipeline.engine import Output
-from fdt_pipeline.superposition import FDT, NO_AUGMENT, Augment
+from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, Augment
+from fdt_pipeline.loader.engine import Output
 
 # The paper's input: (pixel - mean) / 256 in RGB; 117 is also the luma of that mean, for gray images.
 PAPER_MEAN = (122.0, 117.0, 104.0)
@@ -101,17 +101,17 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def checked_mixing(
-    train: bool, fdt: FDT | str | None, augment: Augment | str | None, num_classes: int
+    train: bool, mix: FDT | str | None, augment: Augment | str | None, num_classes: int
 ) -> tuple[FDT | None, Augment]:
     """What to do to training images; evaluation takes neither, and says so if it is asked to."""
-    for name, value in (("fdt", fdt), ("augment", augment)):
+    for name, value in (("mix", mix), ("augment", augment)):
         if not train and value not in ("default", None):
             raise ValueError(f"train=False yields every sample whole and unchanged: leave {name} out, got {value!r}")
     if not train:
         return None, NO_AUGMENT
-    chosen = FDT() if fdt == "default" else fdt
+    chosen = FDT() if mix == "default" else mix
     if not (chosen is None or isinstance(chosen, FDT)):
-        raise ValueError(f"fdt must be an FDT or None, got {fdt!r}")
+        raise ValueError(f"mix must be an FDT or None, got {mix!r}")
     if chosen:
         chosen.check_classes(num_classes)
     augmented = Augment() if augment == "default" else augment or NO_AUGMENT

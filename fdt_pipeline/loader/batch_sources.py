@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fdt_pipeline.ahead import Ahead
-from fdt_pipeline.ranks import Batching
+from fdt_pipeline.loader.order import EpochOrder, epoch_order
+from fdt_pipeline.loader.prefetch import Ahead
+from fdt_pipeline.loader.ranks import Batching
+from fdt_pipeline.loader.reading import Window, read_windows
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.shards.files import ShardFiles
 from fdt_pipeline.sources.source import I64
-from fdt_pipeline.stream import EpochOrder, epoch_order
-from fdt_pipeline.windows import Window, read_windows
 
 
 class IdSource:

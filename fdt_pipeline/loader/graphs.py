@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fdt_pipeline.dali import import_dali
-from fdt_pipeline.stage import Stage
+from fdt_pipeline.loader.stage import Stage
 
 _dali = import_dali()
 from nvidia.dali import pipeline_def  # noqa: E402

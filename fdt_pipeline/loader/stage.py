@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-from fdt_pipeline.engine import ImagePool, Output, stack_images, superpose
-from fdt_pipeline.plans import Plans, batch_targets, draw_plans, pack_plans
-from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool, epoch_order
+from fdt_pipeline.definition.plans import Plans, batch_targets, draw_plans, pack_plans
+from fdt_pipeline.definition.superposition import FDT, PLAIN, Augment, Pool, epoch_order
+from fdt_pipeline.loader.engine import ImagePool, Output, stack_images, superpose
 
 Capsules = list[Any]
 Stage = Callable[..., tuple[Capsules, ...]]

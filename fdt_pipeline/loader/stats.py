@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fdt_pipeline.definition.superposition import FDT
 from fdt_pipeline.sources.source import I64
-from fdt_pipeline.superposition import FDT
 
 _NAMED = 100  # bad samples that are kept by name
 _ENOUGH = 0.95  # of the images per output that there would be were no class missing

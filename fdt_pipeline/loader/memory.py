@@ -7,9 +7,9 @@ import math
 import numpy as np
 import torch
 
+from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.loader.ranks import local_world_size
 from fdt_pipeline.machine import available_memory, total_memory
-from fdt_pipeline.ranks import local_world_size
-from fdt_pipeline.superposition import FDT
 
 # A window of 64 MiB of float32 outputs is 5,461 samples of 32x32x3, and 111 of 224x224x3. With 10 random samples a
 # class 0.005 % of the classes are missing on average (e**-10), with 5 a class 0.7 %.

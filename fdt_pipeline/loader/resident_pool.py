@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fdt_pipeline.engines import native_core
+from fdt_pipeline.definition.superposition import Pool
+from fdt_pipeline.loader.engines import native_core
 from fdt_pipeline.native.core import HOST, NativePool
 from fdt_pipeline.shards import Manifest, iterate_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.storage import Folder
-from fdt_pipeline.superposition import Pool
 
 
 def read_pool(folder: Folder, manifest: Manifest, pad: int, device: torch.device) -> NativePool:

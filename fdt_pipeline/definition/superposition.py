@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fdt_pipeline.philox import Stream, bounded32, bounded64, permutation, random_words
-from fdt_pipeline.series import Harmonic, Series, checked_weights
+from fdt_pipeline.definition.philox import Stream, bounded32, bounded64, permutation, random_words
+from fdt_pipeline.definition.series import Harmonic, Series, checked_weights
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]

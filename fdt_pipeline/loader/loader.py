@@ -15,7 +15,19 @@ from weakref import ref
 
 import torch
 
-from fdt_pipeline.arguments import (
+from fdt_pipeline.definition.philox import Stream, random_words
+from fdt_pipeline.definition.superposition import FDT, PLAIN, Augment, Pool
+from fdt_pipeline.loader.checkpoint import Place, describe_fdt, mode_of, pack_state, unpack_state
+from fdt_pipeline.loader.engines import (
+    NativeResident,
+    NativeStreaming,
+    TorchResident,
+    TorchStreaming,
+    choose_engine,
+)
+from fdt_pipeline.loader.epoch import Part, ResidentEpochs, Running, StreamingEpochs
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window
+from fdt_pipeline.loader.options import (
     PAPER_STD,
     PerChannel,
     check_at_least_one,
@@ -29,29 +41,17 @@ from fdt_pipeline.arguments import (
     checked_pinning,
     checked_targets,
 )
-from fdt_pipeline.engines import (
-    NativeResident,
-    NativeStreaming,
-    TorchResident,
-    TorchStreaming,
-    choose_engine,
-)
-from fdt_pipeline.epochs import Part, ResidentEpochs, Running, StreamingEpochs
+from fdt_pipeline.loader.ranges import annotated
+from fdt_pipeline.loader.ranks import Batching, LastBatch, find_ranks
+from fdt_pipeline.loader.resident_pool import read_pool
+from fdt_pipeline.loader.stage import Mixing
+from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter
+from fdt_pipeline.loader.targets import sparse_targets
 from fdt_pipeline.machine import available_cpus
-from fdt_pipeline.philox import Stream, random_words
-from fdt_pipeline.ranges import annotated
-from fdt_pipeline.ranks import Batching, LastBatch, find_ranks
-from fdt_pipeline.residency import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window
-from fdt_pipeline.resident_pool import read_pool
 from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import progress_bar
-from fdt_pipeline.stage import Mixing
-from fdt_pipeline.state import Place, describe_fdt, mode_of, pack_state, unpack_state
-from fdt_pipeline.stats import ClassWatch, LoaderStats, StatsCounter
 from fdt_pipeline.storage import open_folder
-from fdt_pipeline.superposition import FDT, PLAIN, Augment, Pool
-from fdt_pipeline.targets import sparse_targets
 
 
 class FDTLoader:
@@ -60,12 +60,12 @@ class FDTLoader:
     shards: folder with manifest.json, made by `python -m tools shard`; a path, or an fsspec URL (s3://, gs://,
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
-    train=True: an epoch is as many outputs as the set has samples. fdt mixes them (default `FDT()`, None gives whole
+    train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
         images, each once an epoch in a new order); augment is done to every constituent (default `Augment()`, pad 4
         and flip; None for none).
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
     targets: "soft" f32 [n num_classes], rows with sum 1; "dominant", one-hot of the class with the largest weight;
-        "sparse", `SparseTargets` of the same as "soft" (targets.py). None is what `fdt` says.
+        "sparse", `SparseTargets` of the same as "soft" (targets.py). None is what `mix` says.
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
@@ -104,7 +104,7 @@ class FDTLoader:
         batch_size: int,
         *,
         train: bool = True,
-        fdt: FDT | Literal["default"] | None = "default",
+        mix: FDT | Literal["default"] | None = "default",
         augment: Augment | Literal["default"] | None = "default",
         device: str | torch.device = "cpu",
         mode: Literal["auto", "resident", "streaming"] = "auto",
@@ -146,8 +146,8 @@ class FDTLoader:
         self.batch_size, self.train, self.last_batch, self.weights = batch_size, train, last_batch, weights
         self.batching = Batching(self.num_samples, operator.index(batch_size), last_batch, ranks)
         self.device = checked_device(device)
-        fdt, self.augment = checked_mixing(train, fdt, augment, self.num_classes)
-        self.fdt, self.targets = checked_targets(train, fdt, targets)
+        mix, self.augment = checked_mixing(train, mix, augment, self.num_classes)
+        self.mix, self.targets = checked_targets(train, mix, targets)
         self.pin_memory = checked_pinning(pin_memory, self.device)
         if size is not None and mode == "auto":
             mode = "streaming"
@@ -160,14 +160,14 @@ class FDTLoader:
         height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen_mode, size)
         output = checked_output(self.manifest.channels, channels, mean, std, dtype, channels_last)
         self.dtype, self.shape = dtype, (output.channels, height, width)
-        self._mixing = Mixing(self.seed, self.fdt or PLAIN, self.augment, self.num_classes, output, soft=train)
+        self._mixing = Mixing(self.seed, self.mix or PLAIN, self.augment, self.num_classes, output, soft=train)
         on_gpu = self.engine == "native" and self.device.type == "cuda"
         num_threads = min(4, available_cpus()) if num_threads is None else num_threads
         self._running = Running(num_threads, prefetch, self.device.index if on_gpu else None)
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
-        self._is_mixing = self.fdt is not None  # in epochs that are not begun
+        self._is_mixing = self.mix is not None  # in epochs that are not begun
         self._next = Place(mixing=self._is_mixing)  # where the next iteration begins
         self._reached: Place | None = None  # where the one is that moved last, between its first batch and its end
         self._size, self._mix_window, self._verify, self._on_bad = size, mix_window, verify, on_bad
@@ -235,8 +235,8 @@ class FDTLoader:
 
     @mixing.setter
     def mixing(self, on: bool) -> None:
-        if on and self.fdt is None:
-            raise ValueError("this loader has no fdt to switch on: make it with train=True and an fdt")
+        if on and self.mix is None:
+            raise ValueError("this loader has no mix to switch on: make it with train=True and a mix")
         self._is_mixing = bool(on)
         self._next = replace(self._next, mixing=self._is_mixing)
 
@@ -322,7 +322,7 @@ class FDTLoader:
 
     def _most_images(self) -> int:
         """Of a sum."""
-        return self.fdt.most_images(self.num_classes) if self.fdt else 1
+        return self.mix.most_images(self.num_classes) if self.mix else 1
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -345,7 +345,7 @@ class FDTLoader:
         self.close()
 
     def __repr__(self) -> str:
-        kind = f"fdt={self.fdt}" if self.train else "train=False"
+        kind = f"mix={self.mix}" if self.train else "train=False"
         where = f"mode={self.mode!r}, engine={self.engine!r}, device={str(self.device)!r}"
         ranks = f", rank={self.rank}, world_size={self.world_size}" if self.world_size > 1 else ""
         return f"FDTLoader({self.shards.url!r}, {self.batch_size}, {kind}, {where}{ranks})"
@@ -381,7 +381,7 @@ class FDTLoader:
             "seed": self.seed,
             "train": self.train,
             "mode": mode,
-            "fdt": describe_fdt(self.fdt, self.num_classes),
+            "mix": describe_fdt(self.mix, self.num_classes),
             "augment": repr(self.augment),
             "targets": self.targets,
             "global_batch_size": self.global_batch_size,
@@ -415,7 +415,7 @@ class FDTLoader:
             engine = NativeStreaming(self._mixing, self.device, window)
         else:
             engine = TorchStreaming(self._mixing, self.device)
-        watch = ClassWatch(self.fdt, manifest.samples_per_class, warns=not is_small) if self.fdt else None
+        watch = ClassWatch(self.mix, manifest.samples_per_class, warns=not is_small) if self.mix else None
         return StreamingEpochs(
             engine, self._running, files, manifest, self.batching, self._size, window, self.seed,
             train=self.train, substitute=self._on_bad == "substitute", watch=watch
@@ -425,9 +425,9 @@ class FDTLoader:
         """-> (samples in a window, whether that is too few)."""
         num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
         window = choose_window(
-            self._mix_window, num_samples, self.batch_size, self.num_classes, self.shape, even=self.fdt is not None
+            self._mix_window, num_samples, self.batch_size, self.num_classes, self.shape, even=self.mix is not None
         )
-        if not is_small_window(self.fdt, window, num_samples, self.num_classes):
+        if not is_small_window(self.mix, window, num_samples, self.num_classes):
             return window, False
         wanted = self._most_images()
         warnings.warn(

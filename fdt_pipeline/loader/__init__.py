@@ -1,0 +1,1 @@
+"""From shards to batches: `FDTLoader` and `fdt_pipeline(...)`. Read `graphs` first."""
