@@ -14,8 +14,7 @@ from typing import Protocol
 from ..storage import Folder
 from ..storage.cache import Cache, ChangedError, Entry, NoRoomError
 from ..storage.remote import RemoteFolder
-from .errors import ShardError
-from .manifest import Manifest, Shard
+from .manifest import Manifest, Shard, ShardError
 
 AHEAD = 3  # shards that are fetched while one is read, if half of the cache has room for them
 

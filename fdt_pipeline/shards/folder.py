@@ -6,8 +6,7 @@ import os
 from typing import TypedDict
 
 from ..storage import Folder, open_folder
-from .errors import ShardError
-from .manifest import Manifest, manifest_from_json
+from .manifest import Manifest, ShardError, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
 STAGING_NAME = ".sharding"  # staging.py

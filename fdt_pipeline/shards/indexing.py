@@ -6,6 +6,7 @@ takes the name for the content, of names that are not ASCII it makes none in a U
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
 from .index import VERSION, Member
-from .tar_entries import tar_entries
+from .tar import tar_entries
 
 MAX_PROBLEMS = 10
 # One image may be a jpg and the next a png: readers are asked for "jpg;png;webp".
@@ -51,7 +52,8 @@ def _told(problems: list[str]) -> list[str]:
 
 
 def _members(file: BinaryIO, problems: list[str]) -> Iterator[Member]:
-    for entry in tar_entries(file):
+    num_bytes = file.seek(0, os.SEEK_END)
+    for entry in tar_entries(file, num_bytes):
         name = escaped(entry.name)
         base = name.rpartition("/")[2]
         if base.startswith("."):  # a hidden file: webdataset and DALI leave it out

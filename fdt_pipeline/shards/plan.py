@@ -11,12 +11,27 @@ from typing import Any
 import numpy as np
 import PIL
 
-from ..sources.checks import check_class_names
-from ..sources.source import I64, Sample, Source
-from .options import ShardingOptions
-from .order import interleaved_order
+from fdt_pipeline.definition.philox import Stream, permutation, random_words
+
+from ..sources.source import I64, Sample, Source, check_class_names
+from .codec import ShardingOptions
 from .record import Gathered
 from .task import Task
+
+_SHUFFLE, _JITTER = 0, 1
+
+
+def interleaved_order(labels: I64, num_classes: int, seed: int) -> I64:
+    """labels i64[n] -> i64[n], the source positions in the order to write them: a function of labels and seed."""
+    shuffled = permutation(seed, Stream.SHARDING, _SHUFFLE, len(labels))
+    jitter = random_words(seed, Stream.SHARDING, _JITTER, np.arange(len(labels)), 0)[:, 0] / 2.0**32
+    place = np.empty(len(labels))
+    for label in range(num_classes):
+        of_class = shuffled[labels[shuffled] == label]
+        # j + u is exact in float64 and division is rounded as IEEE 754 says: the same order on every machine.
+        place[of_class] = (np.arange(len(of_class)) + jitter[of_class]) / max(len(of_class), 1)
+    return np.argsort(place, kind="stable")
+
 
 PLAN_VERSION = 1
 

@@ -13,20 +13,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from ..storage import Folder
-from ..storage.hashing import sha256_of
+from ..storage.atomic import sha256_of
 from .folder import MANIFEST_NAME, STAGING_NAME, shard_files
 from .manifest import Manifest, Shard
-from .manifest_rules import shard_name
 from .plan import Plan
-from .record import Part, Record, record_from_json
+from .record import Record, record_from_json
 from .task import Task, record_name, source_state
-from .timm_info import TIMM_INFO_NAME, timm_info_json
 
 PLAN_NAME = "plan.json"
 _MOVES_AT_ONCE = 8  # of an object store, where each is a copy
@@ -117,7 +115,7 @@ class Staging:
         with self.folder.open(name) as file:
             return sha256_of(file) == sha256
 
-    def publish(self, manifest: Manifest, parts: list[Part]) -> None:
+    def publish(self, manifest: Manifest, parts: list[Shard]) -> None:
         """Move the set to OUT, in the place of an older one. Can be gone on with after being cut short anywhere."""
         if manifest.encoding != "raw":
             with self.folder.writing(TIMM_INFO_NAME) as file:
@@ -126,7 +124,7 @@ class Staging:
             file.write(manifest.to_json().encode("ascii"))
         self.move(manifest, parts)
 
-    def move(self, manifest: Manifest, parts: list[Part]) -> None:
+    def move(self, manifest: Manifest, parts: list[Shard]) -> None:
         self.out.remove(MANIFEST_NAME)
         self.out.sync()
         waiting = set(self.folder.names())
@@ -153,14 +151,6 @@ class Staging:
         self.end()
 
 
-def shards_of(parts: list[Part]) -> tuple[Shard, ...]:
-    """By their names in OUT: numbered through."""
-    return tuple(
-        Shard(shard_name(index), part.num_samples, part.num_bytes, part.sha256, part.index_sha256, part.crc32)
-        for index, part in enumerate(parts)
-    )
-
-
 @contextmanager
 def alone(out: Folder) -> Iterator[None]:
     """ValueError if another process is writing shards there. Where locks are unknown, as in object stores, none is."""
@@ -184,3 +174,42 @@ def _lock(descriptor: int, out: Folder) -> None:
         ) from None
     except OSError:  # some shared file systems have no locks; there nobody looks
         return
+
+
+TIMM_INFO_NAME = "_info.json"
+
+
+def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
+    """sets: folder -> manifest, as seen from where `_info.json` is to lie; "" is that folder itself.
+
+    ValueError for raw shards, which hold arrays: timm leaves every sample of them out with a warning; and for two sets
+    of one split.
+    """
+    splits: dict[str, dict[str, Any]] = {}
+    for folder, manifest in sets.items():
+        name = _split_name(folder, manifest)
+        if manifest.encoding == "raw":
+            raise ValueError(f"{folder or 'the set'}: timm reads jpg, png and webp, not raw: convert it to one of them")
+        if name in splits:
+            raise ValueError(f"{folder}: is a second set of the split {name!r}: expected one folder a split")
+        splits[name] = _split(name, folder, manifest)
+    return {"splits": splits}
+
+
+def timm_info_json(sets: Mapping[str, Manifest]) -> bytes:
+    return (json.dumps(timm_info(sets), indent=2) + "\n").encode("ascii")
+
+
+def _split_name(folder: str, manifest: Manifest) -> str:
+    """A set without splits is the one to train on."""
+    return manifest.split or folder.rstrip("/").rpartition("/")[2] or "train"
+
+
+def _split(name: str, folder: str, manifest: Manifest) -> dict[str, Any]:
+    prefix = f"{folder.rstrip('/')}/" if folder else ""
+    return {
+        "name": name,
+        "num_samples": manifest.num_samples,
+        "filenames": [prefix + shard.name for shard in manifest.shards],
+        "shard_lengths": [shard.num_samples for shard in manifest.shards],
+    }

@@ -16,15 +16,32 @@ from numpy.typing import NDArray
 
 from ..sources.source import I64, Source
 from ..storage import Folder
-from .encoded import EncodedSample, encode_sample
-from .errors import BadSampleError, SourceError
+from .codec import EncodedSample, encode_sample
 from .key import needs_mapping, sample_key
-from .options import ShardingOptions
-from .record import Gathered, Part, Quarantined, Record
-from .statistics import PixelStatistics
+from .manifest import Quarantined, Shard
+from .plan import ShardingOptions
+from .record import Gathered, PixelStatistics, Record
 from .tar import TarShard, member_size, tar_size
 
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be written: where it is in the source, what it is called there, and why not."""
+
+    def __init__(self, position: int, key: str, reason: str) -> None:
+        super().__init__(position, key, reason)
+        self.position, self.key, self.reason = position, key, reason
+
+    def __str__(self) -> str:
+        return (
+            f"sample {self.position} of the source ({self.key}): {self.reason}; fix or remove it, or leave it out with "
+            '--on-bad quarantine (on_bad="quarantine")'
+        )
+
+
+class SourceError(OSError):
+    """A sample could not be read for a reason that is not its own, such as a disk or a network that fails."""
 
 
 def record_name(task: int) -> str:
@@ -116,7 +133,7 @@ def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, 
 
 
 def _source_error(what: str, error: OSError) -> SourceError:
-    text = f"could not {what}: {error}; mend that, then --resume"
+    text = f"could not {what}: {error}; fix that, then --resume"
     return SourceError(text) if error.errno is None else SourceError(error.errno, text)
 
 
@@ -142,7 +159,7 @@ def _checked(samples: Source, index: int, options: ShardingOptions) -> EncodedSa
     return sample
 
 
-def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedSample]]) -> Iterator[Part]:
+def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedSample]]) -> Iterator[Shard]:
     waiting = next(samples, None)
     number = 0
     while waiting is not None:
@@ -154,7 +171,7 @@ def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedS
                 waiting = next(samples, None)
             tar.close()
         index = tar.index
-        part = Part(name, tar.num_samples, tar.num_bytes, tar.sha256, hashlib.sha256(index).hexdigest(), tar.crc32)
+        part = Shard(name, tar.num_samples, tar.num_bytes, tar.sha256, hashlib.sha256(index).hexdigest(), tar.crc32)
         with work.staging.writing(part.index_name) as file:
             file.write(index)
         yield part

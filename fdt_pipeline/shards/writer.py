@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Literal
 
 from ..sources.source import Source
@@ -13,16 +14,14 @@ from ..storage import Folder, open_folder
 from ..storage.atomic import remedy
 from ..storage.remote import RemoteFolder
 from .codec import EXTENSIONS
-from .errors import SourceError
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
-from .manifest import Manifest
-from .options import ShardingOptions
-from .plan import Plan, planned
+from .manifest import Manifest, Shard, shard_name
+from .plan import Plan, ShardingOptions, planned
 from .progress import Progress
-from .record import Gathered, Part, Record, merged
+from .record import Gathered, Record, merged
 from .running import Engine, Runner, choose_runner
-from .staging import Staging, alone, shards_of
-from .task import Work, record_name
+from .staging import Staging, alone
+from .task import SourceError, Work, record_name
 
 OnBad = Literal["stop", "quarantine"]
 
@@ -213,14 +212,14 @@ class _Run:
             self.staging.folder.remove_tree()
 
 
-def _parts(records: list[Record]) -> list[Part]:
+def _parts(records: list[Record]) -> list[Shard]:
     return [part for record in records for part in record.parts]
 
 
 def _manifest(plan: Plan, records: list[Record]) -> Manifest:
     source, options = plan.source, plan.options
     total = merged(records)
-    if not total.statistics.num_pixels:
+    if total.statistics.counts is None:
         bad = total.quarantine[0]
         raise ValueError(f"none of the {len(total.quarantine)} samples is good: {bad.key}: {bad.reason}")
     has_several = len(EXTENSIONS[options.encoding]) > 1
@@ -239,7 +238,7 @@ def _manifest(plan: Plan, records: list[Record]) -> Manifest:
         size=options.size,
         mean=total.statistics.mean,
         std=total.statistics.std,
-        shards=shards_of(_parts(records)),
+        shards=tuple(replace(part, name=shard_name(index)) for index, part in enumerate(_parts(records))),
         keys={**plan.carried.keys, **dict(sorted(total.keys.items()))},
         samples_per_extension=dict(sorted(total.samples_per_extension.items())) if has_several else None,
         quarantine=tuple(sorted([*plan.carried.quarantine, *total.quarantine], key=lambda bad: bad.position)),

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .checks import (
+from .source import (
+    I64,
+    Sample,
     check_class_names,
     check_every_class_has_samples,
     check_label_array,
     check_labels,
     numbered_classes,
 )
-from .source import I64, Sample
 
 
 class ArraySource:

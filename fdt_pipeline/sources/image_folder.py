@@ -1,26 +1,25 @@
 """A folder of image files: class = subfolder, split = subfolder train, test, val, ... above the classes.
 
-Classes are sorted by name, samples by class and then by path; hidden files and folders are skipped. Which files
-are images is the matter of `image_files`, where they lie that of `tree`, and how they become gray or RGB that of
-`image_pixels`.
+Classes are sorted by name, samples by class and then by path; hidden files and folders are skipped. `tree.py` lists and
+reads the files, and decides which are images; `image_pixels.py` makes them gray or RGB.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from .image_files import extension, image_files, joined, loose_files, warn_ignored
 from .image_pixels import decode_image, is_gray
-from .names import Names
 from .source import I64, Sample
-from .tree import LocalTree, Tree
+from .tree import LocalTree, Tree, extension, image_files, joined, loose_files, warn_ignored
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -186,3 +185,27 @@ def _is_gray(tree: Tree, name: str) -> bool:
             return is_gray(file)
     except ValueError:
         return is_gray(io.BytesIO(tree.read(name)))
+
+
+class Names:
+    """A sequence of str in little memory: each takes the bytes of its characters, not 100 more. Surrogates, which stand for bytes of file names that are not UTF-8, are kept."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        text, ends = bytearray(), array("q", [0])
+        for name in names:
+            text += name.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        self._text, self._ends = bytes(text), np.array(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        begin, end = self._ends[index], self._ends[index + 1]
+        return self._text[begin:end].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Names:
+        return Names(self[position] for position in positions.tolist())

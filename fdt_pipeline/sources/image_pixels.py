@@ -193,3 +193,17 @@ def _on_black(pixels: U8) -> U8:
     """u8[h w c+1], alpha last -> u8[h w c]."""
     color, alpha = pixels[..., :-1].astype(np.uint16), pixels[..., -1:]
     return ((color * alpha + 127) // 255).astype(np.uint8)
+
+
+def resized(pixels: U8, size: int) -> U8:
+    """u8[h w c] -> u8[size size c].
+
+    The largest square in the middle, with half pixels where it lies between two, is resized by Pillow's LANCZOS filter,
+    which averages over what a pixel covers, so that shrinking does not alias. What is enlarged is interpolated.
+    """
+    height, width, channels = pixels.shape
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    square = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return np.asarray(square).reshape(size, size, channels)

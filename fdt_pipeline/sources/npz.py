@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import ArraySource
-from .checks import check_file, numbered_classes
-from .source import Source
+from .source import Source, check_file, numbered_classes
 
 SPLITS = ("train", "test")
 

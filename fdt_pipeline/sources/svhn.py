@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import ArraySource
-from .checks import check_file, check_labels
-from .class_names import DIGITS
-from .source import I64, Source
+from .idx import DIGITS
+from .source import I64, Source, check_file, check_labels
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 

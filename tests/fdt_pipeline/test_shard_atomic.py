@@ -122,7 +122,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
         (
             OSError(errno.EIO, "Input/output error"),
             SourceError,
-            "could not read sample .*Input/output error; mend that",
+            "could not read sample .*Input/output error; fix that",
         ),
     ],
 )

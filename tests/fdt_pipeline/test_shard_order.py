@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdt_pipeline.shards.order import interleaved_order
+from fdt_pipeline.shards.plan import interleaved_order
 
 SEEDS = st.integers(0, 2**64 - 1)
 

@@ -43,7 +43,7 @@ def test_gray_images_keep_their_channel_axis(tmp_path: Path) -> None:
 def test_progress_counts_samples(folder: Path) -> None:
     calls: list[tuple[int, int]] = []
     load_shards(folder, lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 30) for i in range(1, 31)]
+    assert calls == [(12, 30), (24, 30), (30, 30)]
 
 
 class Cut:
@@ -132,7 +132,7 @@ def test_whole_shards_pass_the_check(folder: Path) -> None:
             r"shard-000000.idx: expected \S+ within the tar's \d+ bytes, got offset 99999999",
         ),
         (" cls 1536 1 ", " cls -20 1 ", r"shard-000000.idx: expected \S+ within the tar's \d+ bytes, got offset -20,"),
-        ("npy 512 ", "jpg 512 ", r"shard-000000.tar: sample \d{8}: expected the members .npy and .cls"),
+        ("npy 512 ", "jpg 512 ", r"shard-000000.idx: expected the members .npy and .cls, got cls, jpg, npy"),
         (" cls 1536 1 ", " cls 1536 0 ", r"shard-000000.tar: sample \d{8}: the .cls member holds b''"),
     ],
 )

@@ -234,7 +234,7 @@ import os, signal, sys
 import numpy as np
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.storage.local import LocalFolder
+from fdt_pipeline.storage.folder import LocalFolder
 calls, name, at = [], sys.argv[2], int(sys.argv[3])
 real = getattr(LocalFolder, name)
 def killed(self, *arguments):

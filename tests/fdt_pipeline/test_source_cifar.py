@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fdt_pipeline.sources import open_source, source_splits
-from fdt_pipeline.sources.class_names import CIFAR100
+from fdt_pipeline.sources.cifar import CIFAR100
 
 FILES = {
     "cifar10": {**{f"data_batch_{i}": 20 for i in range(1, 6)}, "test_batch": 30},

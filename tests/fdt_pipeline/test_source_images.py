@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fdt_pipeline.sources.image_pixels import decode_image, is_gray, plain_census
-from fdt_pipeline.sources.resize import resized
+from fdt_pipeline.sources.image_pixels import decode_image, is_gray, plain_census, resized
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 SMOOTH = np.asarray(Image.fromarray(NOISE[:8, :8]).resize((48, 40)))

@@ -268,8 +268,8 @@ class Patience(Event):
         self.happens, self.num_waits = happens, 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        self.num_waits += 1
-        if self.num_waits == 3:
+        self.num_waits += bool(timeout)
+        if timeout and self.num_waits == 3:
             self.happens()
         return super().wait(0)
 
