@@ -23,12 +23,12 @@ from .writer import OnBad, is_quarantine, write_plan
 
 
 def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
-    """Where the members of each sample lie. ShardError if the index is not there, broken, or of another tar."""
+    """The place of each member of each sample. ShardError if the index is missing, broken, or that of another tar."""
     name = shard.index_name
     try:
         samples = parse_index(folder.read(name).decode("ascii"), shard.num_bytes)
     except (FileNotFoundError, ValueError) as error:
-        raise ShardError(f"{folder.path(name)}: {error}; mend it with python -m tools index") from None
+        raise ShardError(f"{folder.path(name)}: {error}; fix it with fdt-pipeline index") from None
     if len(samples) != shard.num_samples:
         raise ShardError(f"{folder.path(name)}: expected {shard.num_samples} samples, got {len(samples)}")
     return samples
@@ -77,7 +77,7 @@ class ShardSource:
 
 
 class OneShard:
-    """The samples of one tar, read one by one through its index. Nothing is read before it is needed; close it then."""
+    """The samples of one tar, read one by one through its index. Nothing is read before it is needed. To be closed."""
 
     has_final_keys = True
 
@@ -110,7 +110,7 @@ class OneShard:
             del self._file
 
     def __getstate__(self) -> dict[str, object]:
-        """Without what was read and opened."""
+        """Without what was read and opened, so that it can be sent to another process."""
         return {name: value for name, value in vars(self).items() if name not in ("_samples", "_file", "labels")}
 
     @cached_property
@@ -136,7 +136,7 @@ class OneShard:
 
 
 class OneShardOfFiles(OneShard):
-    """Of encoded images."""
+    """One tar of encoded images, whose files can be read."""
 
     def read_file(self, index: int) -> bytes:
         return self._read(self._samples[index][0])

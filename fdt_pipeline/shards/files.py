@@ -50,12 +50,12 @@ class ShardFiles(Protocol):
 
 
 def files_of(folder: Folder, manifest: Manifest) -> ShardFiles:
-    """Where they are, or through the cache."""
+    """Files of a local folder where they are, those of a remote one through the cache."""
     return CachedShardFiles(folder) if isinstance(folder, RemoteFolder) else LocalShardFiles(folder, manifest)
 
 
 class LocalShardFiles:
-    """Of a folder that is here."""
+    """The files of a local folder."""
 
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         assert folder.local is not None
@@ -89,7 +89,7 @@ class LocalShardFiles:
 
 
 class CachedShardFiles:
-    """Of a remote folder: fetched ahead into the cache, checked by their sha256 there, and held while they are read."""
+    """The files of a remote folder: fetched ahead into the cache, checked by sha256, and held while they are read."""
 
     def __init__(self, folder: RemoteFolder, cache: Cache | None = None) -> None:
         self.folder, self.cache = folder, cache or Cache()
@@ -105,7 +105,7 @@ class CachedShardFiles:
                 self._fetch_ahead(waiting, fetching)
                 fetch = fetching.popleft()
                 if fetch.found_no_room():
-                    self._let_go(fetching, waiting)
+                    self._release(fetching, waiting)
                 with fetch as file:
                     self._fetch_ahead(waiting, fetching)
                     yield file
@@ -117,7 +117,7 @@ class CachedShardFiles:
         while waiting and self._has_room(waiting[0], fetching):
             fetching.append(_Fetch(self, waiting.popleft()))
 
-    def _let_go(self, fetching: deque[_Fetch], waiting: deque[Shard]) -> None:
+    def _release(self, fetching: deque[_Fetch], waiting: deque[Shard]) -> None:
         """A reader that waits for room holds nothing: four of them with room for four shards waited for each other, two
         minutes, and one then gave up."""
         while fetching:
@@ -175,5 +175,5 @@ class _Fetch:
     def _work(self) -> None:
         try:
             self._file = self.files.file(self.shard, self._stack, False, self._stop)
-        except BaseException as error:  # whatever it is, whoever asks for the file is to see it
+        except BaseException as error:  # raised again when the file is asked for
             self._error = error

@@ -40,13 +40,13 @@ def index_tar(file: BinaryIO) -> TarIndex:
             found.add(key, list(members))
     except ValueError as error:
         found.problems.append(str(error))
-        return TarIndex(len(found.lines), b"", _told(found.problems))
+        return TarIndex(len(found.lines), b"", _shown(found.problems))
     text = "\n".join([f"{VERSION} {len(found.lines)}", *found.lines, ""]).encode("ascii")
-    return TarIndex(len(found.lines), text, _told([*found.problems, *found.differences()]))
+    return TarIndex(len(found.lines), text, _shown([*found.problems, *found.differences()]))
 
 
-def _told(problems: list[str]) -> list[str]:
-    """The first of them, with names as they are and not as tar escapes them."""
+def _shown(problems: list[str]) -> list[str]:
+    """The first problems, with names as they are and not as tar escapes them."""
     more = len(problems) - MAX_PROBLEMS
     return [readable(problem) for problem in problems[:MAX_PROBLEMS]] + [f"and {more} problems more"] * (more > 0)
 
@@ -68,7 +68,7 @@ def _members(file: BinaryIO, problems: list[str]) -> Iterator[Member]:
 
 
 def escaped(name: bytes) -> str:
-    """As `tar --list` prints it in the C locale, and thus wds2idx writes it: \\ooo for what is not printable ASCII."""
+    """A name as `tar --list` prints it in the C locale, and so wds2idx: \\ooo for what is not printable ASCII."""
     if _PLAIN.fullmatch(name):
         return name.decode("ascii")
     plain = (_ESCAPES.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in name)
@@ -76,13 +76,13 @@ def escaped(name: bytes) -> str:
 
 
 def readable(text: str) -> str:
-    """With the UTF-8 that `escaped` wrote in octal; what is not UTF-8 as \\xhh."""
+    """A text with the UTF-8 that `escaped` wrote in octal; other bytes as \\xhh."""
     data = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text.encode("utf-8"))
     return data.decode("utf-8", "backslashreplace")
 
 
 def _key(name: str) -> str:
-    """Up to the first dot of its last part."""
+    """The name of a member up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 

@@ -146,7 +146,7 @@ def _serve(connection: Connection, work: Work) -> None:
 
 
 def _end_with_parent() -> None:
-    """At once, in the middle of a task: whoever goes on with the run must not find somebody still writing to it."""
+    """End at once, in the middle of a task: a resumed run must not find another process still writing."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -31,14 +31,14 @@ _MOVES_AT_ONCE = 8  # of an object store, where each is a copy
 
 
 class Staging:
-    """Of the folder `out`."""
+    """The staging folder of the folder `out`."""
 
     def __init__(self, out: Folder) -> None:
         self.out = out
         self.folder = out.folder(STAGING_NAME)
 
     def begin(self, fingerprint: str) -> None:
-        """Anew."""
+        """Start a run; what an earlier one has left is removed."""
         self.folder.remove_tree()
         self.folder.make()
         self._write_plan({"plan": fingerprint})
@@ -48,7 +48,7 @@ class Staging:
             file.write(json.dumps(content).encode("ascii"))
 
     def _read_plan(self) -> dict[str, Any]:
-        """{} if there is none, or it cannot be read."""
+        """What plan.json says; {} if it is missing or broken."""
         try:
             content = json.loads(self.folder.read(PLAN_NAME))
         except (FileNotFoundError, ValueError):
@@ -61,7 +61,7 @@ class Staging:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the plan that was begun; None if that cannot be read."""
+        """The fingerprint of the plan that was begun; None if it cannot be read."""
         return self._read_plan().get("plan")
 
     @property
@@ -70,7 +70,7 @@ class Staging:
 
     @property
     def is_moved(self) -> bool:
-        """All is in OUT, but for what is left to remove here."""
+        """Whether the whole set is in OUT, and only this folder is left to remove."""
         return not self.is_moving and bool(self._read_plan().get("moved"))
 
     def end(self) -> None:
@@ -79,7 +79,7 @@ class Staging:
         self.folder.remove_tree()
 
     def tidy(self) -> None:
-        """Remove what processes that were killed were writing."""
+        """Remove the files that killed processes have not finished."""
         for name in self.folder.names():
             if name.startswith(".") and name.endswith(".tmp"):
                 self.folder.remove(name)
@@ -107,7 +107,7 @@ class Staging:
         )
 
     def _has(self, name: str, sha256: str) -> bool:
-        """An object store answers for its bytes itself; those of a disk that lost power are looked at."""
+        """Whether the file is whole. An object store guards its own bytes; a disk may have lost power."""
         if self.folder.size(name) is None:
             return False
         if self.folder.local is None:
@@ -116,7 +116,7 @@ class Staging:
             return sha256_of(file) == sha256
 
     def publish(self, manifest: Manifest, parts: list[Shard]) -> None:
-        """Move the set to OUT, in the place of an older one. Can be gone on with after being cut short anywhere."""
+        """Move the set to OUT, where it replaces an older one. Interrupted anywhere, a resumed run goes on with it."""
         if manifest.encoding != "raw":
             with self.folder.writing(TIMM_INFO_NAME) as file:
                 file.write(timm_info_json({"": manifest}))

@@ -109,7 +109,7 @@ def source_state(samples: Source) -> str:
 
 
 def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, EncodedSample]]:
-    """(KEY, sample) of the good ones, counted on their way."""
+    """(KEY, sample) of the good samples, which are counted on the way."""
     for index, position in enumerate(task.positions.tolist()):
         try:
             sample = _checked(task.samples, index, work.options)
@@ -145,7 +145,7 @@ def _count(statistics: PixelStatistics, values: NDArray[Any]) -> None:
 
 
 def _key(samples: Source, position: int, source_key: str) -> str:
-    """By the rule, unless the samples come from shards: then they keep the KEY that they have."""
+    """The KEY by the rule; samples that come from shards keep the KEY that they have."""
     return source_key if getattr(samples, "has_final_keys", False) else sample_key(position, source_key)
 
 
@@ -188,5 +188,5 @@ def _source_key(samples: Source, index: int, position: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """In one line."""
+    """The message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

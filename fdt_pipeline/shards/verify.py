@@ -18,7 +18,7 @@ from .progress import Progress
 from .record import PixelStatistics
 from .tar import sample_checksum, tar_entries, unpack_checksums
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # which leads nowhere else, whoever unpacks it
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # unpacked by any program, it leads nowhere else
 # Encoders that lose something may decode to other values elsewhere, by 1 of 255 at a pixel (another IDCT).
 _LOSSY_TOLERANCE = 0.5
 _BLOCK = 1 << 20

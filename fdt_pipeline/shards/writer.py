@@ -47,10 +47,10 @@ def write_shards(
     encoding: "raw", "png", "webp" (lossless), "jpg" (quality 95) or "keep" (codec.py; raw where there are no files).
     size: side in pixels that images are resized and cropped to (sources/resize.py). A tar ends after samples_per_shard
     samples, or before it would exceed max_shard_bytes. workers: processes of this machine; engine "ray": a Ray cluster
-    instead. The same source, seed and options give the same bytes in every file, whoever writes them.
+    instead. The same source, seed and options give the same bytes in every file, whatever writes them.
 
     Until all is written, `out` keeps what it has: new files lie in `out`/.sharding. If the run is killed, or fails,
-    what is finished is kept there, and the same call with resume=True goes on; overwrite=True begins anew, and replaces
+    what is finished is kept there, and the same call with resume=True goes on; overwrite=True starts over, and replaces
     a set that is in `out` once the new one is whole.
 
     on_bad: at a sample that is no good image, "stop" raises BadSampleError, "quarantine" leaves it out and lists it
@@ -82,7 +82,7 @@ def write_plan(
     quarantine: bool,
     progress: Progress | None = None,
 ) -> Manifest:
-    """What `write_shards` does, of a plan."""
+    """Do what `write_shards` does, for a plan."""
     check_vacant(out, overwrite, resume)
     with _explained(out):
         out.make()
@@ -96,10 +96,9 @@ def write_plan(
 
 
 def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
-    """ValueError if it is a file, or if shards or an unfinished run are there already that nothing allows to replace,
-    or to go on with."""
+    """ValueError if `out` is a file, or holds shards or an unfinished run that may be neither replaced nor resumed."""
     if overwrite and resume:
-        raise ValueError("--overwrite begins anew and --resume goes on: choose one")
+        raise ValueError("--overwrite starts over and --resume goes on: choose one")
     if isinstance(out, RemoteFolder) and out.is_web:
         raise ValueError(f"{out.url}: a web server can only be read from; write to a path, or to s3://, gs://")
     check_is_folder(out)
@@ -110,7 +109,7 @@ def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
         return
     if Staging(out).exists:
         if not resume:
-            raise ValueError(f"{out.url}: holds an unfinished run: go on with --resume, or begin anew with --overwrite")
+            raise ValueError(f"{out.url}: holds an unfinished run: go on with --resume, or start over with --overwrite")
     elif out.size(MANIFEST_NAME) is not None:
         if not resume:
             raise ValueError(f"{out.url}: holds shards already; replace them with --overwrite or choose another folder")
@@ -122,7 +121,7 @@ def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
 
 
 def _finished_set(plan: Plan, out: Folder) -> Manifest:
-    """There is nothing left to do, if it is the set that was asked for."""
+    """The manifest of the set in `out`; ValueError if it is not the set that was asked for."""
     manifest, options, source = read_manifest(out), plan.options, plan.source
     asked = {
         "kind": source.kind,
@@ -177,11 +176,11 @@ class _Run:
         if self.staging.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.staging.out.url}: the unfinished run there is of another source, or has other options: give "
-                "the same, or begin anew with --overwrite"
+                "the same, or start over with --overwrite"
             )
 
     def _moved(self) -> Manifest:
-        """The rest of a run that was killed while it moved its files."""
+        """Finish a run that was killed while it moved its files."""
         manifest = read_manifest(self.staging.folder)
         found = (self.staging.record(record_name(number)) for number in range(self.plan.num_tasks))
         with _explained(self.staging.out):
@@ -189,7 +188,7 @@ class _Run:
         return manifest
 
     def _records(self, finished: dict[int, Record]) -> list[Record]:
-        """Of all tasks in their order."""
+        """The records of all tasks, in their order."""
         records = dict(finished)
         done = sum(len(self.plan.positions(number)) for number in finished)
         missing = (self.plan.task(number) for number in range(self.plan.num_tasks) if number not in finished)

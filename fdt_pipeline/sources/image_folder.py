@@ -62,15 +62,15 @@ class ImageFolder:
         return self._names[index]
 
     def read_file(self, index: int) -> bytes:
-        """The file's own bytes."""
+        """The bytes of a sample's file."""
         return self._tree.read(self._name(index))
 
     def states(self, positions: Iterable[int]) -> Iterator[str]:
-        """For each, what is different when the file has changed."""
+        """For each sample, a str that is different when its file has changed."""
         return (self._tree.state(self._name(position)) for position in positions)
 
     def take(self, positions: I64) -> ImageFolder:
-        """Those alone."""
+        """A source of these samples alone."""
         some = copy.copy(self)
         some._names, some.labels = self._names.take(positions), self.labels[positions]
         return some
@@ -171,7 +171,7 @@ def _channels(tree: Tree, names: Iterable[str]) -> int:
         try:
             if not _is_gray(tree, name):
                 return 3
-        except (ValueError, *_OF_THE_FILE):  # found again, and told, when the image is asked for
+        except (ValueError, *_OF_THE_FILE):  # the error is raised when the image is asked for
             continue
         found += 1
     return 1 if found else 3
@@ -188,7 +188,8 @@ def _is_gray(tree: Tree, name: str) -> bool:
 
 
 class Names:
-    """A sequence of str in little memory: each takes the bytes of its characters, not 100 more. Surrogates, which stand for bytes of file names that are not UTF-8, are kept."""
+    """A sequence of str in little memory: each takes the bytes of its characters, not 100 more. Surrogates, which stand
+    for bytes of file names that are not UTF-8, are kept."""
 
     def __init__(self, names: Iterable[str]) -> None:
         text, ends = bytearray(), array("q", [0])

@@ -46,7 +46,7 @@ class Tree(Protocol):
         """Names of the files directly in it, sorted."""
 
     def walk(self, below: str) -> list[str]:
-        """Of all files below it, relative to it; sorted part by part."""
+        """Names of all files below it, relative to it; sorted part by part."""
 
     def read(self, name: str) -> bytes:
         """ValueError if it is not a file of at most 2 GiB, or none at all; OSError if it cannot be read."""
@@ -129,7 +129,7 @@ def _check_status(path: str) -> None:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself; told when the file is asked for
+    except OSError:  # a link that leads to itself; the error is raised when the file is asked for
         return False
 
 
@@ -166,7 +166,7 @@ class RemoteTree:
         return self._folder.url
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the listing: whoever reads a few files of a million need not have the names of all."""
+        """Without the listing: a worker that reads a few files of a million need not have the names of all."""
         return {"_folder": self._folder, "_too_large": self._too_large}
 
     def folders(self, below: str) -> list[str]:
@@ -194,7 +194,7 @@ class RemoteTree:
         return f"{info.get('size')}:{':'.join(str(value) for value in known if value is not None)}"
 
     def _below(self, below: str) -> list[str]:
-        """Found by halving: a look at all names for each of 1,000 classes took minutes."""
+        """Names below a folder, by bisection: a scan of all names for each of 1,000 classes took minutes."""
         names, prefix = self._names, f"{below}/" if below else ""
         first = bisect_left(names, prefix)
         last = bisect_left(names, f"{below}0") if below else len(names)  # "0" comes next after "/"
@@ -202,7 +202,7 @@ class RemoteTree:
 
     @cached_property
     def _names(self) -> list[str]:
-        """Of every file that is not hidden, sorted as text."""
+        """The names of all files that are not hidden, sorted as text."""
         sizes = {name: int(info.get("size") or 0) for name, info in self._folder.files_below().items()}
         self._too_large = {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES}
         return sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")))

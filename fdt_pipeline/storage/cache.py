@@ -127,11 +127,11 @@ class Cache:
         return data
 
     def num_bytes(self) -> int:
-        """Of all its files; those that are being fetched count whole."""
+        """Bytes of all its files; those that are being fetched count whole."""
         return sum(held.num_bytes for held in _held(self.directory))
 
     def _is_good(self, path: Path, entry: Entry) -> bool:
-        """Looked at byte by byte when this process meets the file, or it has changed since, and not again."""
+        """Whether the file is what it must be. Hashed when this process first meets it, or it has changed."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -163,7 +163,7 @@ class Cache:
                 part.replace(given_up)
 
     def _finish(self, part: Path, path: Path) -> None:
-        with _flocked(self._room_lock, fcntl.LOCK_EX):  # whoever counts must not miss both names
+        with _flocked(self._room_lock, fcntl.LOCK_EX):  # a process that counts must not miss both names
             if path.exists():  # where flock locks nothing, another process may have been quicker
                 part.unlink(missing_ok=True)
                 return
@@ -187,8 +187,8 @@ class Cache:
             pause(_POLL_SECONDS)
 
     def _frees(self, num_bytes: int, spared: Path | None = None) -> bool:
-        """Remove what was not used for the longest time, until there is room; False if too much is in use. Only for
-        whoever holds the lock on room."""
+        """Remove the files that were not used for the longest time, until there is room; False if too much is in use.
+        The caller holds the lock on room."""
         files = sorted(_held(self.directory), key=lambda held: held.last_used)
         missing = sum(held.num_bytes for held in files) + num_bytes - self.max_bytes
         for held in files:
@@ -227,7 +227,7 @@ def _held(directory: Path) -> Iterator[_Held]:
 
 
 def _mark_used(path: Path) -> None:
-    """Its time of change stays: it tells whether somebody has changed it."""
+    """Set the time of access. The time of change stays: it shows whether the file was changed."""
     with suppress(FileNotFoundError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
@@ -298,7 +298,7 @@ def _download(part: Path, entry: Entry, pause: _Pause) -> str:
 
 
 def _next_block(entry: Entry, begin: int, pause: _Pause) -> bytes:
-    """As many bytes from there on as one request brings."""
+    """The bytes from `begin` on that one request brings."""
 
     def one_request() -> bytes:
         data = entry.folder.read_range(entry.name, begin, min(begin + BLOCK_BYTES, entry.num_bytes))

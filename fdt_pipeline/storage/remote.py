@@ -83,12 +83,12 @@ class RemoteFolder:
         return hash(self.url)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the connection: another process makes its own."""
+        """Without the connection, as another process makes its own."""
         return {**vars(self), "_connection": None}
 
     @property
     def fs(self) -> Any:
-        """Made at the first use, and anew in a process that was forked since."""
+        """The connection: made at the first use, and again in a process that was forked since."""
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = os.getpid(), connect(self.protocol, self.url, self.options)
         return self._connection[1]
@@ -175,7 +175,7 @@ class RemoteFolder:
             return
 
     def sync(self) -> None:
-        """What was answered is kept."""
+        """A store has kept what it has confirmed."""
 
     def info(self, name: str) -> dict[str, Any] | None:
         """What the store says of a file, beside its size; None if it is not there."""
@@ -242,7 +242,7 @@ class RemoteFolder:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file, read in ranges, each of which is tried again for itself."""
+    """A remote file that is read in ranges; each request is tried again by itself."""
 
     def __init__(self, folder: RemoteFolder, name: str, size: int) -> None:
         self._folder, self._name, self._size, self._at = folder, name, size, 0

@@ -192,14 +192,14 @@ def test_another_plan_is_refused(tmp_path: Path, changed: dict[str, object]) -> 
 
 def test_an_unfinished_run_is_neither_replaced_nor_gone_on_with_unasked(tmp_path: Path) -> None:
     stopped_after(1, tmp_path)
-    with pytest.raises(ValueError, match="holds an unfinished run: go on with --resume, or begin anew with --over"):
+    with pytest.raises(ValueError, match="holds an unfinished run: go on with --resume, or start over with --over"):
         write_shards(SOURCE, tmp_path, samples_per_shard=10)
     write_shards(SOURCE, tmp_path, samples_per_shard=20, overwrite=True)
     assert len(read_manifest(tmp_path).shards) == 2
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--overwrite begins anew and --resume goes on: choose one"):
+    with pytest.raises(ValueError, match="--overwrite starts over and --resume goes on: choose one"):
         write_shards(SOURCE, tmp_path, resume=True, overwrite=True)
 
 
@@ -314,5 +314,5 @@ def test_an_unfinished_split_is_not_passed_over(tmp_path: Path) -> None:
     stopped_after(1, tmp_path / "test")
     assert [folder.url for folder in shard_sets(tmp_path)] == [str(tmp_path / "train"), str(tmp_path / "test")]
     assert verify_shards(tmp_path / "test") == [
-        f"{tmp_path}/test: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+        f"{tmp_path}/test: an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
     ]
