@@ -121,10 +121,6 @@ def test_16_bits_become_8(channels: int, expected: int) -> None:
     assert (decode_image(png16(channels), channels).pixels == expected).all()
 
 
-def test_what_is_turned_by_exif_is_turned_back() -> None:
-    np.testing.assert_array_equal(decode_image(rotated("PNG"), 3).pixels, np.rot90(SMOOTH, -1))
-
-
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_of_animations_the_first_frame_is_taken(form: str) -> None:
     pixels = decode_image(animated(form), 3).pixels.astype(int)

@@ -9,10 +9,7 @@ import pickle
 import signal
 import time
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -39,6 +36,7 @@ from fdt_pipeline.storage.retrying import Retry
 from tests.folders import content
 from tests.object_store import Answer, Proxy, answers, cuts, flips, hangs, object_store
 from tests.peers import needs
+from tests.web import web_server
 from tools.__main__ import main
 
 pytestmark = pytest.mark.peer
@@ -408,32 +406,20 @@ def test_a_store_that_fails_is_not_taken_for_bad_samples(store: Proxy, photos: P
         write_shards(source, "s3://bucket/never", "keep", on_bad="quarantine")
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """Knows no ranges, as the simplest servers do not."""
-
-    def log_message(self, *_: Any) -> None:
-        """Silent."""
-
-
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_shards_on_a_web_server_can_be_read(tmp_path: Path, mode: Any) -> None:
     pytest.importorskip("nvidia.dali")
     from fdt_pipeline import FDTLoader
 
     write_shards(SOURCE, tmp_path / "set", samples_per_shard=50)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/set"
-    try:
+    with web_server(tmp_path, knows_ranges=False) as web:
+        url = f"{web.url}/set"
         assert len(load_shards(url)[2]) == 120
         assert sum(len(images) for images, _ in FDTLoader(url, 32, mode=mode)) == 120
         with pytest.raises(ValueError, match="a web server can only be read from; write to a path, or to s3://"):
             write_shards(SOURCE, f"{url}/new")
         with pytest.raises(ValueError, match="no shards here"):
             read_manifest(f"{url}/nothing")
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_shard_that_was_changed_in_the_store_is_a_shard_error() -> None:
