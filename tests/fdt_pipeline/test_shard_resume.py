@@ -310,12 +310,6 @@ def test_an_unfinished_split_is_not_passed_over(tmp_path: Path) -> None:
     ]
 
 
-def test_only_final_files_are_left(tmp_path: Path) -> None:
-    write_shards(SOURCE, tmp_path, samples_per_shard=20)
-    tars = ["shard-000000.idx", "shard-000000.tar", "shard-000001.idx", "shard-000001.tar"]
-    assert names(tmp_path) == ["manifest.json", *tars]
-
-
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_run_leaves_what_is_finished_and_no_shard(
