@@ -20,6 +20,7 @@ from .index import Member, index_text
 BLOCK = 512
 RECORD = 20 * BLOCK  # a tar is filled up to whole records
 _FLUSH = 1 << 20
+_END = bytes(BLOCK)
 
 # Mode, owners and time are the same for all: 0644, 0, 0, 0. tarfile writes the very same header, 10 times slower: it
 # was half of the time of a shard of small images.
@@ -155,29 +156,22 @@ def tar_entries(file: BinaryIO, num_bytes: int) -> Iterator[Entry]:
     Only headers are read, so 10 GB take milliseconds; `file` is sought forward only. Where an entry is given out, the
     next bytes that `file` reads are its content.
     """
-    for kind, entry, extended in _entries(file, num_bytes):
-        if kind in _WITHOUT_CONTENT + _SKIPPED or entry.name.endswith(b"/"):
-            continue
-        if kind not in _REGULAR:
-            raise ValueError(f"{entry.shown} is neither a file nor a link nor a folder: kind {kind!r}")
-        if any(keyword.startswith("GNU.sparse") for keyword in extended):
-            raise ValueError(f"{entry.shown} is stored sparse, and not in one piece; make the tar without --sparse")
-        yield entry
-
-
-def _entries(file: BinaryIO, num_bytes: int) -> Iterator[tuple[bytes, Entry, dict[str, bytes]]]:
-    """(kind, entry, PAX keywords) of every member; one that only describes the next is joined with it."""
     offset, last, extended = 0, "its beginning", dict[str, bytes]()
     while header := _header(file, offset, num_bytes, last):
         kind, entry = header[156:157], _entry(header, offset, extended)
         if entry.offset + entry.size > num_bytes:
             raise ValueError(f"cut at byte {num_bytes}, in {entry.shown}")
-        if kind in _FOR_THE_NEXT:
-            extended |= _extended(file, kind, entry)
-        else:
-            yield kind, entry, extended
-            extended, last = {}, entry.shown
         offset = entry.offset + -(-entry.size // BLOCK) * BLOCK
+        if kind in _FOR_THE_NEXT:  # it describes the next member
+            extended |= _extended(file, kind, entry)
+            continue
+        if kind not in _WITHOUT_CONTENT + _SKIPPED and not entry.name.endswith(b"/"):
+            if kind not in _REGULAR:
+                raise ValueError(f"{entry.shown} is neither a file nor a link nor a folder: kind {kind!r}")
+            if any(keyword.startswith("GNU.sparse") for keyword in extended):
+                raise ValueError(f"{entry.shown} is stored sparse, and not in one piece; make the tar without --sparse")
+            yield entry
+        last, extended = entry.shown, {}
     _check_end(file, offset)
 
 
@@ -189,7 +183,7 @@ def _header(file: BinaryIO, offset: int, num_bytes: int, last: str) -> bytes | N
         _check_plain(header)
     if len(header) != BLOCK:
         raise ValueError(f"cut at byte {num_bytes}, in or after {last}: the end mark of the tar is missing")
-    if header == bytes(BLOCK):
+    if header == _END:
         return None
     _check_header(header, offset, last)
     return header
@@ -225,10 +219,16 @@ def _check_header(header: bytes, offset: int, last: str) -> None:
         expected = int(header[148:156].strip(b" \0"), 8)
     except ValueError:
         expected = -1
-    if expected != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    if expected != _byte_sum(header[:148] + b" " * 8 + header[156:]):
         if offset == 0:
             raise ValueError(f"not a tar: it begins with {header[:16]!r}")
         raise ValueError(f"no header of a member at byte {offset}, after {last}")
+
+
+def _byte_sum(header: bytes) -> int:
+    """The sum of 512 bytes, 10 times faster than `sum`: Adler-32's lower half is 1 + the sum, modulo 65,521, which 256
+    bytes do not reach."""
+    return (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:]) & 0xFFFF) - 2
 
 
 def _name(header: bytes) -> bytes:

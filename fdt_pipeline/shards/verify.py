@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from ..storage import Folder, open_folder
 from .codec import check_members, decode
@@ -16,7 +17,7 @@ from .index import Member, index_text
 from .manifest import Manifest, Shard, ShardError
 from .progress import Progress
 from .record import PixelStatistics
-from .tar import sample_checksum, tar_entries, unpack_checksums
+from .tar import BLOCK, member_size, sample_checksum, tar_entries, unpack_checksums
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # unpacked by any program, it leads nowhere else
 # Encoders that lose something may decode to other values elsewhere, by 1 of 255 at a pixel (another IDCT).
@@ -49,36 +50,47 @@ class Contents(NamedTuple):
 
 def tar_samples(tar: BinaryIO, num_bytes: int) -> Iterator[Contents]:
     """The samples by the tar alone: neighbours whose key is the same are one sample."""
-    names = ((entry, entry.name.decode("ascii", "backslashreplace")) for entry in tar_entries(tar, num_bytes))
-    contents = (
-        (Member(name.partition(".")[2], entry.offset, entry.size, name), tar.read(entry.size)) for entry, name in names
-    )
-    for key, group in groupby(contents, key=lambda content: content[0].name.partition(".")[0]):
+    for key, group in groupby(_contents(tar, num_bytes), key=lambda content: content[0].name.partition(".")[0]):
         members, data = zip(*group, strict=True)
         yield Contents(key, list(members), list(data))
 
 
-class _Hashed:
-    """A file whose bytes are hashed as they are read, from its beginning to its end."""
+def _contents(tar: BinaryIO, num_bytes: int) -> Iterator[tuple[Member, bytes]]:
+    for entry in tar_entries(tar, num_bytes):
+        name = entry.name.decode("ascii", "backslashreplace")
+        data = tar.read(member_size(entry.size) - BLOCK)[: entry.size]  # with what fills its last block
+        yield Member(name.partition(".")[2], entry.offset, entry.size, name), data
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is read once, from its beginning to its end, and hashed on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash, self.num_bytes = file, hashlib.sha256(), 0
+        self._file, self._hash, self._at = file, hashlib.sha256(), 0
 
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._hash.update(data)
-        self.num_bytes += len(data)
-        return data
+    def readable(self) -> bool:
+        return True
 
-    def seek(self, offset: int) -> None:
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Forward only."""
-        while self.num_bytes < offset and self.read(min(offset - self.num_bytes, _BLOCK)):
+        while self._at < offset and self.read(min(offset - self._at, _BLOCK)):
             pass
+        return self._at
 
-    def finish(self) -> str:
-        """The sha256 of all bytes."""
-        while self.read(_BLOCK):
-            pass
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._hash.update(memoryview(buffer)[:num_bytes])
+        self._at += num_bytes
+        return num_bytes
+
+    @property
+    def sha256(self) -> str:
         return self._hash.hexdigest()
 
 
@@ -121,24 +133,26 @@ class _Verification:
         if size != shard.num_bytes:
             yield f"{path}: expected {shard.num_bytes} bytes, got {size}"
         with self.folder.open(shard.name) as file:
-            yield from self._of_tar(shard, size, _Hashed(file), index)
+            yield from self._of_tar(shard, size, file, index)
 
-    def _of_tar(self, shard: Shard, size: int, tar: _Hashed, index: bytes | None) -> Iterator[str]:
-        path = self.folder.path(shard.name)
+    def _of_tar(self, shard: Shard, size: int, file: BinaryIO, index: bytes | None) -> Iterator[str]:
+        path, hashed = self.folder.path(shard.name), _Hashed(file)
+        tar = cast(BinaryIO, io.BufferedReader(hashed, _BLOCK))
         samples: list[list[Member]] = []
         checksums = unpack_checksums(shard.crc32)
         broken = False
         try:
-            for sample in tar_samples(cast(BinaryIO, tar), size):
+            for sample in tar_samples(tar, size):
                 samples.append(sample.members)
                 expected = checksums[len(samples) - 1] if len(samples) <= len(checksums) else None
                 yield from (f"{path}: sample {sample.key}: {fault}" for fault in self._of_sample(sample, expected))
         except ValueError as error:
             broken = True
             yield f"{path}: not a readable tar: {error}"
-        got = tar.finish()
-        if got != shard.sha256:
-            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {got}"
+        while tar.read(_BLOCK):
+            pass
+        if hashed.sha256 != shard.sha256:
+            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {hashed.sha256}"
         if len(samples) != shard.num_samples:
             yield f"{path}: expected {shard.num_samples} samples, got {len(samples)}"
         if index is not None and not broken and index != index_text(samples).encode("ascii"):
