@@ -1,7 +1,7 @@
-"""One image to the content of a file and back.
+"""One image, or one sample of a source, to the content of files; and back.
 
 raw: npy 1.0 (uint8, HWC, C order). png: mode L or RGB. webp: lossless; it has no gray, so gray is stored as RGB.
-jpg: quality 95, without chroma subsampling; the one that loses something. keep: the source's own file where that is a
+jpg: quality 95, without chroma subsampling; the lossy one. keep: the source's own file where that is a
 plain jpg, png or webp (sources/image_pixels.py), and png for any other file.
 """
 
@@ -63,8 +63,8 @@ def encode(image: U8, encoding: str) -> bytes:
 
 
 def stored(image: U8, encoding: str, file: bytes | None = None, plain: str | None = None) -> tuple[str, bytes]:
-    """(extension, content) of an image in this encoding. file: the source's own; plain: its extension, if it may be
-    kept."""
+    """(extension, content) of an image in this encoding. file: the source's own file; plain: its extension, if the file
+    may be kept."""
     if encoding == "keep":
         if file is not None and plain is not None:
             return plain, file
@@ -82,7 +82,7 @@ def decode(data: bytes | memoryview, extension: str, channels: int | None = None
 
 @lru_cache(maxsize=64)
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What is before the pixels of an npy file."""
+    """The bytes before the pixels of an npy file."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -90,7 +90,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 @lru_cache(maxsize=64)
 def _npy_shape(header: bytes) -> tuple[int, ...]:
-    """Only headers that `encode` writes: NumPy's parser warns, and raises many kinds of errors, for broken ones."""
+    """The shape in a header that `encode` wrote. NumPy's parser warns of broken ones, and raises many errors."""
     match = _NPY_HEADER.fullmatch(header)
     if match is None:
         raise ValueError(f"expected an npy header of uint8 HWC in C order, got {header[:80]!r}")
@@ -158,7 +158,7 @@ def parse_label(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class ShardingOptions:
-    """encoding: raw, png, webp, jpg or keep. size: side that images are resized and cropped to, None for as they are.
+    """encoding: raw, png, webp, jpg or keep. size: side that images are resized and cropped to; None leaves their size.
     samples_per_shard, max_shard_bytes: whichever is reached first ends a tar; the bytes are those of the tar."""
 
     encoding: str = "raw"
@@ -195,7 +195,7 @@ class EncodedSample(NamedTuple):
 
 
 def encode_sample(source: Source, index: int, options: ShardingOptions) -> EncodedSample:
-    """Every image is decoded, also where its file is kept as it is. ValueError with the reason if it cannot be."""
+    """One sample as files. Every image is decoded, also where its file is kept. ValueError if it cannot."""
     if hasattr(source, "read_file"):
         files: Any = source
         label = int(source.labels[index])

@@ -37,7 +37,7 @@ def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
 class ShardSource:
     """Samples in the order of the shards; `take` gives those of one shard. Keys are the shards' KEYs.
 
-    A raw image is decoded when it is asked for; of the others the stored file is handed out (`read_file`).
+    Raw images are decoded when asked for; of other encodings `read_file` gives the stored file.
     """
 
     has_final_keys = True

@@ -1,4 +1,4 @@
-"""The tars and indexes of a set as files of this machine, one shard after the other, whether they lie here or not."""
+"""The tars and indexes of a set as files of this machine, one shard after the other, through the cache."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def file_state(found: os.stat_result) -> FileState:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """index: what it says; url: of the tar, for messages; state: of the tar when it was checked, where that was before
-    the file was asked for."""
+    """index: its content; url: the tar's, for messages; state: the tar's when it was checked before."""
 
     tar: Path
     index: bytes
@@ -43,10 +42,10 @@ class ShardFiles(Protocol):
     def folder(self) -> Folder: ...
 
     def check_unchanged(self) -> None:
-        """ShardError if a file is gone, or another than the one that was checked at first."""
+        """ShardError if a file is missing, or has changed since it was checked first."""
 
     def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
-        """Each stays where it is until the next is asked for, or the generator is closed."""
+        """Each file stays until the next is asked for, or the generator is closed."""
 
 
 def files_of(folder: Folder, manifest: Manifest) -> ShardFiles:
@@ -81,7 +80,7 @@ class LocalShardFiles:
             yield ShardFile(self._path / shard.name, index, self.folder.path(shard.name), state)
 
     def _state(self, name: str) -> FileState | None:
-        """None if it is gone."""
+        """The state of a file; None if it is missing."""
         try:
             return file_state(os.stat(self._path / name))
         except OSError:
@@ -130,7 +129,7 @@ class CachedShardFiles:
         return not fetching or (len(fetching) < AHEAD and held + shard.num_bytes <= self.cache.max_bytes // 2)
 
     def file(self, shard: Shard, stack: ExitStack, wait: bool, stop: Event) -> ShardFile:
-        """Held by the stack. ShardError if it is not what the manifest says."""
+        """The file of a shard, held by the stack. ShardError if it is not what the manifest says."""
         entry = Entry(self.folder, shard.name, shard.num_bytes, shard.sha256)
         try:
             tar = stack.enter_context(self.cache.leased(entry, wait, stop))
@@ -141,7 +140,7 @@ class CachedShardFiles:
 
 
 class _Fetch:
-    """A shard that is fetched on a thread of its own; as a context, the file."""
+    """A shard that is fetched on a thread of its own; as a context manager, it gives the file."""
 
     def __init__(self, files: CachedShardFiles, shard: Shard) -> None:
         self.files, self.shard = files, shard

@@ -99,7 +99,7 @@ def _sets_below(folder: Folder) -> list[Folder]:
 
 
 def _holds_shards(folder: Folder) -> bool:
-    """Or an unfinished run, which is not to be passed over."""
+    """Whether it holds shards, or an unfinished run, which must not be missed."""
     return folder.size(MANIFEST_NAME) is not None or bool(shard_files(folder)) or STAGING_NAME in folder.subfolders()
 
 

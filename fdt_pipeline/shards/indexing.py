@@ -1,7 +1,7 @@
 """DALI's index of a tar of any origin, and what keeps a tar from being a set of samples.
 
 The index is what DALI's wds2idx makes, byte for byte. Where that is wrong ours is right: after a GNU long name it
-takes the name for the content, of names that are not ASCII it makes none in a UTF-8 locale, and it takes a cut tar.
+takes the name for the content, it makes none of names that are not ASCII in a UTF-8 locale, and it accepts a cut tar.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TarIndex(NamedTuple):
 
 
 def index_tar(file: BinaryIO) -> TarIndex:
-    """Reads the headers alone. The index is held in memory, the tar is not."""
+    """The index of a tar, from its headers alone. The index is held in memory, the tar is not."""
     found = _Found()
     try:
         for key, members in groupby(_members(file, found.problems), key=lambda member: _key(member.name)):
@@ -120,7 +120,7 @@ class _Found:
 
 
 def _kind(extension: str) -> str:
-    """The extension; of an image's, "image" for its last part."""
+    """The extension; "image" stands for the last part of an image's."""
     front, dot, last = extension.rpartition(".")
     return front + dot + "image" if last.lower() in _IMAGES else extension
 

@@ -197,7 +197,7 @@ def _faults_of_shard(shard: Shard) -> Iterator[str]:
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:
-    """What does not hold between the fields, whoever wrote them."""
+    """Why the fields contradict each other."""
     if not 0 <= manifest.seed < 2**64:
         yield f"seed must be in [0, 2**64), got {manifest.seed}"
     for name in ("num_samples", "samples_per_shard", "channels", "max_shard_bytes", "size"):
@@ -206,7 +206,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
             yield f"{name} must be at least 1, got {value}"
     yield from _faults_of_counts(manifest)
     yield from _faults_of_pixels(manifest)
-    for index, shard in enumerate(manifest.shards):  # so no name can lead out of the folder
+    for index, shard in enumerate(manifest.shards):  # so no name leads out of the folder
         if shard.name != shard_name(index):
             yield f"shards must be in order and each there once: expected {shard_name(index)}, got {shard.name}"
 

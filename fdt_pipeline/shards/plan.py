@@ -81,7 +81,7 @@ class Plan:
 
 
 def planned(source: Source, options: ShardingOptions) -> Plan:
-    """Shuffled, with the classes interleaved, samples_per_shard a task. ValueError if there is nothing to write."""
+    """The plan of a source: shuffled, classes interleaved, samples_per_shard a task. ValueError if it is empty."""
     if not len(source):
         raise ValueError("the source has no samples: there is nothing to write")
     check_class_names(source.classes)

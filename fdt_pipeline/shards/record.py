@@ -22,7 +22,7 @@ _TOGETHER = 1 << 18
 
 class PixelStatistics:
     """Mean and standard deviation of each channel, from how many pixels have which value: integers do not round, so the
-    result depends neither on the order of the samples nor on who added which."""
+    result depends neither on the order of the samples nor on the process that added them."""
 
     def __init__(self, counts: I64 | None = None) -> None:
         """counts i64[c 256]."""
@@ -69,7 +69,7 @@ class PixelStatistics:
         return zip(counts.sum(1).tolist(), (counts @ _VALUES).tolist(), (counts @ _VALUES**2).tolist(), strict=True)
 
     def _count(self) -> None:
-        """Pillow's histogram takes 0.6 ns a value; sums of NumPy's over whole rows took 0.9, its bincount 2."""
+        """Count the pending pixels. Pillow takes 0.6 ns a value; NumPy's sums over rows took 0.9, bincount 2."""
         pending, self._pending, self._num_pending = self._pending, [], 0
         if not pending:
             return

@@ -114,7 +114,7 @@ class _Worker:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """What is started here never sees Ctrl-C, not even while it imports: the parent does, and ends it."""
+    """A process that is started here never sees Ctrl-C, not even while it imports: the parent does, and ends it."""
     resource_tracker.ensure_running()  # which would lift the block when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -136,7 +136,7 @@ def _without_main() -> Iterator[None]:
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """Until the other end is closed."""
+    """Run tasks until the other end of the pipe is closed."""
     Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
@@ -154,7 +154,7 @@ def _end_with_parent() -> None:
 
 
 def run_on_ray(tasks: Iterator[Task], work: Work) -> Generator[Record, None, None]:
-    """On the cluster that this process is connected to, or that $RAY_ADDRESS or the machine's own Ray names."""
+    """Tasks on the cluster that this process is connected to, else the one of $RAY_ADDRESS, else this machine's."""
     ray = _connected()
     run: Any = ray.remote(outcome).options(max_retries=MAX_RETRIES, name="fdt_pipeline.shard")
     work_there = ray.put(work)

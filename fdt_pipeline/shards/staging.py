@@ -4,8 +4,8 @@
     task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
     _info.json, manifest.json     the set is complete and is being moved to OUT
 
-Every file appears whole, so a run may be killed at any moment: going on means to do the tasks without a record, or to
-go on moving.
+Every file appears whole, so a run may be killed at any moment: a resumed run does the tasks without a record, or
+goes on moving.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Staging:
 
 @contextmanager
 def alone(out: Folder) -> Iterator[None]:
-    """ValueError if another process is writing shards there. Where locks are unknown, as in object stores, none is."""
+    """ValueError if another process is writing shards there. Object stores, which know no locks, are not checked."""
     if out.local is None:
         yield
         return
@@ -180,7 +180,11 @@ TIMM_INFO_NAME = "_info.json"
 
 
 def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
-    """sets: folder -> manifest, as seen from where `_info.json` is to lie; "" is that folder itself.
+    """The `_info.json` by which timm's webdataset reader knows a set: its splits, their tars and their lengths.
+
+        timm.data.create_dataset("wds/photos", root="runs/photos", split="train", is_training=True, batch_size=64)
+
+    sets: folder -> manifest, as seen from the folder of `_info.json`; "" is that folder itself.
 
     ValueError for raw shards, which hold arrays: timm leaves every sample of them out with a warning; and for two sets
     of one split.
@@ -201,7 +205,7 @@ def timm_info_json(sets: Mapping[str, Manifest]) -> bytes:
 
 
 def _split_name(folder: str, manifest: Manifest) -> str:
-    """A set without splits is the one to train on."""
+    """The name of a set's split; a set without splits is the one to train on."""
     return manifest.split or folder.rstrip("/").rpartition("/")[2] or "train"
 
 

@@ -1,6 +1,6 @@
 """One task of sharding: some samples of a source become one tar, or several if it would be too large.
 
-A task knows its own samples and nothing else, so it can be run by any process on any machine, in any order, and again:
+A task knows its own samples and nothing else, so any process on any machine can run it, in any order, and again:
 what it writes depends on the samples and the options alone.
 """
 
@@ -50,7 +50,7 @@ def record_name(task: int) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """samples: those of the task alone, in the order of writing; positions: theirs in the whole source."""
+    """samples: the task's own, in the order of writing; positions: their positions in the whole source."""
 
     number: int
     samples: Source
@@ -92,7 +92,7 @@ def run_task(task: Task, work: Work) -> Record:
 
 def source_state(samples: Source) -> str:
     """A hash of what shows that files have changed (size and time of the last change), or of the pixels themselves
-    where they are in memory; empty where a source tells neither. SourceError if a disk or a network fails."""
+    where they are in memory; empty where a source has neither. SourceError if a disk or a network fails."""
     source: Any = samples
     digest = hashlib.sha256()
     if hasattr(samples, "states"):

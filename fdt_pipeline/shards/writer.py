@@ -45,9 +45,10 @@ def write_shards(
     """Shards of the source in the folder `out`, a path or an fsspec URL, made if need be.
 
     encoding: "raw", "png", "webp" (lossless), "jpg" (quality 95) or "keep" (codec.py; raw where there are no files).
-    size: side in pixels that images are resized and cropped to (sources/resize.py). A tar ends after samples_per_shard
-    samples, or before it would exceed max_shard_bytes. workers: processes of this machine; engine "ray": a Ray cluster
-    instead. The same source, seed and options give the same bytes in every file, whatever writes them.
+    size: side in pixels that images are resized and cropped to (`image_pixels.resized`). A tar ends after
+    samples_per_shard samples, or before it would exceed max_shard_bytes. workers: processes of this machine; engine
+    "ray": a Ray cluster instead. The same source, seed and options give the same bytes in every file, whatever writes
+    them.
 
     Until all is written, `out` keeps what it has: new files lie in `out`/.sharding. If the run is killed, or fails,
     what is finished is kept there, and the same call with resume=True goes on; overwrite=True starts over, and replaces

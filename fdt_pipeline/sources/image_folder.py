@@ -178,8 +178,8 @@ def _channels(tree: Tree, names: Iterable[str]) -> int:
 
 
 def _is_gray(tree: Tree, name: str) -> bool:
-    """Seen from the header; from the whole file where that fails, which tells a broken image from a broken connection:
-    Pillow reports both alike."""
+    """Whether an image is gray by its header; by the whole file where that fails, which tells a broken image from a
+    broken connection: Pillow reports both alike."""
     try:
         with tree.open(name) as file:
             return is_gray(file)

@@ -4,7 +4,7 @@ The rule: EXIF orientation is applied; of animations the first frame is taken; 1
 65535 -> 255, and of 16-bit colors the upper 8 bits are taken; transparent images are laid on black, the value that
 shifts pad with (but a single color of 16-bit RGB that is said to be transparent is not seen: Pillow has dropped its
 lower bits); palettes, CMYK and the like become RGB; 1-bit becomes 0 and 255. EXIF that cannot be read turns nothing.
-What an image is, is seen from its bytes, whatever its name says. An image of more pixels than Pillow's limit is refused
+The bytes of a file say what kind of image it is, not its name. An image of more pixels than Pillow's limit is refused
 before one of them is decoded.
 """
 
@@ -81,7 +81,7 @@ def is_gray(file: BinaryIO) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Pillow's warnings of what is odd but can be read, as broken EXIF. One of bombs is an error."""
+    """Ignore Pillow's warnings of what is odd but can be read, as broken EXIF; a warning of a bomb is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -178,7 +178,7 @@ def _without_transparent_gray(image: Image.Image) -> npt.NDArray[np.integer]:
 
 
 def _by_strips(function: Callable[[npt.NDArray[Any]], U8], values: npt.NDArray[Any]) -> U8:
-    """A function of single pixels, of some rows at a time."""
+    """Apply a function of single pixels to some rows at a time."""
     return np.concatenate([function(values[row : row + _STRIP]) for row in range(0, len(values), _STRIP)])
 
 

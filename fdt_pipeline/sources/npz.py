@@ -34,7 +34,7 @@ def read(path: Path, kind: str, split: str | None) -> Source:
 
 
 def _classes(file: Path) -> Sequence[str] | None:
-    """The file's own names; a test file that has none goes by its train file, so that labels mean the same."""
+    """The file's own names; a test file without names has those of its train file, so that labels mean the same."""
     own = _own_classes(file)
     train = file.with_name("train.npz")
     if file.name != "test.npz" or not train.is_file():

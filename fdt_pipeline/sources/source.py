@@ -24,10 +24,10 @@ class Sample(NamedTuple):
 class Source(Protocol):
     """Labels are known without reading an image; images are read when asked for.
 
-    A source may offer more, each of which is looked for: `take(positions i64[m]) -> Source`, just those samples, as it
-    is sent to other processes (else all of the source is); `key(i) -> str` without reading the image; `channels` and
-    `read_file(i) -> bytes`, if samples are image files, which may then be kept; `states(positions)`, for each a str
-    that is different when the file has changed, by which a resumed run knows what to do again; `close()`.
+    A source may have more methods: `take(positions i64[m]) -> Source`, these samples alone, which other processes get
+    instead of the whole; `key(i) -> str`, without reading the image; `channels` and `read_file(i) -> bytes`, if samples
+    are image files, which may then be kept; `states(positions)`, for each a str that is different when the file has
+    changed, so that a resumed run does it again; `close()`.
     """
 
     @property

@@ -54,7 +54,7 @@ class Tree(Protocol):
     def open(self, name: str) -> BinaryIO: ...
 
     def state(self, name: str) -> str:
-        """What is different when the file has changed."""
+        """A str that is different when the file has changed."""
 
 
 class LocalTree:
@@ -66,7 +66,7 @@ class LocalTree:
         return str(self.root)
 
     def __getstate__(self) -> dict[str, Path]:
-        """Another process, as of a cluster, may be in another folder."""
+        """An absolute path, as another process may have another working directory."""
         return {"root": self.root.absolute()}
 
     def folders(self, below: str) -> list[str]:
@@ -108,7 +108,7 @@ def check_size(num_bytes: int) -> None:
 
 
 def _check_status(path: str) -> None:
-    """Before it is opened: opening a named pipe would wait for ever."""
+    """ValueError if a path is no regular file, before it is opened: opening a named pipe would wait forever."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 class RemoteTree:
-    """See `Tree`. Listed once, in one go; what lies there is then taken to stay."""
+    """A `Tree` at a URL. It is listed once; later changes of the listing are not seen."""
 
     def __init__(self, url: str) -> None:
         self._folder = RemoteFolder(url)
@@ -217,7 +217,7 @@ def clearly_not_an_image(name: str) -> bool:
 
 
 def extension(name: str) -> str:
-    """In lower case, with its dot; "" if there is none."""
+    """The extension in lower case, with its dot; "" if there is none."""
     last = name.rpartition("/")[2]
     stem, dot, after = last.rpartition(".")
     return f".{after.lower()}" if dot and stem else ""

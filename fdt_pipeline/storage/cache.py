@@ -5,8 +5,8 @@
     SHA256.lock         shared while somebody uses the file, exclusive while it is fetched or removed
     room.lock           held while room is made or reserved
 
-Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones. What
-has other names is not the cache's: it is neither counted nor removed.
+Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones.
+Files with other names are not the cache's: they are neither counted nor removed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Entry:
 
 
 class _Held(NamedTuple):
-    """A file in the cache. num_bytes: of a part, what the whole will have."""
+    """A file in the cache. num_bytes: for a part, the size of the whole."""
 
     path: Path
     sha256: str
@@ -244,7 +244,7 @@ def _pause(entry: Entry, stop: Event) -> _Pause:
 
 @contextmanager
 def _flocked(path: Path, kind: int, pause: _Pause | None = None) -> Iterator[None]:
-    """Hold a lock. pause: wait for it with that, which may raise; else as `kind` says: BlockingIOError with LOCK_NB."""
+    """Hold a lock. pause: waits for it, and may raise; without it BlockingIOError, if `kind` has LOCK_NB."""
     while True:
         try:
             descriptor = _lock(path, kind | fcntl.LOCK_NB if pause else kind)

@@ -47,8 +47,7 @@ def _host() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When the process began, in clock ticks since the machine did, as numbers of processes come again; "" if there is
-    none."""
+    """When a process began, in clock ticks since the machine did, as process numbers are reused; "" if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

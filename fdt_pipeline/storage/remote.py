@@ -44,7 +44,7 @@ def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
 
 
 def _with_timeouts(configured: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What fsspec's configuration or the caller says comes first."""
+    """Options with our time-outs, unless fsspec's configuration or the caller sets them."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
@@ -58,8 +58,8 @@ BLOCK_BYTES = 8 << 20
 
 
 class RemoteFolder:
-    """See `Folder`. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the URL
-    names no place, ImportError at the first use if a package for it is missing."""
+    """A `Folder` at a URL. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the
+    URL names no place, ImportError at the first use if a package for it is missing."""
 
     local = None
 
@@ -191,7 +191,7 @@ class RemoteFolder:
         return {info["name"].removeprefix(root): info for info in found}
 
     def _walked(self) -> list[dict[str, Any]]:
-        """Not by fsspec's `find`, which takes a folder whose listing fails for an empty one."""
+        """All files below it. fsspec's `find` takes a folder whose listing fails for an empty one."""
         found, waiting = [], [self.url]
         while waiting:
             folder = waiting.pop()
@@ -217,7 +217,7 @@ class RemoteFolder:
             return None
 
     def _asked(self, url: str) -> dict[str, Any]:
-        """fsspec says of a web server that fails, or refuses, that the file is not there."""
+        """fsspec's info. Of a web server that fails, or refuses, fsspec says that the file is not there."""
         try:
             return self.fs.info(url)
         except FileNotFoundError as error:
