@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fdt_pipeline.shards import Manifest, Shard, ShardError
-from fdt_pipeline.shards.codec import decode
+from fdt_pipeline.shards.codec import decode, parse_label
+from fdt_pipeline.shards.conversion import read_index
 from fdt_pipeline.shards.index import Member
-from fdt_pipeline.shards.sample import parse_label
-from fdt_pipeline.shards.shard_source import read_index
 from fdt_pipeline.sources.source import I64, U8
 from fdt_pipeline.storage import Folder
 

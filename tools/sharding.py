@@ -11,8 +11,7 @@ from typing import Any
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.shards import EXTENSIONS, Manifest, Progress
 from fdt_pipeline.shards.progress import progress_bar
-from fdt_pipeline.shards.staging import Staging
-from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info_json
+from fdt_pipeline.shards.staging import TIMM_INFO_NAME, Staging, timm_info_json
 from fdt_pipeline.storage import open_folder
 
 

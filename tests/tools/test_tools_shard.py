@@ -188,9 +188,9 @@ def test_an_unfinished_run_is_named_with_what_to_do(photos: Path, capsys: pytest
     run("shard", photos, out, "--samples-per-shard", 1, "--workers", 1)
     assert names(out) == [".sharding"]
     assert run("shard", photos, out) == 2
-    assert "holds an unfinished run: go on with --resume, or begin anew with --overwrite" in capsys.readouterr().err
+    assert "holds an unfinished run: go on with --resume, or start over with --overwrite" in capsys.readouterr().err
     assert run("verify", out) == 1
-    assert "an unfinished run, no shards yet: go on with python -m tools shard" in capsys.readouterr().out
+    assert "an unfinished run, no shards yet: go on with fdt-pipeline shard" in capsys.readouterr().out
     assert run("shard", photos, out, "--resume", "--samples-per-shard", 1, "--on-bad", "quarantine") == 1
     assert verify_shards(out) == []
 

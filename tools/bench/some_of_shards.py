@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fdt_pipeline.shards import Manifest
-from fdt_pipeline.shards.shard_source import OneShard, OneShardOfFiles, ShardSource
+from fdt_pipeline.shards.conversion import OneShard, OneShardOfFiles, ShardSource
 from fdt_pipeline.sources import Sample
 from fdt_pipeline.storage import Folder
 
