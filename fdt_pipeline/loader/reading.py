@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fdt_pipeline.loader.order import EpochOrder
-from fdt_pipeline.loader.ranges import annotated
+from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
 from fdt_pipeline.shards.checksums import unpack_checksums
 from fdt_pipeline.shards.codec import EXTENSIONS, decode, npy_header

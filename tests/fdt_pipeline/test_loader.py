@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-import fdt_pipeline.loader.loader as loader_module
 from fdt_pipeline import FDT, Augment, FDTLoader, Power
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
 from fdt_pipeline.definition.superposition import (
@@ -26,7 +25,6 @@ from fdt_pipeline.definition.superposition import (
     superpose_images,
     superpose_targets,
 )
-from fdt_pipeline.loader import engines
 from fdt_pipeline.loader.memory import is_small_window
 from fdt_pipeline.shards import ShardError, load_shards, write_shards
 from fdt_pipeline.shards.index import parse_index
@@ -226,40 +224,6 @@ def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_p
     assert images.shape == (12, 3, 8, 9)
     assert sorted(images[:, 0, 0, 0].round().int().tolist()) == list(range(12))
     assert torch.equal(images[:, 0, 4, 4].round().long() % 3, labels)
-
-
-def ending_at_plans(kind):
-    """The torch engine with the graph that it has on a GPU."""
-
-    class EndingAtPlans(kind):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.end_at_plans()
-
-    return EndingAtPlans
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "options", [{}, {"train": False}, {"dtype": torch.float16, "channels_last": True, "mix": FDT(anchor="epoch")}]
-)
-def test_a_gpus_path_gives_the_same_batches_where_its_graph_ends_at_the_plans(
-    numbered_shards, mode, options, monkeypatch
-):
-    """The torch engine's graph of device="cuda", finished on the CPU: what can be shown of it without a GPU. Batches
-    are kept, and span windows."""
-    options = {"engine": "torch", **options}
-    if mode == "streaming":
-        options = {**options, "mix_window": 64}
-    whole = FDTLoader(numbered_shards, 50, mode=mode, seed=3, **options)
-    for kind in (engines.TorchResident, engines.TorchStreaming):
-        monkeypatch.setattr(loader_module, kind.__name__, ending_at_plans(kind))
-    split = FDTLoader(numbered_shards, 50, mode=mode, seed=3, **options)
-    for _ in range(2):
-        for a, b in zip(list(whole), list(split), strict=True):
-            assert torch.equal(a[0], b[0])
-            assert torch.equal(a[1], b[1])
-            assert a[0].stride() == b[0].stride()
 
 
 def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(numbered_shards, monkeypatch, engine):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDT, Augment, FDTLoader, SparseTargets, Uniform
+from fdt_pipeline import FDT, Augment, FDTLoader, Uniform, sparse_targets
 from fdt_pipeline.loader.stats import enough_samples
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
@@ -24,34 +24,27 @@ def epoch_of(loader):
     return [torch.cat(field) for field in zip(*loader, strict=True)]
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fdt", [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), None])
-def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, mode, fdt):
-    options = {"mode": mode, "seed": 3, "mix": fdt}
-    _, soft = epoch_of(FDTLoader(numbered_shards, 50, **options))
-    classes, weights = [], []
-    for _, targets in FDTLoader(numbered_shards, 50, targets="sparse", **options):
-        assert isinstance(targets, SparseTargets)
-        assert torch.equal(targets.dense(7), soft[len(classes) * 50 :][:50])
-        classes.append(targets.classes)
-        weights.append(targets.weights)
-    most = 1 if fdt is None else fdt.max_images or 7
-    assert torch.cat(weights).shape == (NUM_SAMPLES, most)
-    assert torch.cat(classes).dtype == torch.int64
-    assert (torch.cat(weights).diff(dim=1) <= 0).all()
-    assert torch.equal(torch.cat(weights).sum(1).round(decimals=5), torch.ones(NUM_SAMPLES))
+def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, fdt):
+    _, soft = epoch_of(FDTLoader(numbered_shards, 50, mode="resident", seed=3, mix=fdt))
+    most = fdt.most_images(7) if fdt else 1
+    classes, weights = sparse_targets(soft, most)
+    assert torch.equal(torch.zeros_like(soft).scatter_add_(1, classes, weights), soft)
+    assert (classes.shape, classes.dtype) == ((NUM_SAMPLES, most), torch.int64)
+    assert (weights.diff(dim=1) <= 0).all()
+    assert (classes[weights == 0] == 0).all()
+    if most > 1:
+        with pytest.raises(ValueError, match=f"a target has {most} classes, more than k=1: pass k={most}"):
+            sparse_targets(soft, 1)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_dominant_targets_are_the_class_of_the_largest_weight(numbered_shards, mode):
-    soft, dominant, of_fdt = (
-        epoch_of(FDTLoader(numbered_shards, 50, mode=mode, **options))[1]
-        for options in ({}, {"targets": "dominant"}, {"mix": FDT(targets="dominant")})
+    soft, dominant = (
+        epoch_of(FDTLoader(numbered_shards, 50, mode=mode, mix=FDT(targets=targets)))[1]
+        for targets in ("soft", "dominant")
     )
     assert torch.equal(dominant, torch.nn.functional.one_hot(soft.argmax(1), 7).float())
-    assert torch.equal(dominant, of_fdt)
-    overruled = FDTLoader(numbered_shards, 50, mode=mode, mix=FDT(targets="dominant"), targets="soft")
-    assert torch.equal(epoch_of(overruled)[1], soft)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -68,9 +61,7 @@ def test_bfloat16_is_cast_to_at_the_end(numbered_shards, mode):
 @pytest.mark.parametrize("engine", ["native", "torch"])
 @pytest.mark.parametrize("mode", MODES)
 def test_without_mixing_an_epoch_shows_every_sample_once_in_the_same_form(numbered_shards, mode, engine):
-    loader = FDTLoader(
-        numbered_shards, 32, mode=mode, engine=engine, augment=None, weights=True, targets="sparse", **PIXELS
-    )
+    loader = FDTLoader(numbered_shards, 32, mode=mode, engine=engine, augment=None, weights=True, **PIXELS)
     mixed = list(loader)
     loader.mixing = False
     assert not loader.mixing
@@ -78,11 +69,11 @@ def test_without_mixing_an_epoch_shows_every_sample_once_in_the_same_form(number
         whole = list(loader)
         numbers = numbers_of(whole)
         assert sorted(numbers) == list(range(NUM_SAMPLES))
-        assert [batch[1].weights.shape for batch in whole] == [batch[1].weights.shape for batch in mixed]
-        labels = torch.cat([batch[1].dense(7) for batch in whole]).argmax(1)
+        assert [batch[1].shape for batch in whole] == [batch[1].shape for batch in mixed]
+        labels = torch.cat([batch[1] for batch in whole]).argmax(1)
         assert np.array_equal(labels.numpy(), LABELS[numbers])
     loader.mixing = True
-    assert max((batch[1].weights > 0).sum(1).max() for batch in loader) > 1
+    assert max((batch[1] > 0).sum(1).max() for batch in loader) > 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -202,17 +193,14 @@ def test_pinned_memory_is_asked_for_each_tensor(numbered_shards, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    loader = FDTLoader(numbered_shards, 230, mode="resident", targets="sparse", weights=True, pin_memory=True)
+    loader = FDTLoader(numbered_shards, 230, mode="resident", weights=True, pin_memory=True)
     [(images, targets, weights)] = loader
-    assert isinstance(targets, SparseTargets)
-    assert [id(tensor) for tensor in pinned] == [id(t) for t in (images, targets.classes, targets.weights, weights)]
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in (images, targets, weights)]
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"targets": "hard"}, "targets must be one of"),
-        ({"targets": "soft", "train": False}, "leave targets out"),
         ({"last_batch": "full"}, "last_batch must be one of"),
         ({"on_bad": "skip", "mode": "streaming"}, "on_bad must be one of"),
         ({"on_bad": "substitute", "mode": "resident"}, "on_bad is for streaming"),

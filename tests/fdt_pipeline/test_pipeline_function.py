@@ -17,7 +17,7 @@ from PIL import Image
 
 from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline
 from fdt_pipeline.loader import pipeline as pipeline_function
-from fdt_pipeline.loader.resident_pool import read_pool
+from fdt_pipeline.loader.memory import read_pool
 from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import open_source
@@ -498,13 +498,13 @@ ENDS = {
     "one in a cycle": "kept = [started()]\nkept.append(kept)\ndel kept",
     "an exception in mid-epoch": "kept = started()\nraise ValueError('in mid-epoch')",
     "a reader that waits": """
-from fdt_pipeline.loader import batch_sources
-read = batch_sources.read_windows
+from fdt_pipeline.loader import pipeline as made
+read = made.read_windows
 def slowly(*arguments):
     for window in read(*arguments):
         yield window
         threading.Event().wait(0.3)
-batch_sources.read_windows = slowly
+made.read_windows = slowly
 kept = started()
 """,
 }
