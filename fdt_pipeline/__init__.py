@@ -5,8 +5,8 @@
     for images, targets in FDTLoader("shards/train", batch_size=100, mix=FDT()):
         ...
 
-The definition (`definition/`) needs NumPy alone. What needs torch or NVIDIA DALI is imported when it is first asked for,
-and says what to install where they are missing.
+The definition (`definition/`) needs NumPy alone. What needs torch or NVIDIA DALI is imported when it is first asked
+for, and says what to install where they are missing.
 """
 
 from importlib import import_module
