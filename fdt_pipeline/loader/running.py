@@ -49,12 +49,12 @@ def run_pipeline(
     """Each input with its outputs; the pipeline is closed at the end.
 
     fields: input -> its arrays by the names of the pipeline's external sources. An error of `inputs` is raised once the
-    outputs of all inputs before it are out. There must be as many inputs as the pipeline has been made for.
+    outputs of all inputs before it are out.
     """
     run = _Run(pipeline, inputs, fields)
     try:
         run.fill()
-        while run.in_flight and run.has_begun:
+        while run.in_flight:
             outputs = run.take()
             done = run.in_flight.popleft()
             if run.works_ahead:
@@ -95,13 +95,18 @@ class _Run(Generic[T]):
             else:
                 self.in_flight.append(item)
                 self._call(self._feed, item)
+        # The first call makes DALI run as often as it may work ahead, so all those inputs must be there. Where there
+        # are fewer, the last one stands in for the others, and nobody takes those outputs.
+        if self.in_flight and not self.has_begun:
+            for _ in range(self.depth - len(self.in_flight)):
+                self._call(self._feed, self.in_flight[-1])
+            self._call(self.pipeline.schedule_run)
+            self.has_begun = True
 
     def _feed(self, item: T) -> None:
         for name, arrays in self.fields(item).items():
             self.pipeline.feed_input(name, arrays)
-        # The first call makes DALI run as often as it may work ahead, so all those inputs must be there.
-        if self.has_begun or len(self.in_flight) == self.depth:
-            self.has_begun = True
+        if self.has_begun:
             self.pipeline.schedule_run()
 
     def take(self) -> list[torch.Tensor]:
