@@ -63,8 +63,9 @@ def test_an_instruction_set_that_is_not_here_is_an_error_when_a_loader_or_pipeli
     numbered_shards, monkeypatch, engine
 ):
     monkeypatch.setenv("FDT_PIPELINE_ISA", "nonsense")
+    if engine == "fdt_pipeline":
+        make, options = fdt_pipeline, {"num_threads": 1, "device_id": None}
+    else:
+        make, options = FDTLoader, {"engine": engine}
     with pytest.raises(ValueError, match=r"FDT_PIPELINE_ISA must be one of .* got 'nonsense': unset it"):
-        if engine == "fdt_pipeline":
-            fdt_pipeline(numbered_shards, batch_size=40, num_threads=1, device_id=None)
-        else:
-            FDTLoader(numbered_shards, 10, engine=engine)
+        make(numbered_shards, batch_size=46, **options)

@@ -116,7 +116,7 @@ def test_memory_of_a_gpu_is_not_pinned(numbered_shards, monkeypatch):
 
 def test_the_torch_engine_is_refused_on_a_gpu(numbered_shards, monkeypatch):
     pretend_a_gpu(monkeypatch)
-    with pytest.raises(ValueError, match='engine="torch" is for the CPU, but device is \'cuda:0\': leave engine out'):
+    with pytest.raises(ValueError, match="engine=\"torch\" is for the CPU, but device is 'cuda:0': leave engine out"):
         FDTLoader(numbered_shards, 8, device="cuda", engine="torch")
 
 
