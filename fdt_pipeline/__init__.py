@@ -5,8 +5,8 @@
     for images, targets in FDTLoader("shards/train", batch_size=100, mix=FDT()):
         ...
 
-The definition (`superposition`, `series`, `philox`) needs NumPy alone. What needs torch and NVIDIA DALI is imported
-when it is first asked for, and says what to install where they are missing.
+The definition (`definition/`) needs NumPy alone. What needs torch or NVIDIA DALI is imported when it is first asked
+for, and says what to install where they are missing.
 """
 
 from importlib import import_module
@@ -27,9 +27,11 @@ from fdt_pipeline.native.series import series_argument
 
 if TYPE_CHECKING:
     from fdt_pipeline.loader.loader import FDTLoader
+    from fdt_pipeline.loader.memory import load_pool
     from fdt_pipeline.loader.pipeline import fdt_pipeline
     from fdt_pipeline.loader.stats import LoaderStats
-    from fdt_pipeline.loader.targets import SparseTargets
+    from fdt_pipeline.loader.targets import SparseTargets, sparse_targets
+    from fdt_pipeline.native.loading import load as load_operators
     from fdt_pipeline.shards import webdataset_files
 
 fn_module.install()  # nvidia.dali.fn.fdt exists from here on; it is built when it is first used
@@ -51,27 +53,36 @@ __all__ = [
     "draw_plan",
     "fdt_pipeline",
     "load_operators",
+    "load_pool",
     "series_argument",
+    "sparse_targets",
     "superpose_images",
     "superpose_targets",
     "webdataset_files",
 ]
 
+_NEEDS_DALI = {
+    "FDTLoader": "loader.loader",
+    "fdt_pipeline": "loader.pipeline",
+    "load_operators": "native.loading",
+    "load_pool": "loader.memory",
+}
+_NEEDS_TORCH = {
+    "LoaderStats": "loader.stats",
+    "SparseTargets": "loader.targets",
+    "sparse_targets": "loader.targets",
+    "webdataset_files": "shards",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "FDTLoader":
+    home = {**_NEEDS_DALI, **_NEEDS_TORCH}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _NEEDS_DALI:
         import_module("fdt_pipeline.dali").import_dali()  # first, so that what is missing is named whole
-        return import_module("fdt_pipeline.loader.loader").FDTLoader
-    if name == "fdt_pipeline":
-        import_module("fdt_pipeline.dali").import_dali()
-        return import_module("fdt_pipeline.loader.pipeline").fdt_pipeline
-    if name == "LoaderStats":
-        return import_module("fdt_pipeline.loader.stats").LoaderStats
-    if name == "SparseTargets":
-        return import_module("fdt_pipeline.loader.targets").SparseTargets
-    if name == "webdataset_files":
-        return import_module("fdt_pipeline.shards").webdataset_files
-    if name == "load_operators":
-        import_module("fdt_pipeline.dali").import_dali()
-        return import_module("fdt_pipeline.native.loading").load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"fdt_pipeline.{home}"), "load" if name == "load_operators" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,10 +17,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from fdt_pipeline.loader.engine import ImagePool
 
 from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.definition.philox import Stream, permutation
-from fdt_pipeline.loader.engine import ImagePool
 from models import build_model
 from train.environment import hardware, versions
 from train.losses import multi_label_loss

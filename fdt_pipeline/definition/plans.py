@@ -142,22 +142,3 @@ def batch_targets(plans: Plans, num_classes: int, targets: str = "soft") -> F32:
     else:
         batch[plans.rows(), plans.classes] = plans.weights
     return batch
-
-
-def pack_plans(plans: Plans, num_columns: int) -> tuple[npt.NDArray[np.int64], F32]:
-    """Plans -> dense i64[n num_columns 4] (image, dy, dx, flip; -1 where K is less) and f32[n num_columns] weights."""
-    numbers = np.full((len(plans), num_columns, 4), -1, np.int64)
-    weights = np.zeros((len(plans), num_columns), np.float32)
-    rows = plans.rows()
-    columns = np.arange(len(rows)) - plans.offsets[rows]
-    numbers[rows, columns] = np.stack([plans.images, plans.dy, plans.dx, plans.flip], axis=1)
-    weights[rows, columns] = plans.weights
-    return numbers, weights
-
-
-def unpack_plans(numbers: npt.NDArray[np.int64], weights: F32, pool_labels: I64) -> Plans:
-    """The inverse of `pack_plans`."""
-    used = numbers[..., 0] >= 0
-    images, dy, dx, flip = numbers[used].T
-    offsets = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
-    return Plans(offsets, images, pool_labels[images], weights[used], dy, dx, flip.astype(bool))

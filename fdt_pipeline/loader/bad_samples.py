@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fdt_pipeline.loader.graphs import Decoding, decoding_pipeline
 from fdt_pipeline.loader.reading import Window
+from fdt_pipeline.loader.running import DaliError, DaliOptions, run_pipeline
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.sources.image_pixels import decode_image
 from fdt_pipeline.sources.source import U8
@@ -45,11 +45,9 @@ def _refused_by_dali(images: Sequence[U8], decoding: Decoding) -> dict[int, str]
 
 
 def _decodes(images: Sequence[U8], decoding: Decoding) -> bool:
-    options: dict[str, Any] = {"batch_size": len(images), "num_threads": 1, "device_id": None}
-    pipeline = decoding_pipeline(images, decoding, prefetch_queue_depth=1, **options)
-    pipeline.build()
+    options = DaliOptions(num_threads=1, prefetch=0).arguments(len(images), 1)
     try:
-        pipeline.run()
-    except (RuntimeError, ValueError):
+        list(run_pipeline(decoding_pipeline(decoding, **options), iter([images]), lambda images: {"images": images}))
+    except DaliError:
         return False
     return True

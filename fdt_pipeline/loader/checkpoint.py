@@ -12,12 +12,12 @@ import numpy as np
 from fdt_pipeline.definition.superposition import FDT
 from fdt_pipeline.loader.order import Leg
 
-VERSION = 1
+VERSION = 2
 _SERIES_ROWS = 64  # sums of up to so many images tell one series from another
 
 
 @dataclass(frozen=True)
-class Place:
+class Cursor:
     """Batch `batch` of an epoch comes next; mixing: whether FDT is on in it; legs: what other numbers of ranks have
     done of it (streaming)."""
 
@@ -35,14 +35,14 @@ class Place:
         return (*self.legs, replace(current, batches=self.batch - self.batches_before))
 
 
-def pack_state(place: Place, current: Leg | None, mixing: bool, config: Mapping[str, Any]) -> dict[str, Any]:
+def pack_state(cursor: Cursor, current: Leg | None, mixing: bool, config: Mapping[str, Any]) -> dict[str, Any]:
     """JSON values. mixing: what holds from the next epoch on; current: this loader's own leg (streaming)."""
-    legs = place.with_leg(current) if current and place.batch else ()
+    legs = cursor.with_leg(current) if current and cursor.batch else ()
     return {
         "version": VERSION,
-        "epoch": place.epoch,
-        "batch": place.batch,
-        "mixing": place.mixing,
+        "epoch": cursor.epoch,
+        "batch": cursor.batch,
+        "mixing": cursor.mixing,
         "mixing_next": mixing,
         "legs": [asdict(leg) for leg in legs],
         "world_size": current.world_size if current else None,
@@ -58,8 +58,8 @@ def mode_of(state: Mapping[str, Any]) -> Any:
 
 def unpack_state(
     state: Mapping[str, Any], current: Leg | None, num_batches: int, config: Mapping[str, Any]
-) -> tuple[Place, bool]:
-    """-> (place, mixing from the next epoch on). ValueError for what is no state, and for the state of another loader,
+) -> tuple[Cursor, bool]:
+    """-> (cursor, mixing from the next epoch on). ValueError for what is no state, and for the state of another loader,
     naming every field that differs."""
     legs = [leg for leg in _checked(state) if leg.batches]
     check_same_config(state["config"], config, state["world_size"], current)
@@ -67,7 +67,7 @@ def unpack_state(
         raise ValueError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}")
     if legs and current and replace(legs[-1], batches=0) == replace(current, batches=0):
         legs = legs[:-1]
-    return Place(state["epoch"], state["batch"], state["mixing"], tuple(legs)), state["mixing_next"]
+    return Cursor(state["epoch"], state["batch"], state["mixing"], tuple(legs)), state["mixing_next"]
 
 
 def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any], world_size: int, current: Leg | None) -> None:

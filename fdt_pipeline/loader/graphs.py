@@ -1,33 +1,31 @@
-"""The way of an image, one line a stage, in data order. Start reading here.
+"""The way of an image through DALI, one line a stage, in data order. Start reading here.
 
-resident:   numbers -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
-streaming:  shards -> read -> decode -> (resize) -> the same within one DALI batch, the mix window
+resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
+streaming:  files or arrays -> decode -> (resize) -> the same within one DALI batch, the mix window
 
-The last stage is one native operator (native/csrc/operators.cc), or a Python operator that does the same in torch.
+The last stage is one native operator (native/csrc/operators.cc). An id is an output's (epoch, index), i64[2].
+`FDTLoader` feeds the pipelines below by name (running.py); `fdt_pipeline(...)` gives the same graphs inputs that DALI
+itself calls for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
 from fdt_pipeline.dali import import_dali
-from fdt_pipeline.loader.stage import Stage
+from fdt_pipeline.definition.superposition import image_range
+from fdt_pipeline.loader.options import Mixing
+from fdt_pipeline.native.core import NativePool
+from fdt_pipeline.native.series import series_argument
 
 _dali = import_dali()
 from nvidia.dali import pipeline_def  # noqa: E402
 
 fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
-
-# i64[n 2], a batch's (epoch, number) pairs, from its place in the epoch; numbers below zero are padding.
-Numbers = Callable[[int], npt.NDArray[np.int64]]
-# A window's images (as Window has them), labels i64[n 1] and numbers, one window a call; StopIteration at the end.
-Windows = Callable[[], tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -39,70 +37,90 @@ class Decoding:
     size: tuple[int, int] | None = None
 
 
-@pipeline_def
-def native_resident_pipeline(numbers: Numbers, arguments: dict[str, Any], device: str) -> Any:
-    number = external_numbers(numbers)
-    return tuple(fn.fdt.superpose_resident(number, device=_backend(device), **arguments))
+def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
+    """Ids -> (images, targets); `arguments` are `resident_arguments`, device is "cpu" or "gpu"."""
+    return tuple(fn.fdt.superpose_resident(ids, device=device, **arguments))
+
+
+def streaming(image: Any, label: Any, ids: Any, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
+    """A window's images, labels i64[1] and ids -> (images, targets); `arguments` are `streaming_arguments`."""
+    u8 = decode(image, decoding)
+    u8 = u8.gpu() if device == "gpu" else u8
+    return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
+
+
+def decode(image: Any, decoding: Decoding) -> Any:
+    """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.size` if that is given."""
+    if decoding.is_encoded:
+        kind = types.GRAY if decoding.channels == 1 else types.RGB
+        image = fn.decoders.image(image, device="cpu", output_type=kind)
+    return fn.resize(image, size=decoding.size) if decoding.size else image
 
 
 @pipeline_def
-def native_streaming_pipeline(windows: Windows, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
-    image, label, number = _read(windows, decoding)
-    u8 = _decode(image, decoding)
-    u8 = fn.resize(u8, size=decoding.size) if decoding.size else u8
-    u8 = u8.gpu() if device == "cuda" else u8
-    return tuple(fn.fdt.superpose(u8, label, number, device=_backend(device), **arguments))
+def resident_pipeline(arguments: dict[str, Any], device: str) -> Any:
+    """Input "ids"."""
+    return resident(fn.external_source(name="ids", **IDS), arguments, device)
 
 
 @pipeline_def
-def resident_pipeline(numbers: Numbers, superpose: Stage, num_outputs: int) -> Any:
-    number = external_numbers(numbers)
-    return tuple(_python(number, function=superpose, num_outputs=num_outputs))
+def streaming_pipeline(decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
+    """Inputs "images", "labels" and "ids"."""
+    image = fn.external_source(name="images", **_images(decoding))
+    label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
+    return streaming(image, label, ids, decoding, arguments, device)
 
 
 @pipeline_def
-def streaming_pipeline(windows: Windows, decoding: Decoding, superpose: Stage, num_outputs: int) -> Any:
-    image, label, number = _read(windows, decoding)
-    u8 = _decode(image, decoding)
-    u8 = fn.resize(u8, size=decoding.size) if decoding.size else u8
-    return tuple(_python(u8, label, number, function=superpose, num_outputs=num_outputs))
+def decoding_pipeline(decoding: Decoding) -> Any:
+    """Input "images"; images u8[h w c] and nothing else."""
+    return decode(fn.external_source(name="images", **_images(decoding)), decoding)
 
 
-@pipeline_def
-def decoding_pipeline(images: Sequence[Any], decoding: Decoding) -> Any:
-    """Files u8[bytes] -> images, and nothing else."""
-    return _decode(fn.external_source(lambda: images, batch=True, dtype=types.UINT8, ndim=1), decoding)
+IDS: dict[str, Any] = {"batch": True, "dtype": types.INT64, "ndim": 1}
 
 
-def _backend(device: str) -> str:
-    """torch's name of a device as DALI's."""
-    return "gpu" if device == "cuda" else "cpu"
+def _images(decoding: Decoding) -> dict[str, Any]:
+    is_encoded = decoding.is_encoded
+    return {"batch": True, "dtype": types.UINT8, "ndim": 1 if is_encoded else 3, "layout": "" if is_encoded else "HWC"}
 
 
-def external_numbers(source: Numbers) -> Any:
-    return fn.external_source(
-        source=lambda info: source(info.iteration), batch=True, batch_info=True, dtype=types.INT64, ndim=1
-    )
+def window_inputs(decoding: Decoding) -> dict[str, Any]:
+    """Arguments of one external source that gives a window's images, labels and ids."""
+    images = _images(decoding)
+    return {"batch": True, **{name: [images[name], IDS[name], IDS[name]] for name in ("dtype", "ndim")}} | {
+        "layout": [images["layout"], "", ""]
+    }
 
 
-def _read(windows: Windows, decoding: Decoding) -> Any:
-    """(image, label i64[1], (epoch, number) i64[2]) of each sample of a window."""
-    return fn.external_source(
-        source=windows,
-        num_outputs=3,
-        batch=True,
-        dtype=[types.UINT8, types.INT64, types.INT64],
-        ndim=[1 if decoding.is_encoded else 3, 1, 1],
-        layout=["" if decoding.is_encoded else "HWC", "", ""],
-    )
+def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False) -> dict[str, Any]:
+    """Arguments of fn.fdt.superpose_resident. in_order: output i is image i (evaluation)."""
+    assert pool.labels is not None
+    most = image_range(mixing.fdt, pool.labels)[1]
+    return {**_arguments(mixing, most), "anchor": "index" if in_order else mixing.fdt.anchor, "pool": pool.name}
 
 
-def _decode(image: Any, decoding: Decoding) -> Any:
-    if not decoding.is_encoded:
-        return image
-    kind = types.GRAY if decoding.channels == 1 else types.RGB
-    return fn.decoders.image(image, device="cpu", output_type=kind)
+def streaming_arguments(mixing: Mixing, window: int) -> dict[str, Any]:
+    """Arguments of fn.fdt.superpose for mix windows of up to `window` samples."""
+    most = min(mixing.fdt.most_images(mixing.num_classes), window)
+    return {**_arguments(mixing, most), "anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
 
 
-def _python(*inputs: Any, function: Stage, num_outputs: int) -> Any:
-    return fn.dl_tensor_python_function(*inputs, function=function, batch_processing=True, num_outputs=num_outputs)
+def _arguments(mixing: Mixing, most: int) -> dict[str, Any]:
+    """What both operators take for sums of up to `most` images."""
+    fdt, output = mixing.fdt, mixing.output
+    return {
+        "plan_seed": mixing.seed - (mixing.seed >> 63 << 64),  # the same 64 bits as a signed number
+        "min_images": fdt.min_images,
+        "max_images": fdt.max_images or 0,
+        "probability": repr(float(fdt.probability)),
+        "series": series_argument(fdt.series, most),
+        "targets": fdt.targets if mixing.soft else "label",
+        "pad": mixing.augment.pad,
+        "flip": mixing.augment.flip,
+        "mean": list(output.mean),
+        "std": list(output.std),
+        "channels": output.channels,
+        "dtype": types.FLOAT16 if output.dtype == torch.float16 else types.FLOAT,
+        "output_layout": "HWC" if output.channels_last else "CHW",
+    }

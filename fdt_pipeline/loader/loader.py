@@ -15,39 +15,27 @@ from weakref import ref
 
 import torch
 
-from fdt_pipeline.definition.philox import Stream, random_words
-from fdt_pipeline.definition.superposition import FDT, PLAIN, Augment, Pool
-from fdt_pipeline.loader.checkpoint import Place, describe_fdt, mode_of, pack_state, unpack_state
-from fdt_pipeline.loader.engines import (
-    NativeResident,
-    NativeStreaming,
-    TorchResident,
-    TorchStreaming,
-    choose_engine,
-)
-from fdt_pipeline.loader.epoch import Part, ResidentEpochs, Running, StreamingEpochs
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window
+from fdt_pipeline.definition.superposition import FDT, Augment, Pool
+from fdt_pipeline.loader.checkpoint import Cursor, describe_fdt, mode_of, pack_state, unpack_state
+from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
+from fdt_pipeline.loader.epoch import Part, ResidentEpochs, StreamingEpochs
+from fdt_pipeline.loader.graphs import Decoding
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window, read_pool
 from fdt_pipeline.loader.options import (
     PAPER_STD,
+    LastBatch,
+    Options,
     PerChannel,
-    check_at_least_one,
-    check_choice,
-    check_count,
-    check_size,
     checked_device,
     checked_image_size,
-    checked_mixing,
-    checked_output,
-    checked_pinning,
-    checked_targets,
+    checked_threads,
+    chosen_augment,
+    chosen_mix,
 )
-from fdt_pipeline.loader.ranges import annotated
-from fdt_pipeline.loader.ranks import Batching, LastBatch, find_ranks
-from fdt_pipeline.loader.resident_pool import read_pool
-from fdt_pipeline.loader.stage import Mixing
-from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter
-from fdt_pipeline.loader.targets import sparse_targets
-from fdt_pipeline.machine import available_cpus
+from fdt_pipeline.loader.order import Batching, find_ranks
+from fdt_pipeline.loader.running import DaliOptions
+from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
+from fdt_pipeline.loader.torch_engine import TorchResident, TorchStreaming
 from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import progress_bar
@@ -57,15 +45,15 @@ from fdt_pipeline.storage import open_folder
 class FDTLoader:
     """Batches `(images, targets)` from a folder of shards.
 
-    shards: folder with manifest.json, made by `python -m tools shard`; a path, or an fsspec URL (s3://, gs://,
+    shards: folder with manifest.json, made by `fdt-pipeline shard`; a path, or an fsspec URL (s3://, gs://,
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
         images, each once an epoch in a new order); augment is done to every constituent (default `Augment()`, pad 4
         and flip; None for none).
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
-    targets: "soft" f32 [n num_classes], rows with sum 1; "dominant", one-hot of the class with the largest weight;
-        "sparse", `SparseTargets` of the same as "soft" (targets.py). None is what `mix` says.
+    targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
+        weight. `sparse_targets` makes them (classes, weights) where classes are many.
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
@@ -73,7 +61,7 @@ class FDTLoader:
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
-    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
+    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     size: (height, width) that streaming resizes to; needed where images differ in size.
@@ -113,7 +101,6 @@ class FDTLoader:
         mean: PerChannel | None = None,
         std: PerChannel = PAPER_STD,
         channels: int | None = None,
-        targets: Literal["soft", "dominant", "sparse"] | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         pin_memory: bool = False,
@@ -128,51 +115,37 @@ class FDTLoader:
         num_threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
-        check_choice("mode", mode, ("auto", "resident", "streaming"))
-        check_choice("engine", engine, ("auto", "native", "torch"))
-        check_choice("last_batch", last_batch, ("partial", "drop", "fill"))
-        check_choice("on_bad", on_bad, ("error", "substitute"))
-        check_at_least_one(batch_size=batch_size, num_threads=num_threads, mix_window=mix_window, channels=channels)
-        check_count("prefetch", prefetch, 0)
-        check_count("seed", seed, 0)
-        self.seed = operator.index(seed)
-        random_words(self.seed, Stream.PLAN, 0, 0, 0)  # raises where the seed is out of range
-        check_size(size)
+        self.options = options = Options(
+            batch_size=batch_size, train=train, mix=chosen_mix(train, mix), augment=chosen_augment(train, augment),
+            device=checked_device(device), mode=mode, engine=engine, seed=seed, mean=mean, std=std, channels=channels,
+            dtype=dtype, channels_last=channels_last, pin_memory=pin_memory, size=size, mix_window=mix_window,
+            verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
+            num_threads=checked_threads(num_threads), prefetch=prefetch,
+        )  # fmt: skip
         ranks = find_ranks(rank, world_size)
         self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
         if self.shards.local:  # a remote shard is checked when it is fetched
             check_shards(self.shards, self.manifest)
-        self.batch_size, self.train, self.last_batch, self.weights = batch_size, train, last_batch, weights
         self.batching = Batching(self.num_samples, operator.index(batch_size), last_batch, ranks)
-        self.device = checked_device(device)
-        mix, self.augment = checked_mixing(train, mix, augment, self.num_classes)
-        self.mix, self.targets = checked_targets(train, mix, targets)
-        self.pin_memory = checked_pinning(pin_memory, self.device)
-        if size is not None and mode == "auto":
-            mode = "streaming"
-        self._mode_follows_state = mode == "auto"
+        self._mixing = options.mixing(self.manifest)
         self.engine = choose_engine(engine, self.device, self.num_classes)
-        frame = self.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
-        chosen_mode = choose_mode(
-            mode, self.num_samples, self.manifest.shape, frame, self.device, self.batching.ranks.world_size
-        )
-        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen_mode, size)
-        output = checked_output(self.manifest.channels, channels, mean, std, dtype, channels_last)
-        self.dtype, self.shape = dtype, (output.channels, height, width)
-        self._mixing = Mixing(self.seed, self.mix or PLAIN, self.augment, self.num_classes, output, soft=train)
+        asked = options.asked_mode()
+        self._mode_follows_state = asked == "auto"
+        frame = options.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
+        chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
+        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen, size)
+        self.shape = (self._mixing.output.channels, height, width)
         on_gpu = self.engine == "native" and self.device.type == "cuda"
-        num_threads = min(4, available_cpus()) if num_threads is None else num_threads
-        self._running = Running(num_threads, prefetch, self.device.index if on_gpu else None)
+        self._dali = DaliOptions(options.num_threads, prefetch, self.device.index if on_gpu else None)
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
         self._is_mixing = self.mix is not None  # in epochs that are not begun
-        self._next = Place(mixing=self._is_mixing)  # where the next iteration begins
-        self._reached: Place | None = None  # where the one is that moved last, between its first batch and its end
-        self._size, self._mix_window, self._verify, self._on_bad = size, mix_window, verify, on_bad
+        self._next = Cursor(mixing=self._is_mixing)  # where the next iteration begins
+        self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
         self._epochs: ResidentEpochs | StreamingEpochs | None = None
-        self._begin(chosen_mode)
+        self._begin(chosen)
         self._is_made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -183,6 +156,20 @@ class FDTLoader:
                 "FDTLoader(shards, batch_size, ...), and let it go on with load_state_dict where they allow it"
             )
         super().__setattr__(name, value)
+
+    @property
+    def mix(self) -> FDT | None:
+        return self.options.mix
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.options.device
+
+    @property
+    def batch_size(self) -> int:
+        """Of this rank."""
+        return self.batching.batch_size
 
     @property
     def mode(self) -> str:
@@ -251,7 +238,7 @@ class FDTLoader:
         if not hasattr(epoch, "__index__") or not 0 <= epoch < 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
         if epoch != self._next.epoch:
-            self._next = Place(operator.index(epoch), mixing=self._is_mixing)
+            self._next = Cursor(operator.index(epoch), mixing=self._is_mixing)
         self._reached = None
 
     batch_sampler = None
@@ -264,8 +251,8 @@ class FDTLoader:
     def state_dict(self) -> dict[str, Any]:
         """JSON values, a kilobyte: how far the iteration that moved last is, the batch that it gave last being done,
         and what tells this loader from others. Batches made ahead do not count, so none is lost or repeated."""
-        place = self._reached or self._next
-        return pack_state(place, self._leg(), self._is_mixing, self._config)
+        cursor = self._reached or self._next
+        return pack_state(cursor, self._leg(), self._is_mixing, self._config)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on where the state was taken, at once: the rest of that epoch, which is empty if its
@@ -274,10 +261,10 @@ class FDTLoader:
         anew. ValueError, naming every field that differs, for the state of another loader."""
         leg, mode = self._leg(), mode_of(state)
         if self._mode_follows_state and mode in {"resident", "streaming"} - {self.mode}:
-            place, self._is_mixing = self._begin(mode, state)
+            cursor, self._is_mixing = self._begin(mode, state)
         else:
-            place, self._is_mixing = unpack_state(state, leg, len(self), self._config)
-        self._next, self._reached = place, None
+            cursor, self._is_mixing = unpack_state(state, leg, len(self), self._config)
+        self._next, self._reached = cursor, None
 
     def __len__(self) -> int:
         return self.batching.num_batches
@@ -293,9 +280,12 @@ class FDTLoader:
 
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
-        place = self._next
-        self._next, self._reached = Place(place.epoch + 1, mixing=self._is_mixing), place  # should the first one fail
-        with closing(epochs.batches(place, self._stats)) as parts:
+        cursor = self._next
+        self._next, self._reached = (
+            Cursor(cursor.epoch + 1, mixing=self._is_mixing),
+            cursor,
+        )  # should the first one fail
+        with closing(epochs.batches(cursor, self._stats)) as parts:
             while True:
                 start = time.perf_counter()
                 with annotated("fdt_pipeline.wait"):
@@ -305,24 +295,20 @@ class FDTLoader:
                 batch = self._delivered(part)
                 waited = time.perf_counter() - start
                 self._stats.add(batches=1, images=len(part.weights), wait_seconds=waited)
-                place = replace(place, batch=place.batch + 1)
-                self._reached = place
+                cursor = replace(cursor, batch=cursor.batch + 1)
+                self._reached = cursor
                 del part
                 yield batch
-        if self._reached is place:  # and not where another iteration is
+        if self._reached is cursor:  # and not where another iteration is
             self._reached = None
 
-    def _delivered(self, part: Part) -> tuple[Any, ...]:
+    def _delivered(self, part: Part) -> tuple[torch.Tensor, ...]:
         """As the trainer takes it."""
-        images, targets = part.images, part.targets
-        images = images if images.dtype == self.dtype else images.to(self.dtype)
-        in_form = sparse_targets(targets, self._most_images()) if self.targets == "sparse" else targets
-        fields = (images, in_form, *([part.weights.to(images.device)] if self.weights else []))
-        return tuple(map(_pinned, fields)) if self.pin_memory else fields
-
-    def _most_images(self) -> int:
-        """Of a sum."""
-        return self.mix.most_images(self.num_classes) if self.mix else 1
+        dtype = self.options.dtype
+        images = part.images if part.images.dtype == dtype else part.images.to(dtype)
+        weights = [part.weights.to(images.device)] if self.options.weights else []
+        fields = images, part.targets, *weights
+        return tuple(field.pin_memory() for field in fields) if self.options.pin_memory else fields
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -345,7 +331,7 @@ class FDTLoader:
         self.close()
 
     def __repr__(self) -> str:
-        kind = f"mix={self.mix}" if self.train else "train=False"
+        kind = f"mix={self.mix}" if self.options.train else "train=False"
         where = f"mode={self.mode!r}, engine={self.engine!r}, device={str(self.device)!r}"
         ranks = f", rank={self.rank}, world_size={self.world_size}" if self.world_size > 1 else ""
         return f"FDTLoader({self.shards.url!r}, {self.batch_size}, {kind}, {where}{ranks})"
@@ -355,100 +341,82 @@ class FDTLoader:
             raise RuntimeError("this FDTLoader is closed: take its state before")
         return self._epochs.leg()
 
-    def _begin(self, mode: str, state: Mapping[str, Any] | None = None) -> tuple[Place, bool]:
+    def _begin(self, mode: str, state: Mapping[str, Any] | None = None) -> tuple[Cursor, bool]:
         """Prepare epochs in this mode; with a state, -> what `unpack_state` makes of it. The shards are read,
         which takes time, once the state is known to fit; nothing changes where it does not."""
         if mode == "resident":
-            on_bad = None if self._on_bad == "error" else self._on_bad
-            self._check_for_streaming(mix_window=self._mix_window, on_bad=on_bad)
+            self.options.check_resident()
         epochs = self._streaming() if mode == "streaming" else None
         config = self._configuration(mode, epochs.window if epochs else None)
-        place = self._next, self._is_mixing
+        cursor = self._next, self._is_mixing
         if state is not None:
-            place = unpack_state(state, epochs.leg() if epochs else None, len(self), config)
-        if epochs and self._verify and self.shards.local:
+            cursor = unpack_state(state, epochs.leg() if epochs else None, len(self), config)
+        if epochs and self.options.verify and self.shards.local:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
-                check_hashes(self.shards, self.manifest, self._running.num_threads, progress)
+                check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
         self._epochs = epochs or self._resident()
         self._mode, self._config = mode, config
-        return place
+        return cursor
 
     def _configuration(self, mode: str, window: int | None) -> dict[str, Any]:
         """What the images and targets are a function of, as JSON values."""
-        output = self._mixing.output
+        options, output = self.options, self._mixing.output
         return {
             "shards": self.manifest.sha256,
-            "seed": self.seed,
-            "train": self.train,
+            "seed": self._mixing.seed,
+            "train": options.train,
             "mode": mode,
             "mix": describe_fdt(self.mix, self.num_classes),
-            "augment": repr(self.augment),
-            "targets": self.targets,
+            "augment": repr(options.augment),
             "global_batch_size": self.global_batch_size,
-            "last_batch": self.last_batch,
+            "last_batch": options.last_batch,
             "mean": list(output.mean),
             "std": list(output.std),
             "channels": output.channels,
-            "dtype": str(self.dtype),
-            "size": list(self._size) if self._size else None,
+            "dtype": str(options.dtype),
+            "size": list(options.size) if options.size else None,
             "mix_window": window,
         }
 
     def _resident(self) -> ResidentEpochs:
-        engine: NativeResident | TorchResident
-        in_order = not self.train
+        engine: ResidentEngine
+        in_order = not self.options.train
         if self.engine == "native":
-            native_pool = read_pool(self.shards, self.manifest, self.augment.pad, self.device)
-            engine = NativeResident(self._mixing, self.device, native_pool, in_order)
+            pool = read_pool(self.shards, self.manifest, self.options.augment.pad, self.device)
+            engine = NativeResident(self._mixing, self.device, pool, self.batch_size, self._dali, in_order)
         else:
             with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
                 images, labels, _ = load_shards(self.shards, progress)
-            engine = TorchResident(self._mixing, self.device, images, Pool(labels, self.num_classes), in_order)
-        return ResidentEpochs(engine, self._running, self.batching, self.seed)
+            engine = TorchResident(self._mixing, images, Pool(labels, self.num_classes), self._dali, in_order)
+        return ResidentEpochs(engine, self.batching)
 
     def _streaming(self) -> StreamingEpochs:
-        manifest = self.manifest
+        options, manifest = self.options, self.manifest
         window, is_small = self._checked_window()
-        files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
-        engine: NativeStreaming | TorchStreaming
+        decoding = Decoding(manifest.encoding != "raw", manifest.channels, options.size)
+        engine: StreamingEngine
         if self.engine == "native":
-            engine = NativeStreaming(self._mixing, self.device, window)
+            engine = NativeStreaming(self._mixing, self.device, window, decoding, self._dali)
         else:
-            engine = TorchStreaming(self._mixing, self.device)
+            engine = TorchStreaming(self._mixing, window, decoding, self._dali)
+        files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
         watch = ClassWatch(self.mix, manifest.samples_per_class, warns=not is_small) if self.mix else None
         return StreamingEpochs(
-            engine, self._running, files, manifest, self.batching, self._size, window, self.seed,
-            train=self.train, substitute=self._on_bad == "substitute", watch=watch
+            engine, files, manifest, self.batching, decoding, window, self._mixing.seed, train=options.train,
+            substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch
         )  # fmt: skip
 
     def _checked_window(self) -> tuple[int, bool]:
         """-> (samples in a window, whether that is too few)."""
         num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
-        window = choose_window(
-            self._mix_window, num_samples, self.batch_size, self.num_classes, self.shape, even=self.mix is not None
-        )
-        if not is_small_window(self.mix, window, num_samples, self.num_classes):
-            return window, False
-        wanted = self._most_images()
-        warnings.warn(
-            f"a mix window of {window} samples will often hold fewer than {wanted} classes, so fewer images are "
-            f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
-            stacklevel=5,
-        )
-        return window, True
-
-    def _check_for_streaming(self, **options: object) -> None:
-        why = {
-            "mix_window": "a resident set is mixed as a whole",
-            "on_bad": "a resident set is checked when it is loaded",
-        }
-        for name, value in options.items():
-            if value is not None:
-                raise ValueError(f"{name} is for streaming: {why[name]}, so leave it out")
-
-
-def _pinned(field: Any) -> Any:
-    """A tensor, or a named tuple of them."""
-    if isinstance(field, torch.Tensor):
-        return field.pin_memory()
-    return type(field)(*map(_pinned, field))
+        asked, is_mixed = self.options.mix_window, self.mix is not None
+        window = choose_window(asked, num_samples, self.batch_size, self.num_classes, self.shape, even=is_mixed)
+        is_small = is_small_window(self.mix, window, num_samples, self.num_classes)
+        if self.mix and is_small:
+            wanted = self.mix.most_images(self.num_classes)
+            warnings.warn(
+                f"a mix window of {window} samples will often hold fewer than {wanted} classes, so fewer images are "
+                f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
+                stacklevel=5,
+            )
+        return window, is_small

@@ -1,15 +1,22 @@
-"""Where the images live: the rule behind mode="auto", and the size of a streaming mix window."""
+"""Where the images live: the rule behind mode="auto", pools in memory, and the size of a streaming mix window."""
 
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT
-from fdt_pipeline.loader.ranks import local_world_size
+from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.loader.options import check_count, checked_device
+from fdt_pipeline.loader.order import local_world_size
 from fdt_pipeline.machine import available_memory, total_memory
+from fdt_pipeline.native.core import HOST, Core, NativePool
+from fdt_pipeline.native.loading import symbols
+from fdt_pipeline.shards import Manifest, check_shards, iterate_shards, read_manifest
+from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.storage import Folder, open_folder
 
 # A window of 64 MiB of float32 outputs is 5,461 samples of 32x32x3, and 111 of 224x224x3. With 10 random samples a
 # class 0.005 % of the classes are missing on average (e**-10), with 5 a class 0.7 %.
@@ -81,3 +88,42 @@ def choose_window(
     if not asked and whole and (not even or 2 * (num_samples % whole or whole) >= whole):
         return whole  # then no batch is put together of two windows: that took a quarter of the time
     return math.ceil(num_samples / math.ceil(num_samples / largest)) if even else largest
+
+
+def load_pool(
+    shards: str | os.PathLike[str], *, pad: int = 4, device: str | torch.device = "cpu", num_threads: int | None = None
+) -> NativePool:
+    """Read a set into memory, for `fn.fdt.superpose_resident(ids, pool=load_pool(...).name)` in a pipeline of your own.
+
+    shards: folder or URL of shards whose images have one shape. pad: the largest shift that plans may ask for. device:
+    "cpu" or "cuda", where the operator draws from. num_threads: that read and check shards (default: up to 4).
+    The memory is free once the returned object and all operators that use it are gone.
+    Errors: ValueError (ShardError where shards are broken); NativeUnavailable where the operators cannot be built.
+    """
+    check_count("pad", pad, 0)
+    folder = open_folder(shards)
+    manifest = read_manifest(folder)
+    if folder.local:  # a remote shard is checked when it is fetched
+        check_shards(folder, manifest)
+    return read_pool(folder, manifest, pad, checked_device(device), num_threads)
+
+
+def read_pool(
+    folder: Folder, manifest: Manifest, pad: int, device: torch.device, num_threads: int | None = None
+) -> NativePool:
+    """Every shard read, and its sha256 checked. On the way to a GPU a few shards at a time are in the host's memory."""
+    if manifest.shape is None:
+        raise ValueError(f"{folder.url} holds images of different sizes, and a pool's have one: shard them at one size")
+    index = (device.index or 0) if device.type == "cuda" else HOST
+    pool = native_core().begin_pool(manifest.num_samples, manifest.shape, pad, index)
+    labels = np.empty(manifest.num_samples, np.int64)
+    with progress_bar(f"load {folder.url}", "images", delay=2) as progress:
+        for shard in iterate_shards(folder, manifest, progress):
+            pool.set_images(shard.first, shard.images)
+            labels[shard.first : shard.first + len(shard.labels)] = shard.labels
+    return pool.finish(Pool(labels, len(manifest.classes)))
+
+
+def native_core() -> Core:
+    """The C functions of the operators that are loaded."""
+    return Core(symbols())

@@ -1,15 +1,22 @@
-"""What `FDTLoader` can be asked for: defaults, and a clear error for what it cannot do."""
+"""What a loader or an `fdt_pipeline(...)` is asked for: one frozen object, checked when it is made.
+
+`Options` is checked without a data set; `Mixing` is what the operators need of it, for a set.
+"""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, Augment
-from fdt_pipeline.loader.engine import Output
+from fdt_pipeline.definition.philox import Stream, random_words
+from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment
+from fdt_pipeline.machine import available_cpus
+from fdt_pipeline.shards import Manifest
 
 # The paper's input: (pixel - mean) / 256 in RGB; 117 is also the luma of that mean, for gray images.
 PAPER_MEAN = (122.0, 117.0, 104.0)
@@ -17,6 +24,132 @@ PAPER_GRAY_MEAN = (117.0,)
 PAPER_STD = 256.0
 
 PerChannel = float | Sequence[float]
+Mode = Literal["auto", "resident", "streaming"]
+LastBatch = Literal["partial", "drop", "fill"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an image becomes: (pixels - mean) / std, `channels` of them, in this dtype and memory layout."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What every output is a function of, beside its epoch and index."""
+
+    seed: int
+    fdt: FDT
+    augment: Augment
+    num_classes: int
+    output: Output
+    soft: bool = True  # f32 soft targets; False gives the int64 label of the first image
+
+    def unmixed(self) -> Mixing:
+        """Whole images, each leading once an epoch, with augmentation and the form of the targets as they are."""
+        return replace(self, fdt=replace(PLAIN, targets=self.fdt.targets))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of `FDTLoader`, which documents them; `fdt_pipeline` sets those that it has.
+
+    What can be checked without a data set is checked here: ValueError names the argument, what was expected and what it
+    got. `chosen_mix`, `chosen_augment`, `checked_device` and `checked_threads` make the first four of what a user
+    passes.
+    """
+
+    mix: FDT | None
+    augment: Augment
+    device: torch.device
+    num_threads: int
+    batch_size: int
+    train: bool = True
+    mode: Mode = "auto"
+    engine: Literal["auto", "native", "torch"] = "auto"
+    seed: int = 0
+    mean: PerChannel | None = None
+    std: PerChannel = PAPER_STD
+    channels: int | None = None
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    pin_memory: bool = False
+    size: tuple[int, int] | None = None
+    mix_window: int | None = None
+    verify: bool = True
+    on_bad: Literal["error", "substitute"] = "error"
+    last_batch: LastBatch = "partial"
+    weights: bool = False
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("auto", "resident", "streaming"))
+        check_choice("engine", self.engine, ("auto", "native", "torch"))
+        check_choice("last_batch", self.last_batch, ("partial", "drop", "fill"))
+        check_choice("on_bad", self.on_bad, ("error", "substitute"))
+        check_at_least_one(batch_size=self.batch_size, mix_window=self.mix_window, channels=self.channels)
+        check_count("prefetch", self.prefetch, 0)
+        check_count("seed", self.seed, 0)
+        random_words(operator.index(self.seed), Stream.PLAN, 0, 0, 0)  # raises where it is out of range
+        check_size(self.size)
+        check_pinning(self.pin_memory, self.device)
+
+    def mixing(self, manifest: Manifest) -> Mixing:
+        """What the operators are told. ValueError where the set does not allow it."""
+        num_classes = len(manifest.classes)
+        if self.mix:
+            self.mix.check_classes(num_classes)
+        output = checked_output(manifest.channels, self.channels, self.mean, self.std, self.dtype, self.channels_last)
+        return Mixing(operator.index(self.seed), self.mix or PLAIN, self.augment, num_classes, output, soft=self.train)
+
+    def asked_mode(self) -> Mode:
+        """The mode that is asked for: "auto" is streaming where images are resized."""
+        return "streaming" if self.mode == "auto" and self.size is not None else self.mode
+
+    def check_resident(self) -> None:
+        """ValueError for options of streaming."""
+        if self.mix_window is not None:
+            raise ValueError("mix_window is for streaming: a resident set is mixed as a whole, so leave it out")
+        if self.on_bad != "error":
+            raise ValueError("on_bad is for streaming: a resident set is checked when it is loaded, so leave it out")
+
+
+def chosen_mix(train: bool, mix: FDT | str | None) -> FDT | None:
+    """The default is FDT in training. Evaluation takes none, and says so if it is asked for one."""
+    if not train:
+        _check_left_out("mix", mix)
+        return None
+    chosen = FDT() if isinstance(mix, str) and mix == "default" else mix
+    if chosen is None or isinstance(chosen, FDT):
+        return chosen
+    raise ValueError(f"mix must be an FDT or None, got {mix!r}")
+
+
+def chosen_augment(train: bool, augment: Augment | str | None) -> Augment:
+    """The default is `Augment()` in training. Evaluation takes none, and says so if it is asked for one."""
+    if not train:
+        _check_left_out("augment", augment)
+        return NO_AUGMENT
+    chosen = Augment() if isinstance(augment, str) and augment == "default" else augment or NO_AUGMENT
+    if isinstance(chosen, Augment):
+        return chosen
+    raise ValueError(f"augment must be an Augment or None, got {augment!r}")
+
+
+def _check_left_out(name: str, value: object) -> None:
+    if value not in ("default", None):
+        raise ValueError(f"train=False yields every sample whole and unchanged: leave {name} out, got {value!r}")
+
+
+def checked_threads(num_threads: int | None) -> int:
+    """By default the CPUs that this process may use, but at most 4."""
+    check_at_least_one(num_threads=num_threads)
+    return min(4, available_cpus()) if num_threads is None else operator.index(num_threads)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -46,23 +179,11 @@ def check_size(size: tuple[int, int] | None) -> None:
     check_at_least_one(**{"height of size": size[0], "width of size": size[1]})
 
 
-def checked_targets(train: bool, fdt: FDT | None, targets: str | None) -> tuple[FDT | None, str]:
-    """-> (fdt that makes such targets, "soft", "dominant" or "sparse"; "label" for evaluation)."""
-    if not train:
-        if targets is not None:
-            raise ValueError(f"train=False yields the label of every sample: leave targets out, got {targets!r}")
-        return fdt, "label"
-    chosen = targets or (fdt.targets if fdt else "soft")
-    check_choice("targets", chosen, ("soft", "dominant", "sparse"))
-    return fdt and replace(fdt, targets="dominant" if chosen == "dominant" else "soft"), chosen
-
-
-def checked_pinning(pin_memory: bool, device: torch.device) -> bool:
+def check_pinning(pin_memory: bool, device: torch.device) -> None:
     if pin_memory and device.type != "cpu":
         raise ValueError(f"pin_memory is for tensors on the host, but device is {str(device)!r}: leave one of them out")
     if pin_memory and not torch.cuda.is_available():
         raise ValueError("pin_memory=True needs a GPU, but torch sees none here: leave it out")
-    return pin_memory
 
 
 def checked_image_size(
@@ -98,26 +219,6 @@ def checked_device(device: str | torch.device) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPU(s) here")
     return torch.device("cuda", index)
-
-
-def checked_mixing(
-    train: bool, mix: FDT | str | None, augment: Augment | str | None, num_classes: int
-) -> tuple[FDT | None, Augment]:
-    """What to do to training images; evaluation takes neither, and says so if it is asked to."""
-    for name, value in (("mix", mix), ("augment", augment)):
-        if not train and value not in ("default", None):
-            raise ValueError(f"train=False yields every sample whole and unchanged: leave {name} out, got {value!r}")
-    if not train:
-        return None, NO_AUGMENT
-    chosen = FDT() if mix == "default" else mix
-    if not (chosen is None or isinstance(chosen, FDT)):
-        raise ValueError(f"mix must be an FDT or None, got {mix!r}")
-    if chosen:
-        chosen.check_classes(num_classes)
-    augmented = Augment() if augment == "default" else augment or NO_AUGMENT
-    if not isinstance(augmented, Augment):
-        raise ValueError(f"augment must be an Augment or None, got {augment!r}")
-    return chosen, augmented
 
 
 def checked_output(

@@ -1,41 +1,52 @@
-"""`fdt_pipeline`: what FDTLoader does in training, as a `@pipeline_def` function for DALI's own iterators."""
+"""`fdt_pipeline`: what FDTLoader does in training, as a `@pipeline_def` function for DALI's own iterators.
+
+DALI calls for a batch with its BatchInfo (epoch_idx, iteration). A batch is a function of its epoch and its number
+alone, so DALI's checkpoints, which keep these two, resume exactly. StopIteration ends an epoch; `reset` begins the
+next.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
-from fdt_pipeline.definition.philox import Stream, random_words
-from fdt_pipeline.definition.superposition import FDT, PLAIN, Augment
-from fdt_pipeline.loader.batch_sources import IdSource, WindowSource
-from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, check_native_classes
-from fdt_pipeline.loader.graphs import fn, pipeline_def, types
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_window
+from fdt_pipeline.definition.superposition import FDT, Augment
+from fdt_pipeline.loader import graphs
+from fdt_pipeline.loader.engines import check_native_classes
+from fdt_pipeline.loader.epoch import ids_of
+from fdt_pipeline.loader.graphs import Decoding, fn, pipeline_def
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_window, read_pool
 from fdt_pipeline.loader.options import (
     PAPER_STD,
+    LastBatch,
+    Options,
     PerChannel,
     check_at_least_one,
     check_choice,
     check_count,
-    check_size,
     checked_image_size,
-    checked_mixing,
-    checked_output,
+    chosen_augment,
+    chosen_mix,
 )
-from fdt_pipeline.loader.ranks import Batching, LastBatch, find_ranks
-from fdt_pipeline.loader.resident_pool import read_pool
-from fdt_pipeline.loader.stage import Mixing
+from fdt_pipeline.loader.order import Batching, EpochOrder, epoch_order, find_ranks
+from fdt_pipeline.loader.prefetch import Prefetcher
+from fdt_pipeline.loader.reading import Window, read_windows
 from fdt_pipeline.native.core import NativePool
 from fdt_pipeline.native.loading import load
 from fdt_pipeline.native.unavailable import NativeUnavailable
 from fdt_pipeline.shards import Manifest, check_hashes, check_shards, read_manifest
-from fdt_pipeline.shards.files import files_of
+from fdt_pipeline.shards.files import ShardFiles, files_of
 from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.sources.source import I64
 from fdt_pipeline.storage import Folder, open_folder
 
 # (sha256 of the manifest, pad, device) -> the images in its memory, which the pipelines of a process share
@@ -85,79 +96,125 @@ def fdt_pipeline(
     """
     pipeline = Pipeline.current()
     check_at_least_one(batch_size=pipeline.max_batch_size, num_threads=pipeline.num_threads)
-    check_choice("mode", mode, ("auto", "resident", "streaming"))
-    check_choice("last_batch", last_batch, ("partial", "drop", "fill"))
-    check_size(size)
     check_count("plan_seed", plan_seed, 0)
-    random_words(plan_seed, Stream.PLAN, 0, 0, 0)  # raises where it is out of range
     if not hasattr(epoch, "__index__") or not 0 <= epoch < 2**32:
         raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
-    on_device = _checked_device(device, pipeline.device_id)
+    if dtype == torch.bfloat16:
+        raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
+    options = Options(
+        batch_size=pipeline.max_batch_size, num_threads=pipeline.num_threads, mix=chosen_mix(True, mix),
+        augment=chosen_augment(True, augment), device=_checked_device(device, pipeline.device_id), mode=mode,
+        seed=plan_seed, mean=mean, std=std, channels=channels, dtype=dtype, channels_last=channels_last, size=size,
+        verify=verify, last_batch=last_batch,
+    )  # fmt: skip
     folder = open_folder(shards)
     manifest = read_manifest(folder)
     if folder.local:  # a remote shard is checked when it is fetched
         check_shards(folder, manifest)
-    batching = Batching(manifest.num_samples, pipeline.max_batch_size, last_batch, find_ranks(rank, world_size))
-    chosen, augmented = checked_mixing(True, mix, augment, len(manifest.classes))
-    if dtype == torch.bfloat16:
-        raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
-    output = checked_output(manifest.channels, channels, mean, std, dtype, channels_last)
-    mixing = Mixing(plan_seed, chosen or PLAIN, augmented, len(manifest.classes), output)
-    checkpoint = getattr(pipeline, "_checkpoint", None)
-    if size is not None and mode == "auto":
-        mode = "streaming"
-    elif checkpoint is not None and mode == "auto":  # it names the operators that it is of
-        mode = "resident" if b"SuperposeResident" in checkpoint else "streaming"
-    world_size = batching.ranks.world_size
-    chosen_mode = choose_mode(mode, manifest.num_samples, manifest.shape, 0, on_device, world_size)
-    checked_image_size(manifest.shape, folder.url, chosen_mode, size)
-    check_native_classes(len(manifest.classes))
+    ranks = find_ranks(rank, world_size)
+    batching = Batching(manifest.num_samples, options.batch_size, last_batch, ranks)
+    mixing = options.mixing(manifest)
+    asked = _mode_of_checkpoint(pipeline) or options.asked_mode() if mode == "auto" else mode
+    chosen = choose_mode(asked, manifest.num_samples, manifest.shape, 0, options.device, ranks.world_size)
+    checked_image_size(manifest.shape, folder.url, chosen, size)
+    check_native_classes(mixing.num_classes)
     _load_operators()
-    if chosen_mode == "resident":
-        pool = _pool(folder, manifest, augmented.pad, on_device)
-        arguments = {**NativeResident(mixing, on_device, pool, False).arguments, "pool": pool.name}
-        return _resident_graph(IdSource(batching, epoch, pool), arguments, device)
-    _warn_of_small_windows(chosen, batching, len(manifest.classes))
+    if chosen == "resident":
+        pool = _pool(folder, manifest, options)
+        ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
+        return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
+    _warn_of_small_windows(options.mix, batching, mixing.num_classes)
     if verify and folder.local:
         with progress_bar(f"check {folder.url}", "shards", delay=2) as progress:
-            check_hashes(folder, manifest, pipeline.num_threads, progress)
+            check_hashes(folder, manifest, options.num_threads, progress)
     depth = max(1, pipeline.prefetch_queue_depth)
-    source = WindowSource(files_of(folder, manifest), manifest, plan_seed, batching, epoch, depth)
-    arguments = NativeStreaming(mixing, on_device, batching.batch_size).arguments
-    return _streaming_graph(source, manifest, size, arguments, device)
-
-
-def _resident_graph(source: IdSource, arguments: dict[str, Any], device: str) -> Any:
-    ids = fn.external_source(source=source, batch=True, batch_info=True, dtype=types.INT64, ndim=1)
-    return tuple(fn.fdt.superpose_resident(ids, device=device, **arguments))
-
-
-def _streaming_graph(
-    source: WindowSource, manifest: Manifest, size: tuple[int, int] | None, arguments: dict[str, Any], device: str
-) -> Any:
-    encoded = manifest.encoding != "raw"
+    source = WindowSource(files_of(folder, manifest), manifest, mixing.seed, batching, epoch, depth)
+    decoding = Decoding(manifest.encoding != "raw", manifest.channels, size)
     image, label, ids = fn.external_source(
-        source=source,
-        num_outputs=3,
-        batch=True,
-        batch_info=True,
-        dtype=[types.UINT8, types.INT64, types.INT64],
-        ndim=[1 if encoded else 3, 1, 1],
-        layout=["" if encoded else "HWC", "", ""],
+        source=source, batch_info=True, num_outputs=3, **graphs.window_inputs(decoding)
     )
-    kind = types.GRAY if manifest.channels == 1 else types.RGB
-    u8 = fn.decoders.image(image, device="cpu", output_type=kind) if encoded else image
-    u8 = fn.resize(u8, size=size) if size else u8
-    u8 = u8.gpu() if device == "gpu" else u8
-    return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
+    return graphs.streaming(image, label, ids, decoding, graphs.streaming_arguments(mixing, options.batch_size), device)
 
 
-def _pool(folder: Folder, manifest: Manifest, pad: int, device: torch.device) -> NativePool:
+class IdSource:
+    """-> i64[n 2], the (epoch, index) of every output of a batch."""
+
+    def __init__(self, batching: Batching, first_epoch: int, pool: object) -> None:
+        self.batching, self.first_epoch = batching, first_epoch
+        self.pool = pool  # kept here until the operator, which DALI makes when it builds, has found it
+
+    def __call__(self, info: Any) -> I64:
+        if info.iteration >= self.batching.num_batches:
+            raise StopIteration
+        numbers, _ = self.batching.numbers(info.iteration)
+        return ids_of(self.first_epoch + info.epoch_idx, numbers)
+
+
+class WindowSource:
+    """-> images as `Window` has them, labels i64[n 1] and (epoch, index) pairs i64[n 2] of a batch, the mix window.
+
+    Up to `depth` windows are read ahead, on a thread that ends with the epoch, with this object, and before the
+    interpreter does.
+    """
+
+    def __init__(
+        self, files: ShardFiles, manifest: Manifest, seed: int, batching: Batching, first_epoch: int, depth: int
+    ) -> None:
+        self.files, self.manifest, self.seed, self.batching = files, manifest, seed, batching
+        self.first_epoch, self.depth = first_epoch, depth
+        self._windows: Iterator[Window] = iter(())
+        self._next: tuple[int, int] | None = None  # epoch and number of the window that _windows gives next
+        self._first = 0  # the index of this rank's first output of the epoch
+        self._close: Callable[[], object] = lambda: None
+
+    def __call__(self, info: Any) -> tuple[Any, I64, I64]:
+        epoch, number = self.first_epoch + info.epoch_idx, info.iteration
+        if number >= self.batching.num_batches:
+            self._close()
+            raise StopIteration
+        if self._next != (epoch, number):  # a new epoch, or one that a checkpoint resumes
+            self._open(epoch, number)
+        self._next = None  # after an error it is opened again, as what has failed would seem to have ended
+        window = next(self._windows)
+        self._next = epoch, number + 1
+        index = self._first + number * self.batching.batch_size + np.arange(len(window.labels))
+        return window.images, window.labels, ids_of(epoch, index)
+
+    def _open(self, epoch: int, number: int) -> None:
+        self._close()
+        self.files.check_unchanged()
+        order = self._order(epoch)
+        windows = Prefetcher(
+            read_windows(self.files, self.manifest, order, self.batching.batch_size, number), self.depth
+        )
+        self._windows, self._first = windows, order.first
+        self._close = weakref.finalize(self, windows.close)
+
+    def _order(self, epoch: int) -> EpochOrder:
+        """Of this rank's samples. A last batch that has to be full begins with its own, and goes on with those just
+        before them."""
+        size, ranks = self.batching.batch_size, self.batching.ranks
+        order = epoch_order(self.manifest, self.seed, epoch, size, ranks.rank, ranks.world_size)
+        if self.batching.last_batch != "fill":
+            return order
+        missing = self.batching.num_batches * size - len(order.samples)
+        return replace(order, samples=np.append(order.samples, np.resize(order.samples[-size:], missing)))
+
+
+def _mode_of_checkpoint(pipeline: Any) -> Literal["resident", "streaming"] | None:
+    """A checkpoint names the operators that it is of."""
+    checkpoint = getattr(pipeline, "_checkpoint", None)
+    if checkpoint is None:
+        return None
+    return "resident" if b"SuperposeResident" in checkpoint else "streaming"
+
+
+def _pool(folder: Folder, manifest: Manifest, options: Options) -> NativePool:
     """The whole set in the device's memory, once a process."""
-    key = manifest.sha256, pad, device
+    key = manifest.sha256, options.augment.pad, options.device
     pool = _pools.get(key)
     if pool is None:
-        pool = _pools[key] = read_pool(folder, manifest, pad, device)
+        pool = _pools[key] = read_pool(folder, manifest, options.augment.pad, options.device)
     return pool
 
 

@@ -12,14 +12,20 @@ _T = TypeVar("_T")
 _POLL_SECONDS = 0.1
 
 
-class Ahead(Generic[_T]):
+def prefetched(items: Generator[_T, None, None], depth: int) -> Generator[_T, None, None]:
+    """The same items, made up to `depth` ahead on a thread; with 0, each when it is asked for."""
+    with closing(Prefetcher(items, depth) if depth else items) as made:
+        yield from made
+
+
+class Prefetcher(Generic[_T]):
     """`items`, made up to `depth` before they are asked for. Close it, or the thread stays."""
 
     def __init__(self, items: Generator[_T, None, None], depth: int) -> None:
         self._items = items
         self._made: Queue[tuple[str, Any]] = Queue(max(1, depth))
         self._closed = Event()
-        self._thread: Thread | None = Thread(target=self._work, name="fdt_pipeline read ahead", daemon=True)
+        self._thread: Thread | None = Thread(target=self._work, name="fdt_pipeline prefetch", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[_T]:

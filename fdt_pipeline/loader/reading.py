@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fdt_pipeline.loader.order import EpochOrder
-from fdt_pipeline.loader.ranges import annotated
+from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
 from fdt_pipeline.shards.codec import EXTENSIONS, decode, not_raw, raw_images
 from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state

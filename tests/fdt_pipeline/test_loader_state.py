@@ -10,14 +10,13 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power
+from fdt_pipeline import FDT, Augment, FDTLoader, Power
+from fdt_pipeline.loader import epoch
 from fdt_pipeline.shards import write_shards
+from fdt_pipeline.shards.files import LocalShardFiles
 from fdt_pipeline.sources import ArraySource
-from tests.loading import PIXELS, assert_same, global_batches, joined, numbers_of, ranks
+from tests.loading import LEADER_FIRST, MODES, PIXELS, assert_same, global_batches, joined, numbers_of, ranks
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
-
-MODES = ("resident", "streaming")
-LEADER_FIRST = FDT(min_images=2, series=Geometric(1e-4), anchor="epoch")  # as good as whole, so it can be told
 
 # Each example is a run of its own: a smaller one than the one that failed is not looked for.
 FEW = settings(deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
@@ -36,33 +35,33 @@ def png_shards(tmp_path_factory):
 def stored(state):
     """A state as a checkpoint would give it back."""
     assert len(json.dumps(state)) < 4096
-    assert len(pickle.dumps(state)) < 4096
     assert pickle.loads(pickle.dumps(state)) == state
     assert json.loads(json.dumps(state)) == state
     return json.loads(json.dumps(state))
 
 
+def after(state, shards, batch_size, **options):
+    """A new loader that goes on from this state."""
+    loader = FDTLoader(shards, batch_size, **options)
+    loader.load_state_dict(stored(state))
+    return loader
+
+
 def run_with_states(loader):
     """(the batches of an epoch, the state when so many of them have been yielded: before the first, between them,
     with the last in the consumer's hands, and after the end)."""
-    batches, states = [], [stored(loader.state_dict())]
+    batches, states = [], [loader.state_dict()]
     for batch in loader:
         batches.append(batch)
-        states.append(stored(loader.state_dict()))
-    return batches, [*states, stored(loader.state_dict())]
-
-
-RUNS = [
-    ("native", 0, "raw"),
-    ("native", 1, "raw"),
-    ("native", 3, "raw"),
-    ("native", 2, "png"),
-    ("torch", 3, "raw"),
-]
+        states.append(loader.state_dict())
+    return batches, [*states, loader.state_dict()]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("engine", "prefetch", "encoding"), RUNS)
+@pytest.mark.parametrize(
+    ("engine", "prefetch", "encoding"),
+    [("native", 0, "raw"), ("native", 1, "raw"), ("native", 3, "raw"), ("native", 2, "png"), ("torch", 3, "raw")],
+)
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
     numbered_shards, png_shards, mode, engine, prefetch, encoding
 ):
@@ -76,8 +75,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
     third, fourth = list(loader), list(loader)
     assert not torch.equal(first[0][0], batches[0][0])
     for done, state in enumerate(states):
-        resumed = FDTLoader(shards, 32, **{**options, "num_threads": 1 + done % 3})
-        resumed.load_state_dict(state)
+        resumed = after(state, shards, 32, **options, num_threads=1 + done % 3)
         assert resumed.epoch == (1 if done <= len(batches) else 2)
         if done <= len(batches):
             assert_same(list(resumed), batches[done:])
@@ -95,222 +93,166 @@ def test_a_resumed_run_goes_on_for_any_batch_size_and_window(numbered_shards, mo
     if mode == "streaming":
         options |= {"mix_window": data.draw(st.one_of(st.none(), st.integers(36, 240)), "mix_window")}
     loader = FDTLoader(numbered_shards, batch_size, prefetch=data.draw(st.integers(0, 3), "prefetch"), **options)
-    done = data.draw(st.integers(0, len(loader)), "done")
     batches = iter(loader)
-    head = list(islice(batches, done))
-    resumed = FDTLoader(numbered_shards, batch_size, **options)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    rest = list(batches)
-    assert len(head) == done
-    assert len(rest) == len(loader) - done
-    assert_same(list(resumed), rest)
+    list(islice(batches, data.draw(st.integers(0, len(loader)), "done")))
+    resumed = after(loader.state_dict(), numbered_shards, batch_size, **options)
+    assert_same(list(resumed), list(batches))
     assert_same(list(islice(resumed, 2)), list(islice(loader, 2)))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_run_can_be_resumed_again_and_again(numbered_shards, mode):
-    """A new loader for every batch of two epochs."""
-    whole = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-    expected = [*whole, *whole]
-    state, found = FDTLoader(numbered_shards, 40, mode=mode, seed=8).state_dict(), []
-    while len(found) < len(expected):
-        loader = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-        loader.load_state_dict(stored(state))
-        found += list(islice(loader, 1))
-        state = loader.state_dict()
-    assert_same(found, expected)
+def at_the_beginning(loader):
+    return loader
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_loader_can_go_back_to_a_state_of_its_own(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-    batches = iter(loader)
-    next(batches)
-    state = loader.state_dict()
-    rest = list(batches)
-    list(loader)
-    loader.load_state_dict(state)
-    assert loader.state_dict() == state
-    assert_same(list(loader), rest)
-    assert loader.epoch == 1
+def of_an_epoch_that_was_set(loader):
+    loader.set_epoch(6)
+    return loader
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_state_is_of_the_iteration_that_moved_last(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-    first, second = iter(loader), iter(loader)
-    next(first)
-    next(second)
-    next(second)
-    of_second = loader.state_dict()
-    next(first)
-    of_first = loader.state_dict()
-    for state, batches in ((of_first, first), (of_second, second)):
-        resumed = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-        resumed.load_state_dict(state)
-        assert_same(list(resumed), list(batches))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_an_iteration_that_has_not_moved_yet_is_at_its_beginning(numbered_shards, mode):
+def before_the_first_batch(loader):
     """A run that ends between `iter` and the first batch has not had that epoch."""
-    loader = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
+    return iter(loader)
+
+
+def in_mid_epoch(loader):
     batches = iter(loader)
-    resumed = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    assert_same(list(resumed), list(batches))
+    list(islice(batches, 2))
+    return batches
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_state_outlasts_an_early_break(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
+def after_an_early_break(loader):
     expected = list(loader)
     loader.set_epoch(0)
-    for number, _ in enumerate(loader):
-        if number == 1:
-            break
-    resumed = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
-    resumed.load_state_dict(loader.state_dict())
-    assert_same(list(resumed), expected[2:])
+    list(islice(loader, 2))
+    return expected[2:]
+
+
+def of_the_iteration_that_moved_last(loader):
+    first, second = iter(loader), iter(loader)
+    next(first)
+    list(islice(second, 2))
+    next(first)
+    return first
+
+
+def of_an_epoch_without_mixing(loader):
+    loader.mixing = False
+    return in_mid_epoch(loader)
+
+
+def of_mixing_that_is_off_for_the_next_epoch(loader):
+    batches = in_mid_epoch(loader)
+    loader.mixing = False
+    return batches
+
+
+def of_a_resumed_loader(loader):
+    batches = in_mid_epoch(loader)
+    loader.load_state_dict(loader.state_dict())
+    assert loader.epoch == 0
+    next(batches)  # goes on, and is not what moved last once the next line is run
+    return in_mid_epoch(loader)
+
+
+FORMS = {"weights": True, "dtype": torch.bfloat16, "last_batch": "fill"}
+SITUATIONS = [
+    *((situation, {}) for situation in (
+        at_the_beginning, of_an_epoch_that_was_set, before_the_first_batch, in_mid_epoch, after_an_early_break,
+        of_the_iteration_that_moved_last, of_an_epoch_without_mixing, of_mixing_that_is_off_for_the_next_epoch,
+        of_a_resumed_loader,
+    )),
+    (in_mid_epoch, FORMS),
+    (in_mid_epoch, {**FORMS, "train": False}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("situation", "options"), SITUATIONS)
+def test_a_state_is(numbered_shards, mode, situation, options):
+    """What is left, and the epoch after it, are the same after the state and without a break."""
+    options = {"mode": mode, "seed": 8, **options}
+    loader = FDTLoader(numbered_shards, 40, **options)
+    rest = situation(loader)
+    resumed = after(loader.state_dict(), numbered_shards, 40, **options)
+    assert_same(list(resumed), list(rest))
+    assert resumed.mixing == loader.mixing
+    loader.set_epoch(resumed.epoch)
+    assert_same(list(resumed), list(loader))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_epoch_set_again_keeps_the_place_and_another_drops_it(numbered_shards, mode):
     loader = FDTLoader(numbered_shards, 40, mode=mode, seed=8)
     loader.set_epoch(3)
-    expected, after = list(loader), list(loader)
-    loader.set_epoch(3)
     next(iter(loader))
     state = loader.state_dict()
-    kept, dropped, back = (FDTLoader(numbered_shards, 40, mode=mode, seed=8) for _ in range(3))
-    for resumed in (kept, dropped, back):
-        resumed.load_state_dict(state)
-    kept.set_epoch(3)
-    assert_same(list(kept), expected[1:])
-    dropped.set_epoch(4)
-    assert_same(list(dropped), after)
-    back.set_epoch(4)
-    back.set_epoch(3)
-    assert_same(list(back), expected)
+    loader.set_epoch(3)
+    expected, following = list(loader), list(loader)
+    for epochs, batches in (([3], expected[1:]), ([4], following), ([4, 3], expected)):
+        resumed = after(state, numbered_shards, 40, mode=mode, seed=8)
+        for number in epochs:
+            resumed.set_epoch(number)
+        assert_same(list(resumed), batches)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_epoch_set_before_it_is_run_is_in_the_state(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 40, mode=mode)
-    loader.set_epoch(6)
-    resumed = FDTLoader(numbered_shards, 40, mode=mode)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    assert resumed.epoch == 6
-    assert_same(list(resumed), list(loader))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_state_remembers_that_mixing_was_switched_off(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 40, mode=mode, augment=None, **PIXELS)
-    loader.mixing = False
-    batches = iter(loader)
-    head = list(islice(batches, 2))
-    resumed = FDTLoader(numbered_shards, 40, mode=mode, augment=None, **PIXELS)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    assert resumed.mixing is False
-    rest = list(batches)
-    assert_same(list(resumed), rest)
-    assert sorted(numbers_of(head + rest)) == list(range(NUM_SAMPLES))
-    assert_same(list(resumed), list(loader))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_state_taken_while_mixing_is_of_mixing_though_it_is_switched_off_for_the_next(numbered_shards, mode):
-    """The switch is for the next iteration; a run broken in this one goes on with it, and then without mixing."""
-    loader = FDTLoader(numbered_shards, 40, mode=mode)
-    batches = iter(loader)
-    next(batches)
-    loader.mixing = False
-    resumed = FDTLoader(numbered_shards, 40, mode=mode)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    assert_same(list(resumed), list(batches))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("options", [{"targets": "sparse"}, {"weights": True}, {"dtype": torch.bfloat16}])
-def test_every_form_of_a_batch_resumes(numbered_shards, mode, options):
-    loader = FDTLoader(numbered_shards, 40, mode=mode, **options)
-    batches = iter(loader)
-    next(batches)
-    resumed = FDTLoader(numbered_shards, 40, mode=mode, **options)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    for found, expected in zip(resumed, batches, strict=True):
-        for a, b in zip(found, expected, strict=True):
-            for one, other in zip(*((a, b) if isinstance(a, tuple) else ((a,), (b,))), strict=True):
-                assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_evaluation_resumes(numbered_shards, mode):
-    options = {"train": False, "mode": mode, "last_batch": "fill", "weights": True}
-    loader = FDTLoader(numbered_shards, 50, **options)
-    batches = iter(loader)
-    list(islice(batches, 4))
-    resumed = FDTLoader(numbered_shards, 50, **options)
-    resumed.load_state_dict(stored(loader.state_dict()))
-    assert_same(list(resumed), list(batches))
-
-
-def test_what_differs_only_in_how_it_runs_is_taken(numbered_shards):
-    for mode in MODES:
-        loader = FDTLoader(numbered_shards, 40, mode=mode, num_threads=1, prefetch=0, engine="native")
-        batches = iter(loader)
-        next(batches)
-        resumed = FDTLoader(
-            numbered_shards, 40, mode=mode, num_threads=3, prefetch=3, engine="torch", channels_last=True, verify=False
-        )
-        resumed.load_state_dict(stored(loader.state_dict()))
-        for (images, targets), (expected, expected_targets) in zip(resumed, batches, strict=True):
-            assert (images - expected).abs().max() < 2e-6
-            assert torch.equal(targets, expected_targets)
+def test_what_differs_only_in_how_it_runs_or_where_the_shards_are_is_taken(numbered_shards, tmp_path, mode):
+    (tmp_path / "moved").symlink_to(numbered_shards)
+    loader = FDTLoader(numbered_shards, 40, mode=mode, num_threads=1, prefetch=0, engine="native")
+    batches = in_mid_epoch(loader)
+    others = {"num_threads": 3, "prefetch": 3, "engine": "torch", "channels_last": True, "verify": False}
+    resumed = after(loader.state_dict(), tmp_path / "moved", 40, mode=mode, **others)
+    for (images, targets), (expected, expected_targets) in zip(resumed, batches, strict=True):
+        assert (images - expected).abs().max() < 2e-6
+        assert torch.equal(targets, expected_targets)
 
 
 SAME = {"mode": "streaming", "mix_window": 70, "seed": 1}
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("change", "fields"),
     [
-        ({"seed": 2}, "seed"),
-        ({"train": False, "mix_window": None}, "train"),
-        ({"mode": "resident", "mix_window": None}, "mode"),
-        ({"mix": None}, "mix"),
-        ({"mix": FDT(series=Power(2))}, "mix"),
-        ({"augment": Augment(pad=2)}, "augment"),
-        ({"targets": "dominant"}, "targets"),
-        ({"batch_size": 20}, "global.?batch.?size"),
-        ({"rank": 0, "world_size": 2}, "global.?batch.?size"),
-        ({"last_batch": "drop"}, "last_batch"),
-        ({"mean": 100}, "mean"),
-        ({"std": 255}, "std"),
-        ({"dtype": torch.float16}, "dtype"),
-        ({"size": (8, 8)}, "size"),
-        ({"mix_window": 80}, "mix_window"),
+        ({"seed": 2}, ["seed"]),
+        ({"train": False, "mix_window": None}, ["train", "mix", "augment"]),
+        ({"mode": "resident", "mix_window": None}, ["mode", "mix_window"]),
+        ({"mix": None}, ["mix"]),
+        ({"mix": FDT(series=Power(2))}, ["mix"]),
+        ({"mix": FDT(targets="dominant")}, ["mix"]),
+        ({"augment": Augment(pad=2)}, ["augment"]),
+        ({"batch_size": 20}, ["global_batch_size"]),
+        ({"rank": 0, "world_size": 2}, ["global_batch_size"]),
+        ({"last_batch": "drop"}, ["last_batch"]),
+        ({"mean": 100}, ["mean"]),
+        ({"std": 255}, ["std"]),
+        ({"dtype": torch.float16}, ["dtype"]),
+        ({"size": (8, 8)}, ["size"]),
+        ({"mix_window": 80}, ["mix_window"]),
+        ({"seed": 5, "mean": 1, "last_batch": "fill", "batch_size": 30}, ["seed", "mean", "last_batch", "batch_size"]),
+        ({"shards": "other"}, ["shards"]),
+        ({"shards": "gray", "channels": 3, "mean": 117.0}, ["shards"]),
+        ({"shards": "gray"}, ["shards", "channels", "mean", "std"]),
     ],
 )
-def test_a_state_of_another_configuration_is_refused_and_the_field_named(numbered_shards, change, field):
-    state = stored(FDTLoader(numbered_shards, 40, **SAME).state_dict())
-    other = FDTLoader(numbered_shards, **{"batch_size": 40, **SAME, **change})
-    with pytest.raises(ValueError, match=field) as caught:
-        other.load_state_dict(state)
-    named = {"seed", "train", "mode", "augment", "last_batch", "mean", "std", "dtype"} - {field, *change}
-    if change.keys() <= {"seed", "mean", "std", "dtype", "last_batch"}:
-        assert not any(f"{name}:" in str(caught.value) for name in named)
-    assert other.epoch == 0
-
-
-def test_every_field_that_differs_is_named_at_once(numbered_shards):
+def test_a_state_of_another_configuration_is_refused_and_the_field_named(numbered_shards, tmp_path, change, fields):
+    """Every one that differs, at once; and the loader stays as it was."""
+    images = {"other": numbered_images()[::-1], "gray": numbered_images(NUM_SAMPLES, (6, 5, 1))}
+    shards = change.get("shards", numbered_shards)
+    if shards in images:
+        write_shards(ArraySource(images[shards], LABELS), tmp_path / shards)
+        shards = tmp_path / shards
     state = FDTLoader(numbered_shards, 40, **SAME).state_dict()
-    other = FDTLoader(numbered_shards, 30, mode="streaming", seed=5, mean=1, last_batch="fill")
-    with pytest.raises(ValueError, match="seed") as caught:
+    other = FDTLoader(**{"batch_size": 40, **SAME, **change, "shards": shards})
+    batches = iter(other)
+    next(batches)
+    before = other.state_dict()
+    with pytest.raises(ValueError, match="the state is of another loader") as caught:
         other.load_state_dict(state)
-    for field in ("seed", "mean", "last_batch", "batch"):
-        assert field in str(caught.value)
+    for field in fields:
+        assert f"{field} is " in str(caught.value)
+    if change.keys() <= {"seed", "mean", "std", "dtype", "last_batch"}:
+        assert str(caught.value).count(" here") == len(fields)
+    assert other.state_dict() == before
 
 
 @pytest.fixture
@@ -329,8 +271,7 @@ def made_where(monkeypatch, numbered_shards):
 @pytest.mark.parametrize("was_free", [True, False])
 def test_an_auto_loader_goes_on_in_the_mode_of_its_state_whatever_memory_is_free(made_where, was_free, engine):
     first = made_where(is_free=was_free, engine=engine)
-    batches = iter(first)
-    next(batches)
+    batches = in_mid_epoch(first)
     state = stored(first.state_dict())
     other = made_where(is_free=not was_free, engine=engine)
     assert other.mode != first.mode
@@ -358,71 +299,31 @@ def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
         loader.load_state_dict({**state, "config": {**loader.state_dict()["config"], "mode": "fast"}})
     assert loader.mode == "resident"
     assert_same(list(loader), list(made_where(is_free=True)))
-
-
-def test_options_of_streaming_are_refused_for_the_state_of_a_resident_loader(made_where):
-    state = made_where(is_free=True).state_dict()
     with pytest.raises(ValueError, match="mix_window is for streaming"):
-        made_where(is_free=False, mix_window=80).load_state_dict(state)
-
-
-def test_channels_are_compared(tmp_path):
-    gray = numbered_images(60, (6, 5, 1))
-    write_shards(ArraySource(gray, LABELS[:60]), tmp_path / "gray")
-    state = FDTLoader(tmp_path / "gray", 20, mean=117.0).state_dict()
-    with pytest.raises(ValueError, match="channels"):
-        FDTLoader(tmp_path / "gray", 20, channels=3, mean=117.0).load_state_dict(state)
-
-
-def test_a_state_of_other_shards_is_refused(numbered_shards, tmp_path):
-    state = FDTLoader(numbered_shards, 40).state_dict()
-    write_shards(ArraySource(numbered_images(), LABELS), tmp_path / "other", samples_per_shard=60, seed=4)
-    with pytest.raises(ValueError, match="shards"):
-        FDTLoader(tmp_path / "other", 40).load_state_dict(state)
-
-
-def test_the_same_shards_elsewhere_are_the_same(numbered_shards, tmp_path):
-    (tmp_path / "moved").symlink_to(numbered_shards)
-    state, moved = FDTLoader(numbered_shards, 40).state_dict(), FDTLoader(tmp_path / "moved", 40)
-    moved.load_state_dict(state)
-    assert moved.state_dict() == state
+        made_where(is_free=False, mix_window=80).load_state_dict(loader.state_dict())
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda state: {},
-        lambda state: {**state, "epoch": -1},
-        lambda state: {**state, "epoch": 2**32},
-        lambda state: {**state, "epoch": "1"},
-        lambda state: {**state, "epoch": None},
-        lambda state: None,
-        lambda state: [],
-    ],
+    "damage", [{"version": 1}, *({"epoch": value} for value in (-1, 2**32, "1", None)), {"legs": [{}]}, None, [], "{}"]
 )
 def test_what_is_no_state_is_refused(numbered_shards, damage):
     loader = FDTLoader(numbered_shards, 40)
-    with pytest.raises((ValueError, TypeError)):
-        loader.load_state_dict(damage(stored(loader.state_dict())))
-    assert loader.epoch == 0
-
-
-def test_a_refused_state_leaves_the_loader_as_it_was(numbered_shards):
-    loader = FDTLoader(numbered_shards, 40, seed=1)
-    batches = iter(loader)
-    next(batches)
-    before = loader.state_dict()
-    with pytest.raises(ValueError, match="seed"):
-        loader.load_state_dict(FDTLoader(numbered_shards, 40, seed=2).state_dict())
-    assert loader.state_dict() == before
-
-
-def test_a_state_is_a_copy(numbered_shards):
-    loader = FDTLoader(numbered_shards, 40, seed=1)
     state = loader.state_dict()
-    before = json.dumps(state)
+    with pytest.raises(ValueError, match=r"epoch of the state|legs of the state|expected what state_dict\(\)"):
+        loader.load_state_dict({**state, **damage} if isinstance(damage, dict) else damage)
+    assert loader.state_dict() == state
+
+
+def test_a_state_is_a_copy_and_holds_json_though_its_options_were_numpys(numbered_shards):
+    fdt = FDT(min_images=np.int64(2), max_images=np.int64(3), probability=np.float32(0.5))
+    numbers = {"seed": np.int64(3), "mean": np.float32(100), "std": np.array([1, 2, 3])}
+    loader = FDTLoader(numbered_shards, np.int64(40), mix=fdt, **numbers)
+    loader.set_epoch(np.int64(2))
+    state = loader.state_dict()
+    before = stored(state)
     list(loader)
-    assert json.dumps(state) == before
+    assert state == before
+    assert before["epoch"] == 2
     state.clear()
     assert loader.state_dict()
 
@@ -430,26 +331,27 @@ def test_a_state_is_a_copy(numbered_shards):
 # Another number of ranks
 
 
+def changing_ranks(shards, global_batch, turns, **options):
+    """(global batches, the loaders of the last ranks) of a run that goes on from one number of ranks to the next.
+    turns: (ranks, batches that they have of the epoch that they are in)."""
+    found, state = [], None
+    for world_size, steps in turns:
+        loaders = ranks(shards, global_batch, world_size, **options)
+        for loader in loaders if state is not None else ():
+            loader.load_state_dict(state)
+        found += [joined(batches) for batches in zip(*(list(islice(each, steps)) for each in loaders), strict=True)]
+        states = [stored(loader.state_dict()) for loader in loaders]
+        assert states == states[:1] * world_size
+        state = states[-1]
+    return found, loaders
+
+
 @pytest.mark.parametrize("fdt", [FDT(), None, LEADER_FIRST])
 def test_resident_runs_go_on_with_the_same_global_batches_on_other_ranks(numbered_shards, fdt):
     options = {"mode": "resident", "mix": fdt, "seed": 6}
     [alone] = ranks(numbered_shards, 24, 1, **options)
-    expected = [*alone, *alone]
-    found, state = [], None
-    for world_size, steps in ((2, 3), (4, 4), (1, 2), (3, 11)):
-        loaders = ranks(numbered_shards, 24, world_size, **options)
-        if state is not None:
-            for loader in loaders:
-                loader.load_state_dict(state)
-        while steps:
-            parts = [list(islice(loader, steps)) for loader in loaders]
-            found += [joined(batches) for batches in zip(*parts, strict=True)]
-            steps -= len(parts[0])
-        states = [stored(loader.state_dict()) for loader in loaders]
-        state = states[-1]
-        assert states == [state] * world_size
-    assert_same(found, expected[: len(found)])
-    assert len(found) == len(expected)
+    found, loaders = changing_ranks(numbered_shards, 24, [(2, 3), (4, 4), (1, 2), (3, 99)], **options)
+    assert_same([*found, *global_batches(loaders)], [*alone, *alone])
 
 
 @pytest.mark.parametrize("last_batch", ["partial", "fill", "drop"])
@@ -458,22 +360,10 @@ def test_streaming_runs_show_what_is_left_exactly_once_on_other_ranks(numbered_s
     """3 -> 2 -> 5 ranks within one epoch; the epochs after it are those of 5 ranks that have always been so many."""
     options = {"mode": "streaming", "mix": fdt, "augment": None, "mix_window": 46, "weights": True, **PIXELS}
     options |= {"last_batch": last_batch, "seed": 6}
-    found, state = [], None
-    for world_size, steps in ((3, 2), (2, 3), (5, 99)):
-        loaders = ranks(numbered_shards, 30, world_size, **options)
-        if state is not None:
-            for loader in loaders:
-                loader.load_state_dict(state)
-        iterations = [iter(loader) for loader in loaders]
-        parts = [list(islice(iteration, steps)) for iteration in iterations]
-        found += [joined(batches) for batches in zip(*parts, strict=True)]
-        states = [stored(loader.state_dict()) for loader in loaders]
-        state = states[0]
-        assert states == [state] * world_size
-    real = [images[weights == 1] for images, _, weights in found]
+    found, loaders = changing_ranks(numbered_shards, 30, [(3, 2), (2, 3), (5, 99)], **options)
     assert [len(weights) for _, _, weights in found][:7] == [30] * 7
     assert len(found) == (7 if last_batch == "drop" else 8)
-    numbers = numbers_of([(images,) for images in real])
+    numbers = numbers_of([(images[weights == 1],) for images, _, weights in found])
     if last_batch == "drop":
         assert len(set(numbers)) == 210 == len(numbers)
     else:
@@ -491,20 +381,12 @@ WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("train", [True, False])
 @settings(FEW, max_examples=12)
 @given(
-    legs=st.lists(st.tuples(WORLD_SIZES, st.integers(0, 9)), max_size=4), last=WORLD_SIZES, window=st.integers(1, 60)
+    turns=st.lists(st.tuples(WORLD_SIZES, st.integers(0, 5)), max_size=4), last=WORLD_SIZES, window=st.integers(1, 60)
 )
-def test_streaming_shows_every_sample_once_however_often_the_ranks_change(numbered_shards, train, legs, last, window):
-    """legs: (ranks, batches that they have)."""
+def test_streaming_shows_every_sample_once_however_often_the_ranks_change(numbered_shards, train, turns, last, window):
     options = {"mode": "streaming", "train": train, "last_batch": "fill", "weights": True, **PIXELS}
     options |= {"mix": None, "augment": None, "mix_window": window} if train else {}
-    found, state = [], None
-    for world_size, steps in [*legs, (last, 99)]:
-        loaders = ranks(numbered_shards, 12, world_size, **options)
-        for loader in loaders if state is not None else ():
-            loader.load_state_dict(state)
-        parts = [list(islice(iteration, steps)) for iteration in map(iter, loaders)]
-        found += [joined(batches) for batches in zip(*parts, strict=True)]
-        state = stored(loaders[-1].state_dict())
+    found, _ = changing_ranks(numbered_shards, 12, [*turns, (last, 99)], **options)
     images, _, weights = joined(found)
     assert sorted(numbers_of([(images[weights == 1],)])) == list(range(NUM_SAMPLES))
 
@@ -513,130 +395,39 @@ def test_streaming_shows_every_sample_once_however_often_the_ranks_change(number
 @pytest.mark.parametrize("done", [0, 3, 10])
 def test_a_state_is_taken_on_other_ranks_when_nobody_chose_a_window(numbered_shards, train, done):
     """What mix_window is then depends on the batch of a rank."""
-    options = {"mode": "streaming", "train": train, **PIXELS}
-    options |= {"mix": None, "augment": None} if train else {}
-    [alone] = ranks(numbered_shards, 24, 1, **options)
-    found = list(islice(iter(alone), done))
-    loaders = ranks(numbered_shards, 24, 3, **options)
-    for loader in loaders:
-        loader.load_state_dict(stored(alone.state_dict()))
-    found += global_batches(loaders)
+    options = {"mode": "streaming", "train": train, **PIXELS} | ({"mix": None, "augment": None} if train else {})
+    found, _ = changing_ranks(numbered_shards, 24, [(1, done), (3, 99)], **options)
     assert sorted(numbers_of(found)) == list(range(NUM_SAMPLES))
 
 
 def test_a_state_that_only_passed_through_other_ranks_goes_on_as_if_it_had_not(numbered_shards):
     options = {"mode": "streaming", "mix_window": 46, "seed": 2}
-    [alone] = ranks(numbered_shards, 24, 1, **options)
-    batches = iter(alone)
-    list(islice(batches, 3))
-    state = alone.state_dict()
-    for world_size in (2, 4):
-        loader = ranks(numbered_shards, 24, world_size, **options)[0]
-        loader.load_state_dict(state)
-        state = stored(loader.state_dict())
-    [resumed] = ranks(numbered_shards, 24, 1, **options)
-    resumed.load_state_dict(state)
-    assert_same(list(resumed), list(batches))
-
-
-@pytest.mark.soak
-def test_a_state_stays_small_however_often_the_ranks_change(numbered_shards):
-    state = None
-    for turn in range(40):
-        loader = FDTLoader(numbered_shards, 1 + turn % 2, mode="streaming", mix=None, rank=0, world_size=2 - turn % 2)
-        if state is not None:
-            loader.load_state_dict(state)
-        iteration = iter(loader)
-        next(iteration)
-        state = stored(loader.state_dict())
-
-
-def test_resuming_makes_no_batch_of_those_before_it(numbered_shards):
-    """So it takes as long at the end of an epoch as at its beginning: what is made is counted."""
-    for mode, options in (("resident", {}), ("streaming", {"mix_window": 46})):
-        loader = FDTLoader(numbered_shards, 23, mode=mode, **options)
-        batches = iter(loader)
-        list(islice(batches, 8))
-        resumed = FDTLoader(numbered_shards, 23, mode=mode, **options)
-        resumed.load_state_dict(loader.state_dict())
-        list(resumed)
-        assert (resumed.stats.batches, resumed.stats.images) == (2, 46)
-        if mode == "streaming":
-            assert resumed.stats.windows == 1
+    expected = list(ranks(numbered_shards, 24, 1, **options)[0])
+    found, _ = changing_ranks(numbered_shards, 24, [(1, 3), (2, 0), (4, 0), (1, 99)], **options)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
 def test_resident_resume_asks_for_the_outputs_from_there_on_alone(numbered_shards, engine, monkeypatch):
+    """So it takes as long at the end of an epoch as at its beginning."""
     asked = []
-    import fdt_pipeline.loader.graphs as pipelines
-
-    real = pipelines.external_numbers
-
-    def counting(source):
-        def numbers(batch):
-            found = source(batch)
-            asked.extend(found[:, 1].tolist())
-            return found
-
-        return real(numbers)
-
-    monkeypatch.setattr(pipelines, "external_numbers", counting)
+    real = epoch.ids_of
     loader = FDTLoader(numbered_shards, 23, mode="resident", engine=engine)
-    next(batches := iter(loader))
-    list(islice(batches, 7))
-    state = loader.state_dict()
-    asked.clear()
-    resumed = FDTLoader(numbered_shards, 23, mode="resident", engine=engine)
-    resumed.load_state_dict(state)
+    list(islice(loader, 8))
+    resumed = after(loader.state_dict(), numbered_shards, 23, mode="resident", engine=engine)
+    monkeypatch.setattr(epoch, "ids_of", lambda number, index: asked.extend(index.tolist()) or real(number, index))
     list(resumed)
     assert sorted(asked) == list(range(8 * 23, NUM_SAMPLES))
 
 
-def test_streaming_resume_reads_no_shard_that_is_done_with(numbered_shards, monkeypatch):
+def test_streaming_resume_reads_no_shard_and_mixes_no_window_that_is_done_with(numbered_shards, monkeypatch):
     """With windows of 46 and shards of 60, the last window is in the last shards alone."""
-    from fdt_pipeline.shards.files import LocalShardFiles
-
     opened = []
     real = LocalShardFiles.in_order
-
-    def noted(self, shards):
-        opened.append([shard.name for shard in shards])
-        return real(self, shards)
-
     loader = FDTLoader(numbered_shards, 23, mode="streaming", mix_window=46)
-    list(islice(batches := iter(loader), 8))
-    state = loader.state_dict()
-    batches.close()
-    monkeypatch.setattr(LocalShardFiles, "in_order", noted)
-    resumed = FDTLoader(numbered_shards, 23, mode="streaming", mix_window=46)
-    resumed.load_state_dict(state)
+    list(islice(loader, 8))
+    resumed = after(loader.state_dict(), numbered_shards, 23, mode="streaming", mix_window=46)
+    monkeypatch.setattr(LocalShardFiles, "in_order", lambda self, shards: opened.append(shards) or real(self, shards))
     assert len(list(resumed)) == 2
-    assert [len(names) for names in opened] == [2]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_switching_mixing_off_is_refused_nowhere_and_on_where_there_is_none(numbered_shards, mode):
-    for options in ({"mix": None}, {"train": False}):
-        loader = FDTLoader(numbered_shards, 40, mode=mode, **options)
-        assert loader.mixing is False
-        loader.mixing = False
-        with pytest.raises(ValueError, match="has no fdt to switch on"):
-            loader.mixing = True
-    loader = FDTLoader(numbered_shards, 40, mode=mode)
-    assert loader.mixing is True
-    mixed = list(loader)
-    loader.mixing = False
-    list(loader)
-    loader.mixing = True
-    loader.set_epoch(0)
-    assert_same(list(loader), mixed)
-
-
-def test_numpy_numbers_may_be_stored(numbered_shards):
-    """What a consumer passes in, such as an epoch counted in NumPy, is JSON all the same."""
-    fdt = FDT(min_images=np.int64(2), max_images=np.int64(3), probability=np.float32(0.5))
-    loader = FDTLoader(
-        numbered_shards, np.int64(40), seed=np.int64(3), mix=fdt, mean=np.float32(100), std=np.array([1, 2, 3])
-    )
-    loader.set_epoch(np.int64(2))
-    assert stored(loader.state_dict())["epoch"] == 2
+    assert resumed.stats.windows == 1
+    assert [len(shards) for shards in opened] == [2]

@@ -37,7 +37,7 @@ from fdt_pipeline.definition.superposition import (
     standardize,
     superpose_images,
 )
-from fdt_pipeline.loader.resident_pool import read_pool
+from fdt_pipeline.loader.memory import read_pool
 from fdt_pipeline.native import NativeUnavailable, build_core
 from fdt_pipeline.native.compiler import find_compiler
 from fdt_pipeline.native.core import TARGETS, Core, CoreOutput, _options

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fdt_pipeline.definition.plans import batch_targets, draw_plans, pack_plans, unpack_plans
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
 from fdt_pipeline.definition.series import Geometric, Power
 from fdt_pipeline.definition.superposition import FDT, Augment, Pool, draw_plan, superpose_targets
 
@@ -42,14 +42,6 @@ def test_plans_equal_the_definition_bit_for_bit(seed, epoch, labels, fdt, augmen
         assert np.array_equal(plans[i].weights.astype(np.float32), expected.weights.astype(np.float32))
         for targets in ("soft", "dominant"):
             assert np.array_equal(batch_targets(plans, 12, targets)[i], superpose_targets(expected, 12, targets))
-
-
-def test_packed_plans_come_back_unchanged():
-    pool = Pool(np.arange(40) % 8, 8)
-    plans = draw_plans(5, 0, np.arange(64), pool, FDT(), Augment())
-    again = unpack_plans(*pack_plans(plans, 8), pool.labels)
-    for name in (*FIELDS, "offsets", "weights"):
-        assert np.array_equal(getattr(again, name), getattr(plans, name)), name
 
 
 @pytest.mark.parametrize(

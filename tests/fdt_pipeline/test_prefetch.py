@@ -7,12 +7,12 @@ from weakref import ref
 
 import pytest
 
-from fdt_pipeline.loader.prefetch import Ahead
+from fdt_pipeline.loader.prefetch import Prefetcher
 
 COLLECTED_ON_ITS_OWN_THREAD = """
 import faulthandler, gc, threading, weakref
 faulthandler.dump_traceback_later(20, exit=True)
-from fdt_pipeline.loader.prefetch import Ahead
+from fdt_pipeline.loader.prefetch import Prefetcher
 
 class Owner: pass
 
@@ -24,7 +24,7 @@ def items():
 
 owner = Owner()
 owner.itself = owner
-ahead = Ahead(items(), 1)
+ahead = Prefetcher(items(), 1)
 weakref.finalize(owner, ahead.close)
 gc.disable()
 del owner
@@ -41,7 +41,7 @@ def test_its_owner_may_be_collected_on_the_very_thread_that_reads():
 
 
 def test_items_come_in_their_order_and_then_the_end():
-    ahead = Ahead((number for number in range(20)), 3)
+    ahead = Prefetcher((number for number in range(20)), 3)
     assert list(ahead) == list(range(20))
     assert list(ahead) == []
 
@@ -51,7 +51,7 @@ def test_an_error_comes_after_what_was_made_before_it():
         yield 1
         raise OSError("gone")
 
-    ahead = Ahead(items(), 3)
+    ahead = Prefetcher(items(), 3)
     assert next(ahead) == 1
     with pytest.raises(OSError, match="gone"):
         next(ahead)
@@ -68,7 +68,7 @@ def test_closing_ends_thread_and_generator_even_if_nobody_takes_what_was_made():
             ended.set()
 
     before = threading.active_count()
-    ahead = Ahead(items(), 2)
+    ahead = Prefetcher(items(), 2)
     next(ahead)
     ahead.close()
     assert ended.is_set()
@@ -77,7 +77,7 @@ def test_closing_ends_thread_and_generator_even_if_nobody_takes_what_was_made():
 
 def test_a_closed_one_leaves_no_thread_to_the_garbage_collector():
     """Whoever holds it may be in a reference cycle: collected there, a thread runs a callback that swallows Ctrl-C."""
-    ahead = Ahead((number for number in range(20)), 3)
+    ahead = Prefetcher((number for number in range(20)), 3)
     [thread] = (ref(thread) for thread in threading.enumerate() if thread.name.startswith("fdt_pipeline"))
     assert next(ahead) == 0
     ahead.close()

@@ -4,7 +4,8 @@ import torch
 
 from fdt_pipeline.definition.plans import draw_plans
 from fdt_pipeline.definition.superposition import FDT, Augment, Pool, standardize, superpose_images
-from fdt_pipeline.loader.engine import ImagePool, Output, stack_images, superpose
+from fdt_pipeline.loader.options import Output
+from fdt_pipeline.loader.torch_engine import ImagePool, superpose
 
 RGB = Output(mean=(122.0, 117.0, 104.0), std=(256.0,) * 3, channels=3)
 
@@ -67,8 +68,3 @@ def test_the_last_image_of_the_pool_can_be_shifted_to_its_farthest_corner():
     assert np.array_equal(crop[:3, :4], images[2, 2:, 2:])
     assert not crop[3:].any()
     assert not crop[:, 4:].any()
-
-
-def test_images_of_unequal_size_in_a_window_are_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"\(4, 4, 3\) and \(4, 5, 3\)"):
-        stack_images([torch.zeros(4, 4, 3), torch.zeros(4, 5, 3)])

@@ -1,0 +1,143 @@
+"""Pools in memory, and mix windows that are large enough for the classes."""
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from fdt_pipeline import FDT, Augment, FDTLoader, load_pool
+from fdt_pipeline.loader.memory import is_small_window
+from fdt_pipeline.loader.stats import enough_samples
+from fdt_pipeline.shards import ShardError, load_shards, write_shards
+from fdt_pipeline.sources import ArraySource
+from tests.loading import PIXELS, joined, members_of, overwrite
+from tests.numbered import NUM_SAMPLES, numbered_images
+
+pytestmark = pytest.mark.dali
+
+
+@pipeline_def(batch_size=NUM_SAMPLES, num_threads=1, device_id=None)
+def of_ones_own(pool, epoch):
+    """All outputs of an epoch in one batch."""
+    given = np.stack([np.full(NUM_SAMPLES, epoch), np.arange(NUM_SAMPLES)], axis=1)
+    ids = fn.external_source(lambda: given, batch=True, dtype=types.INT64, ndim=1)
+    return tuple(fn.fdt.superpose_resident(ids, pool=pool, plan_seed=3, pad=2, flip=True, mean=[0.0], std=[1.0]))
+
+
+def test_a_pool_is_drawn_from_by_its_name_in_a_pipeline_of_ones_own(numbered_shards):
+    """The operator keeps the images, whatever becomes of the object that had them read."""
+    pool = load_pool(numbered_shards, pad=2)
+    assert np.array_equal(pool.images(), load_shards(numbered_shards)[0])
+    pipeline = of_ones_own(pool.name, 4)
+    pipeline.build()
+    del pool
+    gc.collect()
+    found = [torch.from_numpy(np.array(output.as_tensor())) for output in pipeline.run()]
+    loader = FDTLoader(numbered_shards, 46, mode="resident", seed=3, augment=Augment(pad=2), **PIXELS)
+    loader.set_epoch(4)
+    for one, other in zip(found, joined(loader), strict=True):
+        assert torch.equal(one, other)
+
+
+def of_several_sizes(folder):
+    """Shards whose manifest says so."""
+    manifest = write_shards(ArraySource(numbered_images(10), np.arange(10) % 5), folder)
+    (folder / "manifest.json").write_text(replace(manifest, shape=None).to_json())
+
+
+def damaged(folder):
+    write_shards(ArraySource(numbered_images(10), np.arange(10) % 5), folder)
+    tar, image, _ = members_of(folder, 3)
+    overwrite(tar, image.offset + 140, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "match"),
+    [
+        (of_several_sizes, {}, ValueError, "holds images of different sizes, and a pool's have one"),
+        (damaged, {}, ShardError, r"shard-000000\.tar: .*sha256"),
+        (damaged, {"pad": -1}, ValueError, "pad must be 0 or more, got -1"),
+        (damaged, {"pad": 1.5}, ValueError, "pad must be a whole number, got 1.5"),
+        (damaged, {"device": "tpu"}, ValueError, 'device must be "cpu" or "cuda"'),
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused(tmp_path, make, options, error, match):
+    make(tmp_path / "shards")
+    with pytest.raises(error, match=match):
+        load_pool(tmp_path / "shards", **options)
+
+
+@pytest.mark.parametrize(
+    ("window", "fdt", "wanted"),
+    [
+        (6, FDT(), 7),
+        (33, FDT(), 7),
+        (46, FDT(), None),
+        (6, None, None),
+        (6, FDT(max_images=6), 6),
+        (6, FDT(max_images=2), None),  # 6 samples are of one class but once in 16,807 times
+        (6, FDT(probability=0), None),
+    ],
+)
+def test_a_window_too_small_for_the_images_of_a_sum_warns(numbered_shards, window, fdt, wanted):
+    def targets_of_an_epoch():
+        return joined(FDTLoader(numbered_shards, 6, mode="streaming", mix_window=window, mix=fdt))[1]
+
+    if not wanted:
+        targets_of_an_epoch()  # a warning would be an error
+        return
+    advice = f"window of {window} samples will often hold fewer than {wanted} classes.*mix_window={10 * wanted}"
+    with pytest.warns(UserWarning, match=advice):
+        assert (targets_of_an_epoch() > 0).sum(1).max() <= min(wanted, window)
+
+
+@pytest.mark.parametrize(("wanted", "num_classes"), [(2, 7), (4, 10), (10, 1000)])
+def test_a_window_is_small_where_random_samples_lack_more_than_seven_in_a_thousand_classes(wanted, num_classes):
+    rng = np.random.default_rng(0)
+    for window in (wanted, wanted + 1, 2 * wanted, 3 * wanted):
+        drawn = np.sort(rng.integers(num_classes, size=(20_000, window)), axis=1)
+        found = 1 + (np.diff(drawn, axis=1) > 0).sum(1)
+        lacking = np.maximum(0, wanted - found).mean() / wanted
+        assert is_small_window(FDT(max_images=wanted), window, 10**6, num_classes) == (lacking > 0.0067)
+
+
+@pytest.fixture(scope="module")
+def sorted_shards(tmp_path_factory):
+    """Ten classes of 20 samples one after the other, as a foreign set may have them; our own order mixes them."""
+    folder = tmp_path_factory.mktemp("sorted") / "shards"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fdt_pipeline.shards.plan.interleaved_order", lambda labels, *_: np.arange(len(labels)))
+        write_shards(ArraySource(numbered_images(200), np.arange(200) // 20), folder, samples_per_shard=20)
+    return folder
+
+
+def test_windows_that_lack_classes_are_counted_and_warned_of_with_a_window_that_does(sorted_shards):
+    loader = FDTLoader(sorted_shards, 20, mode="streaming", mix_window=60)
+    advice = r"this one has \d of 10.*pass mix_window=44 or more.*shuffle the set"
+    with pytest.warns(UserWarning, match=advice) as caught:
+        _, targets = joined(loader)
+    list(loader)
+    assert len(caught) == 1
+    stats = loader.stats
+    assert stats.images_per_output_of_all == 5.5
+    assert 2 < stats.images_per_output < 5
+    assert (targets > 0).sum(1).float().mean().item() == pytest.approx(stats.images_per_output, abs=0.6)
+
+
+def test_a_window_that_was_warned_of_at_first_is_not_warned_of_again(sorted_shards):
+    with pytest.warns(UserWarning, match="will often hold fewer than 10 classes"):
+        loader = FDTLoader(sorted_shards, 20, mode="streaming", mix_window=20)
+    list(loader)
+    assert loader.stats.images_per_output < 3
+
+
+def test_a_rare_class_asks_for_a_larger_window():
+    assert enough_samples(np.array([100] * 10)) < 60  # about 10 log(100)
+    rare = np.array([1000, 1000, 10])
+    window = enough_samples(rare)
+    assert ((1 - rare / rare.sum()) ** window).sum() <= 0.03
+    assert ((1 - rare / rare.sum()) ** (window - 1)).sum() > 0.03
+    assert enough_samples(np.array([5, 0, 5])) <= 10

@@ -1,0 +1,133 @@
+"""What cannot be is refused when a loader or a pipeline is made, with what was expected; both use one `Options`."""
+
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+
+from fdt_pipeline import FDT, Augment, FDTLoader, fdt_pipeline
+from fdt_pipeline.definition.superposition import NO_AUGMENT
+from fdt_pipeline.loader.options import Options
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+from tests.numbered import numbered_images
+
+RESIDENT, STREAMING = {"mode": "resident"}, {"mode": "streaming"}
+REFUSED = [
+    ({"batch_size": 0}, "batch_size must be 1 or more"),
+    ({"batch_size": 2.5}, "batch_size must be a whole number"),
+    ({"num_threads": 0}, "num_threads must be 1 or more"),
+    ({"prefetch": -1}, "prefetch must be 0 or more"),
+    ({"mix_window": 0}, "mix_window must be 1 or more"),
+    ({"mix_window": 10, **RESIDENT}, "mix_window is for streaming"),
+    ({"mode": "fast"}, "mode must be one of 'auto', 'resident', 'streaming', got 'fast'"),
+    ({"engine": "numpy"}, "engine must be one of"),
+    ({"last_batch": "full"}, "last_batch must be one of"),
+    ({"batch_size": 500, "last_batch": "drop"}, "leaves no batch: 230 samples in batches of 500"),
+    ({"on_bad": "skip", **STREAMING}, "on_bad must be one of"),
+    ({"on_bad": "substitute", **RESIDENT}, "on_bad is for streaming"),
+    ({"seed": -1}, "seed must be 0 or more"),
+    ({"seed": 2**64}, "seed must be in"),
+    ({"seed": 1.5}, "seed must be a whole number"),
+    ({"train": False, "mix": FDT()}, "leave mix out"),
+    ({"train": False, "augment": Augment()}, "leave augment out"),
+    ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+    ({"mix": "harmonic"}, "mix must be an FDT or None, got 'harmonic'"),
+    ({"augment": 4}, "augment must be an Augment or None, got 4"),
+    ({"dtype": torch.float64}, "cast other types after"),
+    ({"channels": 0}, "channels must be 1 or more"),
+    ({"channels": 1}, "channels=1, but the images have 3: only gray ones can be repeated"),
+    ({"size": 7, **STREAMING}, r"size must be \(height, width\), got 7"),
+    ({"size": (3.5, 3), **STREAMING}, "height of size must be a whole number"),
+    ({"size": (4, 0), **STREAMING}, "width of size must be 1 or more"),
+    ({"size": (4, 4), **RESIDENT}, "size resizes while streaming"),
+    ({"mean": float("nan")}, "mean must be a finite number"),
+    ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
+    ({"std": float("nan")}, "std must be a finite number"),
+    ({"std": 0}, "std must be above 0"),
+    (
+        {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        r"multiply by 255: mean=\(123.675, 116.28, 103.53\), std=\(58.395, 57.12, 57.375\)",
+    ),
+    ({"mean": np.float32(0.5), "std": 0.5}, "multiply by 255: mean=127.5, std=127.5$"),
+    ({"mean": 0.5}, "multiply by 255: mean=127.5$"),
+    ({"std": (0.229, 0.224, 1)}, r"multiply by 255: std=\(58.395, 57.12, 255\)$"),
+    ({"device": "tpu"}, 'device must be "cpu" or "cuda", got \'tpu\''),
+    ({"device": "cuda:99"}, "device is 'cuda:99', but torch sees"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), REFUSED, ids=[match for _, match in REFUSED])
+def test_a_loader_refuses_what_cannot_be(numbered_shards, options, match):
+    with pytest.raises(ValueError, match=match):
+        FDTLoader(numbered_shards, **{"batch_size": 8, **options})
+
+
+@pytest.mark.dali
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        *[({name: value}, f"{name} must be") for name, value in (("batch_size", 0), ("mode", "lazy"), ("mix", "none"))],
+        ({"num_threads": 0}, "num_threads must be 1 or more, got 0"),
+        ({"plan_seed": -1}, "plan_seed must be 0 or more"),
+        ({"size": (8, 8), **RESIDENT}, "size resizes while streaming"),
+        ({"rank": 0, "world_size": 114, "batch_size": 1}, 'last_batch="partial" leaves 2 of 230 outputs for 114 ranks'),
+        ({"device": "cuda"}, "device must be one of 'cpu', 'gpu', got 'cuda'"),
+        ({"device": "gpu"}, 'device="gpu" needs the number of one: pass device_id=0, got device_id=None'),
+        *[({"epoch": epoch}, rf"epoch must be in \[0, 2\*\*32\), got {epoch}") for epoch in (-1, 2**32, 1.5)],
+        ({"dtype": torch.bfloat16}, "DALI has no bfloat16"),
+    ],
+)
+def test_a_pipeline_refuses_what_a_loader_does_and_what_only_it_has(numbered_shards, options, match):
+    with pytest.raises(ValueError, match=match):
+        fdt_pipeline(numbered_shards, **{"batch_size": 46, "num_threads": 1, "device_id": None, **options})
+
+
+def test_options_stay_as_they_were_checked():
+    options = Options(mix=None, augment=NO_AUGMENT, device=torch.device("cpu"), num_threads=1, batch_size=8)
+    with pytest.raises(FrozenInstanceError):
+        options.batch_size = 0
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (0, 255), (127.5, 1), ((0.5, 9, 9), 256), ((0, 1, 1), 1)])
+def test_normalizations_of_grey_levels_are_taken(numbered_shards, mean, std):
+    assert FDTLoader(numbered_shards, 8, mean=mean, std=std).std == tuple(np.broadcast_to(std, 3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"device": "cuda"}, 'torch sees no GPU here: pass device="cpu"'),
+        ({"pin_memory": True}, "pin_memory=True needs a GPU"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(numbered_shards, options, match):
+    with pytest.raises(ValueError, match=match):
+        FDTLoader(numbered_shards, 8, **options)
+
+
+def test_memory_of_a_gpu_is_not_pinned(numbered_shards, monkeypatch):
+    pretend_a_gpu(monkeypatch)
+    with pytest.raises(ValueError, match="pin_memory is for tensors on the host, but device is 'cuda:0'"):
+        FDTLoader(numbered_shards, 8, device="cuda", pin_memory=True)
+
+
+def test_the_torch_engine_is_refused_on_a_gpu(numbered_shards, monkeypatch):
+    pretend_a_gpu(monkeypatch)
+    with pytest.raises(ValueError, match="engine=\"torch\" is for the CPU, but device is 'cuda:0': leave engine out"):
+        FDTLoader(numbered_shards, 8, device="cuda", engine="torch")
+
+
+def pretend_a_gpu(monkeypatch):
+    """Torch says that there is one."""
+    for name, value in (("is_available", True), ("current_device", 0), ("device_count", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+
+
+def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):
+    write_shards(ArraySource(numbered_images(9), np.zeros(9, np.int64)), tmp_path / "one")
+    with pytest.raises(ValueError, match="needs 2 or more of them, got 1"):
+        FDTLoader(tmp_path / "one", 3)
+    assert len(list(FDTLoader(tmp_path / "one", 3, mix=None))) == 3
