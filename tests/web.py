@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ RESET = 0  # in place of a status: the connection breaks
 
 @dataclass
 class Web:
-    """statuses: what the next requests are answered with, whatever they ask for; requests: (method, name, range)."""
+    """statuses: what the next requests are answered with, whatever they ask for; delay: seconds before an answer;
+    requests: (method, name, range)."""
 
     url: str
     knows_ranges: bool
     says_sizes: bool = True
     lists: bool = False
+    delay: float = 0
     statuses: list[int] = field(default_factory=list)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -51,16 +54,11 @@ def _handler(web: Web) -> type[SimpleHTTPRequestHandler]:
         def log_message(self, *_: Any) -> None:
             """Silent."""
 
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
         def answer(self) -> None:
             span = self.headers.get("Range")
             web.requests.append((self.command, self.path.rpartition("/")[2], span))
             path = Path(self.translate_path(self.path))
+            time.sleep(web.delay)
             if web.statuses:
                 self.fail(web.statuses.pop(0))
             elif web.lists and path.is_dir():
@@ -70,6 +68,8 @@ def _handler(web: Web) -> type[SimpleHTTPRequestHandler]:
             else:
                 changed = self.date_time_string(path.stat().st_mtime)
                 self.send_file(path.read_bytes(), span if web.knows_ranges else None, changed)
+
+        do_GET = do_HEAD = answer  # noqa: N815
 
         def fail(self, status: int) -> None:
             if status == RESET:  # closed without lingering, a connection is not ended but reset

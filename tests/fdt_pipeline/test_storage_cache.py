@@ -46,22 +46,26 @@ def entry(folder: RemoteFolder, number: int) -> Entry:
     return Entry(folder, f"file-{number}", len(data), sha256(data))
 
 
-def overwrite(folder: RemoteFolder, number: int, data: bytes) -> None:
-    with folder.writing(f"file-{number}") as file:
-        file.write(data)
+def fetched(cache: Cache, wanted: Entry, **options: Any) -> bytes:
+    with cache.leased(wanted, **options) as path:
+        return path.read_bytes()
 
 
-def test_files_that_are_not_of_the_cache_are_left_alone(folder: RemoteFolder, tmp_path: Path) -> None:
-    (tmp_path / "holidays.jpg").write_bytes(bytes(SIZE))
-    (tmp_path / "thesis.part").write_bytes(bytes(SIZE))
-    (tmp_path / "folder").mkdir()
-    cache = Cache(tmp_path, max_bytes=2 * SIZE)
-    for number in range(4):
+def test_the_cache_keeps_to_its_size_and_forgets_what_was_not_used_for_longest(
+    folder: RemoteFolder, tmp_path: Path
+) -> None:
+    """Of its own files: what else lies there is neither counted nor removed, what a killed process left is."""
+    others = {"holidays.jpg", "thesis.part"}
+    for name in (*others, f".{sha256(b'a')}.123-abc.tmp"):
+        (tmp_path / name).write_bytes(bytes(SIZE))
+    (tmp_path / f"{sha256(b'b')}.{SIZE}.part").write_bytes(bytes(10))
+    cache = Cache(tmp_path, max_bytes=3 * SIZE)
+    assert cache.num_bytes() == 2 * SIZE, "a part counts whole"
+    for number in (0, 1, 2, 0, 3, 4):
         with cache.leased(entry(folder, number)):
-            assert cache.num_bytes() <= 2 * SIZE
-    assert (tmp_path / "holidays.jpg").exists()
-    assert (tmp_path / "thesis.part").exists()
-    assert (tmp_path / "folder").is_dir()
+            assert cache.num_bytes() <= 3 * SIZE
+    held = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert held == others | {sha256(FILES[f"file-{number}"]) for number in (0, 3, 4)}
 
 
 def test_small_files_keep_to_the_bound_too(folder: RemoteFolder, tmp_path: Path) -> None:
@@ -72,62 +76,43 @@ def test_small_files_keep_to_the_bound_too(folder: RemoteFolder, tmp_path: Path)
         assert cache.num_bytes() <= SIZE
     assert cache.read_small(folder, "file-1", sha256(FILES["file-1"])) == FILES["file-1"]
     assert cache.num_bytes() <= SIZE
-
-
-def test_a_small_file_that_was_changed_is_an_error(folder: RemoteFolder, tmp_path: Path) -> None:
     with pytest.raises(ChangedError, match=r"memory://files/file-0: expected sha256 .* changed since its manifest"):
-        Cache(tmp_path).read_small(folder, "file-0", sha256(b"another"))
+        cache.read_small(folder, "file-0", sha256(b"another"))
 
 
-def test_what_a_killed_process_left_behind_is_forgotten_when_room_is_needed(
-    folder: RemoteFolder, tmp_path: Path
-) -> None:
-    (tmp_path / f".{sha256(b'a')}.123-abc.tmp").write_bytes(bytes(SIZE))
-    (tmp_path / f"{sha256(b'b')}.{SIZE}.part").write_bytes(bytes(10))
-    cache = Cache(tmp_path, max_bytes=2 * SIZE)
-    assert cache.num_bytes() == 2 * SIZE, "a part counts whole"
-    for number in (0, 1):
-        with cache.leased(entry(folder, number)):
-            assert cache.num_bytes() <= 2 * SIZE
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".part", ".tmp")) == []
-
-
-def test_a_file_that_is_damaged_while_the_process_runs_is_fetched_again(folder: RemoteFolder, tmp_path: Path) -> None:
-    cache, wanted = Cache(tmp_path), entry(folder, 0)
-    with cache.leased(wanted) as path:
-        assert sha256(path.read_bytes()) == wanted.sha256
-    os.utime(path, (1, 1))
-    path.write_bytes(FILES["file-1"])
-    with cache.leased(wanted) as path:
-        assert sha256(path.read_bytes()) == wanted.sha256
-
-
-def test_a_file_is_looked_at_byte_by_byte_once_a_process(
+def test_a_file_is_hashed_when_the_process_first_meets_it_or_it_has_changed(
     folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
 ) -> None:
     cache, hashed = Cache(tmp_path), []
     sha256_of = fdt_pipeline.storage.cache.sha256_of
     monkeypatch.setattr(fdt_pipeline.storage.cache, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
     for _ in range(3):
-        with cache.leased(entry(folder, 0)):
-            pass
+        assert fetched(cache, entry(folder, 0)) == FILES["file-0"]
     assert len(hashed) == 1
+    path = tmp_path / entry(folder, 0).sha256
+    path.write_bytes(FILES["file-1"])
+    os.utime(path, (1, 1))
+    assert fetched(cache, entry(folder, 0)) == FILES["file-0"], "a damaged file is fetched again"
 
 
-@pytest.mark.parametrize("data", [b"", FILES["file-1"][:100], FILES["file-1"] + b"x"], ids=["empty", "less", "more"])
-def test_a_file_of_another_size_has_changed(folder: RemoteFolder, tmp_path: Path, data: bytes) -> None:
-    overwrite(folder, 0, data)
-    with (
-        pytest.raises(ChangedError, match=r"memory://files/file-0: .*changed since its manifest was written"),
-        Cache(tmp_path).leased(entry(folder, 0)),
-    ):
-        pass
-
-
-def test_a_file_that_is_gone_is_named(folder: RemoteFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (None, FileNotFoundError, "not there"),
+        (b"", ChangedError, "changed since its manifest was written"),
+        (FILES["file-1"][:100], ChangedError, "changed since its manifest was written"),
+        (FILES["file-1"] + b"x", ChangedError, "changed since its manifest was written"),
+    ],
+    ids=["gone", "empty", "less", "more"],
+)
+def test_a_file_that_is_not_the_one_in_the_manifest_is_named(
+    folder: RemoteFolder, tmp_path: Path, data: bytes | None, error: type[Exception], message: str
+) -> None:
     folder.remove("file-0")
-    with pytest.raises(FileNotFoundError, match=r"memory://files/file-0"), Cache(tmp_path).leased(entry(folder, 0)):
-        pass
+    if data is not None:
+        folder.fs.pipe("/files/file-0", data)
+    with pytest.raises(error, match=rf"memory://files/file-0: .*{message}"):
+        fetched(Cache(tmp_path), entry(folder, 0))
 
 
 def spied_on(monkeypatch: Any, change: Any = lambda begin, data: data) -> list[int]:
@@ -153,14 +138,12 @@ def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(
         return FILES["file-1"][begin : begin + 5000] if begin == 10_000 and begins.count(begin) <= times else data
 
     begins = spied_on(monkeypatch, replaced)
-    fetching = Cache(tmp_path).leased(entry(folder, 0))
     if times == 1:
-        with fetching as path:
-            assert path.read_bytes() == FILES["file-0"]
+        assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
     else:
-        with pytest.raises(ChangedError, match="changed since"), fetching:
-            pass
-        assert not list(tmp_path.glob("*.part"))
+        with pytest.raises(ChangedError, match="changed since"):
+            fetched(Cache(tmp_path), entry(folder, 0))
+    assert not list(tmp_path.glob("*.part"))
     assert begins == [0, 5000, 10_000, 15_000] * 2, "once more from the beginning, and not for ever"
 
 
@@ -183,13 +166,11 @@ def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(
 
     def another_is_quicker(begin: int, data: bytes) -> bytes:
         if len(begins) == 3:
-            with Cache(tmp_path).leased(entry(folder, 0)) as path:
-                assert path.read_bytes() == FILES["file-0"]
+            assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
         return data
 
     begins = spied_on(monkeypatch, another_is_quicker)
-    with Cache(tmp_path).leased(entry(folder, 0)) as path:
-        assert path.read_bytes() == FILES["file-0"]
+    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
     assert begins == [0, 5000, 10_000, 0, 5000, 10_000, 15_000, 15_000], "each for itself"
     assert not list(tmp_path.glob("*.part"))
 
@@ -206,8 +187,7 @@ def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(
         return data
 
     begins = spied_on(monkeypatch, removed)
-    with Cache(tmp_path).leased(entry(folder, 0)) as path:
-        assert path.read_bytes() == FILES["file-0"]
+    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
 
 
 def part_of(process: str) -> str:
@@ -223,8 +203,7 @@ def test_the_largest_part_that_dead_processes_left_is_gone_on_with(
     for name, num_bytes in zip(names, (7000, 9000, 8000, 6000), strict=True):
         (tmp_path / name).write_bytes(FILES["file-0"][:num_bytes])
     begins = spied_on(monkeypatch)
-    with Cache(tmp_path).leased(entry(folder, 0)) as path:
-        assert path.read_bytes() == FILES["file-0"]
+    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
     assert begins == [9000]
     assert not list(tmp_path.glob("*.part"))
 
@@ -253,10 +232,9 @@ def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(
 
     begins = spied_on(monkeypatch, broken)
     cache = Cache(tmp_path)
-    with pytest.raises(OSError, match="what has arrived is kept"), cache.leased(entry(folder, 0)):
-        pass
-    with cache.leased(entry(folder, 0)) as path:
-        assert path.read_bytes() == FILES["file-0"]
+    with pytest.raises(OSError, match="what has arrived is kept"):
+        fetched(cache, entry(folder, 0))
+    assert fetched(cache, entry(folder, 0)) == FILES["file-0"]
     assert begins == [0, 5000, *[10_000] * (QUICK.tries + 1), 15_000]
 
 
@@ -288,8 +266,7 @@ def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(
 
     monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", counted)
     stop = Patience(reader.close)
-    with Cache(tmp_path).leased(wanted, stop=stop) as path:
-        assert path.read_bytes() == FILES["file-0"]
+    assert fetched(Cache(tmp_path), wanted, stop=stop) == FILES["file-0"]
     assert stop.num_waits == 3
 
 
@@ -300,8 +277,8 @@ def test_waiting_for_whoever_reads_a_damaged_file_ends_when_it_is_not_wanted_any
     with Cache(tmp_path).leased(wanted) as path:
         path.write_bytes(FILES["file-1"])
         stop = Patience(lambda: stop.set())  # noqa: PLW0108
-        with pytest.raises(OSError, match="not wanted any more"), Cache(tmp_path).leased(wanted, stop=stop):
-            pass
+        with pytest.raises(OSError, match="not wanted any more"):
+            fetched(Cache(tmp_path), wanted, stop=stop)
 
 
 def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
@@ -317,8 +294,7 @@ def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
 
     def lease(wanted: Entry, stop: Event) -> None:
         try:
-            with Cache(tmp_path).leased(wanted, stop=stop):
-                pass
+            fetched(Cache(tmp_path), wanted, stop=stop)
         except OSError as error:
             errors.append(str(error))
 
@@ -340,15 +316,11 @@ def test_a_full_disk_is_an_error_that_names_the_cache(folder: RemoteFolder, tmp_
     wanted = entry(folder, 0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with (
-            pytest.raises(OSError, match=r"part: cannot be written \(File too large\).*FDT_PIPELINE_SHARD_CACHE"),
-            Cache(tmp_path).leased(wanted),
-        ):
-            pass
+        with pytest.raises(OSError, match=r"part: cannot be written \(File too large\).*FDT_PIPELINE_SHARD_CACHE"):
+            fetched(Cache(tmp_path), wanted)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with Cache(tmp_path).leased(wanted) as path:
-        assert path.read_bytes() == FILES["file-0"]
+    assert fetched(Cache(tmp_path), wanted) == FILES["file-0"]
 
 
 @pytest.mark.parametrize("text", ["a lot", "-1", "1e9"])
@@ -395,17 +367,10 @@ def test_what_is_in_use_is_not_forgotten_and_no_room_is_said_with_what_is_needed
     cache, other = Cache(tmp_path, 2 * SIZE), Cache(tmp_path, 2 * SIZE)
     with cache.leased(entry(folder, 0)) as first, other.leased(entry(folder, 1)) as second:
         message = rf"no room for {SIZE} bytes more: up to {2 * SIZE} are allowed, and what is there is in use"
-        with pytest.raises(NoRoomError, match=message), cache.leased(entry(folder, 2), wait=False):
-            pass
+        with pytest.raises(NoRoomError, match=message):
+            fetched(cache, entry(folder, 2), wait=False)
         assert first.exists()
         assert second.exists()
-    with cache.leased(entry(folder, 2), wait=False) as third:
-        assert third.exists()
-
-
-def test_a_file_larger_than_the_cache_is_refused(folder: RemoteFolder, tmp_path: Path) -> None:
-    with (
-        pytest.raises(ValueError, match=r"more than the cache may hold .* FDT_PIPELINE_SHARD_CACHE_BYTES to more"),
-        Cache(tmp_path, 1000).leased(entry(folder, 0)),
-    ):
-        pass
+    assert fetched(cache, entry(folder, 2), wait=False) == FILES["file-2"]
+    with pytest.raises(ValueError, match=r"more than the cache may hold .* FDT_PIPELINE_SHARD_CACHE_BYTES to more"):
+        fetched(Cache(tmp_path, 1000), entry(folder, 0))

@@ -19,7 +19,7 @@ from fdt_pipeline.storage import open_folder
 from fdt_pipeline.storage.cache import Cache, Entry
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry, is_transient
-from tests.object_store import Proxy, answers, cuts, flips, object_store, resets
+from tests.object_store import Fault, Proxy, object_store
 from tests.peers import needs
 from tests.web import web_server
 
@@ -86,78 +86,62 @@ def removed(folder: RemoteFolder) -> bool:
     ],
     ids=["read", "open", "size", "exists", "names", "write", "move", "remove"],
 )
-@pytest.mark.parametrize("fault", ["500", "503", "reset"])
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"reset": True}], ids=["500", "503", "reset"])
 def test_every_call_outlasts_a_few_faults(
-    store: Proxy, folder: RemoteFolder, method: str, ending: str, use: Any, expected: Any, fault: str
+    store: Proxy, folder: RemoteFolder, method: str, ending: str, use: Any, expected: Any, fault: dict[str, Any]
 ) -> None:
-    put = resets(None, ending, method) if fault == "reset" else answers(int(fault), ending, method)
-    store.put_in(put, times=3)
+    store.put_in(Fault(ending, method, **fault), times=3)
     assert use(folder) == expected
-    assert store.faults[0][1] == 0, "the faults were met"
+    assert store.faults[0].times == 0, "the faults were met"
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_tries_are_not_multiplied_by_those_of_the_libraries(store: Proxy, folder: RemoteFolder, method: str) -> None:
-    name = "data" if method == "GET" else "never"
-    store.put_in(answers(503, f"/{name}", method))
-    with pytest.raises(
-        OSError, match=rf"^s3://bucket/files/{name}: could not be reached in 4 tries: .*try again later"
-    ):
-        folder.read(name) if method == "GET" else _put(folder, name)
-    assert sum(asked == method and path.endswith(name) for asked, path, _ in store.requests) == 4
+@pytest.mark.parametrize("fault", [{"cut": 0}, {"cut": 100}, {"cut": 0, "reset": True}, {"flip": True}], ids=str)
+def test_a_body_that_is_not_the_file_is_asked_for_again(
+    store: Proxy, folder: RemoteFolder, fault: dict[str, Any]
+) -> None:
+    """The store sends a checksum, which shows a flipped bit."""
+    store.put_in(Fault("/data", **fault), times=2)
+    assert folder.read("data") == DATA
 
 
-def _put(folder: RemoteFolder, name: str) -> None:
-    with folder.writing(name) as file:
+@pytest.mark.parametrize(
+    ("fault", "use", "reason"),
+    [
+        (Fault("/data", status=503), lambda folder: folder.read("data"), ""),
+        (Fault("/data", flip=True), lambda folder: folder.read("data"), "Expected checksum"),
+        (Fault("/new", "PUT", status=503), write, ""),
+    ],
+    ids=["read", "flip", "write"],
+)
+def test_tries_are_not_multiplied_by_those_of_the_libraries(
+    store: Proxy, folder: RemoteFolder, fault: Fault, use: Any, reason: str
+) -> None:
+    store.put_in(fault)
+    message = rf"^s3://bucket/files{fault.ending}: could not be reached in 4 tries: {reason}.*try again later"
+    with pytest.raises(OSError, match=message):
+        use(folder)
+    assert sum(asked == fault.method and path.endswith(fault.ending) for asked, path, _ in store.requests) == 4
+
+
+def test_a_file_is_uploaded_whole_when_its_block_ends_well(folder: RemoteFolder) -> None:
+    with folder.writing("patched") as file:
         file.write(DATA)
-
-
-@pytest.mark.parametrize("num_bytes", [0, 100])
-def test_a_body_that_breaks_off_is_not_taken_for_the_file(store: Proxy, folder: RemoteFolder, num_bytes: int) -> None:
-    store.put_in(cuts(num_bytes, "/data"), times=2)
-    assert folder.read("data") == DATA
-    store.put_in(resets(num_bytes, "/data"), times=2)
-    assert folder.read("data") == DATA
-
-
-def test_a_flipped_bit_of_a_whole_file_is_seen_by_the_checksum_of_the_store(store: Proxy, folder: RemoteFolder) -> None:
-    store.put_in(flips("/data"), times=2)
-    assert folder.read("data") == DATA
-    store.put_in(flips("/data"))
-    with pytest.raises(OSError, match=r"/data: could not be reached in 4 tries: Expected checksum"):
-        folder.read("data")
-
-
-def test_what_fails_while_it_is_written_leaves_nothing(store: Proxy, folder: RemoteFolder) -> None:
+        file.seek(0)
+        file.write(b"x")
+    assert folder.read("patched") == b"x" + DATA[1:], "wherever its writer stood"
     with pytest.raises(TypeError), folder.writing("half") as file:
         file.writelines([DATA, None])  # type: ignore[list-item]
     assert folder.size("half") is None
 
 
-def test_a_file_is_uploaded_whole_wherever_its_writer_stands(folder: RemoteFolder) -> None:
-    with folder.writing("patched") as file:
-        file.write(DATA)
-        file.seek(0)
-        file.write(b"x")
-    assert folder.read("patched") == b"x" + DATA[1:]
-
-
-def test_a_refusal_is_said_at_once(store: Proxy, folder: RemoteFolder) -> None:
-    store.put_in(answers(403, "/data"))
-    with pytest.raises(PermissionError, match=r"^s3://bucket/files/data: no access .*AWS_ACCESS_KEY_ID"):
-        folder.read("data")
-    assert len(store.gets("/data")) == 1
-
-
-def test_what_is_not_there_is_said_at_once(store: Proxy, folder: RemoteFolder) -> None:
+def test_clear_answers_are_given_at_once(store: Proxy, folder: RemoteFolder) -> None:
     with pytest.raises(FileNotFoundError, match=r"^s3://bucket/files/nothing: not there$"):
         folder.read("nothing")
     assert len(store.requests) <= 2, "one for the file, and one for what may lie below it"
-    assert (folder.size("nothing"), folder.folder("nothing").exists(), folder.folder("nothing").names()) == (
-        None,
-        False,
-        [],
-    )
+    store.put_in(Fault("/data", status=403))
+    with pytest.raises(PermissionError, match=r"^s3://bucket/files/data: no access .*AWS_ACCESS_KEY_ID"):
+        folder.read("data")
+    assert len(store.gets("/data")) == 1
 
 
 def test_a_folder_is_no_file(folder: RemoteFolder) -> None:
@@ -168,18 +152,16 @@ def test_a_folder_is_no_file(folder: RemoteFolder) -> None:
     assert above.subfolders() == ["files"]
 
 
-@pytest.mark.parametrize("url", ["s3://missing-bucket/files", "s3://missing-bucket"])
-def test_a_bucket_that_is_not_there_holds_nothing(store: Proxy, url: str) -> None:
+@pytest.mark.parametrize("url", ["s3://missing-bucket/files", "s3://missing-bucket", "s3://bucket/files/nothing"])
+def test_a_place_that_is_not_there_holds_nothing(store: Proxy, url: str) -> None:
     folder = RemoteFolder(url, QUICK)
     assert (folder.exists(), folder.names(), folder.size("data")) == (False, [], None)
-    with pytest.raises(FileNotFoundError, match=f"{url}/new: not there"):
-        write(folder)
 
 
-def test_a_name_that_no_bucket_can_have_is_an_error_with_the_url(store: Proxy) -> None:
-    with pytest.raises(OSError, match=r"^(\[Errno 5\] )?s3://not_A_bucket!/data: "):
-        RemoteFolder("s3://not_A_bucket!", QUICK).read("data")
-    assert len(store.requests) == 0
+@pytest.mark.parametrize("url", ["s3://missing-bucket", "s3://not_A_bucket!"])
+def test_an_error_of_writing_names_the_url(store: Proxy, url: str) -> None:
+    with pytest.raises(OSError, match=rf"^(\[Errno 5\] )?{url}/new: "):
+        write(RemoteFolder(url, QUICK))
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -216,16 +198,16 @@ def test_fsspec_is_not_imported_for_paths() -> None:
     assert run(code).stdout in ("False\n", run(before).stdout)
 
 
-@pytest.mark.parametrize("url", ["s3://", "s3:///", "http://host/set?token=x", "https://host/set#1"])
-def test_a_url_of_no_folder_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"expected the URL of a folder, .*, got"):
-        open_folder(url)
-
-
-@pytest.mark.parametrize("url", ["warp://a/b", "simplecache::s3://bucket/files", "1a://b"])
-def test_a_url_that_nobody_knows_is_no_folder_here(url: str, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        *((url, "the URL of a folder, .*, got") for url in ("s3://", "s3:///", "http://host/set?a=b", "https://h/s#1")),
+        *((url, "a path, or a URL that fsspec knows") for url in ("warp://a/b", "simplecache::s3://a/b", "1a://b")),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_no_folder_here(url: str, message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="expected a path, or a URL that fsspec knows"):
+    with pytest.raises(ValueError, match=f"expected {message}"):
         open_folder(url).names()
     assert list(tmp_path.iterdir()) == []
 
@@ -265,15 +247,9 @@ class Answered(Exception):  # noqa: N818
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (TimeoutError(), True),
-        (ConnectionResetError(), True),
-        (EOFError(), True),
-        (OSError("no such host"), True),
+        *((error, True) for error in (TimeoutError(), ConnectionResetError(), EOFError(), OSError("no such host"))),
+        *((error, False) for error in (FileNotFoundError(), PermissionError(), ValueError(), KeyError())),
         (OSError(28, "No space left on device"), False),
-        (FileNotFoundError(), False),
-        (PermissionError(), False),
-        (ValueError(), False),
-        (KeyError(), False),
         *((Answered(status), True) for status in (500, 502, 503, 504, 408, 429)),
         *((Answered(status), False) for status in (301, 400, 401, 403, 404, 412, 416)),
     ],
@@ -302,35 +278,30 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
+@pytest.mark.parametrize("num_there", [0, 5000])
 def test_a_file_of_a_web_server_is_fetched_once(
-    files: Path, tmp_path: Path, knows_ranges: bool, monkeypatch: Any
+    files: Path, tmp_path: Path, knows_ranges: bool, num_there: int, monkeypatch: Any
 ) -> None:
+    """num_there: bytes that had arrived before."""
     monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
-    monkeypatch.setattr("fdt_pipeline.storage.remote.BLOCK_BYTES", 5000)
+    blocks = ["bytes=0-4999", "bytes=5000-9999", "bytes=10000-14999", "bytes=15000-19999", "bytes=20000-20479"]
     with web_server(files, knows_ranges) as web:
-        folder = RemoteFolder(f"{web.url}/set", QUICK)
-        wanted = Entry(folder, "data", len(DATA), hashlib.sha256(DATA).hexdigest())
-        with Cache(tmp_path / "cache").leased(wanted) as path:
+        wanted = Entry(RemoteFolder(f"{web.url}/set", QUICK), "data", len(DATA), hashlib.sha256(DATA).hexdigest())
+        (tmp_path / f"{wanted.sha256}.{len(DATA)}.part").write_bytes(DATA[:num_there])
+        with Cache(tmp_path).leased(wanted) as path:
             assert path.read_bytes() == DATA
-        blocks = ["bytes=0-4999", "bytes=5000-9999", "bytes=10000-14999", "bytes=15000-19999", "bytes=20000-20479"]
-        assert web.gets("data") == (blocks if knows_ranges else blocks[:1])
-        web.requests.clear()
-        with folder.open("data") as file:
-            assert file.read(7) + file.read(6000) + file.read() == DATA
-            assert len(web.gets("data")) == (4 if knows_ranges else 1)
-            file.seek(300)
-            assert file.read(5) == DATA[300:305]
+        left = blocks[num_there // 5000 :]
+        assert web.gets("data") == (left if knows_ranges else left[:1])
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-def test_what_had_arrived_from_a_web_server_is_gone_on_with(files: Path, tmp_path: Path, knows_ranges: bool) -> None:
-    with web_server(files, knows_ranges) as web:
-        wanted = Entry(RemoteFolder(f"{web.url}/set", QUICK), "data", len(DATA), hashlib.sha256(DATA).hexdigest())
-        cache = Cache(tmp_path / "cache")
-        (cache.directory / f"{wanted.sha256}.{len(DATA)}.part").write_bytes(DATA[:7777])
-        with cache.leased(wanted) as path:
-            assert path.read_bytes() == DATA
-        assert web.gets("data") == ["bytes=7777-20479"]
+def test_an_open_file_of_a_web_server_is_read_in_ranges(files: Path, knows_ranges: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr("fdt_pipeline.storage.remote.BLOCK_BYTES", 5000)
+    with web_server(files, knows_ranges) as web, RemoteFolder(f"{web.url}/set", QUICK).open("data") as file:
+        assert file.read(7) + file.read(6000) + file.read() == DATA
+        assert len(web.gets("data")) == (4 if knows_ranges else 1)
+        file.seek(300)
+        assert file.read(5) == DATA[300:305]
 
 
 def test_a_web_server_that_fails_is_not_one_without_the_file(files: Path) -> None:
@@ -362,13 +333,6 @@ def test_a_web_server_that_does_not_say_sizes_can_be_read(files: Path) -> None:
 def test_a_web_server_that_hangs_is_given_up(files: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("fdt_pipeline.storage.remote.READ_SECONDS", 0.3)
     with web_server(files) as web:
-        folder = RemoteFolder(f"{web.url}/set", Retry(2, 0.01, 0.01))
-        monkeypatch.setattr(web, "statuses", SleepingList())
+        web.delay = 1
         with pytest.raises(OSError, match="could not be reached in 2 tries"):
-            folder.read("data")
-
-
-class SleepingList(list):  # type: ignore[type-arg]
-    def __bool__(self) -> bool:
-        time.sleep(1)
-        return False
+            RemoteFolder(f"{web.url}/set", Retry(2, 0.01, 0.01)).read("data")
