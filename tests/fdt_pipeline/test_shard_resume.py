@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from PIL import Image
 from fdt_pipeline.shards import (
     BadSampleError,
     SourceError,
-    load_shards,
     read_manifest,
     shard_sets,
     verify_shards,
@@ -49,8 +48,13 @@ class StopError(Exception):
     pass
 
 
+def sharded(out: Path, source: Source = SOURCE, samples_per_shard: int = 10, **options: Any) -> dict[str, bytes]:
+    write_shards(source, out, samples_per_shard=samples_per_shard, **options)
+    return content(out)
+
+
 def stopped_after(
-    tasks: int, out: Path, source: Source = SOURCE, stop: type[BaseException] = StopError, **options: Any
+    tasks: int, out: Path, *source: Source, stop: type[BaseException] = StopError, **options: Any
 ) -> None:
     """A run that ends when so many tasks of 10 samples are done."""
 
@@ -59,7 +63,7 @@ def stopped_after(
             raise stop
 
     with pytest.raises(stop):
-        write_shards(source, out, samples_per_shard=10, progress=progress, **options)
+        sharded(out, *source, progress=progress, **options)
 
 
 @pytest.mark.soak
@@ -90,32 +94,27 @@ def test_killed_at_random_moments_many_times_it_ends_with_the_same_bytes(tmp_pat
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     stopped_after(2, tmp_path)
     assert names(tmp_path) == [".sharding"]
-    tars = sorted((tmp_path / ".sharding").glob("*.tar"))
-    before = [path.stat().st_mtime_ns for path in tars]
-    assert len(tars) == 2
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / ".sharding").glob("*.tar"))]
     calls: list[int] = []
-    write_shards(SOURCE, tmp_path, samples_per_shard=10, resume=True, progress=lambda done, _: calls.append(done))
+    sharded(tmp_path, resume=True, progress=lambda done, _: calls.append(done))
     assert calls == [30, 40]
-    after = [(tmp_path / f"shard-00000{i}.tar").stat().st_mtime_ns for i in range(2)]
-    assert after == before
+    assert [(tmp_path / f"shard-00000{i}.tar").stat().st_mtime_ns for i in range(2)] == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "record"])
-def test_what_was_damaged_meanwhile_is_done_again(tmp_path: Path, damage: str) -> None:
-    write_shards(SOURCE, tmp_path / "whole", samples_per_shard=10)
-    out = tmp_path / "out"
-    stopped_after(2, out)
-    path = out / ".sharding" / "task-000000-0000.tar"
-    data = bytearray(path.read_bytes())
-    data[600] ^= 1
-    if damage == "remove":
-        path.unlink()
-    elif damage == "record":
-        path.with_name("task-000000.json").write_text("{")
-    else:
-        path.write_bytes(data if damage == "flip" else data[:700])
-    write_shards(SOURCE, out, samples_per_shard=10, resume=True)
-    assert content(out) == content(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("task-000000-0000.tar", lambda path: path.write_bytes(path.read_bytes().replace(b"cls", b"cl5"))),
+        ("task-000000-0000.tar", lambda path: path.write_bytes(path.read_bytes()[:700])),
+        ("task-000000-0000.tar", Path.unlink),
+        ("task-000000.json", lambda path: path.write_text("{")),
+    ],
+    ids=["changed", "cut", "removed", "record"],
+)
+def test_what_was_damaged_meanwhile_is_done_again(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
+    stopped_after(2, tmp_path / "out")
+    damage(tmp_path / "out" / ".sharding" / name)
+    assert sharded(tmp_path / "out", resume=True) == sharded(tmp_path / "whole")
 
 
 def png(value: int, side: int = 2) -> bytes:
@@ -144,9 +143,8 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
     monkeypatch.setattr(ImageFolder, "read_file", changed_behind)
     stopped_after(1, tmp_path / "out", open_source(url), encoding="keep")
     monkeypatch.undo()
-    write_shards(open_source(url), tmp_path / "out", "keep", samples_per_shard=10, resume=True)
-    write_shards(open_source(url), tmp_path / "whole", "keep", samples_per_shard=10)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    resumed = sharded(tmp_path / "out", open_source(url), encoding="keep", resume=True)
+    assert resumed == sharded(tmp_path / "whole", open_source(url), encoding="keep")
 
 
 class Custom:
@@ -173,59 +171,62 @@ class Custom:
 )
 def test_tasks_whose_samples_have_changed_are_done_again(tmp_path: Path, first: Source, second: Source) -> None:
     stopped_after(1, tmp_path / "out", first)
-    write_shards(second, tmp_path / "out", samples_per_shard=10, resume=True)
-    write_shards(second, tmp_path / "whole", samples_per_shard=10)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert sharded(tmp_path / "out", second, resume=True) == sharded(tmp_path / "whole", second)
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"encoding": "png"}, {"size": 3}, {"max_shard_bytes": 20480}])
-def test_another_plan_is_refused(tmp_path: Path, changed: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"seed": 1}, {"encoding": "png"}, {"size": 3}, {"max_shard_bytes": 20480}),
+        {"source": ArraySource(SOURCE.images, SOURCE.labels[::-1])},
+    ],
+)
+def test_another_plan_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     stopped_after(1, tmp_path)
-    options = {"samples_per_shard": 10, **changed}
     with pytest.raises(ValueError, match="the unfinished run there is of another source, or has other options"):
-        write_shards(SOURCE, tmp_path, resume=True, **options)  # type: ignore[arg-type]
-    relabelled = ArraySource(SOURCE.images, SOURCE.labels[::-1])
-    with pytest.raises(ValueError, match="the unfinished run there is of another source, or has other options"):
-        write_shards(relabelled, tmp_path, samples_per_shard=10, resume=True)
+        sharded(tmp_path, resume=True, **changed)
 
 
-def test_an_unfinished_run_is_neither_replaced_nor_gone_on_with_unasked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "holds an unfinished run: go on with --resume, or start over with --over"),
+        ({"resume": True, "overwrite": True}, "--overwrite starts over and --resume goes on: choose one"),
+    ],
+)
+def test_an_unfinished_run_is_neither_replaced_nor_gone_on_with_unasked(
+    tmp_path: Path, options: dict[str, bool], message: str
+) -> None:
     stopped_after(1, tmp_path)
-    with pytest.raises(ValueError, match="holds an unfinished run: go on with --resume, or start over with --over"):
-        write_shards(SOURCE, tmp_path, samples_per_shard=10)
-    write_shards(SOURCE, tmp_path, samples_per_shard=20, overwrite=True)
-    assert len(read_manifest(tmp_path).shards) == 2
+    with pytest.raises(ValueError, match=message):
+        sharded(tmp_path, **options)
+    sharded(tmp_path, overwrite=True)
+    assert verify_shards(tmp_path) == []
 
 
-def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--overwrite starts over and --resume goes on: choose one"):
-        write_shards(SOURCE, tmp_path, resume=True, overwrite=True)
-
-
-def test_resuming_nothing_begins(tmp_path: Path) -> None:
+def test_resuming_nothing_begins_and_resuming_a_finished_set_changes_nothing(tmp_path: Path) -> None:
     """So that one command can be repeated until it succeeds."""
-    write_shards(SOURCE, tmp_path / "out", resume=True)
-    assert verify_shards(tmp_path / "out") == []
-
-
-def test_resuming_a_finished_set_changes_nothing(tmp_path: Path) -> None:
-    manifest = write_shards(SOURCE, tmp_path)
-    before = content(tmp_path)
-    assert write_shards(SOURCE, tmp_path, resume=True) == manifest
+    begun = sharded(tmp_path, resume=True)
+    assert verify_shards(tmp_path) == []
+    assert sharded(tmp_path, resume=True) == begun
     with pytest.raises(ValueError, match="holds a finished set of another kind: seed is 0, asked for 1"):
-        write_shards(SOURCE, tmp_path, seed=1, resume=True)
-    assert content(tmp_path) == before
+        sharded(tmp_path, seed=1, resume=True)
+    with pytest.raises(ValueError, match="holds shards already; replace them with --overwrite"):
+        sharded(tmp_path, seed=1)
+    assert content(tmp_path) == begun
 
 
 def test_the_old_set_is_whole_until_the_new_one_is(tmp_path: Path) -> None:
-    write_shards(SOURCE, tmp_path, samples_per_shard=40)
-    old = content(tmp_path)
-    stopped_after(3, tmp_path, overwrite=True)
-    assert {name: data for name, data in content(tmp_path).items() if ".sharding" not in name} == old
-    assert verify_shards(tmp_path) == []
-    write_shards(SOURCE, tmp_path, samples_per_shard=10, resume=True)
-    write_shards(SOURCE, tmp_path.with_name("fresh"), samples_per_shard=10)
-    assert content(tmp_path) == content(tmp_path.with_name("fresh"))
+    """Then its stale shards are gone, and nothing else."""
+    (tmp_path / "out").mkdir()
+    for name in ("notes.txt", "shard-list.txt"):
+        (tmp_path / "out" / name).touch()
+    old = sharded(tmp_path / "out", samples_per_shard=5)
+    stopped_after(3, tmp_path / "out", overwrite=True)
+    assert {name: data for name, data in content(tmp_path / "out").items() if ".sharding" not in name} == old
+    assert verify_shards(tmp_path / "out") == []
+    others = {"notes.txt": b"", "shard-list.txt": b""}
+    assert sharded(tmp_path / "out", resume=True) == sharded(tmp_path / "fresh") | others
 
 
 MOVING = """
@@ -253,22 +254,21 @@ write_shards(source, sys.argv[1], samples_per_shard=20, overwrite=True)
 def test_killed_while_it_replaces_an_old_set_it_is_never_taken_for_whole(tmp_path: Path, call: str, at: int) -> None:
     """The last moves are four of tars and indexes, and one of the manifest."""
     out = tmp_path / "out"
-    write_shards(SOURCE, out, samples_per_shard=5, seed=9)
+    sharded(out, samples_per_shard=5, seed=9)
     result = subprocess.run([sys.executable, "-c", MOVING, str(out), call, str(at)], capture_output=True, check=False)
     assert result.returncode == -signal.SIGKILL
     if (out / "manifest.json").exists():
         assert verify_shards(out) == []
-    write_shards(SOURCE, out, samples_per_shard=20, resume=True)
-    write_shards(SOURCE, tmp_path / "whole", samples_per_shard=20)
-    assert content(out) == content(tmp_path / "whole")
+    whole = sharded(tmp_path / "whole", samples_per_shard=20)
+    assert sharded(out, samples_per_shard=20, resume=True) == whole
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     def second(done: int, total: int) -> None:
         with pytest.raises(ValueError, match="another process is writing shards there"):
-            write_shards(SOURCE, tmp_path, samples_per_shard=10, overwrite=True)
+            sharded(tmp_path, overwrite=True)
 
-    write_shards(SOURCE, tmp_path, samples_per_shard=10, progress=second)
+    sharded(tmp_path, progress=second)
     assert verify_shards(tmp_path) == []
 
 
@@ -301,33 +301,20 @@ def _is_running(pid: str) -> bool:
         return False
 
 
-def test_an_unfinished_split_is_not_passed_over(tmp_path: Path) -> None:
-    write_shards(SOURCE, tmp_path / "train")
-    stopped_after(1, tmp_path / "test")
-    assert [folder.url for folder in shard_sets(tmp_path)] == [str(tmp_path / "train"), str(tmp_path / "test")]
-    assert verify_shards(tmp_path / "test") == [
-        f"{tmp_path}/test: an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
-    ]
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_run_leaves_what_is_finished_and_no_shard(
+@pytest.mark.parametrize(("workers", "stop"), [(1, RuntimeError), (2, KeyboardInterrupt)])
+def test_an_interrupted_run_leaves_what_is_finished_and_is_not_passed_over(
     tmp_path: Path, stop: type[BaseException], workers: int
 ) -> None:
-    stopped_after(2, tmp_path, stop=stop, workers=workers)
-    assert names(tmp_path) == [".sharding"]
-    assert not [name for name in names(tmp_path / ".sharding") if name.endswith(".tmp")]
-    with pytest.raises(ValueError, match="an unfinished run, no shards yet"):
-        read_manifest(tmp_path)
-
-
-def test_a_run_that_fails_before_anything_is_finished_leaves_nothing(tmp_path: Path) -> None:
-    broken = ArraySource(SOURCE.images, SOURCE.labels)
-    broken.images = broken.images.astype(np.float32)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="expected an image"):
-        write_shards(broken, tmp_path)
-    assert names(tmp_path) == []
+    sharded(tmp_path / "train")
+    out = tmp_path / "test"
+    stopped_after(2, out, stop=stop, workers=workers)
+    assert names(out) == [".sharding"]
+    assert not list(out.rglob("*.tmp"))
+    assert [folder.url for folder in shard_sets(tmp_path)] == [str(tmp_path / "train"), str(out)]
+    message = "an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
+    assert verify_shards(out) == [f"{out}: {message}"]
+    with pytest.raises(ValueError, match=message):
+        read_manifest(out)
 
 
 @pytest.mark.parametrize("fails_at", range(1, 9))
@@ -345,47 +332,13 @@ def test_a_full_disk_says_what_to_do_and_with_room_the_run_goes_on(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write shards \(No space left on device\).*free space") as caught:
-        write_shards(SOURCE, tmp_path / "out", samples_per_shard=20)
+        sharded(tmp_path / "out", samples_per_shard=20)
     monkeypatch.undo()
     assert caught.value.errno == errno.ENOSPC
     assert names(tmp_path / "out") in ([], [".sharding"])
     assert not list((tmp_path / "out").rglob("*.tmp"))
-    write_shards(SOURCE, tmp_path / "out", samples_per_shard=20, resume=True)
-    write_shards(SOURCE, tmp_path / "whole", samples_per_shard=20)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-LIMITED = """
-import resource, sys
-import numpy as np
-from fdt_pipeline.shards import write_shards
-from fdt_pipeline.sources import ArraySource
-from tests.folders import content, names
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-write_shards(ArraySource(np.zeros((1000, 8, 8), np.uint8), np.zeros(1000, np.int64)), sys.argv[1])
-"""
-
-
-def test_a_write_that_the_kernel_refuses_leaves_nothing(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert "could not write shards (File too large)" in result.stderr
-    assert names(tmp_path) == []
-
-
-def test_shards_are_not_overwritten_unasked(tmp_path: Path) -> None:
-    write_shards(SOURCE, tmp_path)
-    with pytest.raises(ValueError, match="holds shards already; replace them with --overwrite"):
-        write_shards(SOURCE, tmp_path, seed=1)
-    assert read_manifest(tmp_path).seed == 0
-
-
-def test_overwriting_removes_stale_shards_and_nothing_else(tmp_path: Path) -> None:
-    write_shards(SOURCE, tmp_path, samples_per_shard=5)
-    for name in ("notes.txt", "shard-list.txt"):
-        (tmp_path / name).touch()
-    write_shards(SOURCE, tmp_path, samples_per_shard=40, overwrite=True)
-    assert names(tmp_path) == ["manifest.json", "notes.txt", "shard-000000.idx", "shard-000000.tar", "shard-list.txt"]
-    assert len(load_shards(tmp_path)[2]) == 40
+    resumed = sharded(tmp_path / "out", samples_per_shard=20, resume=True)
+    assert resumed == sharded(tmp_path / "whole", samples_per_shard=20)
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
