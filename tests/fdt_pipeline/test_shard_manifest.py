@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from fdt_pipeline import webdataset_files
-from fdt_pipeline.shards import Manifest, ShardError, read_manifest, shard_sets, verify_shards, write_shards
+from fdt_pipeline.shards import ShardError, read_manifest, shard_sets, verify_shards, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
 
 SOURCE = ArraySource(np.arange(7 * 2 * 3 * 3, dtype=np.uint8).reshape(7, 2, 3, 3), [0, 0, 0, 0, 1, 1, 1], ["a", "b"])
@@ -54,25 +54,13 @@ def test_it_counts_what_was_stored_as_what_where_files_are_kept(tmp_path: Path) 
     assert "samples_per_extension" not in raw.to_dict()
 
 
-def without_counts(folder: Path) -> None:
-    """As the manifest was before."""
-    content = json.loads((folder / "manifest.json").read_text())
-    del content["samples_per_extension"], content["manifest_sha256"]
-    fields = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    content["manifest_sha256"] = hashlib.sha256(fields.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
 def test_what_dalis_reader_takes(tmp_path: Path) -> None:
     write_shards(open_source(photos(tmp_path / "photos")), tmp_path / "kept", "keep", samples_per_shard=3)
     paths = [f"{tmp_path}/kept/shard-00000{number}" for number in range(2)]
     expected = {"paths": [f"{path}.tar" for path in paths], "index_paths": [f"{path}.idx" for path in paths]}
     assert webdataset_files(tmp_path / "kept") == {**expected, "ext": ["jpg;png", "cls"]}
-    without_counts(tmp_path / "kept")
-    assert webdataset_files(str(tmp_path / "kept")) == {**expected, "ext": ["jpg;png;webp", "cls"]}
-    assert verify_shards(tmp_path / "kept", decode=True) == []
     write_shards(SOURCE, tmp_path / "raw")
-    assert webdataset_files(tmp_path / "raw")["ext"] == ["npy", "cls"]
+    assert webdataset_files(str(tmp_path / "raw"))["ext"] == ["npy", "cls"]
     (tmp_path / "raw" / "shard-000000.idx").unlink()
     with pytest.raises(ShardError, match=r"shard-000000.idx: missing"):
         webdataset_files(tmp_path / "raw")
@@ -80,19 +68,27 @@ def test_what_dalis_reader_takes(tmp_path: Path) -> None:
         webdataset_files("memory://raw")
 
 
-def test_counts_that_are_not_those_of_the_tars_are_a_problem(tmp_path: Path) -> None:
-    manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path, "keep", samples_per_shard=3)
-    for counts, message in (
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
         ({"jpg": 3}, "in all, got {'jpg': 3}"),
         ({"jpg": 5, "png": 0}, "at least 1 of each"),
         ({"jpg": 3, "npy": 2}, "of each of jpg, png, webp that is there"),
-    ):
+        ({"jpg": 1, "png": 4}, None),
+    ],
+)
+def test_counts_that_are_not_those_of_the_tars_are_a_problem(
+    tmp_path: Path, counts: dict[str, int], message: str | None
+) -> None:
+    manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path, "keep", samples_per_shard=3)
+    if message:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(manifest, samples_per_extension=counts)
-    wrong = dataclasses.replace(manifest, samples_per_extension={"jpg": 1, "png": 4})
-    (tmp_path / "manifest.json").write_text(wrong.to_json())
-    [problem] = verify_shards(tmp_path)
-    assert problem == f"{tmp_path}: expected images stored as {{'jpg': 1, 'png': 4}}, got {{'jpg': 3, 'png': 2}}"
+    else:
+        wrong = dataclasses.replace(manifest, samples_per_extension=counts)
+        (tmp_path / "manifest.json").write_text(wrong.to_json())
+        got = {"jpg": 3, "png": 2}
+        assert verify_shards(tmp_path) == [f"{tmp_path}: expected images stored as {counts}, got {got}"]
 
 
 @pytest.mark.parametrize(
@@ -147,35 +143,22 @@ def without(field: str) -> Callable[[str], str]:
         (lambda text: "[1]", "expected a JSON object"),
         (lambda text: "\udcff", "decode"),
         (changed(format_version=1), "expected format_version 2, an integer, got 1; shard the source again with"),
-        (without("format_version"), "expected format_version 2, an integer, got None"),
-        (changed(format_version="2"), "expected format_version 2, an integer, got '2'"),
         (changed(format_version=2.5), "expected format_version 2, an integer, got 2.5"),
         (lambda text: "[" * 100_000, "nested without end"),
         (without("manifest_sha256"), "missing fields: manifest_sha256; unknown: none"),
-        (
-            changed(manifest_sha256="0" * 64),
-            "was changed by hand or damaged: expected manifest_sha256 .{64}, got 0{64}",
-        ),
-        (changed(kind="mnist"), "was changed by hand or damaged: expected manifest_sha256"),
+        (changed(manifest_sha256="0" * 64), "damaged: expected manifest_sha256 .{64}, got 0{64}"),
         (lambda text: text.replace("\n", "\r"), "was changed by hand or damaged after it was written"),
-        (lambda text: text.replace("  ", "\t"), "was changed by hand or damaged after it was written"),
         (changed(encoding="rbw"), "encoding must be one of raw, png, webp, jpg, keep, got 'rbw'"),
         (changed(classes=["a", ""]), "class names must be strings that are not empty, got '' for class 1"),
-        (changed(classes=["a", "a"]), "class names must differ, got 'a' 2 times"),
         (changed(seed=-1), r"seed must be in \[0, 2\*\*64\), got -1"),
-        (changed(seed=2**64), r"seed must be in \[0, 2\*\*64\), got 18446744073709551616"),
         (changed(samples_per_shard=0), "samples_per_shard must be at least 1, got 0"),
-        (changed(num_samples=0), "num_samples must be at least 1, got 0"),
-        (changed(channels=0), "channels must be at least 1, got 0"),
         (changed(samples_per_class=[8, -1]), "samples_per_class must not be negative, got -1"),
         (changed(shape=[0, 3, 3]), r"shape must be .*, got \[0, 3, 3\]"),
         (changed(shape=[2, 3, 1]), r"shape must be \[h w 3\].*, got \[2, 3, 1\]"),
         (changed(mean=[1.0, 255.5, 1.0]), r"mean must be within 0..255, got \[1.0, 255.5, 1.0\]"),
-        (changed(mean=[1.0, float("nan"), 1.0]), "mean must be within 0..255"),
         (changed(std=[1.0, -1.0, 1.0]), r"std must be within 0..255, got \[1.0, -1.0, 1.0\]"),
         (damaged_shard(name="shard-000001.tar"), "in order .* expected shard-000000.tar, got shard-000001.tar"),
         (damaged_shard(sha256="0" * 63), "shard-000000.tar: a sha256 must be 64 digits 0..f, got '0{63}'"),
-        (damaged_shard(index_sha256="G" * 64), "shard-000000.tar: a sha256 must be 64 digits 0..f, got 'G{64}'"),
         (damaged_shard(num_samples=0), "shard-000000.tar: num_samples and num_bytes must be at least 1, got 0, "),
         (without("classes"), "missing fields: classes; unknown: none"),
         (changed(extra=1), "missing fields: none; unknown: extra"),
@@ -186,14 +169,11 @@ def without(field: str) -> Callable[[str], str]:
         (changed(shards=[{"name": "x"}]), "missing fields: crc32, index_sha256, num_bytes"),
         (damaged_shard(crc32="????"), r"shard-000000.tar: crc32 must be base64 of 32-bit numbers, got '\?\?\?\?'"),
         (damaged_shard(crc32="AAAAAA=="), "shard-000000.tar: 7 samples, but 1 values in crc32"),
-        (changed(max_shard_bytes=0), "max_shard_bytes must be at least 1, got 0"),
-        (changed(size=0), "size must be at least 1, got 0"),
         (changed(keys={"a": 1}), "field keys: expected str, got 1"),
         (changed(quarantine=[{"position": 1}]), "missing fields: key, reason"),
         (changed(num_samples=8), "num_samples is 8, but samples_per_class sum to 7 and the shards to 7"),
         (changed(classes=["a"]), "1 classes, but 2 samples_per_class"),
         (changed(channels=1), "channels is 1, but mean has 3 and std 3 values"),
-        (changed(shape=[2, 3]), r"shape must be \[h w 3\], .* or null, got \[2, 3\]"),
         (lambda text: text.replace("shard-0", "../shard-0"), "expected shard-000000.tar, got ../shard-000000.tar"),
     ],
 )
@@ -205,17 +185,27 @@ def test_a_broken_manifest_is_a_shard_error(tmp_path: Path, change: Callable[[st
         read_manifest(tmp_path)
 
 
-@given(st.data())
-def test_a_single_changed_byte_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set")
     write_shards(SOURCE, folder)
-    path = folder / "manifest.json"
-    content = bytearray(path.read_bytes())
-    position = data.draw(st.integers(0, len(content) - 1))
-    content[position] = data.draw(st.integers(0, 255).filter(lambda byte: byte != content[position]))
+    return folder
+
+
+@given(position=st.integers(0), byte=st.integers(0, 255))
+def test_a_single_changed_byte_anywhere_is_found(whole: Path, position: int, byte: int) -> None:
+    path = whole / "manifest.json"
+    whole_content = path.read_bytes()
+    content = bytearray(whole_content)
+    position %= len(content)
+    assume(content[position] != byte)
+    content[position] = byte
     path.write_bytes(content)
-    with pytest.raises(ShardError, match=r"manifest.json: "):
-        read_manifest(folder)
+    try:
+        with pytest.raises(ShardError, match=r"manifest.json: "):
+            read_manifest(whole)
+    finally:
+        path.write_bytes(whole_content)
 
 
 def test_the_hash_is_that_of_the_canonical_json_of_all_other_fields(tmp_path: Path) -> None:
@@ -225,10 +215,3 @@ def test_the_hash_is_that_of_the_canonical_json_of_all_other_fields(tmp_path: Pa
     expected = fields.pop("manifest_sha256")
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(canonical.encode()).hexdigest() == expected
-
-
-def test_json_round_trips_mixed_sizes_and_splits(tmp_path: Path) -> None:
-    manifest = dataclasses.replace(write_shards(SOURCE, tmp_path), shape=None, split="train")
-    (tmp_path / "manifest.json").write_text(manifest.to_json())
-    assert read_manifest(tmp_path) == manifest
-    assert isinstance(manifest, Manifest)
