@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
@@ -100,9 +99,6 @@ def check_same(written: Written, found: dict[str, tuple[np.ndarray, int]], toler
         assert np.abs(image.astype(int) - written.images[key].astype(int)).max() <= tolerance, key
 
 
-# webdataset
-
-
 @pytest.fixture(autouse=True)
 def nothing_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """webdataset, and timm through it, leave the files that they open to the garbage collector."""
@@ -127,48 +123,28 @@ def test_webdataset_decodes_every_sample_with_its_label(written: Written) -> Non
     check_same(written, found)
 
 
-@sets(ENCODED)
-def test_webdataset_makes_tuples_of_pil_images_of_any_of_the_extensions(written: Written) -> None:
-    wds = peer("webdataset", "test")
-    mode = "L" if written.manifest.channels == 1 else "RGB"
-    dataset = wds.WebDataset(tars(written), shardshuffle=False).decode("pil").to_tuple("jpg;png;webp", "cls", "__key__")
-    found = [(key, np.asarray(image.convert(mode)), label) for image, label, key in dataset]
-    assert len(found) == NUM_SAMPLES
-    check_same(written, {key: (image.reshape(*image.shape[:2], -1), label) for key, image, label in found})
-
-
-# DALI
-
-
 @pytest.mark.dali
 @sets(ENCODINGS)
 def test_dali_decodes_every_sample_through_our_index(written: Written) -> None:
-    check_same(written, by_dali(written), tolerance=3 if written.manifest.encoding in ("jpg", "keep") else 0)
-
-
-def by_dali(written: Written) -> dict[str, tuple[np.ndarray, int]]:
     dali = pytest.importorskip("nvidia.dali")
     kind = dali.types.GRAY if written.manifest.channels == 1 else dali.types.RGB
     is_raw = written.manifest.encoding == "raw"
-    indexes = webdataset_files(written.folder)["index_paths"]
+    files = webdataset_files(written.folder)
 
     @dali.pipeline_def(batch_size=NUM_SAMPLES, num_threads=1, device_id=None)
     def pipeline() -> tuple:
-        files, labels = dali.fn.readers.webdataset(
-            **webdataset_files(written.folder), missing_component_behavior="error", name="reader"
-        )
-        return files if is_raw else dali.fn.decoders.image(files, output_type=kind), labels
+        images, labels = dali.fn.readers.webdataset(**files, missing_component_behavior="error", name="reader")
+        return images if is_raw else dali.fn.decoders.image(images, output_type=kind), labels
 
     built = pipeline()
     built.build()
     assert built.epoch_size("reader") == NUM_SAMPLES
     images, labels = built.run()
-    keys = [members[0].name.partition(".")[0] for index in indexes for members in parse_index(Path(index).read_text())]
+    indexes = [parse_index(Path(path).read_text()) for path in files["index_paths"]]
+    keys = [members[0].name.partition(".")[0] for index in indexes for members in index]
     found = [np.load(io.BytesIO(images.at(i))) if is_raw else images.at(i) for i in range(NUM_SAMPLES)]
-    return {key: (found[i], int(bytes(labels.at(i)))) for i, key in enumerate(keys)}
-
-
-# timm
+    by_key = {key: (found[i], int(bytes(labels.at(i)))) for i, key in enumerate(keys)}
+    check_same(written, by_key, tolerance=3 if written.manifest.encoding in ("jpg", "keep") else 0)
 
 
 @pytest.fixture
@@ -197,40 +173,26 @@ def test_timm_reads_every_sample_once(written: Written, timm_data: Any) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize(("split", "num_samples", "num_workers"), [("train", 40, 2), ("test", 20, 0)])
 def test_timms_loader_reads_splits_below_one_root(
-    tmp_path: Path, timm_data: Any, is_training: bool, num_workers: int
+    tmp_path: Path, timm_data: Any, split: str, num_samples: int, num_workers: int
 ) -> None:
     """Shards are dealt to its workers whole, so their number is a multiple of that of the workers."""
     manifests = {}
-    for split, labels in (("train", np.arange(40) % 4), ("test", np.arange(20) % 4)):
-        images = np.repeat(np.arange(len(labels), dtype=np.uint8), 24 * 24 * 3).reshape(-1, 24, 24, 3)
-        source = ArraySource(images, labels, split=split)
-        manifests[split] = write_shards(source, tmp_path / split, "png", samples_per_shard=10)
+    for name, count in (("train", 40), ("test", 20)):
+        images = np.repeat(np.arange(count, dtype=np.uint8), 24 * 24 * 3).reshape(-1, 24, 24, 3)
+        source = ArraySource(images, np.arange(count) % 4, split=name)
+        manifests[name] = write_shards(source, tmp_path / name, "png", samples_per_shard=10)
     write_info(tmp_path, **manifests)
-    split, num_samples = ("train", 40) if is_training else ("test", 20)
+    is_training = split == "train"
     dataset = timm_data.create_dataset(
         "wds/set", root=str(tmp_path), split=split, is_training=is_training, batch_size=10
     )
-    loader = timm_data.create_loader(
-        dataset,
-        input_size=(3, 24, 24),
-        batch_size=10,
-        is_training=is_training,
-        no_aug=True,
-        use_prefetcher=False,
-        num_workers=num_workers,
-        crop_pct=1.0,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-        persistent_workers=False,
-    )
-    seen = [
-        (round(255 * float(image.max())), int(label))
-        for images, labels in loader
-        for image, label in zip(images, labels, strict=True)
-    ]
+    as_it_is: dict[str, Any] = {"no_aug": True, "crop_pct": 1.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    workers = {"num_workers": num_workers, "persistent_workers": False, "use_prefetcher": False}
+    loader = timm_data.create_loader(dataset, (3, 24, 24), 10, is_training=is_training, **as_it_is, **workers)
+    pairs = ((images, labels) for batch in loader for images, labels in zip(*batch, strict=True))
+    seen = [(round(255 * float(image.max())), int(label)) for image, label in pairs]
     assert sorted(seen) == [(i, i % 4) for i in range(num_samples)]
 
 
@@ -264,10 +226,7 @@ def test_info_names_splits_tars_and_lengths(tmp_path: Path) -> None:
         timm_info({"a/val": manifest, "b/val": manifest})
 
 
-# tar
-
-
-@sets(ENCODINGS)
+@sets(("raw",))
 def test_tar_lists_and_unpacks_what_the_index_says(written: Written, tmp_path: Path) -> None:
     out = tmp_path / "unpacked"
     out.mkdir()
@@ -279,13 +238,8 @@ def test_tar_lists_and_unpacks_what_the_index_says(written: Written, tmp_path: P
         members = [member for sample in parse_index(tar.with_suffix(".idx").read_text()) for member in sample]
         assert names == [member.name for member in members]
         for member in members:
-            content = data[member.offset : member.offset + member.size]
-            assert sha256((out / member.name).read_bytes()) == sha256(content), member.name
+            assert (out / member.name).read_bytes() == data[member.offset : member.offset + member.size], member.name
         seen.update(names)
     assert sorted(path.name for path in out.iterdir()) == sorted(seen)
     for key, label in written.labels.items():
         assert (out / f"{key}.cls").read_text() == str(label)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
