@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,6 @@ import numpy as np
 import pytest
 
 from fdt_pipeline.sources import open_source, source_splits
-from fdt_pipeline.sources.cifar import CIFAR100
 
 FILES = {
     "cifar10": {**{f"data_batch_{i}": 20 for i in range(1, 6)}, "test_batch": 30},
@@ -60,6 +61,9 @@ def dump_python3_as_2(content: Any, path: Path) -> None:
     path.write_bytes(pickle.dumps({key.encode(): value for key, value in content.items()}, 2))
 
 
+DUMPS = (dump_python2, dump_python3, dump_python3_as_2)
+
+
 def rows(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(planes u8[n 3072], labels u8[n]): random, but the same for the same file name."""
     count = FILES[kind][name]
@@ -93,29 +97,27 @@ def expected(kind: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([red, green, blue], axis=-1).reshape(-1, 32, 32, 3), np.concatenate(labels)
 
 
-def assert_holds(path: Path, kind: str) -> None:
-    assert source_splits(path) == ("train", "test")
-    for split in ("train", "test"):
+@pytest.mark.parametrize(
+    ("kind", "name", "write"),
+    [
+        ("cifar10", "cifar-10-batches-bin", write_binary),
+        ("cifar100", "cifar-100-binary", write_binary),
+        *(("cifar10", "cifar-10-batches-py", partial(write_pickled, dump=dump)) for dump in DUMPS),
+        *(("cifar100", "cifar-100-python", partial(write_pickled, dump=dump)) for dump in DUMPS),
+    ],
+)
+def test_binary_files_and_pickles_of_every_age_hold_the_images(
+    tmp_path: Path, kind: str, name: str, write: Any
+) -> None:
+    folder = write(tmp_path / name, kind)
+    assert source_splits(folder) == ("train", "test")
+    for path, split in ((tmp_path, "train"), (folder, "test")):
         source = open_source(path, split=split)
         images, labels = expected(kind, split)
         assert (source.kind, source.shape) == (kind, (32, 32, 3))
         np.testing.assert_array_equal(np.stack([source[i].image for i in range(len(source))]), images)
         assert [source[i].label for i in range(len(source))] == source.labels.tolist() == labels.tolist()
         assert source[0].image.flags.c_contiguous
-
-
-@pytest.mark.parametrize("parent", [False, True])
-@pytest.mark.parametrize(("kind", "name"), [("cifar10", "cifar-10-batches-bin"), ("cifar100", "cifar-100-binary")])
-def test_binary_files_hold_the_images(tmp_path: Path, kind: str, name: str, parent: bool) -> None:
-    folder = write_binary(tmp_path / name, kind)
-    assert_holds(tmp_path if parent else folder, kind)
-
-
-@pytest.mark.parametrize("dump", [dump_python2, dump_python3, dump_python3_as_2])
-@pytest.mark.parametrize(("kind", "name"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
-def test_pickles_of_every_age_hold_the_images(tmp_path: Path, kind: str, name: str, dump: Any) -> None:
-    assert_holds(write_pickled(tmp_path / name, kind, dump), kind)
-    assert_holds(tmp_path, kind)
 
 
 def test_the_python_2_pickle_is_one(tmp_path: Path) -> None:
@@ -128,33 +130,28 @@ def test_the_python_2_pickle_is_one(tmp_path: Path) -> None:
         pickle.loads(content)
 
 
-def test_official_class_names_are_used_when_there_is_no_file(tmp_path: Path) -> None:
-    write_binary(tmp_path / "cifar-10-batches-bin", "cifar10")
-    write_binary(tmp_path / "cifar-100-binary", "cifar100")
-    assert open_source(tmp_path, "cifar10", "test").classes[3] == "cat"
-    assert open_source(tmp_path, "cifar100", "test").classes[99] == "worm"
+@pytest.mark.parametrize(("kind", "last"), [("cifar10", "truck"), ("cifar100", "worm")])
+def test_official_class_names_are_used_when_there_is_no_file(tmp_path: Path, kind: str, last: str) -> None:
+    classes = open_source(write_binary(tmp_path, kind), split="test").classes
+    assert (len(set(classes)), classes[-1]) == (int(kind[5:]), last)
+    assert classes == tuple(sorted(classes)), "as their labels are"
 
 
-def test_the_hundred_names_are_distinct_and_sorted_as_their_labels_are() -> None:
-    assert len(set(CIFAR100)) == 100
-    assert list(CIFAR100) == sorted(CIFAR100)
-
-
-@pytest.mark.parametrize(("kind", "name"), [("cifar10", "batches.meta.txt"), ("cifar100", "fine_label_names.txt")])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_line_of_a_text_file_is_a_name_that_may_hold_blanks(tmp_path: Path, kind: str, name: str, end: str) -> None:
-    names = [f"class number {i}" for i in range(int(kind[5:]))]
-    (write_binary(tmp_path, kind) / name).write_bytes(end.join([*names, "", ""]).encode())
-    assert open_source(tmp_path, split="test").classes == tuple(names)
-
-
-@pytest.mark.parametrize("dump", [dump_python2, dump_python3])
 @pytest.mark.parametrize(
-    ("kind", "name", "key"), [("cifar10", "batches.meta", "label_names"), ("cifar100", "meta", "fine_label_names")]
+    ("kind", "name", "key"),
+    [
+        *(("cifar10", "batches.meta.txt", end) for end in ("\n", "\r\n")),
+        *(("cifar100", "fine_label_names.txt", end) for end in ("\n", "\r\n")),
+        ("cifar10", "batches.meta", "label_names"),
+        ("cifar100", "meta", "fine_label_names"),
+    ],
 )
-def test_names_of_a_pickled_file_are_read(tmp_path: Path, kind: str, name: str, key: str, dump: Any) -> None:
-    names = [f"name{i}" for i in range(int(kind[5:]))]
-    dump({key: names}, write_pickled(tmp_path, kind, dump) / name)
+def test_names_of_a_file_are_read(tmp_path: Path, kind: str, name: str, key: str) -> None:
+    names = [f"class number {i}" for i in range(int(kind[5:]))]
+    if name.endswith(".txt"):
+        (write_binary(tmp_path, kind) / name).write_bytes(key.join([*names, "", ""]).encode())
+    else:
+        dump_python2({key: names}, write_pickled(tmp_path, kind, dump_python2) / name)
     assert open_source(tmp_path, split="test").classes == tuple(names)
 
 
@@ -194,18 +191,6 @@ def test_a_broken_binary_file_is_named(
         open_source(tmp_path, split="train")
 
 
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("true",)
-
-
-def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path: Path) -> None:
-    write_pickled(tmp_path, "cifar10", dump_python2)
-    (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": Evil()}, 2))
-    with pytest.raises(ValueError, match=r"test_batch: refused to unpickle: it refers to posix.system"):
-        open_source(tmp_path, split="test")
-
-
 class Calls:
     """Pickles as the call of a function with arguments."""
 
@@ -219,6 +204,8 @@ class Calls:
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
 OVER_POINTERS = Calls(np.ndarray, (4,), np.dtype("O"), b"ABCDEFGH" * 4)
 ATTACKS = {
+    "a call of the system": (Calls(os.system, "true"), "refused to unpickle: it refers to posix.system"),
+    "an odd codec": (Calls(codecs.encode, "text", "rot13"), "encoding 'rot13' is not allowed"),
     "an array over pointers": (OVER_POINTERS, "it holds an array of dtype 'O8?'"),
     "numpy.ndarray itself": (Calls(np.ndarray, (4,)), "it calls numpy.ndarray, which no array needs"),
     "objects by their state": (np.array([None, 1], object), "it holds an array of dtype 'O8?'"),
@@ -240,72 +227,48 @@ ATTACKS = {
 }
 
 
-def protocol_2(content: Any) -> bytes:
-    return pickle.dumps(content, 2)
+PLACES = {
+    "data": lambda evil: {"data": evil},
+    "a list of labels": lambda evil: {"labels": [evil]},
+    "a list of names": lambda evil: {"label_names": [evil]},
+    "a key of its own": lambda evil: {"other": evil},
+}
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("place", ["data", "labels", "a list of labels", "label_names", "a key of its own"])
-def test_an_attack_by_numpy_is_refused_wherever_it_is(tmp_path: Path, attack: str, place: str) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_an_attack_is_refused_wherever_it_is(tmp_path: Path, attack: str, place: str) -> None:
     evil, message = ATTACKS[attack]
-    write_pickled(tmp_path, "cifar10", dump_python3)
-    content = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], "label_names": [evil]}
-    content |= {"a list of labels": {"labels": [evil]}}.get(place, {place: evil})
-    name = "batches.meta" if place == "label_names" else "test_batch"
-    if place != "label_names":
-        del content["label_names"]
-    (tmp_path / name).write_bytes(protocol_2(content))
+    name = "batches.meta" if place == "a list of names" else "test_batch"
+    content = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], **PLACES[place](evil)}
+    (write_pickled(tmp_path, "cifar10", dump_python3) / name).write_bytes(pickle.dumps(content, 2))
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         open_source(tmp_path, split="test")
 
 
-@pytest.mark.parametrize("opcode", [b"}b", b"N}U\x01xK\x01s\x86b"])
-def test_a_pickle_cannot_change_what_the_next_one_uses(tmp_path: Path, opcode: bytes) -> None:
-    """BUILD on a global: it would set attributes of a function that is shared."""
-    write_pickled(tmp_path, "cifar10", dump_python2)
-    (tmp_path / "test_batch").write_bytes(b"\x80\x02cnumpy\ndtype\n" + opcode + b".")
-    with pytest.raises(ValueError, match=r"refused to unpickle: it changes numpy.dtype, which no array needs"):
-        open_source(tmp_path, split="test")
-
-
-def test_numpy_ndarray_cannot_be_made_by_newobj(tmp_path: Path) -> None:
-    write_pickled(tmp_path, "cifar10", dump_python2)
-    (tmp_path / "test_batch").write_bytes(b"\x80\x02cnumpy\nndarray\nK\x04\x85\x81.")
-    with pytest.raises(ValueError, match=r"test_batch: (refused to unpickle|broken pickle)"):
-        open_source(tmp_path, split="test")
-
-
-@pytest.mark.parametrize("label", [2**70, -1, 100, 2**20_000], ids=["70 bits", "-1", "100", "20,000 bits"])
-def test_a_pickled_label_of_any_size_is_refused(tmp_path: Path, label: int) -> None:
-    content = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, label]}
-    dump_python3(content, write_pickled(tmp_path, "cifar10", dump_python3) / "test_batch")
-    with pytest.raises(ValueError, match=r"test_batch: the label at index 1 is out of range: expected 0..99"):
-        open_source(tmp_path, split="test")
-
-
-class OddCodec:
-    def __reduce__(self) -> tuple[Any, ...]:
-        import codecs
-
-        return codecs.encode, ("text", "rot13")
+def of_two(**changed: Any) -> bytes:
+    """A pickle of two images and labels, but for what has changed; None takes a key out."""
+    content = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], **changed}
+    return pickle.dumps({key: value for key, value in content.items() if value is not None}, 2)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps({"data": OddCodec()}, 2), "encoding 'rot13' is not allowed"),
+        # BUILD on a global would set attributes of a function that the next pickle uses.
+        (b"\x80\x02cnumpy\ndtype\n}b.", "refused to unpickle: it changes numpy.dtype, which no array needs"),
+        (b"\x80\x02cnumpy\ndtype\nN}U\x01xK\x01s\x86b.", "refused to unpickle: it changes numpy.dtype, which no"),
+        (b"\x80\x02cnumpy\nndarray\nK\x04\x85\x81.", "refused to unpickle|broken pickle"),  # by NEWOBJ
         (b"no pickle", "broken pickle|refused to unpickle"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, 2)[:-100], "pickle"),
+        (of_two()[:-100], "pickle"),
         (pickle.dumps([1], 2), "expected a pickled dict, got list"),
-        (pickle.dumps({"data": np.zeros((2, 3072)), "labels": [0, 1]}, 2), r"expected data to be uint8.*float64"),
-        (
-            pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}, 2),
-            r"shape \[n 3072\], got uint8 \[2, 5\]",
-        ),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}, 2), "expected a list of integers under labels"),
-        (
-            pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, 2),
-            "expected 2 labels, one an image, got 1",
+        (of_two(data=np.zeros((2, 3072))), r"expected data to be uint8.*float64"),
+        (of_two(data=np.zeros((2, 5), np.uint8)), r"shape \[n 3072\], got uint8 \[2, 5\]"),
+        (of_two(labels=None), "expected a list of integers under labels"),
+        (of_two(labels=[0]), "expected 2 labels, one an image, got 1"),
+        *(
+            (of_two(labels=[0, label]), "the label at index 1 is out of range: expected 0..99")
+            for label in (-1, 100, 2**70, 2**20_000)
         ),
     ],
 )

@@ -81,6 +81,7 @@ def test_a_name_that_is_not_utf_8_is_sharded_too(folder: Path, tmp_path: Path) -
         (lambda path: path.symlink_to("nowhere.png"), "a link to nowhere.png, which is not there"),
         (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
         (lambda path: path.symlink_to(path), "a link that leads to itself"),
+        (lambda path: path.symlink_to("good.png/x"), "a link that leads through a file as if it were a folder"),
         (lambda path: path.touch(), "not an image: the file has zero bytes"),
     ],
 )
