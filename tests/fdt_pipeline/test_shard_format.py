@@ -100,11 +100,6 @@ def test_what_a_header_has_no_room_for_is_refused() -> None:
         ustar_header(b"x", 8**11)
 
 
-def test_an_index_has_a_line_a_sample_and_four_words_a_member() -> None:
-    samples = [[Member("npy", 512, 200, "0.npy"), Member("cls", 1536, 1, "0.cls")], [Member("cls", 2560, 1, "1.cls")]]
-    assert index_text(samples) == "v1.2 2\nnpy 512 200 0.npy cls 1536 1 0.cls\ncls 2560 1 1.cls\n"
-
-
 @given(st.lists(st.lists(MEMBERS, min_size=1, max_size=3), max_size=5))
 def test_parsing_an_index_inverts_writing_it(samples: list[list[Member]]) -> None:
     assert parse_index(index_text(samples)) == samples
@@ -156,8 +151,7 @@ def test_columns_of_other_samples_are_refused(text: str, message: str) -> None:
 def labels_in(texts: list[bytes], num_classes: int) -> tuple[list[int], dict[int, str]]:
     """The labels of samples without images whose .cls members hold these texts."""
     sizes = np.array([len(text) for text in texts])
-    offsets = np.cumsum([0, *(sizes + 1)[:-1]])
-    nothing = np.zeros_like(sizes)
+    offsets, nothing = np.cumsum([0, *(sizes + 1)[:-1]]), np.zeros_like(sizes)
     names = [f"{i}.npy" for i in range(len(texts))]
     samples = IndexColumns(nothing, nothing, offsets, sizes, ["npy"] * len(texts), names)
     labels, bad = read_labels(np.frombuffer(b"/".join(texts) + b"/", np.uint8), samples, num_classes)

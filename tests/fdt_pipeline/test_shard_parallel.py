@@ -95,13 +95,6 @@ def test_a_sample_that_fits_into_no_tar_is_bad(tmp_path: Path) -> None:
         write_shards(ArraySource(np.zeros((4, 60, 60, 3), np.uint8), [0, 1, 0, 1]), tmp_path, max_shard_bytes=10_240)
 
 
-def test_bad_samples_end_the_run_and_are_named(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(BadSampleError, match=r"sample \d+ of the source \(./\d+\.jpg\): not a") as caught:
-        write_shards(open_source(folder), tmp_path, samples_per_shard=1000)
-    assert caught.value.key == f"{'abc'[caught.value.position // 40]}/{caught.value.position:03d}.jpg"
-    assert names(tmp_path) == []
-
-
 def test_in_quarantine_they_are_listed_with_their_reasons_and_all_others_are_written(
     tmp_path: Path, folder: Path
 ) -> None:
@@ -162,11 +155,15 @@ def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
         write_shards(Fatal(), tmp_path, samples_per_shard=10, workers=2)
 
 
-def test_an_error_in_a_worker_keeps_its_type_and_its_traceback(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(BadSampleError) as caught:
-        write_shards(open_source(folder), tmp_path, samples_per_shard=30, workers=2)
-    assert isinstance(caught.value.__cause__, WorkerError)
-    assert "run_task" in str(caught.value.__cause__)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_sample_ends_the_run_and_is_named(tmp_path: Path, folder: Path, workers: int) -> None:
+    """An error in a worker keeps its type and its traceback."""
+    with pytest.raises(BadSampleError, match=r"sample \d+ of the source \(./\d+\.jpg\): not a") as caught:
+        write_shards(open_source(folder), tmp_path, workers=workers, samples_per_shard=60)
+    assert caught.value.key == f"{'abc'[caught.value.position // 40]}/{caught.value.position:03d}.jpg"
+    if workers == 2:
+        assert isinstance(caught.value.__cause__, WorkerError)
+        assert "run_task" in str(caught.value.__cause__)
 
 
 def test_images_are_resized_to_one_shape(tmp_path: Path, folder: Path) -> None:
@@ -181,32 +178,21 @@ import numpy as np
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 print("imported", flush=True)
-source = ArraySource(np.zeros((40, 4, 4), np.uint8), np.arange(40) % 4)
-write_shards(source, sys.argv[1], samples_per_shard=10, workers=2)
-"""
-OWN_CLASS = """
-import sys
-import numpy as np
-from fdt_pipeline.shards import write_shards
-from fdt_pipeline.sources import ArraySource
-print("imported", flush=True)
-
 class Own(ArraySource):
     pass
-
-if __name__ == "__main__":
-    source = Own(np.zeros((40, 4, 4), np.uint8), np.arange(40) % 4)
+if not {own} or __name__ == "__main__":
+    source = (Own if {own} else ArraySource)(np.zeros((40, 4, 4), np.uint8), np.arange(40) % 4)
     write_shards(source, sys.argv[1], samples_per_shard=10, workers=2)
 """
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("script", "imports"), [(SCRIPT, 1), (OWN_CLASS, 3)])
+@pytest.mark.parametrize(("own", "imports"), [(False, 1), (True, 3)])
 def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(
-    tmp_path: Path, script: str, imports: int
+    tmp_path: Path, own: bool, imports: int
 ) -> None:
     """So most need no `if __name__ == "__main__"`, and do not import torch once more a worker."""
-    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "script.py").write_text(SCRIPT.format(own=own))
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -216,6 +202,6 @@ def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(
 
 @pytest.mark.process
 def test_a_script_from_standard_input_may_use_workers(tmp_path: Path) -> None:
-    command = [sys.executable, "-", str(tmp_path / "out")]
-    subprocess.run(command, input=SCRIPT, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
+    command, environment = [sys.executable, "-", str(tmp_path / "out")], {**os.environ, "PYTHONPATH": "."}
+    subprocess.run(command, input=SCRIPT.format(own=False), text=True, check=True, env=environment)
     assert verify_shards(tmp_path / "out") == []

@@ -21,20 +21,12 @@ def test_samples_are_those_of_the_arrays() -> None:
     np.testing.assert_array_equal(np.stack([image for image, _, _ in source]), IMAGES)
 
 
-def test_gray_images_get_a_channel_axis() -> None:
-    source = ArraySource(IMAGES[..., 0], LABELS)
-    assert source.shape == (4, 5, 1)
-    np.testing.assert_array_equal(source[2].image[..., 0], IMAGES[2, :, :, 0])
-
-
-def test_a_strided_view_yields_contiguous_images() -> None:
-    image = ArraySource(IMAGES.transpose(0, 2, 1, 3), LABELS)[1].image
+def test_gray_images_get_a_channel_axis_and_strided_ones_become_contiguous() -> None:
+    source = ArraySource(IMAGES[..., 0].transpose(0, 2, 1), LABELS.tolist())
+    assert (source.shape, source.classes) == ((5, 4, 1), ("0", "1", "2"))
+    image = source[2].image
     assert image.flags.c_contiguous
-    np.testing.assert_array_equal(image, IMAGES[1].transpose(1, 0, 2))
-
-
-def test_classes_default_to_the_labels() -> None:
-    assert ArraySource(IMAGES, LABELS.tolist()).classes == ("0", "1", "2")
+    np.testing.assert_array_equal(image[..., 0], IMAGES[2, :, :, 0].T)
 
 
 @pytest.mark.parametrize(
@@ -53,19 +45,8 @@ def test_classes_default_to_the_labels() -> None:
         (IMAGES, LABELS, ["a", "b", "c", "d"], r"1 of 4 classes have no sample: 3 \(d\)"),
         (IMAGES, LABELS, ["a", "b", "a"], "class names must differ, got 'a' 2 times"),
         (IMAGES, LABELS, ["a", "b", ""], "class names must be strings that are not empty, got '' for class 2"),
-        (
-            IMAGES,
-            np.array([0, 1, 2_000_000_000, 0, 1, 2]),
-            None,
-            r"label 2000000000 at index 2 is out of range: expected 0..65535 where no class names are given",
-        ),
-        (
-            IMAGES,
-            LABELS.astype(np.uint64) + np.uint64(2**63),
-            None,
-            "label 9223372036854775810 at index 2 is out of range",
-        ),
-        (IMAGES, LABELS.astype(np.uint64), ["a", "b"], r"label 2 at index 2 is out of range: expected 0..1"),
+        (IMAGES, LABELS * 10**9, None, r"label 2000000000 at index 2 .* 0..65535 where no class names are given"),
+        (IMAGES, LABELS.astype(np.uint64) + np.uint64(2**63), None, "label 9223372036854775810 at index 2 is out of"),
     ],
 )
 def test_wrong_arrays_are_refused(images: Any, labels: Any, classes: Any, message: str) -> None:
