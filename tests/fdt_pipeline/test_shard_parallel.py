@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdt_pipeline.shards import BadSampleError, WorkerError, load_shards, verify_shards, write_shards
+from fdt_pipeline.shards import BadSampleError, WorkerError, verify_shards, write_shards
 from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
 from tests.folders import content, names
 
@@ -164,12 +164,6 @@ def test_a_bad_sample_ends_the_run_and_is_named(tmp_path: Path, folder: Path, wo
     if workers == 2:
         assert isinstance(caught.value.__cause__, WorkerError)
         assert "run_task" in str(caught.value.__cause__)
-
-
-def test_images_are_resized_to_one_shape(tmp_path: Path, folder: Path) -> None:
-    manifest = write_shards(open_source(folder), tmp_path, "png", size=16, on_bad="quarantine")
-    assert (manifest.shape, manifest.size) == ((16, 16, 3), 16)
-    assert load_shards(tmp_path)[0].shape == (111, 16, 16, 3)
 
 
 SCRIPT = """

@@ -48,12 +48,6 @@ def test_the_whole_set_is_loaded_in_the_order_of_the_shards(folder: Path, num_th
     assert streamed == keys
 
 
-@pytest.mark.parametrize("encoding", ["raw", "png"])
-def test_gray_images_keep_their_channel_axis(tmp_path: Path, encoding: str) -> None:
-    write_shards(ArraySource(IMAGES[..., 0], SOURCE.labels), tmp_path, encoding)
-    assert load_shards(tmp_path)[0].shape == (30, 5, 4, 1)
-
-
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_few_shards_are_in_memory_and_no_thread_outlives_a_reader_that_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_threads: int

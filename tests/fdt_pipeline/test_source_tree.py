@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ from PIL import Image
 from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.key import source_key_of
 from fdt_pipeline.sources import open_source
-from fdt_pipeline.sources.image_folder import Names
 
 ODD_NAMES = [
     "a.b.c.jpg",
@@ -108,25 +105,6 @@ def test_a_set_of_which_no_image_can_be_read_opens_as_color(folder: Path) -> Non
         path.write_bytes(b"text")
     source = open_source(folder, "folder")
     assert source.channels == 3  # type: ignore[attr-defined]
-
-
-def test_a_part_that_travels_knows_its_own_files_alone(folder: Path) -> None:
-    for index in range(2000):
-        save(folder / "cat" / f"{index:05d}.png") if index < 3 else (folder / "cat" / f"{index:05d}.png").touch()
-    part = open_source(folder).take(np.array([2, 0]))  # type: ignore[attr-defined]
-    assert len(pickle.dumps(part)) < 2000
-    assert [part.key(0), part.key(1)] == ["cat/00002.png", "cat/00000.png"]
-    assert part[0].key == "cat/00002.png"
-
-
-@pytest.mark.soak
-def test_names_are_kept_in_little_memory() -> None:
-    tracemalloc.start()
-    names = Names(f"class-{i % 100}/{i:07d}.jpg" for i in range(200_000))
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    assert names[123_456] == "class-56/0123456.jpg"
-    assert held < 200_000 * 35, f"{held / 200_000:.0f} bytes a name of 20"
 
 
 MEMORY = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import resource
@@ -284,31 +285,12 @@ def test_waiting_for_whoever_reads_a_damaged_file_ends_when_it_is_not_wanted_any
 def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
     folder: RemoteFolder, tmp_path: Path
 ) -> None:
-    fetching, go_on, stop, errors = Event(), Event(), Event(), []
-
-    class Slow(RemoteFolder):
-        def read_range(self, name: str, begin: int, end: int) -> bytes:
-            fetching.set()
-            go_on.wait()
-            return super().read_range(name, begin, end)
-
-    def lease(wanted: Entry, stop: Event) -> None:
-        try:
+    wanted = entry(folder, 0)
+    with (tmp_path / f"{wanted.sha256}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as if it were fetching the file
+        stop = Patience(lambda: stop.set())  # noqa: PLW0108
+        with pytest.raises(OSError, match=r"^memory://files/file-0: not wanted any more$"):
             fetched(Cache(tmp_path), wanted, stop=stop)
-        except OSError as error:
-            errors.append(str(error))
-
-    other = Thread(target=lease, args=(entry(Slow("memory://files", QUICK), 0), Event()), daemon=True)
-    other.start()
-    fetching.wait()
-    waiting = Thread(target=lease, args=(entry(folder, 0), stop), daemon=True)
-    waiting.start()
-    stop.set()
-    waiting.join(60)
-    assert not waiting.is_alive()
-    go_on.set()
-    other.join()
-    assert errors == ["memory://files/file-0: not wanted any more"]
 
 
 def test_a_full_disk_is_an_error_that_names_the_cache(folder: RemoteFolder, tmp_path: Path) -> None:
