@@ -102,7 +102,7 @@ def summary(out: str, manifest: Manifest) -> dict[str, Any]:
         "out": out,
         "split": manifest.split,
         "encoding": manifest.encoding,
-        "stored_as": manifest.stored_as,
+        "stored_as": manifest.samples_per_extension,
         "num_shards": len(manifest.shards),
         "num_samples": manifest.num_samples,
         "num_classes": len(manifest.classes),
@@ -113,7 +113,7 @@ def summary(out: str, manifest: Manifest) -> dict[str, Any]:
 
 def stored(manifest: Manifest) -> str:
     """Such as "20 jpg, 10 png"."""
-    return ", ".join(f"{count or ''} {extension}".lstrip() for extension, count in manifest.stored_as.items())
+    return ", ".join(f"{count} {extension}" for extension, count in manifest.samples_per_extension.items())
 
 
 def tell(out: str, manifest: Manifest) -> None:

@@ -43,11 +43,6 @@ _NPY_PREFIX = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), \} *\n")
 
 
-def check_encoding(encoding: str) -> None:
-    if encoding not in EXTENSIONS:
-        raise ValueError(f"encoding must be one of {', '.join(EXTENSIONS)}, got {encoding!r}")
-
-
 def encode(image: U8, encoding: str) -> bytes:
     """u8[h w c] -> file content, by any encoding but keep. Bytes depend on the libraries that Pillow was built with."""
     if encoding == "raw":
@@ -60,16 +55,6 @@ def encode(image: U8, encoding: str) -> bytes:
         height, width = image.shape[:2]
         raise ValueError(f"{width} x {height} pixels cannot be stored as {encoding} ({error})") from error
     return file.getvalue()
-
-
-def stored(image: U8, encoding: str, file: bytes | None = None, plain: str | None = None) -> tuple[str, bytes]:
-    """(extension, content) of an image in this encoding. file: the source's own file; plain: its extension, if the file
-    may be kept."""
-    if encoding == "keep":
-        if file is not None and plain is not None:
-            return plain, file
-        encoding = "png"
-    return EXTENSIONS[encoding][0], encode(image, encoding)
 
 
 def decode(data: bytes | memoryview, extension: str, channels: int | None = None) -> U8:
@@ -168,7 +153,8 @@ class ShardingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_encoding(self.encoding)
+        if self.encoding not in EXTENSIONS:
+            raise ValueError(f"encoding must be one of {', '.join(EXTENSIONS)}, got {self.encoding!r}")
         for name in ("size", "samples_per_shard"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -221,9 +207,13 @@ def _of_file(file: bytes, channels: int, options: ShardingOptions) -> _Encoded:
 
 
 def _encoded(pixels: U8, plain: str | None, file: bytes | None, options: ShardingOptions) -> _Encoded:
+    """file: the source's own; plain: its extension, if the file may be kept."""
     if options.size is not None and pixels.shape[:2] != (options.size, options.size):
         pixels, plain = resized(pixels, options.size), None
-    extension, data = stored(pixels, options.encoding, file, plain)
+    if options.encoding == "keep" and file is not None and plain is not None:
+        return pixels.shape, pixels, plain, file
+    encoding = "png" if options.encoding == "keep" else options.encoding
+    extension, data = EXTENSIONS[encoding][0], encode(pixels, encoding)
     if options.encoding == "jpg":  # it has lost something, and a reader sees what is left
         pixels = decode(data, extension, pixels.shape[2])
     return pixels.shape, pixels, extension, data

@@ -66,7 +66,7 @@ def webdataset_files(location: Location) -> WebdatasetFiles:
     return {
         "paths": [folder.path(shard.name) for shard in manifest.shards],
         "index_paths": [folder.path(shard.index_name) for shard in manifest.shards],
-        "ext": [";".join(manifest.stored_as), "cls"],
+        "ext": [";".join(manifest.samples_per_extension), "cls"],
     }
 
 

@@ -12,12 +12,11 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..sources.source import check_class_names
-from .codec import EXTENSIONS, check_encoding
+from .codec import EXTENSIONS, ShardingOptions
 from .tar import unpack_checksums
 
 FORMAT_VERSION = 2
 SHA256_FIELD = "manifest_sha256"
-_COUNTS = "samples_per_extension"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _T = TypeVar("_T")
@@ -61,8 +60,8 @@ class Quarantined:
 class Manifest:
     """shape is (h, w, c), or None if sizes differ; mean and std are per channel, in 0..255. size: the side that images
     were resized and cropped to, if they were. keys: KEY -> key in the source, where it cannot be read off the KEY
-    (key.py). quarantine: the samples of the source that are in no shard. samples_per_extension: where an encoding has
-    several ("keep"); None of other encodings, and of sets that were made before it was counted."""
+    (key.py). quarantine: the samples of the source that are in no shard. samples_per_extension: how many images are
+    stored as what."""
 
     kind: str
     split: str | None
@@ -81,11 +80,13 @@ class Manifest:
     shards: tuple[Shard, ...]
     keys: dict[str, str]
     quarantine: tuple[Quarantined, ...]
-    samples_per_extension: dict[str, int] | None = None
+    samples_per_extension: dict[str, int]
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        check_encoding(self.encoding)
+        ShardingOptions(
+            self.encoding, self.size, self.samples_per_shard, self.max_shard_bytes, self.seed
+        )  # checks them
         check_class_names(self.classes)
         for fault in _faults(self):
             raise ValueError(fault)
@@ -93,30 +94,16 @@ class Manifest:
     @property
     def sha256(self) -> str:
         """The sha256 of all fields, as JSON with sorted keys and without blanks."""
-        fields = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
+        fields = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(fields.encode("ascii")).hexdigest()
-
-    @property
-    def stored_as(self) -> dict[str, int | None]:
-        """Extension of the images' files -> how many; None where the set was made before that was counted."""
-        extensions = EXTENSIONS[self.encoding]
-        if len(extensions) == 1:
-            return {extensions[0]: self.num_samples}
-        return {**(self.samples_per_extension or dict.fromkeys(extensions))}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and, last, manifest_sha256."""
-        return {**self._fields(), SHA256_FIELD: self.sha256}
+        return {**dataclasses.asdict(self), SHA256_FIELD: self.sha256}
 
     def to_json(self) -> str:
         """JSON without a time or a path: the same set has the same manifest."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    def _fields(self) -> dict[str, Any]:
-        fields = dataclasses.asdict(self)
-        if self.samples_per_extension is None:
-            del fields[_COUNTS]
-        return fields
 
 
 def shard_name(index: int) -> str:
@@ -135,10 +122,7 @@ def manifest_from_json(text: str) -> Manifest:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"expected format_version {FORMAT_VERSION}, an integer, got {version!r}")
-    fields = get_type_hints(Manifest)
-    if _COUNTS not in content:
-        del fields[_COUNTS]
-    values = _read_fields({**fields, SHA256_FIELD: str}, content)
+    values = _read_fields({**get_type_hints(Manifest), SHA256_FIELD: str}, content)
     sha256 = values.pop(SHA256_FIELD)
     manifest = Manifest(**values)
     if sha256 != manifest.sha256:
@@ -198,12 +182,9 @@ def _faults_of_shard(shard: Shard) -> Iterator[str]:
 
 def _faults(manifest: Manifest) -> Iterator[str]:
     """Why the fields contradict each other."""
-    if not 0 <= manifest.seed < 2**64:
-        yield f"seed must be in [0, 2**64), got {manifest.seed}"
-    for name in ("num_samples", "samples_per_shard", "channels", "max_shard_bytes", "size"):
-        value = getattr(manifest, name)
-        if value is not None and value < 1:
-            yield f"{name} must be at least 1, got {value}"
+    for name in ("num_samples", "channels"):
+        if getattr(manifest, name) < 1:
+            yield f"{name} must be at least 1, got {getattr(manifest, name)}"
     yield from _faults_of_counts(manifest)
     yield from _faults_of_pixels(manifest)
     for index, shard in enumerate(manifest.shards):  # so no name leads out of the folder
@@ -223,9 +204,7 @@ def _faults_of_counts(manifest: Manifest) -> Iterator[str]:
     if len(manifest.classes) != len(manifest.samples_per_class):
         yield f"{len(manifest.classes)} classes, but {len(manifest.samples_per_class)} samples_per_class"
     counts, known = manifest.samples_per_extension, EXTENSIONS[manifest.encoding]
-    if counts is not None and (
-        not set(counts) <= set(known) or sum(counts.values()) != manifest.num_samples or min(counts.values()) < 1
-    ):
+    if not set(counts) <= set(known) or sum(counts.values()) != manifest.num_samples or min(counts.values()) < 1:
         yield (
             f"samples_per_extension must be at least 1 of each of {', '.join(known)} that is there, and "
             f"{manifest.num_samples} in all, got {counts}"

@@ -197,7 +197,7 @@ class _Verification:
         for label, (name, expected) in enumerate(zip(manifest.classes, manifest.samples_per_class, strict=True)):
             if self.labels[label] != expected:
                 yield f"{where}: class {label} ({name}): expected {expected} samples, got {self.labels[label]}"
-        if manifest.samples_per_extension not in (None, self.extensions):
+        if manifest.samples_per_extension != self.extensions:
             yield f"{where}: expected images stored as {manifest.samples_per_extension}, got {dict(self.extensions)}"
         if self.num_fine != manifest.num_samples:
             return  # mean and std can only be compared when every image could be decoded

@@ -13,7 +13,6 @@ from ..sources.source import Source
 from ..storage import Folder, open_folder
 from ..storage.atomic import remedy
 from ..storage.remote import RemoteFolder
-from .codec import EXTENSIONS
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
 from .manifest import Manifest, Shard, shard_name
 from .plan import Plan, ShardingOptions, planned
@@ -222,7 +221,6 @@ def _manifest(plan: Plan, records: list[Record]) -> Manifest:
     if total.statistics.counts is None:
         bad = total.quarantine[0]
         raise ValueError(f"none of the {len(total.quarantine)} samples is good: {bad.key}: {bad.reason}")
-    has_several = len(EXTENSIONS[options.encoding]) > 1
     return Manifest(
         kind=source.kind,
         split=source.split,
@@ -240,7 +238,7 @@ def _manifest(plan: Plan, records: list[Record]) -> Manifest:
         std=total.statistics.std,
         shards=tuple(replace(part, name=shard_name(index)) for index, part in enumerate(_parts(records))),
         keys={**plan.carried.keys, **dict(sorted(total.keys.items()))},
-        samples_per_extension=dict(sorted(total.samples_per_extension.items())) if has_several else None,
+        samples_per_extension=dict(sorted(total.samples_per_extension.items())),
         quarantine=tuple(sorted([*plan.carried.quarantine, *total.quarantine], key=lambda bad: bad.position)),
     )
 

@@ -47,11 +47,9 @@ def photos(folder: Path) -> Path:
 
 def test_it_counts_what_was_stored_as_what_where_files_are_kept(tmp_path: Path) -> None:
     manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path / "kept", "keep", samples_per_shard=2)
-    assert manifest.samples_per_extension == manifest.stored_as == {"jpg": 3, "png": 2}
+    assert manifest.samples_per_extension == {"jpg": 3, "png": 2}
     assert read_manifest(tmp_path / "kept") == manifest
-    raw = write_shards(SOURCE, tmp_path / "raw")
-    assert (raw.samples_per_extension, raw.stored_as) == (None, {"npy": 7})
-    assert "samples_per_extension" not in raw.to_dict()
+    assert write_shards(SOURCE, tmp_path / "raw").samples_per_extension == {"npy": 7}
 
 
 def test_what_dalis_reader_takes(tmp_path: Path) -> None:
