@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import ArraySource
-from .source import I64, U8, Source, check_file, check_labels
+from .source import I64, U8, Source, check_file, check_labels, first_holder
 from .unpickle import load_dict
 
 _NUM_PIXELS = 3 * 32 * 32
@@ -51,19 +51,16 @@ _CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 def find(path: Path, kind: str) -> Path | None:
     """The first folder with at least one of the files; binary comes before pickled."""
-    for folder in (path, *(path / name for name in _FOLDERS[kind])):
-        if _has_any(folder, kind, ".bin") or _has_any(folder, kind, ""):
-            return folder
-    return None
+    return first_holder((path, *(path / name for name in _FOLDERS[kind])), [*_names(kind, ".bin"), *_names(kind, "")])
 
 
-def splits(folder: Path, kind: str) -> tuple[str, ...]:
-    return tuple(_FILES[kind])
+def _names(kind: str, suffix: str) -> list[str]:
+    return [f"{name}{suffix}" for names in _FILES[kind].values() for name in names]
 
 
 def read(folder: Path, kind: str, split: str | None) -> Source:
     assert split is not None
-    binary = _has_any(folder, kind, ".bin")
+    binary = first_holder([folder], _names(kind, ".bin")) is not None
     paths = [folder / f"{name}.bin" if binary else folder / name for name in _FILES[kind][split]]
     parts = [_read_binary(path, kind) if binary else _read_pickled(path) for path in paths]
     classes = (_read_binary_names(folder, kind) if binary else _read_pickled_names(folder)) or _CLASSES[kind]
@@ -79,13 +76,9 @@ def read(folder: Path, kind: str, split: str | None) -> Source:
     return ArraySource(planes.transpose(0, 2, 3, 1), labels, classes, kind=kind, split=split, where=folder)
 
 
-def _has_any(folder: Path, kind: str, suffix: str) -> bool:
-    return any((folder / f"{name}{suffix}").is_file() for names in _FILES[kind].values() for name in names)
-
-
 def _read_binary(path: Path, kind: str) -> tuple[U8, U8]:
     """(planes u8[n 3 32 32], fine labels u8[n])."""
-    check_file(path, path.is_file())
+    check_file(path)
     data = np.fromfile(path, np.uint8)
     row = _NUM_LABELS[kind] + _NUM_PIXELS
     num_rows, rest = divmod(data.size, row)
@@ -143,7 +136,7 @@ def _read_pickled_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def _read_dict(path: Path) -> dict[str, Any]:
-    check_file(path, path.is_file())
+    check_file(path)
     return {_text(key): value for key, value in load_dict(path).items() if isinstance(key, (bytes, str))}
 
 

@@ -92,10 +92,6 @@ def has_images(tree: Tree) -> bool:
     return any(extension(file) in extensions for name in tree.folders("") for file in image_files(tree.walk(name)))
 
 
-def splits(path: Path, kind: str) -> tuple[str, ...]:
-    return splits_of(LocalTree(path))
-
-
 def splits_of(tree: Tree) -> tuple[str, ...]:
     return tuple(_split_folders(tree))
 

@@ -20,10 +20,10 @@ SPLITS = ("train", "test")
 def find(path: Path, kind: str) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".npz" else None
-    return path if splits(path, kind) else None
+    return path if splits(path) else None
 
 
-def splits(path: Path, kind: str) -> tuple[str, ...]:
+def splits(path: Path) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if (path / f"{split}.npz").is_file())
 
 
@@ -61,7 +61,7 @@ def _own_classes(file: Path) -> list[str] | None:
 
 
 def _read_array(file: Path, name: str, required: bool = True) -> Any:
-    check_file(file, file.is_file())
+    check_file(file)
     try:
         # Opened here, because np.load leaves a file open that turns out to be broken.
         with file.open("rb") as opened:

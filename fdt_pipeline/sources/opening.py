@@ -23,9 +23,6 @@ class Family(Protocol):
     def find(self, path: Path, kind: str, /) -> Path | None:
         """Where the files lie, at or below the path, or None."""
 
-    def splits(self, path: Path, kind: str, /) -> tuple[str, ...]:
-        """The splits of what `find` returned; () if it has none."""
-
     def read(self, path: Path, kind: str, split: str | None, /) -> Source: ...
 
 
@@ -90,7 +87,9 @@ def _found(path: str | Path, kind: str | None) -> tuple[str, Path | RemoteTree, 
             return "folder", tree, image_folder.splits_of(tree)
         path = local_copy(str(path))
     kind, place = _locate(Path(path), kind)
-    return kind, place, _FAMILIES[kind].splits(place, kind)
+    if kind == "npz":
+        return kind, place, npz.splits(place)
+    return kind, place, image_folder.splits_of(LocalTree(place)) if kind == "folder" else ("train", "test")
 
 
 def _locate(path: Path, kind: str | None) -> tuple[str, Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -114,6 +115,11 @@ def check_num_bytes(where: object, expected: int, got: int) -> None:
         raise ValueError(f"{where}: the file is {fault}: expected {expected} bytes, got {got}; fetch it again")
 
 
-def check_file(path: object, found: bool) -> None:
-    if not found:
+def check_file(path: Path) -> None:
+    if not path.is_file():
         raise ValueError(f"{path}: the file is missing; fetch it, or choose a split that does not need it with --split")
+
+
+def first_holder(folders: Iterable[Path], names: Collection[str]) -> Path | None:
+    """The first folder that holds at least one file of these names."""
+    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)

@@ -13,20 +13,13 @@ import numpy.typing as npt
 
 from .arrays import ArraySource
 from .idx import DIGITS
-from .source import I64, Source, check_file, check_labels
+from .source import I64, Source, check_file, check_labels, first_holder
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
 
 def find(path: Path, kind: str) -> Path | None:
-    for folder in (path, path / "svhn", path / "SVHN"):
-        if any((folder / name).is_file() for name in FILES.values()):
-            return folder
-    return None
-
-
-def splits(folder: Path, kind: str) -> tuple[str, ...]:
-    return tuple(FILES)
+    return first_holder((path, path / "svhn", path / "SVHN"), FILES.values())
 
 
 def read(folder: Path, kind: str, split: str | None) -> Source:
@@ -56,7 +49,7 @@ def _digits(labels: npt.NDArray[Any], path: Path) -> I64:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    check_file(path, path.is_file())
+    check_file(path)
     try:
         from scipy.io import loadmat
     except ImportError as error:
