@@ -78,15 +78,7 @@ class IndexColumns:
         return self.names[number].partition(".")[0]
 
     def part(self, begin: int, end: int) -> IndexColumns:
-        span = slice(begin, end)
-        return IndexColumns(
-            self.image_offsets[span],
-            self.image_sizes[span],
-            self.label_offsets[span],
-            self.label_sizes[span],
-            self.extensions[span],
-            self.names[span],
-        )
+        return IndexColumns(*(column[begin:end] for column in vars(self).values()))
 
 
 def index_columns(text: str, extensions: Sequence[str], num_bytes: int) -> IndexColumns:

@@ -121,7 +121,7 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         url = self.path(name)
-        return self._call(url, lambda: self.fs.cat_file(url))
+        return self.retry.call(url, lambda: self.fs.cat_file(url))
 
     def read_range(self, name: str, begin: int, end: int) -> bytes:
         """end - begin bytes; fewer where the file ends, or the connection broke off, and all that follow from a web
@@ -146,18 +146,18 @@ class RemoteFolder:
         with tempfile.NamedTemporaryFile(prefix="fdt-pipeline-") as file:
             yield cast(BinaryIO, file)
             file.flush()
-            self._call(url, lambda: self._put(file.name, url))
+            self.retry.call(url, lambda: self._put(file.name, url))
 
     def move(self, old: str, new: str) -> None:
         """A copy and a removal: stores cannot rename."""
         source, target = self.path(old), self.path(new)
-        self._call(target, lambda: self.fs.cp_file(source, target))
+        self.retry.call(target, lambda: self.fs.cp_file(source, target))
         self.remove(old)
 
     def remove(self, name: str) -> None:
         url = self.path(name)
         try:
-            self._call(url, lambda: self.fs.rm_file(url))
+            self.retry.call(url, lambda: self.fs.rm_file(url))
         except FileNotFoundError:
             return
 
@@ -166,11 +166,11 @@ class RemoteFolder:
 
     def make(self) -> None:
         if self.protocol not in _WITHOUT_FOLDERS:
-            self._call(self.url, lambda: self.fs.makedirs(self.url, exist_ok=True))
+            self.retry.call(self.url, lambda: self.fs.makedirs(self.url, exist_ok=True))
 
     def remove_tree(self) -> None:
         try:
-            self._call(self.url, lambda: self.fs.rm(self.url, recursive=True))
+            self.retry.call(self.url, lambda: self.fs.rm(self.url, recursive=True))
         except FileNotFoundError:
             return
 
@@ -182,25 +182,18 @@ class RemoteFolder:
         return self._info(self.path(name))
 
     def files_below(self) -> dict[str, dict[str, Any]]:
-        """Name -> what the store says, of every file in it and below it."""
-        if self.protocol in _WITHOUT_FOLDERS and not self.is_web:
-            found = list(self._call(self.url, lambda: self.fs.find(self.url, detail=True)).values())
-        else:
-            found = self._walked()
+        """Name -> what the store says, of every file in it and below it. fsspec's `find` takes a folder whose listing
+        fails for an empty one."""
         root = self.fs._strip_protocol(self.url).rstrip("/") + "/"
-        return {info["name"].removeprefix(root): info for info in found}
-
-    def _walked(self) -> list[dict[str, Any]]:
-        """All files below it. fsspec's `find` takes a folder whose listing fails for an empty one."""
-        found, waiting = [], [self.url]
+        found, waiting = {}, [self.url]
         while waiting:
             folder = waiting.pop()
             with suppress(FileNotFoundError):
-                for info in self._call(folder, partial(self.fs.ls, folder, detail=True)):
+                for info in self.retry.call(folder, partial(self.fs.ls, folder, detail=True)):
                     if info["type"] == "directory":
                         waiting.append(info["name"])
                     else:
-                        found.append(info)
+                        found[info["name"].removeprefix(root)] = info
         return found
 
     def _put(self, path: str, url: str) -> None:
@@ -212,7 +205,7 @@ class RemoteFolder:
     def _info(self, url: str) -> dict[str, Any] | None:
         """None if it is not there."""
         try:
-            return self._call(url, lambda: self._asked(url))
+            return self.retry.call(url, lambda: self._asked(url))
         except FileNotFoundError:
             return None
 
@@ -230,15 +223,12 @@ class RemoteFolder:
         if self.is_web:
             return []  # it cannot be asked
         try:
-            entries = self._call(self.url, lambda: self.fs.ls(self.url, detail=True))
+            entries = self.retry.call(self.url, lambda: self.fs.ls(self.url, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         here = self.fs._strip_protocol(self.url).rstrip("/")
         names = (entry["name"].rstrip("/") for entry in entries if entry["type"] == kind)
         return sorted(name.rpartition("/")[2] for name in names if name != here)
-
-    def _call(self, url: str, function: Any) -> Any:
-        return self.retry.call(url, function)
 
 
 class _Ranges(io.RawIOBase):
