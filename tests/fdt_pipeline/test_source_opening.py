@@ -1,5 +1,7 @@
-"""Which kind of source a path is, its splits, and what is said if it is none. Downloads go through torchvision; here it is
-replaced by one that has the files at hand."""
+"""Which kind of source a path is, its splits, and what is said if it is none.
+
+Downloads go through torchvision; here it is replaced by one that has the files at hand.
+"""
 
 from __future__ import annotations
 
