@@ -84,9 +84,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        ShardingOptions(
-            self.encoding, self.size, self.samples_per_shard, self.max_shard_bytes, self.seed
-        )  # checks them
+        # Made only to check them.
+        ShardingOptions(self.encoding, self.size, self.samples_per_shard, self.max_shard_bytes, self.seed)
         check_class_names(self.classes)
         for fault in _faults(self):
             raise ValueError(fault)

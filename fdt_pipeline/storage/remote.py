@@ -182,10 +182,18 @@ class RemoteFolder:
         return self._info(self.path(name))
 
     def files_below(self) -> dict[str, dict[str, Any]]:
-        """Name -> what the store says, of every file in it and below it. fsspec's `find` takes a folder whose listing
-        fails for an empty one."""
+        """Name -> what the store says, of every file in it and below it. Object stores list them all at once, without a
+        request for each folder."""
+        if self.protocol in _WITHOUT_FOLDERS and not self.is_web:
+            found = list(self.retry.call(self.url, lambda: self.fs.find(self.url, detail=True)).values())
+        else:
+            found = self._walked()
         root = self.fs._strip_protocol(self.url).rstrip("/") + "/"
-        found, waiting = {}, [self.url]
+        return {info["name"].removeprefix(root): info for info in found}
+
+    def _walked(self) -> list[dict[str, Any]]:
+        """All files below it. fsspec's `find` takes a folder whose listing fails for an empty one."""
+        found, waiting = [], [self.url]
         while waiting:
             folder = waiting.pop()
             with suppress(FileNotFoundError):
@@ -193,7 +201,7 @@ class RemoteFolder:
                     if info["type"] == "directory":
                         waiting.append(info["name"])
                     else:
-                        found[info["name"].removeprefix(root)] = info
+                        found.append(info)
         return found
 
     def _put(self, path: str, url: str) -> None:

@@ -88,7 +88,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int, name: str 
     return failures
 
 
-@pytest.mark.parametrize("method", ["info", "ls", "cat_file"])
+@pytest.mark.parametrize("method", ["info", "find", "cat_file"])
 def test_a_run_outlasts_requests_that_fail_a_few_times(
     gray_but_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
