@@ -153,6 +153,13 @@ def test_a_file_arrives_whole_in_spite_of_faults_and_those_without_end_name_it(
     assert len(store.gets(".tar")) >= 3
 
 
+def test_a_second_reader_fetches_nothing(store: Proxy) -> None:
+    load_shards(SET)
+    store.requests.clear()
+    load_shards(SET)
+    assert store.gets(".tar") == store.gets(".idx") == []
+
+
 def test_shards_are_fetched_ahead_in_order_and_let_go(store: Proxy, tmp_path: Path) -> None:
     shards = read_manifest(SET).shards
     files = CachedShardFiles(remote(), Cache(tmp_path / "c", 4 * shards[0].num_bytes))
