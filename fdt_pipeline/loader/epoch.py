@@ -237,7 +237,7 @@ class _Reading:
             names = "; ".join(f"{window.name(i)}: {reason}" for window, i, reason in found)
             raise RuntimeError(
                 f"window {number} of epoch {self.epoch}: a sample of {url} could not be read or decoded: "
-                f"{_gist(error)}; {names or f'`python -m tools verify --decode {url}` names shard and key'}"
+                f"{_gist(error)}; {names or f'`fdt-pipeline verify --decode {url}` names shard and key'}"
             ) from error
 
 

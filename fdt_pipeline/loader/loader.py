@@ -57,7 +57,7 @@ from fdt_pipeline.storage import open_folder
 class FDTLoader:
     """Batches `(images, targets)` from a folder of shards.
 
-    shards: folder with manifest.json, made by `python -m tools shard`; a path, or an fsspec URL (s3://, gs://,
+    shards: folder with manifest.json, made by `fdt-pipeline shard`; a path, or an fsspec URL (s3://, gs://,
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
@@ -73,7 +73,7 @@ class FDTLoader:
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
-    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`python -m fdt_pipeline build` does
+    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     size: (height, width) that streaming resizes to; needed where images differ in size.

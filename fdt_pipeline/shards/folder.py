@@ -106,10 +106,10 @@ def _holds_shards(folder: Folder) -> bool:
 
 def _no_manifest(folder: Folder) -> ValueError:
     if not folder.exists():
-        return ValueError(f"{folder.url}: no such folder; make one with python -m tools shard SOURCE {folder.url}")
+        return ValueError(f"{folder.url}: no such folder; make one with fdt-pipeline shard SOURCE {folder.url}")
     if STAGING_NAME in folder.subfolders():
         return ShardError(
-            f"{folder.url}: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+            f"{folder.url}: an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
         )
     if shard_files(folder):
         return ShardError(
@@ -118,4 +118,4 @@ def _no_manifest(folder: Folder) -> ValueError:
     sets = [below.url for below in _sets_below(folder)]
     if sets:
         return ValueError(f"{folder.url}: no shards here, but in its subfolders: choose one of {', '.join(sets)}")
-    return ValueError(f"{folder.url}: no shards here: run python -m tools shard SOURCE {folder.url}")
+    return ValueError(f"{folder.url}: no shards here: run fdt-pipeline shard SOURCE {folder.url}")

@@ -23,7 +23,7 @@ def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
     try:
         samples = parse_index(folder.read(name).decode("ascii"), shard.num_bytes)
     except (FileNotFoundError, ValueError) as error:
-        raise ShardError(f"{folder.path(name)}: {error}; mend it with python -m tools index") from None
+        raise ShardError(f"{folder.path(name)}: {error}; fix it with fdt-pipeline index") from None
     if len(samples) != shard.num_samples:
         raise ShardError(f"{folder.path(name)}: expected {shard.num_samples} samples, got {len(samples)}")
     return samples

@@ -107,7 +107,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_shards_says_how_to_make_some(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no shards here: run python -m tools shard SOURCE"):
+    with pytest.raises(ValueError, match="no shards here: run fdt-pipeline shard SOURCE"):
         read_manifest(tmp_path)
 
 

@@ -314,5 +314,5 @@ def test_an_unfinished_split_is_not_passed_over(tmp_path: Path) -> None:
     stopped_after(1, tmp_path / "test")
     assert [folder.url for folder in shard_sets(tmp_path)] == [str(tmp_path / "train"), str(tmp_path / "test")]
     assert verify_shards(tmp_path / "test") == [
-        f"{tmp_path}/test: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+        f"{tmp_path}/test: an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
     ]

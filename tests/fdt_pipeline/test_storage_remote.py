@@ -39,7 +39,7 @@ from fdt_pipeline.storage.retrying import Retry
 from tests.folders import content
 from tests.object_store import Answer, Proxy, answers, cuts, flips, hangs, object_store
 from tests.peers import needs
-from tools.__main__ import main
+from fdt_pipeline.cli import main
 
 pytestmark = pytest.mark.peer
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from ..verb import verb_parser
+from fdt_pipeline.cli.command_line import verb_parser
+
 from .spec import MODELS, TIMEOUT
 from .summary import TOO_WIDE
 from .task import Mixing

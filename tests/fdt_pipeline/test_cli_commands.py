@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fdt_pipeline.cli import main, shard
 from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
-from tools import shard
-from tools.__main__ import VERBS, main
+from tools.__main__ import main as tools
 
 SUBSET = "train/data/fashion_mnist_subset"
 
@@ -104,7 +104,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
         "PYTHONUTF8": "0",
         "PYTHONIOENCODING": "ascii",
     }
-    command = [sys.executable, "-m", "tools", "info", str(tmp_path)]
+    command = [sys.executable, "-m", "fdt_pipeline", "info", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert "\\u732b" in result.stdout
@@ -185,15 +185,26 @@ def test_a_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.C
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2
-    assert "usage: python -m tools" in capsys.readouterr().err
+    assert "usage: fdt-pipeline" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["", *(verb.__name__.split(".")[1] for verb in VERBS)])
+VERBS = ("shard", "index", "verify", "info", "preview", "convert", "build", "doctor")
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_every_help_has_an_example_to_copy(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*([verb] if verb else []), "--help")
     assert caught.value.code == 0
-    assert f"example:\n  python -m tools {verb}" in capsys.readouterr().out
+    assert f"example:\n  fdt-pipeline {verb}" in capsys.readouterr().out
+
+
+def test_tools_has_the_same_verbs_and_bench(tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tools(["shard", str(npz), str(tmp_path / "out")]) == 0
+    with pytest.raises(SystemExit):
+        tools(["--help"])
+    found = capsys.readouterr().out
+    assert all(f"\n    {verb} " in found for verb in (*VERBS, "bench"))
 
 
 def test_an_interruption_before_anything_is_written_says_so(
@@ -221,6 +232,6 @@ def test_a_download_comes_before_the_splits_are_looked_for(tmp_path: Path, monke
 def test_the_program_runs_and_a_closed_pipe_is_no_error(tmp_path: Path, npz: Path) -> None:
     """Standard output is closed before anything is printed, as when `head` has read enough."""
     run("shard", npz, tmp_path / "out")
-    command = f"{sys.executable} -m tools info {tmp_path}/out --json | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m fdt_pipeline info {tmp_path}/out --json | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("0\n", "")

@@ -1,4 +1,4 @@
-"""What the verbs that write shards, `shard` and `convert`, have in common."""
+"""What the verbs that write shards, `shard` and `convert`, have in common: options, progress, and what they print."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fdt_pipeline.machine import available_cpus
-from fdt_pipeline.shards import EXTENSIONS, Manifest, Progress
+from fdt_pipeline.shards import Manifest, Progress
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.shards.staging import Staging
 from fdt_pipeline.shards.timm_info import TIMM_INFO_NAME, timm_info_json
 from fdt_pipeline.storage import open_folder
 
+Write = Callable[..., Manifest]  # with a keyword argument `progress`
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Of the images, and of the run."""
+    """Add the options of the images, and those of the run."""
     parser.add_argument("--size", type=int, metavar="N", help="resize the shorter side to N and crop to N x N")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are CPUs)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
@@ -33,42 +35,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(interrupted="nothing was written")
 
 
-def encode_choices() -> tuple[str, ...]:
-    return tuple(EXTENSIONS)
-
-
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `write_shards` and of `convert_shards` alike."""
-    return {
-        "size": arguments.size,
-        "overwrite": arguments.overwrite,
-        "resume": arguments.resume,
-        "on_bad": arguments.on_bad,
-        "workers": available_cpus() if arguments.workers is None else arguments.workers,
-        "engine": arguments.engine,
-    }
+    """The options of the run, as arguments of `write_shards` and of `convert_shards` alike."""
+    options = {name: getattr(arguments, name) for name in ("overwrite", "resume", "on_bad", "engine")}
+    return {**options, "workers": available_cpus() if arguments.workers is None else arguments.workers}
 
 
-def write_sets(
-    arguments: argparse.Namespace, writers: Mapping[str, Callable[[Progress], Manifest]]
-) -> dict[str, Manifest]:
-    """Write each set, by the folder it goes to, and tell of it."""
+def write_sets(arguments: argparse.Namespace, writers: Mapping[str, Write]) -> dict[str, Manifest]:
+    """Write each set to its folder, and print what was written."""
     manifests = {}
     for out, write in writers.items():
         with progress_bar(out, "samples") as progress:
-            manifests[out] = _written(arguments, out, write, progress)
+            manifests[out] = _write(arguments, out, write, progress)
         if not arguments.json:
-            tell(out, manifests[out])
+            _print_summary(out, manifests[out])
     _write_timm_info(arguments.out, {out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
     if arguments.json:
-        print(json.dumps([summary(out, manifest) for out, manifest in manifests.items()], indent=2))
+        print(json.dumps([_summary(out, manifest) for out, manifest in manifests.items()], indent=2))
     return manifests
 
 
-def _written(
-    arguments: argparse.Namespace, out: str, write: Callable[[Progress], Manifest], progress: Progress
-) -> Manifest:
-    """Ctrl-C tells what is kept of it, and how to go on."""
+def _write(arguments: argparse.Namespace, out: str, write: Write, progress: Progress) -> Manifest:
+    """Write one set. Ctrl-C then says what is kept of it, and how to go on."""
     done = total = 0
 
     def counted(now: int, of: int) -> None:
@@ -77,7 +65,7 @@ def _written(
         progress(now, of)
 
     try:
-        return write(counted)
+        return write(progress=counted)
     except KeyboardInterrupt:
         instead = " in place of --overwrite" if arguments.overwrite else ""
         finished = f"{done} of {total} samples are finished and" if done else "what is finished is"
@@ -88,17 +76,17 @@ def _written(
 
 
 def _write_timm_info(out: str, manifests: Mapping[str, Manifest]) -> None:
-    """Beside the folders of several splits, so that timm finds them by their names; raw sets it cannot read.
+    """Write timm's `_info.json` beside the folders of several splits, so that timm finds them by their names.
 
-    manifests: folder below `out` -> manifest.
+    manifests: folder below `out` -> manifest. Raw sets, which timm cannot read, get none.
     """
     if len(manifests) > 1 and all(manifest.encoding != "raw" for manifest in manifests.values()):
         with open_folder(out).writing(TIMM_INFO_NAME) as file:
             file.write(timm_info_json(manifests))
 
 
-def summary(out: str, manifest: Manifest) -> dict[str, Any]:
-    """For --json."""
+def _summary(out: str, manifest: Manifest) -> dict[str, Any]:
+    """What --json prints of a set."""
     return {
         "out": out,
         "split": manifest.split,
@@ -113,23 +101,22 @@ def summary(out: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def stored(manifest: Manifest) -> str:
-    """Such as "20 jpg, 10 png"."""
+    """How many images are stored in which format, such as "20 jpg, 10 png"."""
     return ", ".join(f"{count or ''} {extension}".lstrip() for extension, count in manifest.stored_as.items())
 
 
-def tell(out: str, manifest: Manifest) -> None:
-    """In words: the result to stdout, every bad sample to stderr."""
+def _print_summary(out: str, manifest: Manifest) -> None:
+    """Print the result to stdout, and every bad sample to stderr."""
     print(
         f"{out}: shards: {len(manifest.shards)}, samples: {manifest.num_samples}, classes: {len(manifest.classes)}, "
         f"stored as: {stored(manifest)}"
     )
     for bad in manifest.quarantine:
         print(f"bad: {bad.key}: {bad.reason}", file=sys.stderr)
-    if manifest.quarantine:
-        print(
-            f"{out}: {len(manifest.quarantine)} bad samples were left out; the manifest lists them under quarantine",
-            file=sys.stderr,
-        )
+    if not manifest.quarantine:
+        return
+    number = len(manifest.quarantine)
+    print(f"{out}: {number} bad samples were left out; the manifest lists them under quarantine", file=sys.stderr)
     for name, count in zip(manifest.classes, manifest.samples_per_class, strict=True):
-        if not count and manifest.quarantine:
+        if not count:
             print(f"warning: {out}: no sample of class {name} is left", file=sys.stderr)

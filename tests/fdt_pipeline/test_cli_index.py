@@ -1,4 +1,4 @@
-"""`python -m tools index`: the indexes of tars of any origin are those of DALI's wds2idx, and broken tars get none."""
+"""`fdt-pipeline index`: the indexes of tars of any origin are those of DALI's wds2idx, and broken tars get none."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fdt_pipeline.cli import main
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.shards.indexing import escaped, index_tar, readable
 from fdt_pipeline.shards.tar import ustar_header
 from fdt_pipeline.sources import ArraySource
 from tests.peers import peer
-from tools.__main__ import main
 
 LONG = "n" * 130
 

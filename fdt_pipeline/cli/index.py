@@ -8,20 +8,18 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from fdt_pipeline.cli.command_line import location, verb_parser
 from fdt_pipeline.shards.indexing import index_tar
 from fdt_pipeline.storage import Folder, open_folder
 
-from .location import location
-from .verb import verb_parser
-
 _DESCRIPTION = """Write the DALI index of each webdataset tar beside it: x.idx for x.tar. Only headers are read.
 
-TARS are tars, or folders with tars in them. An index that is right is left alone, one that is not is replaced. A tar
-that is cut or broken, or whose samples are not whole, gets none (one that is there stays): what is wrong is told, with
+TARS are tars, or folders with tars in them. A right index is left alone, a wrong one is replaced. A tar
+that is cut or broken, or whose samples are not whole, gets none (one that is there stays): the problem is printed with
 the sample's key, all other tars get theirs, and the exit code is 1."""
 _EXAMPLE = """example:
-  python -m tools index runs/shards/train
-  python -m tools index imagenet-000000.tar imagenet-000001.tar --json"""
+  fdt-pipeline index runs/shards/train
+  fdt-pipeline index imagenet-000000.tar imagenet-000001.tar --json"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Indexed:
     problems: list[str]
 
 
-def add_parser(verbs: Any) -> None:
+def add_parsers(verbs: Any) -> None:
     parser = verb_parser(verbs, "index", "write DALI's index of webdataset tars", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("tars", metavar="TARS", nargs="+", type=location, help="tars, or folders of tars")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -47,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     for folder, name in found:
         results.append(_index(folder, name))
         if not arguments.json:
-            _tell(results[-1])
+            _print(results[-1])
     if arguments.json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
     return 1 if any(result.problems for result in results) else 0
 
 
 def _tars(place: str) -> list[tuple[Folder, str]]:
-    """(folder, name) of the tars of one argument; ValueError if there are none."""
+    """The tars that one argument names, as (folder, name); ValueError if there are none."""
     folder = open_folder(place)
     if folder.is_file():
         above, _, name = place.rpartition("/")
@@ -87,7 +85,7 @@ def _write(folder: Folder, name: str, text: bytes) -> str:
     return "replaced" if is_there else "written"
 
 
-def _tell(result: Indexed) -> None:
+def _print(result: Indexed) -> None:
     for problem in result.problems:
         print(f"{result.tar}: {problem}")
     outcome = "no index written, see above" if result.problems else result.index

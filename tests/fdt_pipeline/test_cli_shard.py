@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fdt_pipeline.cli import main
 from fdt_pipeline.shards import read_manifest, verify_shards
 from fdt_pipeline.shards.record import Record
 from fdt_pipeline.shards.staging import Staging
 from fdt_pipeline.shards.task import Task, Work, run_task
 from tests.folders import content, names
 from tests.peers import peer
-from tools.__main__ import VERBS, main
+from tools.__main__ import main as tools
 
 SUBSET = "train/data/fashion_mnist_subset"
+PROGRAM = [sys.executable, "-m", "fdt_pipeline"]
 
 FLAGS = {
     "shard": "SOURCE OUT --download --dry-run --encode --engine --json --max-shard-bytes --on-bad --overwrite --resume "
@@ -33,8 +35,10 @@ FLAGS = {
     "info": "OUT --json",
     "index": "TARS --json",
     "preview": "OUT --out --seed --superpose",
-    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --device --into "
-    "--json --list --mixing --model --plot --render --repeats --seconds --self-test --size --timeout --widest --work "
+    "build": "--force",
+    "doctor": "--gpu --json",
+    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --device "
+    "--json --list --mixing --model --plot --render --repeats --seconds --size --timeout --widest --work "
     "--workers",
 }
 
@@ -55,19 +59,15 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_the_flags_of_every_verb_stay_what_they_are() -> None:
+@pytest.mark.parametrize("verb", FLAGS)
+def test_the_flags_of_every_verb_stay_what_they_are(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """People write them into scripts: adding one changes this list, removing one breaks somebody."""
-    parser = argparse.ArgumentParser()
-    verbs = parser.add_subparsers()
-    for verb in VERBS:
-        verb.add_parser(verbs)
-    found = {}
-    for name, verb_parser in verbs.choices.items():
-        actions = [action for action in verb_parser._actions if "--help" not in action.option_strings]
-        positional = [str(action.metavar) for action in actions if not action.option_strings]
-        options = sorted(option for action in actions for option in action.option_strings)
-        found[name] = " ".join([*positional, *options])
-    assert found == FLAGS
+    with pytest.raises(SystemExit):
+        tools([verb, "--help"])
+    printed = capsys.readouterr().out
+    positional = re.findall(r"^  ([A-Z]+) ", printed, re.MULTILINE)
+    options = sorted(set(re.findall(r"^  (--[a-z-]+)", printed, re.MULTILINE)) - {"--debug"})
+    assert " ".join([*positional, *options]) == FLAGS[verb]
 
 
 def test_bad_samples_stop_the_run_with_exit_code_1(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +76,7 @@ def test_bad_samples_stop_the_run_with_exit_code_1(photos: Path, capsys: pytest.
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: sample ")
-    assert "(a/00.jpg): not an image: the file has zero bytes; mend or" in captured.err or "(b/04.jpg)" in captured.err
+    assert re.search(r"\((a/00|b/04)\.jpg\): not an image: .*; fix or remove it", captured.err)
     assert "--on-bad quarantine" in captured.err
     assert names(out) == []
 
@@ -170,7 +170,17 @@ def test_files_are_kept_unless_told_otherwise(photos: Path, options: list[str], 
 @pytest.mark.process
 def test_a_killed_run_goes_on_with_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two splits: what is finished of the first stays, and the second is begun."""
-    command = [sys.executable, "-m", "tools", "shard", SUBSET, str(tmp_path / "out"), "--encode", "png", "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "fdt_pipeline",
+        "shard",
+        SUBSET,
+        str(tmp_path / "out"),
+        "--encode",
+        "png",
+        "--resume",
+    ]
     command += ["--samples-per-shard", "20", "--workers", "2"]
     for seconds in (0.7, 0.9, 1.1):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -190,7 +200,7 @@ def test_an_unfinished_run_is_named_with_what_to_do(photos: Path, capsys: pytest
     assert run("shard", photos, out) == 2
     assert "holds an unfinished run: go on with --resume, or begin anew with --overwrite" in capsys.readouterr().err
     assert run("verify", out) == 1
-    assert "an unfinished run, no shards yet: go on with python -m tools shard" in capsys.readouterr().out
+    assert "an unfinished run, no shards yet: go on with fdt-pipeline shard" in capsys.readouterr().out
     assert run("shard", photos, out, "--resume", "--samples-per-shard", 1, "--on-bad", "quarantine") == 1
     assert verify_shards(out) == []
 
@@ -217,7 +227,18 @@ def test_a_log_gets_lines_with_rate_and_time_left(tmp_path: Path, monkeypatch: p
 
 
 def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools", "shard", SUBSET, str(tmp_path), "--split", "train", "--encode", "png"]
+    command = [
+        sys.executable,
+        "-m",
+        "fdt_pipeline",
+        "shard",
+        SUBSET,
+        str(tmp_path),
+        "--split",
+        "train",
+        "--encode",
+        "png",
+    ]
     process = subprocess.Popen(
         [*command, "--workers", "2", "--samples-per-shard", "2500"], start_new_session=True, stderr=subprocess.PIPE
     )
