@@ -24,8 +24,8 @@ from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
 from tools.bench.contenders import ENTRIES
+from tools.bench.contenders.data_loader import draw_mixture, index_classes
 from tools.bench.contenders.images import image_files, made_once
-from tools.bench.contenders.superposing import draw_mixture, index_classes
 from tools.bench.task import Contender, Entry, NotInstalledError, Task
 
 pytest.importorskip("nvidia.dali")
@@ -149,7 +149,7 @@ def test_images_are_shifted_over_zeros_flipped_and_standardized(name: str, folde
         images, _ = epoch(contender)
     pixels = (images * torch.tensor(std).reshape(1, 3, 1, 1) + torch.tensor(mean).reshape(1, 3, 1, 1)).round()
     seen = {bytes(each) for each in pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy().reshape(len(pixels), -1)}
-    shifts = [pad] if name.endswith("no shift") else range(2 * pad + 1)
+    shifts = range(2 * pad + 1)
     possible = {
         augment_image(image, dy, dx, flip, pad).tobytes() for dy in shifts for dx in shifts for flip in (False, True)
     }
@@ -244,7 +244,6 @@ def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(fold
     names = [
         "DALI, webdataset",
         "DataLoader, torchvision",
-        "DataLoader, torchvision, PIL",
         "ours, streaming, native, no FDT",
     ]
     shards = folder / "sizes"
@@ -254,7 +253,7 @@ def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(fold
             images, targets = epoch(contender)
         assert images.shape == (20, 3, 4, 4), name
         np.testing.assert_allclose(images.mean((1, 2, 3)), 10.0 * labels_of(targets), err_msg=name)
-    for name in ("DALI, from memory", "ours, resident, torch, no FDT"):
+    for name in ("DALI, from memory", "ours, resident, native, no FDT"):
         with pytest.raises(ValueError, match="size"):
             entry(name).make(task(shards, size=(4, 4)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fdt_pipeline.storage.atomic import atomic_file
+from fdt_pipeline.cli.page import save_figure
 
-from .report import measured, number
+from .intervals import measured
+from .report import number
 from .task import MIXING
 
 COLOURS = {"none": "#8c8c8c", "mixup": "#4c9f70", "fdt in the batch": "#e0923a", "fdt": "#3b6fb6"}
@@ -32,10 +32,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for panel, (name, sweep) in zip(panels[1:], sweeps.items(), strict=True):
         _lines(panel, sweep, SWEEPS[name])
     figure.suptitle(_title(results), fontsize=9)
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    with atomic_file(path) as file:
-        file.write(data.getvalue())
+    save_figure(figure, path, dpi=110)
 
 
 def _median(contender: dict[str, Any]) -> float:

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..task import Entry, Task
-from .epochs import Batch
-from .images import arrays, image_files, is_raw, made_once
-from .installed import imported
+from ..task import Batch, Entry, Task
+from .images import arrays, image_files, imported, is_raw, made_once
 
 INSTALL = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install ffcv opencv-python-headless"
 

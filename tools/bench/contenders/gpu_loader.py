@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import pad
 
-from ..task import Entry, Task
-from .epochs import Batch
+from ..task import Batch, Entry, Task
 from .images import arrays
 
 

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.checks import write_check_sets
-from tools.bench.entries import choose, find_entry
-from tools.bench.errors import FailedError, RefusedError
-from tools.bench.options import Options
-from tools.bench.proving import LOST
-from tools.bench.resources import tree_of, usage_of
-from tools.bench.seat import SeatProcess
-from tools.bench.spec import Spec
-from tools.bench.task import NotInstalledError
+from tools.bench.contenders import choose, find_entry
+from tools.bench.resources import process_tree, usage, wait_until_idle
+from tools.bench.running import Options
+from tools.bench.subsets import write_check_sets
+from tools.bench.task import FailedError, NotInstalledError, RefusedError, Spec
+from tools.bench.worker import WorkerProcess
 
 MODULE = "tests.bench_contenders"
 
@@ -27,12 +24,9 @@ def task(few_shards, tmp_path):
 
 @pytest.mark.process
 def test_a_contender_starts_takes_its_turns_and_ends_with_its_process(task):
-    seat = SeatProcess(Spec(f"{MODULE}:whole", task))
-    try:
-        start = seat.start(0.2)
-        turns = [seat.turn(0.1) for _ in range(2)]
-    finally:
-        seat.close()
+    with closing(WorkerProcess(Spec(f"{MODULE}:whole", task))) as worker:
+        start = worker.start(0.2)
+        turns = [worker.turn(0.1) for _ in range(2)]
     assert start["first_epoch"]["images"] > 0
     assert start["set_up_seconds"] > 0
     assert all(turn["rate"] > 0 and turn["taken"] > turn["images"] for turn in turns)
@@ -42,12 +36,9 @@ def test_a_contender_starts_takes_its_turns_and_ends_with_its_process(task):
 
 @pytest.mark.process
 def test_a_process_that_dies_is_told_with_its_exit_code(task):
-    seat = SeatProcess(Spec(f"{MODULE}:dies", task))
-    try:
-        with pytest.raises(FailedError, match="its process ended with exit code 7"):
-            seat.start(0.1)
-    finally:
-        seat.close()
+    message = "its process ended with exit code 7"
+    with closing(WorkerProcess(Spec(f"{MODULE}:dies", task))) as worker, pytest.raises(FailedError, match=message):
+        worker.start(0.1)
 
 
 @pytest.mark.process
@@ -59,52 +50,52 @@ def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on
         "half_of_the_epoch": (RefusedError, "150 images"),
     }
     with ExitStack() as stack:
-        seats = {name: stack.enter_context(closing(SeatProcess(Spec(f"{MODULE}:{name}", task)))) for name in kinds}
+        workers = {name: stack.enter_context(closing(WorkerProcess(Spec(f"{MODULE}:{name}", task)))) for name in kinds}
         for name, (kind, message) in kinds.items():
             with pytest.raises(kind, match=message):
-                seats[name].start(5)
+                workers[name].start(5)
         with pytest.raises(NotInstalledError, match="pip install nothing-like-it"):
-            seats["not_installed"].start(5)
+            workers["not_installed"].start(5)
 
 
 @pytest.mark.process
 def test_a_contender_that_hangs_is_stopped_with_all_that_it_started(task):
-    with closing(SeatProcess(Spec(f"{MODULE}:hangs", task))) as seat:
-        seat.start(0)
-        seat.timeout = 0.5
+    with closing(WorkerProcess(Spec(f"{MODULE}:hangs", task))) as worker:
+        worker.start(0)
+        worker.timeout = 0.5
         with pytest.raises(FailedError, match=r"it gave no batch for 0\.5 s and was stopped; --timeout S"):
-            seat.turn(0)
+            worker.turn(0)
         wait_for_end(int((task.work / "child").read_text()))
 
 
 @pytest.mark.process
 def test_a_contender_that_hangs_in_the_end_is_stopped_with_all_that_it_started(task, monkeypatch):
-    monkeypatch.setattr("tools.bench.seat.FAREWELL", 0.5)
-    seat = SeatProcess(Spec(f"{MODULE}:hangs_closing", task))
-    seat.start(0)
-    seat.turn(0)
+    monkeypatch.setattr("tools.bench.worker.SHUTDOWN_TIMEOUT", 0.5)
+    worker = WorkerProcess(Spec(f"{MODULE}:hangs_closing", task))
+    worker.start(0)
+    worker.turn(0)
     with pytest.raises(FailedError, match=r"it did not end within 0\.5 s of being closed, and was stopped"):
-        seat.close()
+        worker.close()
     wait_for_end(int((task.work / "child").read_text()))
 
 
 @pytest.mark.process
 def test_a_contender_that_gives_batches_may_take_longer_than_the_timeout(task):
     """Eight batches of 0.4 s."""
-    with closing(SeatProcess(Spec(f"{MODULE}:takes_its_time", task))) as seat:
-        seat.start(0)
-        seat.timeout = 1.5
-        assert seat.turn(0)["taken"] >= 8
+    with closing(WorkerProcess(Spec(f"{MODULE}:takes_its_time", task))) as worker:
+        worker.start(0)
+        worker.timeout = 1.5
+        assert worker.turn(0)["taken"] >= 8
 
 
 @pytest.mark.process
 def test_batches_are_counted_in_a_check_at_the_start_and_in_a_turn(task):
     """So that none of them is taken for one that hangs."""
-    with closing(SeatProcess(Spec(f"{MODULE}:whole", task))) as seat:
+    with closing(WorkerProcess(Spec(f"{MODULE}:whole", task))) as worker:
         counts = []
-        for ask in (lambda: seat.check(write_check_sets(task)), lambda: seat.start(0), lambda: seat.turn(0)):
+        for ask in (lambda: worker.check(write_check_sets(task)), lambda: worker.start(0), lambda: worker.turn(0)):
             ask()
-            counts.append(seat.batches)
+            counts.append(worker.batches)
         assert 0 < counts[0] < counts[1] < counts[2]
 
 
@@ -118,30 +109,16 @@ def wait_for_end(pid):
 
 
 @pytest.mark.process
-def test_a_planted_slowdown_loses_a_tenth_of_each_batch(task):
-    seat = SeatProcess(Spec(f"{MODULE}:whole", task, lost=LOST))
-    try:
-        seat.start(0.1)
-        turn = seat.turn(0.1)
-    finally:
-        seat.close()
-    assert turn["images"] == 18 * turn["batches"]
-
-
-@pytest.mark.process
 @pytest.mark.parametrize("kind", ["model", "both"])
 def test_a_model_is_trained_alone_and_on_a_loader(task, kind):
-    seat = SeatProcess(Spec(f"{MODULE}:mixed", task, kind, "small"))
-    try:
-        seat.start(0.1)
-        turn = seat.turn(0.1)
-    finally:
-        seat.close()
+    with closing(WorkerProcess(Spec(f"{MODULE}:mixed", task, kind, "small"))) as worker:
+        worker.start(0.1)
+        turn = worker.turn(0.1)
     assert 0 < turn["waited"] < turn["seconds"]
 
 
 def test_the_use_of_a_tree_counts_children_and_those_that_ended():
-    before = usage_of(os.getpid())
+    before = usage()
     child = os.fork()
     if not child:
         end = time.process_time() + 0.3
@@ -149,9 +126,9 @@ def test_the_use_of_a_tree_counts_children_and_those_that_ended():
             pass
         os.read(os.open("/dev/zero", os.O_RDONLY), 1 << 20)
         os._exit(0)
-    assert str(child) in [folder.name for folder in tree_of(os.getpid())]
+    assert str(child) in [str(process.pid) for process in process_tree()]
     os.waitpid(child, 0)
-    used = usage_of(os.getpid()).since(before)
+    used = usage().since(before)
     assert 0.2 <= used["cpu"] < 30
     assert used["by_read"] >= 1 << 20
     assert used["peak"] >= used["memory"] > 0
@@ -182,3 +159,11 @@ def test_loaders_and_generator_functions_give_epoch_after_epoch(task, name):
     for number in range(3):
         assert sum(len(images) for images, _ in contender.epoch(number)) == task.manifest.num_samples
     contender.close()
+
+
+def test_a_process_that_works_is_not_idle(monkeypatch):
+    seconds = iter(range(100))
+    monkeypatch.setattr("tools.bench.resources._cpu_seconds", lambda: next(seconds))
+    assert not wait_until_idle(0.3)
+    monkeypatch.setattr("tools.bench.resources._cpu_seconds", lambda: 7.0)
+    assert wait_until_idle(0.3)
