@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,13 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is measured")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--workers", type=int, metavar="N", help="processes or threads of each (default: the CPUs)")
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=available_cpus(),
+        metavar="N",
+        help="processes or threads of each (default: the CPUs)",
+    )
     group.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help="rounds (default: %(default)s)")
     group.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="of a turn (default: %(default)s)")
     group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
@@ -101,21 +108,13 @@ def _bench(arguments: argparse.Namespace) -> int:
     from .report import report
     from .running import Bench, Options
 
+    names = {field.name for field in fields(Options)} - {"contenders", "classes", "batch_sizes", "size"}
     options = Options(
-        shards=arguments.shards,
+        **{name: getattr(arguments, name) for name in names},
         contenders=tuple(choose(arguments.contenders, arguments.contender, arguments.mixing)),
-        batch_size=arguments.batch_size,
-        workers=available_cpus() if arguments.workers is None else arguments.workers,
-        repeats=arguments.repeats,
-        seconds=arguments.seconds,
-        work=arguments.work,
-        device=arguments.device,
-        size=tuple(arguments.size) if arguments.size else None,
-        model=arguments.model,
-        widest=arguments.widest,
-        timeout=arguments.timeout,
         classes=tuple(arguments.classes),
         batch_sizes=tuple(arguments.batch_sizes),
+        size=tuple(arguments.size) if arguments.size else None,
     )
     results = Bench(options).run(["python", "-m", "tools", *arguments.argv])
     if arguments.json:

@@ -14,7 +14,7 @@ from fdt_pipeline.shards.codec import npy_header
 from fdt_pipeline.sources.source import I64, U8
 
 from ..task import Batch, Entry, NotInstalledError, Task
-from .images import arrays
+from .images import arrays, framed
 
 Graph = Callable[[], tuple[Any, Any]]
 KEPT = 8  # batches; DALI has two queues of two under way, and reads them where they are
@@ -142,8 +142,7 @@ def from_memory(task: Task) -> DaliEpochs:
     """The set in memory, framed by zeros once, so that a shift is a crop; what resident FDT is to be held against."""
     fn, types = dali().fn, dali().types
     images, labels = arrays(task)
-    framed = np.pad(images, ((0, 0), (task.pad,) * 2, (task.pad,) * 2, (0, 0)))
-    batches = ArrayEpochs(framed, labels, task.batch_size, task.seed)
+    batches = ArrayEpochs(framed(images, task.pad), labels, task.batch_size, task.seed)
 
     def graph() -> tuple[Any, Any]:
         pixels, label = fn.external_source(

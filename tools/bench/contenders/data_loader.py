@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fdt_pipeline.sources.source import U8
-
 from ..task import Batch, Entry, Task
 from .images import (
     LoaderEpochs,
     arrays,
+    framed,
     image_files,
     is_raw,
     read_pil,
@@ -30,60 +29,35 @@ from .images import (
 )
 
 
-class TensorImages(Dataset[Any]):
-    """u8[n c h w] in memory, as tensors from the start."""
+class WholeImages(Dataset[Any]):
+    """Images in memory where their shards hold arrays, else image files; as tensors, or as PIL images.
 
-    def __init__(self, task: Task) -> None:
-        images, labels = arrays(task)
-        self._images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        self._labels = labels.tolist()
-        self._transform = whole_transform(task)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self._transform(self._images[i]), self._labels[i]
-
-
-class PilImages(Dataset[Any]):
-    """As torchvision.datasets.CIFAR10: u8[n h w c] in memory, a PIL image of each when it is asked for."""
-
-    def __init__(self, task: Task) -> None:
-        self._images, self._labels = arrays(task)
-        self.transform = whole_transform(task, pil=True)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        pixels = self._images[i]
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return self.transform(image), int(self._labels[i])
-
-
-class ImageFiles(Dataset[Any]):
-    """As torchvision.datasets.ImageFolder; files become tensors at once, or PIL images."""
+    They are held as torchvision's CIFAR10 and ImageFolder do, but tensors are u8 [c h w] from the start.
+    """
 
     def __init__(self, task: Task, pil: bool) -> None:
-        self._files, self._channels = image_files(task), task.manifest.channels
-        self._read = read_pil if pil else read_tensor
         self.transform = whole_transform(task, pil)
+        self._channels, self._pil = task.manifest.channels, pil
+        self._images: Any = None
+        self._labels: Any
+        if is_raw(task):
+            self._images, self._labels = arrays(task)
+            if not pil:
+                self._images = torch.from_numpy(self._images).permute(0, 3, 1, 2).contiguous()
+        else:
+            self._paths, self._labels = zip(*image_files(task), strict=True)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._labels)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        path, label = self._files[i]
-        return self.transform(self._read(path, self._channels)), label
-
-
-def whole_images(task: Task, pil: bool) -> Dataset[Any]:
-    if is_raw(task) and task.size in (None, task.manifest.shape and task.manifest.shape[:2]):
-        return PilImages(task) if pil else TensorImages(task)
-    if is_raw(task):
-        raise ValueError("a set of raw shards keeps its size here: leave --size out")
-    return ImageFiles(task, pil)
+        if self._images is None:
+            image = (read_pil if self._pil else read_tensor)(self._paths[i], self._channels)
+        elif self._pil:
+            image = Image.fromarray(self._images[i].squeeze(2) if self._channels == 1 else self._images[i])
+        else:
+            image = self._images[i]
+        return self.transform(image), int(self._labels[i])
 
 
 class MixUp:
@@ -106,17 +80,20 @@ class FdtInBatch:
 
 
 class Superposed(Dataset[Any]):
-    """Lean: images have their frame of zeros already, so a shift and a flip are a view, and what is summed is
-    standardized once: torchvision's transforms of each image would be its largest cost."""
+    """FDT over the whole set, in memory: __getitem__ draws K images, shifts and flips each, and sums them.
+
+    Lean: images have their frame of zeros already, so a shift and a flip are a view, and what is summed is standardized
+    once: torchvision's transforms of each image would be its largest cost.
+    """
 
     def __init__(self, task: Task) -> None:
-        self._task = task
-        self._framed = ArrayFrames(task) if is_raw(task) else FileFrames(task)
-        self._index = index_classes(torch.as_tensor(self._framed.labels))
+        images, self._labels = arrays(task)
+        self._framed = framed(images, task.pad)
+        self._task, self._index = task, index_classes(torch.as_tensor(self._labels))
         self._mean, self._std = (np.array(values, np.float32) for values in (task.mean, task.std))
 
     def __len__(self) -> int:
-        return len(self._framed.labels)
+        return len(self._labels)
 
     def __getitem__(self, _: int) -> tuple[torch.Tensor, torch.Tensor]:
         task = self._task
@@ -129,39 +106,12 @@ class Superposed(Dataset[Any]):
         # What is not used has weight 0 and comes last: zip ends at the shifts.
         constituents = zip(mixture.images[0].tolist(), mixture.weights[0].tolist(), shifts, flips, strict=False)
         for image, weight, (dy, dx), flip in constituents:
-            crop = self._framed[image][dy : dy + h, dx : dx + w]
+            crop = self._framed[image, dy : dy + h, dx : dx + w]
             np.multiply(crop[:, ::-1] if flip else crop, np.float32(weight), out=weighted)
             total += weighted
         total -= self._mean
         total /= self._std
         return torch.from_numpy(total).permute(2, 0, 1), soft_targets(mixture, task.num_classes)[0]
-
-
-class ArrayFrames:
-    """All images in memory, framed once."""
-
-    def __init__(self, task: Task) -> None:
-        images, self.labels = arrays(task)
-        self._images = np.pad(images, ((0, 0), (task.pad,) * 2, (task.pad,) * 2, (0, 0)))
-
-    def __getitem__(self, i: int) -> U8:
-        """u8[h w c]"""
-        return self._images[i]
-
-
-class FileFrames:
-    """Files, each decoded whenever it is drawn."""
-
-    def __init__(self, task: Task) -> None:
-        self._files, self._task = image_files(task), task
-        self.labels = np.array([file.label for file in self._files])
-        v2 = torchvision_v2()
-        self._resize = v2.Resize(task.size, antialias=True) if task.size is not None else v2.Identity()
-
-    def __getitem__(self, i: int) -> U8:
-        image = self._resize(read_tensor(self._files[i].path, self._task.manifest.channels))
-        pad = self._task.pad
-        return torch.nn.functional.pad(image, (pad,) * 4).permute(1, 2, 0).numpy()
 
 
 class ClassIndex(NamedTuple):
@@ -232,7 +182,7 @@ def loader_options(task: Task) -> dict[str, Any]:
 
 
 def _whole(task: Task, collate: Any = None) -> LoaderEpochs:
-    loader = DataLoader(whole_images(task, pil=False), shuffle=True, collate_fn=collate, **loader_options(task))
+    loader = DataLoader(WholeImages(task, pil=False), shuffle=True, collate_fn=collate, **loader_options(task))
     return LoaderEpochs(loader, task)
 
 
@@ -257,6 +207,6 @@ ENTRIES = (
     ),
     Entry(
         "DataLoader, FDT over the set", "fdt", _fdt, lambda num_classes: (num_classes + 1) / 2,
-        note="sums NumPy views in __getitem__; files are decoded for every sum",
+        note="sums NumPy views in __getitem__; the decoded set in memory",
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -81,6 +82,11 @@ def arrays(task: Task) -> Arrays:
         raise ValueError("only images of one size, which stays as it is, are held in memory: leave this contender out")
     images, labels, _ = load_shards(task.shards)
     return Arrays(images, labels)
+
+
+def framed(images: U8, pad: int) -> U8:
+    """Images with a frame of zeros, so that a shift is a crop: [n h w c] -> [n h+2pad w+2pad c]."""
+    return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 
 def image_files(task: Task) -> list[ImageFile]:

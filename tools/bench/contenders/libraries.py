@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from fdt_pipeline.shards import EXTENSIONS
 
 from ..task import Entry, Task
-from .data_loader import loader_options, whole_images
+from .data_loader import WholeImages, loader_options
 from .images import (
     ImageFile,
     LoaderEpochs,
@@ -45,7 +45,7 @@ def _timm(task: Task, mixup: bool) -> LoaderEpochs:
     options: dict[str, Any] = {"mixup_alpha": 1.0, "label_smoothing": 0.0, "num_classes": task.num_classes}
     torch.manual_seed(task.seed)  # of its sampler, which has no other
     loader = data.create_loader(
-        whole_images(task, pil=True),
+        WholeImages(task, pil=True),
         task.shape,
         batch_size,
         is_training=True,
