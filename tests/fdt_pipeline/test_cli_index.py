@@ -93,6 +93,17 @@ def by_tar(*options: str) -> Callable[[Path], None]:
     return write
 
 
+def by_deep_names(folder: Path) -> None:
+    """USTAR splits them between its prefix and its name."""
+    deep = "/".join(["p" * 70, "q" * 70, "r" * 60])
+    write_tar("x.tar", [(f"{deep}/0.a.b.jpg", b"1"), (f"{deep}/0.cls", b"2")])
+
+
+def by_kinds_of_images(folder: Path) -> None:
+    """The member that is an image may be of any kind."""
+    write_tar("x.tar", [(f"{i}.{kind}", b"") for i in range(2) for kind in (("jpg", "PNG")[i], "cls")])
+
+
 def ours(encoding: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         images = np.random.default_rng(0).integers(0, 256, (7, 9, 5, 3), np.uint8)
@@ -114,19 +125,14 @@ def ours(encoding: str) -> Callable[[Path], None]:
         pytest.param(by_tar("--format=ustar"), id="ustar"),
         pytest.param(by_tar("--format=pax"), id="pax"),
         pytest.param(by_tar("--format=v7"), id="v7"),
+        pytest.param(by_deep_names, id="deep"),
+        pytest.param(by_kinds_of_images, id="kinds"),
     ],
 )
 def test_the_index_is_byte_for_byte_that_of_wds2idx(here: Path, write: Callable[[Path], None]) -> None:
     write(here)
     assert index("x.tar") == 0
     assert (here / "x.idx").read_bytes() == from_wds2idx(here / "x.tar")
-
-
-def test_names_split_between_prefix_and_name_are_joined(here: Path) -> None:
-    deep = "/".join(["p" * 70, "q" * 70, "r" * 60])
-    tar = write_tar("x.tar", [(f"{deep}/0.a.b.jpg", b"1"), (f"{deep}/0.cls", b"2")])
-    assert index(tar) == 0
-    assert (here / "x.idx").read_bytes() == from_wds2idx(tar)
 
 
 @pytest.mark.dali
@@ -178,13 +184,6 @@ def test_json_is_a_list_of_tars(capsys: pytest.CaptureFixture[str]) -> None:
         {"tar": "a.tar", "num_samples": 4, "index": "written", "problems": []},
         {"tar": "b.tar", "num_samples": 3, "index": "none", "problems": ["sample 1: lacks .cls, which others have"]},
     ]
-
-
-def test_the_member_that_is_an_image_may_be_of_any_kind() -> None:
-    write_tar(
-        "a.tar", [("0.jpg", b""), ("0.cls", b""), ("1.webp", b""), ("1.cls", b""), ("2.PNG", b""), ("2.cls", b"")]
-    )
-    assert index("a.tar") == 0
 
 
 @pytest.mark.parametrize(
@@ -305,6 +304,16 @@ def test_contents_are_not_read_and_memory_does_not_grow_with_them(here: Path, fo
         assert (here / "x.idx").read_bytes() == from_wds2idx(here / "x.tar")
 
 
+def test_where_no_tar_is_nothing_is_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "empty").mkdir()
+    (here / "file.txt").write_text("")
+    write_tar("x.tar", samples())
+    for place in ("nothing", "nothing.tar", "empty", "file.txt"):
+        assert index("x.tar", place) == 2
+        assert capsys.readouterr().err.startswith(f"error: {place}: ")
+    assert not (here / "x.idx").exists()
+
+
 def test_a_killed_write_leaves_the_old_index(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar("x.tar", samples())
     (here / "x.idx").write_text("old")
@@ -316,18 +325,6 @@ def test_a_killed_write_leaves_the_old_index(here: Path, monkeypatch: pytest.Mon
     assert index("x.tar") == 2
     assert (here / "x.idx").read_text() == "old"
     assert sorted(os.listdir(here)) == ["x.idx", "x.tar"]
-
-
-@pytest.mark.parametrize("place", ["nothing", "nothing.tar", "empty", "file.txt"])
-def test_no_tar_is_a_wrong_usage_and_nothing_is_done(
-    here: Path, capsys: pytest.CaptureFixture[str], place: str
-) -> None:
-    (here / "empty").mkdir()
-    (here / "file.txt").write_text("")
-    write_tar("x.tar", samples())
-    assert index("x.tar", place) == 2
-    assert capsys.readouterr().err.startswith(f"error: {place}: ")
-    assert not (here / "x.idx").exists()
 
 
 def test_names_are_escaped_as_tar_does_and_told_as_they_are(here: Path) -> None:

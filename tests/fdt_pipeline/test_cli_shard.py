@@ -91,6 +91,10 @@ def test_in_quarantine_they_are_told_and_the_exit_code_is_1(photos: Path, capsys
         "bad: b/04.jpg: not an image: it begins with b'<html>'",
         f"{out}: 2 bad samples were left out; the manifest lists them under quarantine",
     ]
+    for path in (photos / "c").iterdir():
+        path.write_bytes(b"text")
+    assert run("shard", photos, out.with_name("less"), "--on-bad", "quarantine") == 1
+    assert "warning: " in capsys.readouterr().err.splitlines()[-1], "a class has no sample left"
     assert run("verify", out, "--decode") == 0
     assert run("info", out) == 0
     assert "  left out  2 bad samples of the source" in capsys.readouterr().out
@@ -106,13 +110,6 @@ def test_shard_and_info_say_what_was_stored_as_what(photos: Path, capsys: pytest
     assert capsys.readouterr().out == f"{out}: shards: 1, samples: 30, classes: 3, stored as: 28 jpg, 2 png\n"
     assert run("info", out) == 0
     assert "  images    8 x 9 x 3, keep: 28 jpg, 2 png\n" in capsys.readouterr().out
-
-
-def test_a_class_of_which_nothing_is_left_is_told(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (photos / "c").iterdir():
-        path.write_bytes(b"text")
-    assert run("shard", photos, photos.with_name("out"), "--on-bad", "quarantine") == 1
-    assert "warning: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_json_tells_what_was_written(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import fdt_pipeline.storage.cache
+from fdt_pipeline.cli import main
 from fdt_pipeline.shards import (
     Manifest,
     ShardError,
@@ -39,7 +40,6 @@ from fdt_pipeline.storage.retrying import Retry
 from tests.folders import content
 from tests.object_store import Answer, Proxy, answers, cuts, flips, hangs, object_store
 from tests.peers import needs
-from fdt_pipeline.cli import main
 
 pytestmark = pytest.mark.peer
 
