@@ -19,7 +19,7 @@ from tools.bench.running import Bench, Options
 from tools.bench.subsets import relabelled
 from tools.bench.task import Entry
 from tools.bench.training import Trainer
-from tools.bench.worker import WorkerProcess
+from tools.bench.worker import WorkerHandle
 
 MODULE = "tests.bench_contenders"
 USED = {"cpu": 0.1, "memory": 1e8, "peak": 2e8, "from_storage": 0, "by_read": 10, "gpu": 0, "rests": True}
@@ -107,7 +107,7 @@ def test_a_cheat_is_refused_by_name_is_not_timed_and_makes_the_command_fail(shar
 
 def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, tmp_path, quick, monkeypatch, capsys):
     def new_worker(spec, timeout):
-        return WorkerProcess(spec, timeout) if spec.contender.endswith("hangs") else QuickWorker(spec, timeout)
+        return WorkerHandle(spec, timeout) if spec.contender.endswith("hangs") else QuickWorker(spec, timeout)
 
     monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, new_worker))
     out = tmp_path / "bench.json"

@@ -20,7 +20,7 @@ from .intervals import TOO_WIDE, measured, summarize
 from .race import Noise, Raced, caught, race, say
 from .subsets import CheckSets, relabelled, write_check_sets
 from .task import MODELS, TIMEOUT, Spec, Task
-from .worker import WorkerHandle, WorkerProcess
+from .worker import WorkerHandle
 
 FORMAT = 1
 FEWEST_REPEATS = 2
@@ -99,7 +99,7 @@ class Bench:
     """new_worker: gives a contender its process, with the seconds without a batch after which it is stopped."""
 
     options: Options
-    new_worker: Callable[[Spec, float], Any] = WorkerProcess
+    new_worker: Callable[[Spec, float], Any] = WorkerHandle
 
     def run(self, command: Sequence[str]) -> dict[str, Any]:
         """Measure everything, and return it as JSON values. command: noted with them."""

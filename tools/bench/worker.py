@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,22 +30,10 @@ SHUTDOWN_TIMEOUT = 20.0  # seconds
 ERRORS = {"refused": RefusedError, "not installed": NotInstalledError, "failed": FailedError}
 
 
-class WorkerHandle(Protocol):
-    """What a race asks of a contender; FailedError, RefusedError or NotInstalledError where it cannot.
+class WorkerHandle:
+    """The parent's side: a spawned process, which leads a process group so that what it starts ends with it.
 
-    `close` raises FailedError where the worker had to be stopped.
-    """
-
-    def start(self, seconds: float) -> dict[str, Any]: ...
-
-    def turn(self, seconds: float) -> dict[str, Any]: ...
-
-    def close(self) -> None: ...
-
-
-class WorkerProcess:
-    """A spawned process, which leads a process group so that what it starts ends with it.
-
+    Its methods raise FailedError, RefusedError or NotInstalledError where the contender cannot do what is asked.
     timeout: seconds without a batch after which it is stopped and FailedError raised; found after at most twice that.
     """
 
