@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None, prog: str, description: str, more_verbs: Sequence[AddParser] = ()) -> int:
-    """The same for a program that is called `prog` and has `more_verbs` beside the package's."""
+    """Run a program called `prog`, which has `more_verbs` beside the package's, as `main` does."""
     try:
         from fdt_pipeline.cli import index, inspecting, native, preview, shard
         from fdt_pipeline.cli.command_line import add_debug, escape_unknown_characters, run_verb, show_warning

@@ -69,7 +69,7 @@ def _style() -> dict[str, Any]:
 
 
 def shortened(text: str, characters: int, lines: int) -> str:
-    """The text in at most so many lines of so many characters; "…" where something is left out.
+    """The text in at most `lines` lines of `characters` each; "…" stands where something is left out.
 
     What the font cannot show is written as \\uXXXX.
     """

@@ -22,7 +22,7 @@ from .subsets import CheckSets
 from .task import Contender, Entry, Mixing, RefusedError, Task
 from .timing import EpochCount
 
-BATCHES = 8  # an epoch of a check has at least so many
+BATCHES = 8  # an epoch of a check has at least 8
 SUM = 1e-3  # how far a target's sum may be from 1: what a thousand float32 roundings come to, and more
 
 

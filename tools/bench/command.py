@@ -63,15 +63,17 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
     group.add_argument("--model", choices=MODELS, help="train it too: alone, and on each loader")
-    group.add_argument("--classes", type=int, nargs="+", default=[], metavar="C", help="race again on so many classes")
-    group.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="race again in such batches")
+    group.add_argument(
+        "--classes", type=int, nargs="+", default=[], metavar="C", help="race again on the same images in C classes"
+    )
+    group.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="race again in batches of N")
     group.add_argument(
         "--widest", type=float, default=0.25, metavar="SHARE",
         help="an interval that reaches farther from its median is too noisy (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--timeout", type=float, default=TIMEOUT, metavar="S",
-        help="stop a contender that gives no batch for so many seconds (default: %(default)s)",
+        help="stop a contender that gives no batch for S seconds (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--work", type=Path, default=Path("runs/bench"), help="for others' formats (default: %(default)s)"

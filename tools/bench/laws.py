@@ -91,7 +91,7 @@ class Reference:
         return strange, twice, sum((Counter(zip(keys, labels.tolist(), strict=True)) - known).values())
 
     def _near_faults(self, keys: list[Any], labels: npt.NDArray[np.int64]) -> tuple[int, int, int]:
-        """The same by the nearest thumbnails, in root mean squares."""
+        """The same numbers, by the nearest thumbnail in root mean squares."""
         found, known = np.stack(keys).astype(np.float64), np.stack(self._keys).astype(np.float64)
         squares = (found**2).sum(1)[:, None] + (known**2).sum(1) - 2 * found @ known.T
         nearest = squares.argmin(1)

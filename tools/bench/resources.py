@@ -43,7 +43,7 @@ def usage() -> Usage:
             with process.oneshot():
                 times, files = process.cpu_times(), process.io_counters()
                 pss, highest = process.memory_full_info().pss, _peak(process.pid)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
         cpu += times.user + times.system + times.children_user + times.children_system
         memory, peak = memory + pss, peak + highest

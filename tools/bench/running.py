@@ -74,7 +74,7 @@ class Options:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     def task(self, num_classes: int | None = None, batch_size: int | None = None) -> Task:
-        """The task on these shards, or on the same images in so many classes.
+        """The task on these shards, or on the same images in `num_classes` classes.
 
         ValueError for images of different sizes without --size.
         """

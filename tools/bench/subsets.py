@@ -1,4 +1,4 @@
-"""The same images in other sets of shards: some of them, for the checks; or in other classes, for a sweep."""
+"""Sets of shards made of a set: some of its images, for the checks; or all in other classes, for a sweep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .task import Task
 
 I64 = npt.NDArray[np.int64]
 OPEN = 64  # files at a time
-SAMPLES, PER_CLASS = 2000, 5  # of the set's own images a check takes so many, and so many of each class, at least
+SAMPLES, PER_CLASS = 2000, 5  # a check takes at least 2,000 of the set's own images, and 5 of each class
 CODES, PER_CODE = 10, 24
 STEP = 20  # grey levels between two codes: JPEG moves a flat colour by 2 at most
 FACTORS = (1, 3, 7)  # a channel's levels are the classes' numbers times this, modulo CODES

@@ -13,7 +13,7 @@ from .task import Batch, Contender, RefusedError, Task
 
 WARM_UP = 0.2  # of the seconds of a turn
 ENOUGH = 16  # warm-up batches from which on repeated ones are refused
-IMAGES, PIXELS = 8, 8  # a fingerprint is of so many images of a batch, and so many pixels along each side
+IMAGES, PIXELS = 8, 8  # a fingerprint is of 8 images of a batch, and 8 pixels along each side of them
 
 
 class EpochCount:

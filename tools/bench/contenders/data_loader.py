@@ -124,7 +124,7 @@ class ClassIndex(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Of n outputs, [n d], constituents in order of weight; those that are not used have weight 0."""
+    """The constituents of n outputs, each [n d], in order of weight; those that are not used have weight 0."""
 
     images: torch.Tensor
     classes: torch.Tensor

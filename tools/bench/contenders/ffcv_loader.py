@@ -107,6 +107,6 @@ def _moved(task: Task) -> list[Any]:
 ENTRIES = (
     Entry(
         "FFCV", "none", _make,
-        note="OrderOption.RANDOM, os_cache; its writer encodes JPEGs anew, other files are stored decoded",
+        note="OrderOption.RANDOM, os_cache; its writer encodes JPEGs again, other files are stored decoded",
     ),
 )  # fmt: skip

@@ -138,7 +138,7 @@ def read_tensor(file: str | BinaryIO, channels: int) -> torch.Tensor:
 
 
 def augmentation(task: Task) -> list[Any]:
-    """Of u8[c h w], or of PIL images: resize, random crop out of a frame of zeros, flip."""
+    """Transforms of u8[c h w], or of PIL images: resize, random crop out of a frame of zeros, flip."""
     v2 = torchvision_v2()
     size = task.shape[1:]
     resize = [v2.Resize(size, antialias=True)] if task.size is not None else []

@@ -58,7 +58,7 @@ def _timm(task: Task, mixup: bool) -> LoaderEpochs:
         use_prefetcher=on_gpu,
         collate_fn=data.FastCollateMixup(**options) if mixup and on_gpu else None,
     )
-    # Its training transforms are ImageNet's random resized crops; who trains on crops with padding puts those in place.
+    # Its training transforms are ImageNet's random resized crops: crops with padding take their place.
     loader.dataset.transform = _to_u8(task) if on_gpu else whole_transform(task, pil=True)
     mix = data.Mixup(**options) if mixup and not on_gpu else None
     return LoaderEpochs(loader, task, mix or (lambda *batch: batch))
@@ -72,8 +72,10 @@ def _to_u8(task: Task) -> Any:
 
 
 class DecodeSample:
-    """(content of an image, label) -> (f32[c h w], label). An npy has been decoded by webdataset; a file comes as
-    bytes, which Pillow decodes, as for webdataset's "pil", but to a tensor at once."""
+    """(content of an image, label) -> (f32[c h w], label).
+
+    An npy has been decoded by webdataset; a file comes as bytes, which Pillow decodes, as for webdataset's "pil".
+    """
 
     def __init__(self, task: Task) -> None:
         self._raw, self._channels, self._transform = is_raw(task), task.manifest.channels, whole_transform(task)
@@ -170,8 +172,10 @@ def _write_litdata(task: Task, folder: Path) -> None:
 
 
 class DecodeBatch:
-    """Stored samples -> a batch (f32[n c h w], i64[n]), in the workers. Files are stored as bytes, which Pillow
-    decodes, as it does with streaming's own encoding of JPEGs."""
+    """Stored samples -> a batch (f32[n c h w], i64[n]), in the workers.
+
+    Files are stored as bytes, which Pillow decodes, as it does with streaming's own encoding of JPEGs.
+    """
 
     def __init__(self, task: Task) -> None:
         self._channels, self._transform = task.manifest.channels, whole_transform(task)
