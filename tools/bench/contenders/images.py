@@ -99,6 +99,12 @@ def image_files(task: Task) -> list[ImageFile]:
     ]
 
 
+def stored_images(task: Task) -> list[tuple[U8 | str, int]]:
+    """(u8[h w c], label) of each array, or (path, label) of each image file."""
+    stored = zip(*arrays(task), strict=True) if is_raw(task) else image_files(task)
+    return [(image, int(label)) for image, label in stored]
+
+
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """path, which make(part) writes unless it is there; what was cut short is made again."""
     if not path.exists():

@@ -18,15 +18,13 @@ from fdt_pipeline.shards import EXTENSIONS
 from ..task import Entry, Task
 from .data_loader import WholeImages, loader_options
 from .images import (
-    ImageFile,
     LoaderEpochs,
-    arrays,
     augmentation,
-    image_files,
     imported,
     is_raw,
     made_once,
     read_tensor,
+    stored_images,
     torchvision_v2,
     whole_transform,
 )
@@ -105,31 +103,20 @@ def _webdataset(task: Task) -> LoaderEpochs:
     return LoaderEpochs(loader, task)
 
 
-class StoredTensor:
-    """Raw images are stored as u8 tensors, c h w."""
+class StoreOne:
+    """What litData stores of image i: a u8 tensor [c h w], or a file byte for byte.
+
+    It does that with a PIL image of a JPEG that has been opened and not decoded.
+    """
 
     def __init__(self, task: Task) -> None:
-        self._images, self._labels = arrays(task)
-
-    def __len__(self) -> int:
-        return len(self._labels)
+        self.images = stored_images(task)
 
     def __call__(self, i: int) -> dict[str, Any]:
-        return {"image": torch.from_numpy(self._images[i]).permute(2, 0, 1).contiguous(), "label": int(self._labels[i])}
-
-
-class StoredFile:
-    """JPEG files are stored byte for byte, as litData does with a PIL image that has been opened and not decoded."""
-
-    def __init__(self, files: list[ImageFile]) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __call__(self, i: int) -> dict[str, Any]:
-        path, label = self._files[i]
-        return {"image": Image.open(path), "label": label}
+        image, label = self.images[i]
+        if isinstance(image, str):
+            return {"image": Image.open(image), "label": label}
+        return {"image": torch.from_numpy(image).permute(2, 0, 1).contiguous(), "label": label}
 
 
 class DecodeStored:
@@ -161,11 +148,11 @@ def _litdata(task: Task) -> LoaderEpochs:
 
 
 def _write_litdata(task: Task, folder: Path) -> None:
-    store: Any = StoredTensor(task) if is_raw(task) else StoredFile(image_files(task))
+    store = StoreOne(task)
     before = multiprocessing.get_start_method(allow_none=True)
     try:
         imported("litdata", LITDATA).optimize(
-            store, list(range(len(store))), str(folder), chunk_bytes=CHUNK, num_workers=1, verbose=False
+            store, list(range(len(store.images))), str(folder), chunk_bytes=CHUNK, num_workers=1, verbose=False
         )
     finally:  # which `optimize` has set to spawn; its users optimize and train in two processes
         multiprocessing.set_start_method(before, force=True)
@@ -203,17 +190,17 @@ def _mosaic(task: Task) -> LoaderEpochs:
 
 
 def _write_mosaic(task: Task, folder: Path) -> None:
-    writer = imported("streaming", STREAMING).MDSWriter
+    kind = "bytes"
     if is_raw(task):
-        images, labels = arrays(task)
-        shape = ",".join(map(str, (images.shape[3], *images.shape[1:3])))
-        with writer(out=str(folder), columns={"image": f"ndarray:uint8:{shape}", "label": "int"}) as out:
-            for image, label in zip(images, labels, strict=True):
-                out.write({"image": np.ascontiguousarray(image.transpose(2, 0, 1)), "label": int(label)})
-    else:
-        with writer(out=str(folder), columns={"image": "bytes", "label": "int"}) as out:
-            for path, label in image_files(task):
-                out.write({"image": Path(path).read_bytes(), "label": label})
+        c, h, w = task.shape
+        kind = f"ndarray:uint8:{c},{h},{w}"
+    columns = {"image": kind, "label": "int"}
+    with imported("streaming", STREAMING).MDSWriter(out=str(folder), columns=columns) as out:
+        for image, label in stored_images(task):
+            if isinstance(image, str):
+                out.write({"image": Path(image).read_bytes(), "label": label})
+            else:
+                out.write({"image": np.ascontiguousarray(image.transpose(2, 0, 1)), "label": label})
 
 
 ENTRIES = (
