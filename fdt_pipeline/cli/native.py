@@ -43,6 +43,7 @@ def _build(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from fdt_pipeline.native.doctor import examine, is_usable, report
 
-    findings = examine(gpu=True) if arguments.gpu else examine()  # type: ignore[call-arg]
+    options: Any = {"gpu": True} if arguments.gpu else {}
+    findings = examine(**options)
     print(json.dumps(findings, indent=2) if arguments.json else report(findings))
     return 0 if is_usable(findings) else 1
