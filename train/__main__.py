@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 try:
-    from fdt_pipeline.command_line import add_debug, run_verb
+    from fdt_pipeline.cli.command_line import add_debug, run_verb
     from train.attack_checks_options import CHECKS_HELP, add_checks
     from train.export_options import EXPORT_HELP, add_export
     from train.recipes import CONTROLS, RECIPES
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check_one_process() -> None:
-    from fdt_pipeline.loader.ranks import find_ranks
+    from fdt_pipeline.loader.order import find_ranks
 
     world_size = find_ranks(None, None).world_size
     if world_size > 1:
@@ -119,7 +119,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 FIT_HELP = f"""Train one recipe on DATA/train, with the accuracy on DATA/test after every epoch.
 
-    python -m tools shard cifar-10-batches-bin shards/cifar10
+    fdt-pipeline shard cifar-10-batches-bin shards/cifar10
     python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10
     python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10 --resume
 

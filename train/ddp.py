@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from fdt_pipeline.loader.ranks import Ranks, find_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
+from fdt_pipeline.loader.order import Ranks, find_ranks
 from train.ddp_batch_norm import synchronize_batch_norm
 from train.losses import cross_entropy
 from train.recipes import Recipe

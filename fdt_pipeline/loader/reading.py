@@ -30,7 +30,7 @@ from fdt_pipeline.sources.source import I64, U8
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 CHUNK_BYTES = 4 << 20  # bytes that are read at once, if no single sample is larger
-_MORE = "`python -m tools verify` says more"
+_MORE = "`fdt-pipeline verify` says more"
 
 # (shard, number in it) -> why: samples that are known to be bad beside those that the reader itself finds.
 KnownBad = Mapping[tuple[str, int], str]

@@ -1,4 +1,4 @@
-"""What is found here, for `python -m fdt_pipeline doctor`: facts first, then what follows from them."""
+"""What is found here, for `fdt-pipeline doctor`: facts first, then what follows from them."""
 
 from __future__ import annotations
 

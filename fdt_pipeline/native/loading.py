@@ -81,7 +81,7 @@ def _into_dali(path: Path) -> None:
     except (OSError, RuntimeError, AttributeError) as error:
         raise NativeUnavailable(
             f"the native operators could not be loaded ({error}); they are in {path}: "
-            f"python -m fdt_pipeline build --force makes them anew; {WAY_OUT}"
+            f"fdt-pipeline build --force makes them anew; {WAY_OUT}"
         ) from error
 
 

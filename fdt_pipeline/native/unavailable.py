@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 SWITCH = "FDT_PIPELINE_NATIVE"
-WAY_OUT = 'engine="torch" runs without it; python -m fdt_pipeline doctor says what is found here'
+WAY_OUT = 'engine="torch" runs without it; fdt-pipeline doctor says what is found here'
 
 
 class NativeUnavailable(ImportError):  # noqa: N818 (it need not be an error: there is another engine)

@@ -43,6 +43,6 @@ def _of(recipe: Recipe) -> Availability:
     for folder in cache.places():
         failure = last_failure(recipe, folder)
         if failure is not None:
-            again = "python -m fdt_pipeline build tries again"
+            again = "fdt-pipeline build tries again"
             return Availability(False, f"the last build failed, {again}. {failure}")
-    return Availability(True, "not built yet: that is done at first use, or by python -m fdt_pipeline build")
+    return Availability(True, "not built yet: that is done at first use, or by fdt-pipeline build")

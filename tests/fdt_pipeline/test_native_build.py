@@ -367,7 +367,7 @@ def test_a_compilation_that_fails_shows_the_compilers_words_the_command_and_the_
     assert "-std=c++17 -O3" in message
     assert "core_api.cc -o" in message
     assert 'engine="torch"' in message
-    assert "python -m fdt_pipeline doctor" in message
+    assert "fdt-pipeline doctor" in message
 
 
 def test_of_a_long_complaint_the_last_lines_are_shown(sources):

@@ -1,4 +1,4 @@
-"""`python -m fdt_pipeline`: what it says, and its exit codes."""
+"""`fdt-pipeline build` and `doctor`: what it says, and its exit codes."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fdt_pipeline.__main__ import main
+from fdt_pipeline.cli import main
 from fdt_pipeline.native.driver import Driver, Gpu, Nvrtc
 from fdt_pipeline.native.recipe import operator_recipe
 from tests.native_stand_in import write_sources
@@ -150,7 +150,7 @@ def test_a_wrong_usage_exits_2(arguments):
         [sys.executable, "-m", "fdt_pipeline", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("usage: python -m fdt_pipeline")
+    assert done.stderr.startswith("usage: fdt-pipeline")
 
 
 def test_an_instruction_set_that_is_not_here_exits_2(capsys, monkeypatch):

@@ -156,7 +156,7 @@ def test_after_a_failed_build_the_engine_does_not_count_as_available(tmp_path, m
         library.obtain(operator_recipe(sources))
     found = native.availability()
     assert not found
-    assert "the last build failed, python -m fdt_pipeline build tries again" in found.reason
+    assert "the last build failed, fdt-pipeline build tries again" in found.reason
     assert "no such thing" in found.reason
 
 

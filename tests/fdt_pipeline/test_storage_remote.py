@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import fdt_pipeline.storage.cache
+from fdt_pipeline.cli import main
 from fdt_pipeline.shards import (
     Manifest,
     ShardError,
@@ -37,7 +38,6 @@ from tests.folders import content
 from tests.object_store import Answer, Proxy, answers, cuts, flips, hangs, object_store
 from tests.peers import needs
 from tests.web import web_server
-from tools.__main__ import main
 
 pytestmark = pytest.mark.peer
 
