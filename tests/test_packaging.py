@@ -68,7 +68,7 @@ def test_the_loader_says_what_to_install_where_dali_is_missing(bare_site):
 def test_models_and_losses_import_without_dali():
     code = (
         "import sys; sys.modules['nvidia.dali'] = None; sys.modules['nvidia'] = None\n"
-        "import models, train.losses, train.attack, train.robustness, train.recipes, fdt_pipeline\n"
+        "import models, fdt_pipeline.losses, train.attack, train.robustness, train.recipes, fdt_pipeline\n"
         "from fdt_pipeline import FDT, Harmonic, draw_plan"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

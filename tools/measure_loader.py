@@ -21,9 +21,9 @@ import torch
 from fdt_pipeline import FDT, FDTLoader
 from fdt_pipeline.definition.philox import Stream, permutation
 from fdt_pipeline.loader.engine import ImagePool
+from fdt_pipeline.losses import multi_label_loss
 from models import build_model
 from train.environment import hardware, versions
-from train.losses import multi_label_loss
 
 REPEATS = 7
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.tensor_norm import tensor_norm_gradient
+from fdt_pipeline.tensor_norm import tensor_norm_gradient
 from train.attack_checks import GRADIENT_SLACK, Check, Target, not_beaten, share
 from train.full_float32 import full_float32
 

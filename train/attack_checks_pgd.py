@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
 from train.attack import pgd_path
 from train.attack_checks import GRADIENT_SLACK, Check, Target, not_beaten, share
 from train.full_float32 import full_float32

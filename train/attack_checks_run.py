@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.tensor_norm import tensor_norm_layers
+from fdt_pipeline.tensor_norm import tensor_norm_layers
 from train import attack_checks_autoattack as peers
 from train import attack_checks_pgd as own
 from train.attack_checks import Check, Target, overall, share

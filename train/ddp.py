@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
 from fdt_pipeline.loader.ranks import Ranks, find_ranks
+from fdt_pipeline.losses import cross_entropy
 from train.ddp_batch_norm import synchronize_batch_norm
-from train.losses import cross_entropy
 from train.recipes import Recipe
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
+from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
 from train.full_float32 import full_float32
 
 # Of ONNX Runtime to PyTorch: absolute where logits are below 1, else as a share of the largest of them.

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from models.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
 from train.attack import PGD, PixelBounds, pgd_paths
 from train.full_float32 import Precision, attack_precision
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps

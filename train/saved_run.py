@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
-from models import tensor_norm_layers
+from fdt_pipeline.tensor_norm import tensor_norm_layers
 from train.files import BEST, CHECKPOINT, CONFIG, check_same, fitting, hash_weights, read_checkpoint, read_json
 from train.full_float32 import Precision
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
+from fdt_pipeline.losses import cross_entropy, multi_label_loss
 from models import build_model
 from models.positional_norm import insert_positional_norm
 from train.ddp import evaluate_over_ranks, evaluation_options, share_of_batch
 from train.full_float32 import full_float32
-from train.losses import cross_entropy, multi_label_loss
 from train.recipes import Recipe
 
 

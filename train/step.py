@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fdt_pipeline.losses import kl_to_target
 from train.autotuning import autotuned_convolutions
 from train.cuda_graph import GraphedPass
-from train.losses import kl_to_target
 from train.setup import amp_dtype, autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fdt_pipeline.losses import check_eps
 from train.compiling import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.ddp import data_parallel, from_first_rank, is_first_rank, process_group, this_rank
@@ -35,7 +36,6 @@ from train.files import (
     write_json,
 )
 from train.logs import NoLog, RunLog
-from train.losses import check_eps
 from train.recipes import Recipe
 from train.setup import (
     evaluate,

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import models
-from models import build_model, count_tensor_norm_sites
+from fdt_pipeline.tensor_norm import count_tensor_norm_sites
+from models import build_model
 
 SITES = {"resnet18": 17, "resnet34": 33, "resnet50": 49, "resnet152": 151, "wrn28_10": 25, "small": 7}
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from fdt_pipeline.tensor_norm import count_tensor_norm_sites
 from models.small_resnet import small_resnet
-from models.tensor_norm import count_tensor_norm_sites
 
 
 @pytest.mark.parametrize("size", [28, 32])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.tensor_norm import count_tensor_norm_sites
+from fdt_pipeline.tensor_norm import count_tensor_norm_sites
 from models.wide_resnet import wide_resnet, wrn28_10
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models import ReLUTensorNorm
+from fdt_pipeline.tensor_norm import ReLUTensorNorm
 from tests.peers import needs
 from train.__main__ import main
 from train.attack_checks import Target, not_beaten, overall, share

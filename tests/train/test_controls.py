@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fdt_pipeline import FDT
 from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
-from models import build_model, tensor_norm_layers
+from fdt_pipeline.tensor_norm import tensor_norm_layers
+from models import build_model
 from models.positional_norm import PositionalNorm, insert_positional_norm, positional_norm
 from tests.train.test_trainer import assert_equal_weights, weights
 from train import trainer

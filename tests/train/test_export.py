@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model, tensor_norm_layers
+from fdt_pipeline.tensor_norm import tensor_norm_layers
+from models import build_model
 from tests.peers import needs
 from train.__main__ import main
 from train.export import CARD, ONNX, WEIGHTS, export_run, exported_config, load_exported

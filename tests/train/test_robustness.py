@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
 from train.attack import PGD, PixelBounds, pgd_path
 from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fdt_pipeline.losses import cross_entropy, kl_to_target
 from models import build_model
 from train.autotuning import autotuned_convolutions
 from train.cuda_graph import GraphedPass
-from train.losses import cross_entropy, kl_to_target
 from train.step import TrainStep, load_optimizer, make_optimizer
 
 CPU = torch.device("cpu")

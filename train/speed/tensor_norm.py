@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fdt_pipeline.losses import cross_entropy
 from models import Gradient, build_model
-from train.losses import cross_entropy
 from train.speed.rounds import Figure, ratios, timed_rounds
 from train.step import TrainStep, make_optimizer, make_scaler
 

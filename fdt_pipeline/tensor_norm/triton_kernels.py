@@ -1,7 +1,7 @@
 """The two passes of ReLU and tensor normalization as Triton kernels: each reads its maps once and writes one.
 
 A program holds some pixels with all their channels, so the mean is taken between the read and the write. The results
-are those of eager_relu_tensor_norm, up to the order in which a mean is summed. Pixels and channels are addressed by
+are those of eager.py, up to the order in which a mean is summed. Pixels and channels are addressed by
 their strides, so NCHW and channels_last are served alike. Importing this module needs Triton.
 """
 
@@ -23,7 +23,7 @@ _FEWEST_PIXELS = 16  # where channels are not adjacent, so that a row of float16
 def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """f[n z ...] -> A* f[n z ...] in x's memory format, M f[n 1 ...]; A* = -M where x <= 0, A* > -M where x > 0.
 
-    A* takes x's place where asked to.
+    With `inplace`, A* overwrites x.
     """
     pixels = _pixels(x)
     output = pixels if inplace else torch.empty_like(pixels)

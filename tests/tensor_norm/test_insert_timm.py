@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from models import count_tensor_norm_sites, insert_tensor_norm, tensor_norm_layers
+from fdt_pipeline.tensor_norm import count_tensor_norm_sites, insert_tensor_norm, tensor_norm_layers
 from tests.peers import peer
 
 timm = peer("timm")

@@ -1,12 +1,12 @@
-"""What test_triton_relu_tensor_norm.py runs in a process of its own: on a GPU, or with Triton's interpreter."""
+"""What test_triton_kernels.py runs in a process of its own: on a GPU, or with Triton's interpreter."""
 
 import pytest
 import torch
 import triton
 from triton.runtime import interpreter
 
-from models import eager_relu_tensor_norm as eager
-from models import triton_relu_tensor_norm as kernels
+from fdt_pipeline.tensor_norm import eager, fused, relu_tensor_norm
+from fdt_pipeline.tensor_norm import triton_kernels as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -134,12 +134,8 @@ def test_input_and_gradient_may_lie_in_memory_in_any_way():
 
 
 def test_the_layer_trains_through_the_kernels(monkeypatch):
-    import sys
-
-    from models import relu_tensor_norm
-
     calls = []
-    monkeypatch.setattr(sys.modules["models.relu_tensor_norm"], "_passes", lambda x: calls.append(x.shape) or kernels)
+    monkeypatch.setattr(fused, "_passes", lambda x: calls.append(x.shape) or kernels)
     x = random_map((2, 8, 4, 4), torch.float32)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     relu_tensor_norm(ours, "exact").square().sum().backward()

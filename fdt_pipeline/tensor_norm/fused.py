@@ -1,4 +1,4 @@
-"""ReLU and tensor normalization in one autograd step that keeps what ReLU alone keeps, and one value a pixel.
+"""ReLU and tensor normalization as one autograd function, which saves what ReLU saves and one value a pixel more.
 
 Eager `relu` then `subtract` keeps two maps: ReLU's output for ReLU's own backward, and A*, which the next
 convolution needs. Here only A* and the mean M are kept. Where A = 0 the output is exactly -M, so the ReLU mask is
@@ -6,8 +6,8 @@ A* > -M. Left alone, that loses each A > 0 too small to change -M when M is subt
 value in 1,250 of a rectified normal map), so the forward raises those just enough that A* is the next number
 above -M.
 
-Two implementations of the passes: torch's operations, and on a GPU Triton kernels. torch.compile sees through the
-former, and fuses them with what stands before and after.
+There are two implementations of the passes: torch's operations (eager.py), and Triton kernels on a GPU.
+torch.compile is always given the former, and fuses them with the operations around them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from typing import Any, Literal
 import torch
 from torch.autograd.function import once_differentiable
 
-from models import eager_relu_tensor_norm as eager
-from models.eager_relu_tensor_norm import BITS, centred, is_compiling
-
-__all__ = ["Gradient", "check_gradient", "check_map", "relu_tensor_norm"]
+from fdt_pipeline.tensor_norm import eager
+from fdt_pipeline.tensor_norm.eager import BITS, centred
 
 Gradient = Literal["straight-through", "exact"]
 
@@ -35,13 +33,13 @@ def relu_tensor_norm(
 
     Backward, with g = dL/dA*: `straight-through` (Algorithm 1) is g where x > 0, `exact` is g - mean_z g where x > 0.
     Equal to `tensor_norm(x.relu())`, save that a positive A lost in rounding comes out one number higher.
-    `inplace` allows to overwrite x, which nobody may read afterwards: a map less is alive meanwhile.
+    With `inplace`, x may be overwritten, so nobody may read it afterwards; one map less is alive meanwhile.
     It can be differentiated once; a second backward raises RuntimeError. Inside torch.func's transforms (vmap, grad,
-    jvp, ...) it is those two operations, not fused, and all of them apply.
+    jvp, ...) ReLU and TN run as two operations, so that every transform applies.
     """
     check_gradient(gradient)
     check_map(x, channel_dim)
-    exact, compiling = gradient == "exact", is_compiling()
+    exact, compiling = gradient == "exact", torch.compiler.is_compiling()
     if not compiling and torch._C._are_functorch_transforms_active():
         return centred(torch.relu(x), exact, channel_dim)
     if channel_dim == 1:
@@ -87,7 +85,7 @@ class _ReLUTensorNorm(torch.autograd.Function):
 
 
 def _passes(x: torch.Tensor) -> Any:
-    if is_compiling() or not x.is_cuda:
+    if torch.compiler.is_compiling() or not x.is_cuda:
         return eager
     return _kernels() or eager
 
@@ -96,7 +94,7 @@ def _passes(x: torch.Tensor) -> Any:
 def _kernels() -> ModuleType | None:
     """The Triton kernels, if they run here: Triton may be absent, and needs a C compiler for its launchers."""
     try:
-        from models import triton_relu_tensor_norm as kernels
+        from fdt_pipeline.tensor_norm import triton_kernels as kernels
     except ImportError:
         return None
     try:

@@ -65,19 +65,6 @@ def kl_to_target(logits: Tensor, targets: Tensor, reduction: Reduction = "mean")
         return _reduce((torch.xlogy(targets, targets) - targets * log_p).sum(dim=1), reduction)
 
 
-def dominant_label(targets: Tensor) -> Tensor:
-    """Class of the largest weight, the lowest class on ties: f32[n C] -> i64[n]. In FDT it is the class of F_1."""
-    if targets.dim() != 2 or targets.shape[1] == 0:
-        raise ValueError(f"expected targets of shape [n C] with C >= 1, got {tuple(targets.shape)}")
-    return targets.argmax(dim=1)
-
-
-def overlay_loss(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """OV, the ablation of Table 1: Algorithm 3 on the dominant class of a superposed image."""
-    _check_soft_targets(logits, targets)
-    return cross_entropy(logits, dominant_label(targets), reduction)
-
-
 def max_eps(num_classes: int) -> float:
     """1 / (C * H_C), the weight of the last of C superposed images: the smallest weight FDT gives (Eq. 3, K = C)."""
     if num_classes < 1:

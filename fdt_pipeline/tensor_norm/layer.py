@@ -12,20 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from models.eager_relu_tensor_norm import centred
-from models.relu_tensor_norm import Gradient, check_gradient, check_map, relu_tensor_norm
-
-__all__ = [
-    "Gradient",
-    "ReLUTensorNorm",
-    "TensorNorm",
-    "count_tensor_norm_sites",
-    "relu_tensor_norm",
-    "set_tensor_norm_gradient",
-    "tensor_norm",
-    "tensor_norm_gradient",
-    "tensor_norm_layers",
-]
+from fdt_pipeline.tensor_norm.eager import centred
+from fdt_pipeline.tensor_norm.fused import Gradient, check_gradient, check_map, relu_tensor_norm
 
 
 def tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through", channel_dim: int = 1) -> torch.Tensor:
@@ -64,7 +52,7 @@ class TensorNorm(nn.Module):
 
 
 def _channel_dim(x: torch.Tensor, channel_dim: int | None) -> int:
-    """A layer's own, or 1 where that is sure; TorchScript compiles it."""
+    """The layer's channel_dim, or 1 where the shape leaves no doubt; TorchScript compiles this function."""
     if channel_dim is not None:
         return channel_dim
     if x.dim() == 3:
@@ -77,9 +65,9 @@ def _channel_dim(x: torch.Tensor, channel_dim: int | None) -> int:
 
 
 class ReLUTensorNorm(TensorNorm):
-    """`relu_tensor_norm` as a layer: takes the place of nn.ReLU and keeps one value a pixel more than it.
+    """`relu_tensor_norm` as a layer in place of nn.ReLU; it saves one value a pixel more for backward.
 
-    `inplace` allows to overwrite the input, which nobody may read afterwards.
+    With `inplace`, the input may be overwritten, so nobody may read it afterwards.
     """
 
     def __init__(
@@ -104,7 +92,7 @@ def tensor_norm_layers(model: nn.Module) -> list[TensorNorm]:
 
 
 def set_tensor_norm_gradient(model: nn.Module, gradient: Gradient) -> None:
-    """Switch all TN layers, for good; ValueError if there are none."""
+    """Switch all TN layers permanently; ValueError if there are none."""
     check_gradient(gradient)
     layers = tensor_norm_layers(model)
     if not layers:

@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.losses import (
+from fdt_pipeline.losses import (
     check_eps,
     cross_entropy,
-    dominant_label,
     kl_to_target,
     max_eps,
     multi_label_loss,
-    overlay_loss,
 )
 
 EPS = 1e-2
@@ -114,19 +112,10 @@ def test_a_weight_of_exactly_eps_is_dropped_and_the_next_float_counts() -> None:
     assert step.item() == pytest.approx(3.0 * EPS, abs=1e-12)
 
 
-def test_overlay_learns_the_dominant_class_and_ties_go_to_the_first() -> None:
-    targets = torch.tensor([[0.2, 0.5, 0.3], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]])
-    assert dominant_label(targets).tolist() == [1, 0, 1]
-    logits = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    expected = -F.log_softmax(logits, 1)[range(3), [1, 0, 1]].mean()
-    torch.testing.assert_close(overlay_loss(logits, targets), expected)
-
-
 def losses_of(logits: torch.Tensor) -> list[torch.Tensor]:
     targets = torch.tensor(fdt_targets(np.random.default_rng(1), *logits.shape), dtype=torch.float32)
-    labels = dominant_label(targets)
-    named = [multi_label_loss(logits, targets), cross_entropy(logits, labels), kl_to_target(logits, targets)]
-    return [*named, overlay_loss(logits, targets)]
+    labels = targets.argmax(dim=1)
+    return [multi_label_loss(logits, targets), cross_entropy(logits, labels), kl_to_target(logits, targets)]
 
 
 def test_autocast_changes_no_loss_and_half_logits_are_only_cast() -> None:
@@ -161,7 +150,7 @@ def test_eps_at_or_above_the_smallest_weight_is_refused() -> None:
         max_eps(0)
 
 
-@pytest.mark.parametrize("loss", [multi_label_loss, kl_to_target, overlay_loss])
+@pytest.mark.parametrize("loss", [multi_label_loss, kl_to_target])
 def test_targets_of_another_shape_or_in_half_precision_are_refused(loss) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=r"shape of the logits, \(2, 3\), got \(3, 2\)"):
         loss(torch.zeros(2, 3), torch.zeros(3, 2))
@@ -176,8 +165,6 @@ def test_labels_of_another_shape_or_type_are_refused() -> None:
         cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"got torch\.float32 of shape"):
         cross_entropy(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
-    with pytest.raises(ValueError, match="expected targets of shape"):
-        dominant_label(torch.zeros(3))
     with pytest.raises(ValueError, match="expected reduction"):
         cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), reduction="avg")  # type: ignore[arg-type]
 

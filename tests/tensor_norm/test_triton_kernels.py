@@ -10,10 +10,8 @@ import torch
 
 triton = pytest.importorskip("triton", reason="torch for CPUs comes without Triton")
 
-from models import eager_relu_tensor_norm as eager  # noqa: E402
-from models import triton_relu_tensor_norm as kernels  # noqa: E402
-
-relu_tensor_norm = sys.modules["models.relu_tensor_norm"]
+from fdt_pipeline.tensor_norm import eager, fused  # noqa: E402
+from fdt_pipeline.tensor_norm import triton_kernels as kernels  # noqa: E402
 
 
 @pytest.mark.parametrize("cases_of", [pytest.param("", marks=pytest.mark.compile), "layer_trains"], ids=["all", "one"])
@@ -63,17 +61,17 @@ class OnGpu:
 
 
 def test_taken_for_cuda_tensors_where_they_run(monkeypatch):
-    monkeypatch.setattr(relu_tensor_norm, "_kernels", lambda: kernels)
-    assert relu_tensor_norm._passes(OnGpu()) is kernels
-    assert relu_tensor_norm._passes(torch.zeros(1, 1)) is eager
-    monkeypatch.setattr(relu_tensor_norm, "_kernels", lambda: None)
-    assert relu_tensor_norm._passes(OnGpu()) is eager
+    monkeypatch.setattr(fused, "_kernels", lambda: kernels)
+    assert fused._passes(OnGpu()) is kernels
+    assert fused._passes(torch.zeros(1, 1)) is eager
+    monkeypatch.setattr(fused, "_kernels", lambda: None)
+    assert fused._passes(OnGpu()) is eager
 
 
 def test_a_compiler_is_shown_the_eager_passes(monkeypatch):
-    monkeypatch.setattr(relu_tensor_norm, "is_compiling", lambda: True)
-    monkeypatch.setattr(relu_tensor_norm, "_kernels", lambda: kernels)
-    assert relu_tensor_norm._passes(OnGpu()) is eager
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(fused, "_kernels", lambda: kernels)
+    assert fused._passes(OnGpu()) is eager
 
 
 def test_kernels_that_do_not_run_give_way_with_the_reason(monkeypatch):
@@ -86,4 +84,4 @@ def test_kernels_that_do_not_run_give_way_with_the_reason(monkeypatch):
     monkeypatch.setattr(torch, "zeros", zeros_on_the_cpu)
     monkeypatch.setattr(kernels, "forward", failing)
     with pytest.warns(UserWarning, match="do not run here .*Failed to find C compiler"):
-        assert relu_tensor_norm._kernels.__wrapped__() is None
+        assert fused._kernels.__wrapped__() is None

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.fold import fold_tensor_norm
-from models.tensor_norm import (
+from fdt_pipeline.tensor_norm import (
     ReLUTensorNorm,
     TensorNorm,
     count_tensor_norm_sites,
+    fold_tensor_norm,
     set_tensor_norm_gradient,
     tensor_norm,
     tensor_norm_gradient,

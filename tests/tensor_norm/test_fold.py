@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.fold import fold_tensor_norm
+from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
 from models.resnet import resnet34
 from models.small_resnet import small_resnet
-from models.tensor_norm import ReLUTensorNorm, TensorNorm, tensor_norm_layers
 from models.wide_resnet import wide_resnet
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from models.relu_tensor_norm import relu_tensor_norm
+from fdt_pipeline.tensor_norm import relu_tensor_norm
 
 GRADIENTS = ["straight-through", "exact"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from models import eager_relu_tensor_norm as eager
-from models import relu_tensor_norm
+from fdt_pipeline.tensor_norm import eager, relu_tensor_norm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

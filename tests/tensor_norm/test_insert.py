@@ -8,8 +8,14 @@ import torchvision
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from models.insert import insert_tensor_norm
-from models.tensor_norm import ReLUTensorNorm, TensorNorm, count_tensor_norm_sites, tensor_norm, tensor_norm_layers
+from fdt_pipeline.tensor_norm import (
+    ReLUTensorNorm,
+    TensorNorm,
+    count_tensor_norm_sites,
+    insert_tensor_norm,
+    tensor_norm,
+    tensor_norm_layers,
+)
 
 RELUS = {F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
 

@@ -12,9 +12,16 @@ from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
-from models.activations import is_relu, left_activations, other_activations
-from models.functional_relu import is_in_place, relu_nodes, trace_forwards
-from models.tensor_norm import Gradient, ReLUTensorNorm, check_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm.activations import (
+    is_in_place,
+    is_relu,
+    left_activations,
+    other_activations,
+    relu_nodes,
+    trace_forwards,
+)
+from fdt_pipeline.tensor_norm.fused import Gradient, check_gradient
+from fdt_pipeline.tensor_norm.layer import ReLUTensorNorm, tensor_norm_layers
 
 Skip = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _MakeLayer = Callable[[nn.Module | fx.Node], ReLUTensorNorm]
@@ -140,7 +147,7 @@ def _layer(node: fx.Node, module: nn.Module) -> nn.Module | None:
 def _rewrite(
     module: nn.Module, graphs: dict[nn.Module, fx.Graph], make_layer: _MakeLayer, done: dict[nn.Module, nn.Module]
 ) -> nn.Module:
-    """Children first, so that a GraphModule takes up its rewritten children; a shared module is rewritten once."""
+    """Children first, so that a GraphModule gets its rewritten children; a shared module is rewritten once."""
     if module not in done:
         done[module] = module
         for name, child in module._modules.items():

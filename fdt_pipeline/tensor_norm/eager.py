@@ -19,9 +19,6 @@ BITS = {
 
 PIECE = 2**21  # bytes: on one core with 0.5 MiB of L2, 1 and 4 MiB took up to 1.3 times as long, whole maps 2 times
 
-# torch 2.2 has it under another name.
-is_compiling = torch.compiler.is_compiling if hasattr(torch.compiler, "is_compiling") else torch._utils.is_compiling
-
 
 def channel_mean(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
     """M of Eq. 1: f[n z ...] -> f[n 1 ...], summed in float32 for half precision, rounded once to x's dtype."""
@@ -39,9 +36,9 @@ def centred(x: torch.Tensor, exact: bool, channel_dim: int = 1) -> torch.Tensor:
 def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """f[n z ...] -> A* f[n z ...] in x's memory format, M f[n 1 ...]; A* = -M where x <= 0, A* > -M where x > 0.
 
-    A* takes x's place where asked to, but not in a compiler's hands, which places its results itself.
+    With `inplace`, A* overwrites x; torch.compile places its results itself, and ignores it.
     """
-    if is_compiling():
+    if torch.compiler.is_compiling():
         mean = channel_mean(torch.relu(x))
         return _keep_where_positive(x.clamp(min=_spacing_below(mean)), x) - mean, mean
     output, mean = x if inplace else torch.empty_like(x), x.new_empty((len(x), 1, *x.shape[2:]))
@@ -55,7 +52,7 @@ def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch
 
 def backward(grad: torch.Tensor, output: torch.Tensor, mean: torch.Tensor, exact: bool) -> torch.Tensor:
     """dL/dA* f[n z ...] -> dL/dx f[n z ...], given what forward returned."""
-    if is_compiling():
+    if torch.compiler.is_compiling():
         grad = grad - channel_mean(grad) if exact else grad
         return _keep_where_positive(grad, output + mean)
     result = torch.empty_like(output)
