@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.autotuning import autotuned_convolutions
-from train.full_float32 import Precision, attack_precision, full_float32, tf32_behind_first_layer
+from train.precision import Precision, attack_precision, autotuned_convolutions, full_float32, tf32_behind_first_layer
 from train.threat_model import PGD, PixelBounds
 
 __all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path", "pgd_paths"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fdt_pipeline.tensor_norm import tensor_norm_gradient
 from train.attack_checks import GRADIENT_SLACK, Check, Target, not_beaten, share
-from train.full_float32 import full_float32
+from train.precision import full_float32
 
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 QUERIES = 5000  # of Square in AutoAttack

@@ -8,7 +8,7 @@ separate their causes: soft targets without mixing, mixing of other kinds, other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ Column = Callable[["Recipe"], "Recipe"]
 class Recipe:
     """All that a run depends on, beside its data and its machine.
 
+    model: a name of `models.build_model`, or MODULE:FUNCTION for a network of the user's own (setup.py).
     epochs, lr_drop_every: in epochs; the learning rate is divided by 10 every lr_drop_every of them.
     max_steps: stop after so many optimizer steps, or None. channels: 3 repeats gray images, as the paper does.
     size: (height, width) to resize images to, needed where they differ in size; they are then streamed.
@@ -62,6 +63,8 @@ class Recipe:
             raise ValueError(f"lr must be above 0, got {self.lr}")
         if self.loss != "multi-label" and self.loss_eps != Recipe.loss_eps:
             raise ValueError(f"loss_eps is the multi-label loss's, got {self.loss_eps} with {self.loss}: leave it out")
+        if ":" in self.model and self.stem != Recipe.stem:
+            raise ValueError(f"stems are of the ResNets here, got stem {self.stem!r} with {self.model}: leave it out")
         self._check_controls()
 
     def _check_controls(self) -> None:
@@ -185,15 +188,31 @@ CONTROLS: dict[str, Column] = {
 }
 
 
-def make_recipe(name: str, **changes: Any) -> Recipe:
+def make_recipe(name: str, model: str | None = None, **changes: Any) -> Recipe:
     """The recipe MODEL_COLUMN or MODEL_CONTROL with changes to its fields; None changes nothing.
 
-    A change of epochs alone keeps the share of the run after which the learning rate drops.
+    With a model of the user's own, MODULE:FUNCTION, name is COLUMN or CONTROL alone, and the schedule is the paper's. A
+    change of epochs alone keeps the share of the run after which the learning rate drops.
     """
     columns = {column.__name__: column for column in COLUMNS} | CONTROLS
+    if model is not None:
+        return _changed(_own_base(name, model, columns), changes)
     made = next((c(b()) for b in BASES for key, c in columns.items() if name == f"{b.__name__}_{key}"), None)
     if made is None:
         raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; controls: {', '.join(CONTROLS)}")
+    return _changed(made, changes)
+
+
+def _own_base(name: str, model: str, columns: Mapping[str, Column]) -> Recipe:
+    module, separator, function = model.partition(":")
+    if not (module and separator and function):
+        raise ValueError(f"expected --model MODULE:FUNCTION, got {model!r}; for a network of ours leave it out")
+    if name not in columns:
+        raise ValueError(f"with --model, --recipe is one of {', '.join(columns)}, got {name!r}")
+    return columns[name](Recipe(function, model))
+
+
+def _changed(made: Recipe, changes: dict[str, Any]) -> Recipe:
     changes = {field: value for field, value in changes.items() if value is not None}
     if "epochs" in changes and "lr_drop_every" not in changes:
         changes["lr_drop_every"] = max(1, round(made.lr_drop_every * changes["epochs"] / made.epochs))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
 from train.attack import PGD, PixelBounds, pgd_paths
-from train.full_float32 import Precision, attack_precision
+from train.precision import Precision, attack_precision
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.robustness_table import format_table
 

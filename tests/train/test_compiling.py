@@ -7,7 +7,7 @@ import torch
 
 from fdt_pipeline.losses import cross_entropy
 from models import build_model
-from train.compiling import FEWEST_STEPS, Compiled, network_of_step
+from train.accelerate import FEWEST_STEPS, Compiled, network_of_step
 from train.step import TrainStep, make_optimizer
 
 pytestmark = pytest.mark.compile

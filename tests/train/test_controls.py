@@ -12,14 +12,16 @@ from fdt_pipeline import FDT
 from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
 from fdt_pipeline.tensor_norm import tensor_norm_layers
 from models import build_model
-from models.positional_norm import PositionalNorm, insert_positional_norm, positional_norm
 from tests.train.test_trainer import assert_equal_weights, weights
 from train import trainer
 from train.controls import (
+    PositionalNorm,
+    insert_positional_norm,
     label_smoothing_of,
     make_batch_change,
     mean_target_entropy,
     mix_pairs,
+    positional_norm,
     smooth_targets,
     smoothing_with_entropy,
 )

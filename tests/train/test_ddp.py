@@ -17,7 +17,7 @@ from torch import nn
 from tests import train_on_ranks
 from train import ddp
 from train.__main__ import main
-from train.ddp_batch_norm import synchronize_batch_norm
+from train.ddp import synchronize_batch_norm
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
 from train.recipes import make_recipe
 from train.saved_run import open_run
@@ -131,19 +131,22 @@ def test_evaluation_has_the_precision_asked_for_on_any_number_of_ranks(world_siz
 
     loader = Loader([(torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), *last)])
     loader.world_size = world_size
-    monkeypatch.setattr("train.setup.amp_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("train.precision.amp_dtype", lambda device: torch.bfloat16)
     seen, model = [], nn.Linear(2, 3)
     model.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
     evaluate(model, loader, precise)
     assert seen == [dtype]
 
 
-@pytest.mark.parametrize("verb", [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"]])
+@pytest.mark.parametrize(
+    "verb",
+    [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"], ["sweep", "--out", "x"]],
+)
 def test_torchrun_is_for_what_trains(monkeypatch, capsys, verb):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(verb) == 2
-    assert "torchrun is for `fit`, `reproduce` and `sweep`" in capsys.readouterr().err
+    assert "torchrun is for `fit`, run all else without it" in capsys.readouterr().err
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):

@@ -9,8 +9,8 @@ from torch import nn
 
 from fdt_pipeline.losses import cross_entropy, kl_to_target
 from models import build_model
-from train.autotuning import autotuned_convolutions
-from train.cuda_graph import GraphedPass
+from train.accelerate import GraphedPass
+from train.precision import autotuned_convolutions
 from train.step import TrainStep, load_optimizer, make_optimizer
 
 CPU = torch.device("cpu")

@@ -3,10 +3,10 @@ import shutil
 import pytest
 
 from train.__main__ import main
-from train.divergence import NonFiniteLossError
 from train.recipes import make_recipe
+from train.reproduce.command import select_columns
 from train.reproduce.record import read_records
-from train.reproduce.sweep import select_columns
+from train.step import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

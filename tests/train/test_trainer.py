@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from train import files, trainer
-from train.divergence import NonFiniteLossError, check_weights
-from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
-from train.logs import RunLog
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, RunLog, read_checkpoint
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate
+from train.step import NonFiniteLossError, check_weights
 from train.trainer import fit
 
 TN_FDT = make_recipe("small_tn_fdt", epochs=4, batch_size=50)
@@ -216,7 +215,7 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tm
     with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of this trainer \(no 'recipe'\)"):
         run(TN_FDT, few_shards, tmp_path, resume=True)
     (tmp_path / CONFIG).write_text((finished[1] / CONFIG).read_text())
-    with pytest.raises(ValueError, match=r"checkpoint\.pt does not fit"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of this trainer"):
         open_run(tmp_path, torch.device("cpu"))
     (tmp_path / CONFIG).write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json is not a run's configuration \(no 'recipe'\)"):

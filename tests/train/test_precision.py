@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.full_float32 import attack_precision, full_float32, tf32_behind_first_layer
+from train.precision import attack_precision, full_float32, tf32_behind_first_layer
 
 CUDNN: Any = torch.backends.cudnn
 MATMUL: Any = torch.backends.cuda.matmul

@@ -1,4 +1,7 @@
-"""float32 that is float32: without autocast and without TF32; and the compromise that attacks on a GPU are made with.
+"""The number formats that training, evaluation and attacks compute in.
+
+Training on a GPU is in mixed precision. Evaluation is in full float32: without autocast and without TF32. Attacks on a
+GPU are made with a compromise.
 
 On GPUs since Ampere, torch's convolutions round their inputs to TF32 by default: 11 significant bits, so values in
 [0.25, 0.5) move in steps of 2.4e-4. An attack of radius 1e-4 would be rounded away before the model sees it. Only its
@@ -8,13 +11,26 @@ first layer sees it so: behind that a change of 1e-4 is spread over sums, and ro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 Precision = Literal["float32", "tf32"]
+
+
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """Mixed precision is for GPUs: bfloat16 where it is native, else float16 with a scaled loss."""
+    if device.type != "cuda":
+        return None
+    native = torch.cuda.get_device_capability(device)[0] >= 8  # is_bf16_supported() counts emulation as support
+    return torch.bfloat16 if native else torch.float16
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    dtype = amp_dtype(device)
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 @contextmanager
@@ -47,6 +63,17 @@ def attack_precision(precision: Precision | None, device_type: str) -> Precision
     if precision is not None and precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {list(get_args(Precision))}, got {precision!r}")
     return precision or ("tf32" if device_type == "cuda" else "float32")
+
+
+@contextmanager
+def autotuned_convolutions(device_type: str) -> Iterator[None]:
+    """On a GPU cuDNN tries its algorithms once for each shape, inside; put back as found."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device_type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class _FirstLayer:

@@ -1,7 +1,11 @@
-"""A pass forward and back as a CUDA graph: recorded once, then replayed by one launch.
+"""What makes a training step on a GPU fast: torch.compile for its network, and its pass as a CUDA graph.
 
-Recording does not run anything, so batch-norm statistics move only with the steps that count. A replay reads its batch
-from, and leaves its gradients at, the addresses that were recorded.
+Compiled, a step of ResNet-34 with TN, batch 100, took 4.1 ms for 4.9 on an H100. Compiling takes some 10 s, so short
+runs do without. Evaluation and attacks call the model itself.
+
+A CUDA graph is recorded once, then replayed by one launch. Recording does not run anything, so batch-norm statistics
+move only with the steps that count. A replay reads its batch from, and leaves its gradients at, the addresses that were
+recorded.
 """
 
 from __future__ import annotations
@@ -11,12 +15,50 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Pass = Callable[[Tensor, Tensor], Tensor]
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 
 _WARM_UP = 3  # steps in which libraries get their workspaces and kernels are compiled, as torch's notes ask for
+FEWEST_STEPS = 10_000  # that win back what compiling takes
+
+Network = Callable[[Tensor], Tensor]
+
+
+def network_of_step(model: nn.Module, device: torch.device, num_steps: int, compile_it: bool | None) -> Network:
+    """`model`, or `Compiled` where asked for; None: on a GPU, for a run of FEWEST_STEPS or more."""
+    pays = device.type == "cuda" and num_steps >= FEWEST_STEPS
+    return Compiled(model) if compile_it or (compile_it is None and pays) else model
+
+
+class Compiled:
+    """The model through torch.compile, sharing its weights; where it does not compile, itself, with a UserWarning."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._compiled: Network | None = torch.compile(model)
+        self._has_run = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._compiled is None:
+            return self._model(images)
+        if self._has_run:
+            return self._compiled(images)
+        try:
+            logits = self._compiled(images)
+        except Exception as error:  # a compiler's own kinds, which differ from release to release
+            self._compiled = None
+            reason = str(error).strip().splitlines()
+            warnings.warn(
+                f"torch.compile failed here ({type(error).__name__}: {reason[0] if reason else 'no reason given'}): "
+                "the network is called as it is, which on a GPU is slower",
+                UserWarning,
+                stacklevel=2,
+            )
+            return self._model(images)
+        self._has_run = True
+        return logits
 
 
 def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
@@ -30,8 +72,8 @@ def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Tensor, Callable[
 class GraphedPass:
     """`function` (images, targets) -> figures, which leaves gradients in `parameters`, as one launch.
 
-    The first steps run as they are. So does a batch of another shape, and all of them after a recording that failed,
-    of which a UserWarning tells.
+    The first steps run as they are, and so does a batch of another shape. Where the recording fails, a UserWarning says
+    why, and all steps run as they are.
     """
 
     def __init__(
