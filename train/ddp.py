@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,10 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
 from fdt_pipeline.loader.ranks import Ranks, find_ranks
-from fdt_pipeline.losses import cross_entropy
 from train.recipes import Recipe
 
 T = TypeVar("T")
@@ -125,28 +123,6 @@ def from_first_rank(make: Callable[[], T]) -> T:
     values: list[Any] = [make() if is_first_rank() else None]
     dist.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def evaluation_options() -> dict[str, Any]:
-    """For FDTLoader: with several ranks, batches as many on each, and weight 0 for what only fills up the last."""
-    return {"last_batch": "fill", "weights": True} if this_rank().world_size > 1 else {}
-
-
-@torch.no_grad()
-def evaluate_over_ranks(
-    model: nn.Module, loader: FDTLoader, number_format: AbstractContextManager[Any]
-) -> tuple[float, float]:
-    """`setup.evaluate` with a loader of `evaluation_options()`: the same figures on all ranks, samples count once."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=loader.device)
-    with number_format:
-        for images, labels, weights in loader:
-            logits = model(images).float()
-            right = (logits.argmax(1) == labels).to(weights.dtype)
-            loss = cross_entropy(logits, labels, reduction="none")
-            sums += torch.stack([(weights * right).sum(), (weights * loss).sum()])
-    accuracy, loss = (sum_over_ranks(sums) / loader.num_samples).tolist()
-    return accuracy, loss
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:

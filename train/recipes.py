@@ -8,14 +8,12 @@ separate their causes: soft targets without mixing, mixing of other kinds, other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fdt_pipeline.definition.series import Power
 from fdt_pipeline.definition.superposition import FDT, Augment
-
-Column = Callable[["Recipe"], "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -89,63 +87,25 @@ class Recipe:
         return values
 
 
-def plain(base: Recipe) -> Recipe:
-    """Whole images, cross entropy (Algorithm 3)."""
-    return replace(base, name=f"{base.name}_plain")
-
-
-def ov(base: Recipe) -> Recipe:
-    """Overlays: FDT's images, but one hard label, the dominant image's class."""
-    return replace(base, name=f"{base.name}_ov", fdt=FDT(targets="dominant"))
-
-
-def fdt(base: Recipe) -> Recipe:
-    """Full Distribution Training with the multi-label loss (Algorithms 2 and 4)."""
-    return replace(base, name=f"{base.name}_fdt", fdt=FDT(), loss="multi-label")
-
-
-def tn(base: Recipe) -> Recipe:
-    """Tensor normalization after every ReLU (Algorithm 1)."""
-    return replace(base, name=f"{base.name}_tn", tensor_norm="straight-through")
-
-
-def tn_fdt(base: Recipe) -> Recipe:
-    """Both."""
-    return replace(fdt(base), name=f"{base.name}_tn_fdt", tensor_norm="straight-through")
-
-
-def label_smoothing(base: Recipe) -> Recipe:
-    """Control: targets as soft as FDT's on clean images, so what is left of FDT's effect is the mixing."""
-    return replace(base, name=f"{base.name}_label_smoothing", label_smoothing="fdt-entropy")
-
-
-def mixup(base: Recipe) -> Recipe:
-    """Control: two images a sum with random weights, classes may meet; a = 1, as its paper takes for CIFAR."""
-    return replace(base, name=f"{base.name}_mixup", mixup=1.0)
-
-
-def fdt_k2(base: Recipe) -> Recipe:
-    """Control: always two images, 2/3 and 1/3, and never a clean one."""
-    return replace(fdt(base), name=f"{base.name}_fdt_k2", fdt=FDT(min_images=2, max_images=2))
-
-
-def tn_exact(base: Recipe) -> Recipe:
-    """Control: TN with the gradient of what it computes, in place of the paper's straight-through one."""
-    return replace(base, name=f"{base.name}_tn_exact", tensor_norm="exact")
-
-
-def pono(base: Recipe) -> Recipe:
-    """Control: positional normalization in TN's place."""
-    return replace(base, name=f"{base.name}_pono", norm="pono")
-
-
-def power_series(gamma: float) -> Column:
-    """Control: FDT with weights i**-gamma (over their sum) in place of 1/i."""
-
-    def column(base: Recipe) -> Recipe:
-        return replace(fdt(base), name=f"{base.name}_fdt_gamma{gamma:g}", fdt=FDT(series=Power(gamma)))
-
-    return column
+_FDT: dict[str, Any] = {"fdt": FDT(), "loss": "multi-label"}
+# The paper's columns, as changes to the recipe of a network.
+COLUMNS: dict[str, dict[str, Any]] = {
+    "plain": {},  # whole images, cross entropy (Algorithm 3)
+    "ov": {"fdt": FDT(targets="dominant")},  # overlays: FDT's images, but one hard label, the dominant image's class
+    "fdt": _FDT,  # Full Distribution Training with the multi-label loss (Algorithms 2 and 4)
+    "tn": {"tensor_norm": "straight-through"},  # tensor normalization after every ReLU (Algorithm 1)
+    "tn_fdt": {**_FDT, "tensor_norm": "straight-through"},
+}
+GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup (arXiv 2204.03323)
+CONTROLS: dict[str, dict[str, Any]] = {
+    "label_smoothing": {"label_smoothing": "fdt-entropy"},  # as soft as FDT on clean images: what is left is the mixing
+    "mixup": {"mixup": 1.0},  # two images a sum, random weights, classes may meet; a = 1, as its paper takes for CIFAR
+    "fdt_k2": {**_FDT, "fdt": FDT(min_images=2, max_images=2)},  # always two images, 2/3 and 1/3, never a clean one
+    "tn_exact": {"tensor_norm": "exact"},  # the gradient of what TN computes, in place of the straight-through one
+    "pono": {"norm": "pono"},  # positional normalization in TN's place
+    # Weights i**-gamma (over their sum) in place of 1/i.
+    **{f"fdt_gamma{gamma:g}": {**_FDT, "fdt": FDT(series=Power(gamma))} for gamma in GAMMAS},
+}
 
 
 def resnet34() -> Recipe:
@@ -179,13 +139,7 @@ def demo() -> Recipe:
 
 
 BASES: tuple[Callable[[], Recipe], ...] = (resnet18, resnet34, resnet152, wrn28_10, small, demo)
-COLUMNS: tuple[Column, ...] = (plain, ov, fdt, tn, tn_fdt)
-RECIPES = tuple(f"{base.__name__}_{column.__name__}" for base in BASES for column in COLUMNS)
-GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup (arXiv 2204.03323)
-CONTROLS: dict[str, Column] = {
-    **{column.__name__: column for column in (label_smoothing, mixup, fdt_k2, tn_exact, pono)},
-    **{f"fdt_gamma{gamma:g}": power_series(gamma) for gamma in GAMMAS},
-}
+RECIPES = tuple(f"{base.__name__}_{column}" for base in BASES for column in COLUMNS)
 
 
 def make_recipe(name: str, model: str | None = None, **changes: Any) -> Recipe:
@@ -194,26 +148,26 @@ def make_recipe(name: str, model: str | None = None, **changes: Any) -> Recipe:
     With a model of the user's own, MODULE:FUNCTION, name is COLUMN or CONTROL alone, and the schedule is the paper's. A
     change of epochs alone keeps the share of the run after which the learning rate drops.
     """
-    columns = {column.__name__: column for column in COLUMNS} | CONTROLS
-    if model is not None:
-        return _changed(_own_base(name, model, columns), changes)
-    made = next((c(b()) for b in BASES for key, c in columns.items() if name == f"{b.__name__}_{key}"), None)
-    if made is None:
-        raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; controls: {', '.join(CONTROLS)}")
-    return _changed(made, changes)
+    base, column = _split(name) if model is None else (_own(model), name)
+    columns = COLUMNS | CONTROLS
+    if column not in columns:
+        raise ValueError(f"with --model, --recipe is one of {', '.join(columns)}, got {name!r}")
+    changes = {field: value for field, value in changes.items() if value is not None}
+    if "epochs" in changes and "lr_drop_every" not in changes:
+        changes["lr_drop_every"] = max(1, round(base.lr_drop_every * changes["epochs"] / base.epochs))
+    return replace(base, name=f"{base.name}_{column}", **{**columns[column], **changes})
 
 
-def _own_base(name: str, model: str, columns: Mapping[str, Column]) -> Recipe:
+def _split(name: str) -> tuple[Recipe, str]:
+    for base in BASES:
+        for column in COLUMNS | CONTROLS:
+            if name == f"{base.__name__}_{column}":
+                return base(), column
+    raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; controls: {', '.join(CONTROLS)}")
+
+
+def _own(model: str) -> Recipe:
     module, separator, function = model.partition(":")
     if not (module and separator and function):
         raise ValueError(f"expected --model MODULE:FUNCTION, got {model!r}; for a network of ours leave it out")
-    if name not in columns:
-        raise ValueError(f"with --model, --recipe is one of {', '.join(columns)}, got {name!r}")
-    return columns[name](Recipe(function, model))
-
-
-def _changed(made: Recipe, changes: dict[str, Any]) -> Recipe:
-    changes = {field: value for field, value in changes.items() if value is not None}
-    if "epochs" in changes and "lr_drop_every" not in changes:
-        changes["lr_drop_every"] = max(1, round(made.lr_drop_every * changes["epochs"] / made.epochs))
-    return replace(made, **changes)
+    return Recipe(function, model)

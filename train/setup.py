@@ -17,7 +17,7 @@ from fdt_pipeline.losses import cross_entropy, multi_label_loss
 from fdt_pipeline.tensor_norm import insert_tensor_norm
 from models import build_model
 from train.controls import insert_positional_norm
-from train.ddp import evaluate_over_ranks, evaluation_options, share_of_batch
+from train.ddp import share_of_batch, sum_over_ranks
 from train.precision import autocast, full_float32
 from train.recipes import Recipe
 
@@ -40,7 +40,8 @@ def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool)
     """Training batches as the recipe asks for them, or the samples in order; channels_last, as convolutions want it."""
     common = output_options(device, recipe.channels, recipe.size)
     if not train:
-        return FDTLoader(shards, 200, train=False, **evaluation_options(), **common)
+        # Each rank has as many batches, with weight 0 for what only fills up the last one.
+        return FDTLoader(shards, 200, train=False, last_batch="fill", weights=True, **common)
     batch_size = share_of_batch(recipe)
     return FDTLoader(
         shards, batch_size, mix=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
@@ -124,19 +125,18 @@ def make_loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: FDTLoader, precise: bool = True) -> tuple[float, float]:
-    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode.
+    """(accuracy, mean cross entropy in nats) over every sample of the test loader once, in eval mode.
 
-    In full float32 where `precise`, else as a training step computes: on an H100 eight times as fast, for curves.
+    In full float32 where `precise`, else as a training step computes: on an H100 eight times as fast, for curves. Every
+    rank has the same figures.
     """
-    number_format = full_float32(loader.device.type) if precise else autocast(loader.device)
-    if loader.world_size > 1:
-        return evaluate_over_ranks(model, loader, number_format)
     model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=loader.device)  # on the device, so that no batch waits for it
-    loss = torch.zeros((), dtype=torch.float64, device=loader.device)
-    with number_format:
-        for images, labels in loader:
+    sums = torch.zeros(2, dtype=torch.float64, device=loader.device)  # on the device, so that no batch waits for it
+    with full_float32(loader.device.type) if precise else autocast(loader.device):
+        for images, labels, weights in loader:
             logits = model(images).float()
-            correct += (logits.argmax(1) == labels).sum()
-            loss += cross_entropy(logits, labels, reduction="sum")
-    return int(correct) / loader.num_samples, float(loss) / loader.num_samples
+            right = (logits.argmax(1) == labels).to(weights.dtype)
+            loss = cross_entropy(logits, labels, reduction="none")
+            sums += torch.stack([(weights * right).sum(), (weights * loss).sum()])
+    accuracy, loss = (sum_over_ranks(sums) / loader.num_samples).tolist()
+    return accuracy, loss

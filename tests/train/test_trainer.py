@@ -13,7 +13,7 @@ from train import files, trainer
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, RunLog, read_checkpoint
 from train.recipes import make_recipe
 from train.saved_run import open_run
-from train.setup import evaluate
+from train.setup import evaluate, make_loader
 from train.step import NonFiniteLossError, check_weights
 from train.trainer import fit
 
@@ -58,13 +58,14 @@ def test_a_run_leaves_its_results_logs_and_checkpoints(finished):
     assert [record["epoch"] for record in log_of(out, "test")] == [0, 1, 2, 3]
 
 
-def test_saved_weights_give_the_logged_accuracy(finished):
+def test_saved_weights_give_the_logged_accuracy(finished, few_shards):
     results, out = finished
     for name in ("final", "best"):
         saved = open_run(out, torch.device("cpu"), name)
         assert saved.epoch == results[name]["epoch"]
         assert name == "best" or saved.weights == results["weights"]
-        assert evaluate(saved.model, saved.test_loader())[0] == results[name]["accuracy"]
+        loader = make_loader(TN_FDT, few_shards / "test", saved.device, train=False)
+        assert evaluate(saved.model, loader)[0] == results[name]["accuracy"]
 
 
 def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards, finished, tmp_path, monkeypatch):
