@@ -31,24 +31,18 @@ def make_batch_change(recipe: Recipe, num_classes: int) -> BatchChange:
 
     Mixup draws from (seed, step) alone, so a resumed run draws what an undisturbed one does.
     """
-    smoothing = label_smoothing_of(recipe, num_classes)
-    alpha = recipe.mixup
+    alpha, smoothing = recipe.mixup, None
+    if recipe.label_smoothing == "fdt-entropy":
+        smoothing = smoothing_with_entropy(mean_target_entropy(FDT(), num_classes), num_classes)
 
     def change(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        if smoothing:
+        if smoothing is not None:
             targets = smooth_targets(targets, smoothing)
         if alpha is not None:
             images, targets = mix_pairs(images, targets, alpha, np.random.default_rng([recipe.seed, step]))
         return images, targets
 
     return change
-
-
-def label_smoothing_of(recipe: Recipe, num_classes: int) -> float:
-    """The share that is spread over all classes; "fdt-entropy" is solved for the paper's FDT."""
-    if recipe.label_smoothing == "fdt-entropy":
-        return smoothing_with_entropy(mean_target_entropy(FDT(), num_classes), num_classes)
-    return float(recipe.label_smoothing or 0)
 
 
 def mean_target_entropy(fdt: FDT, num_classes: int) -> float:

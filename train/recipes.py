@@ -26,7 +26,7 @@ class Recipe:
     size: (height, width) to resize images to, needed where they differ in size; they are then streamed.
     tensor_norm: None, "straight-through" (the paper's backward pass) or "exact". loss_eps: Algorithm 4's threshold.
     norm: "pono" takes TN's place after every ReLU (mean and deviation per pixel, arXiv 1907.04312).
-    label_smoothing: share of a target that is spread over all classes; "fdt-entropy": as soft as FDT's on average.
+    label_smoothing: "fdt-entropy" spreads a share of a target over all classes: as soft as FDT's targets on average.
     mixup: a of its weight ~ Beta(a, a), one a batch (arXiv 1710.09412). Both are for whole images, without fdt.
     """
 
@@ -36,7 +36,7 @@ class Recipe:
     tensor_norm: Literal["straight-through", "exact"] | None = None
     norm: Literal["pono"] | None = None
     fdt: FDT | None = None
-    label_smoothing: float | Literal["fdt-entropy"] | None = None
+    label_smoothing: Literal["fdt-entropy"] | None = None
     mixup: float | None = None
     augment: Augment | None = field(default_factory=Augment)
     loss: Literal["cross-entropy", "multi-label"] = "cross-entropy"
@@ -69,10 +69,8 @@ class Recipe:
         if self.norm is not None and (self.norm != "pono" or self.tensor_norm is not None):
             raise ValueError(f'norm must be "pono" without tensor_norm, got {self.norm!r} with {self.tensor_norm!r}')
         smoothing = self.label_smoothing
-        if isinstance(smoothing, str) and smoothing != "fdt-entropy":
-            raise ValueError(f'label_smoothing must be a share or "fdt-entropy", got {smoothing!r}')
-        if isinstance(smoothing, float | int) and not 0 <= smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {smoothing}")
+        if smoothing not in (None, "fdt-entropy"):
+            raise ValueError(f'label_smoothing must be "fdt-entropy" or None, got {smoothing!r}')
         if self.mixup is not None and not self.mixup > 0:
             raise ValueError(f"mixup must be above 0, the a of Beta(a, a), got {self.mixup}")
         if self.fdt is not None and (smoothing is not None or self.mixup is not None):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,6 @@ def evaluate_robustness(
     *,
     steps: int = 40,
     clip_pixels: bool = True,
-    gradients: Sequence[Gradient] | None = None,
     device: torch.device | str | None = None,
     together: bool | None = None,
     precision: Precision | None = None,
@@ -40,15 +38,15 @@ def evaluate_robustness(
 ) -> Robustness:
     """Attacks every batch (images f32[n c h w], labels i64[n]) once for each eps and TN gradient; reads `batches` once.
 
-    For tensors in memory pass `zip(images.split(100), labels.split(100))`. `gradients` defaults to exact and
-    straight-through where the model has TN layers, else to exact. `device`, where the batches are moved to, defaults to
-    the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU, which a batch of
-    100 does not fill. `precision` is "tf32" on a GPU by default (full_float32.py says what that is), else "float32",
-    and is in the result. After each attack `progress` is called with the image-steps that it took (n * steps), as
+    A model with TN layers is attacked along the exact and the straight-through gradient, any other along the exact one.
+    For tensors in memory pass `zip(images.split(100), labels.split(100))`. `device`, where the batches are moved to,
+    defaults to the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU,
+    which a batch of 100 does not fill. `precision` is "tf32" on a GPU by default (precision.py says what that is), else
+    "float32", and is in the result. After each attack `progress` is called with the image-steps that it took (n * steps), as
     tqdm.update wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     attacks = _attacks(eps_values, steps, clip_pixels)
-    names = _gradients(model, gradients)
+    names: list[Gradient] = ["exact", "straight-through"] if tensor_norm_layers(model) else ["exact"]
     device = _device_of(model) if device is None else torch.device(device)
     precision = attack_precision(precision, device.type)
     if isinstance(batches, Tensor):
@@ -109,17 +107,6 @@ def _attacks(eps_values: Sequence[float], steps: int, clip_pixels: bool) -> list
     if not eps_values or len(set(eps_values)) != len(eps_values):
         raise ValueError(f"expected one or more different eps_values, got {list(eps_values)}")
     return [PGD(eps, steps, clip_pixels=clip_pixels) for eps in eps_values]
-
-
-def _gradients(model: nn.Module, gradients: Sequence[Gradient] | None) -> list[Gradient]:
-    normalized = bool(tensor_norm_layers(model))
-    if gradients is None:
-        return ["exact", "straight-through"] if normalized else ["exact"]
-    if not gradients or len(set(gradients)) != len(gradients) or not set(gradients) <= set(get_args(Gradient)):
-        raise ValueError(f"expected different gradients out of {get_args(Gradient)}, got {list(gradients)}")
-    if "straight-through" in gradients and not normalized:
-        raise ValueError("expected gradients None or ['exact'] for a model without TN layers, got 'straight-through'")
-    return list(gradients)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -35,7 +35,7 @@ from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.tensor_norm import Gradient
 from models import build_model
-from train.attack import PGD, PixelBounds, pgd_path
+from train.attack import PGD, PixelBounds, frozen, pgd_path
 from train.precision import full_float32
 from train.recipes import make_recipe
 from train.robustness import EPS_VALUES, evaluate_robustness
@@ -50,7 +50,6 @@ PAIRS = (
     ("foolbox", "ours", 1.0),
     ("foolbox, parameters frozen", "ours", None),
     ("foolbox, all columns, parameters frozen", "ours, all columns", 1.3),
-    ("ours, all columns", "ours, all columns, one batch", None),
 )
 
 
@@ -216,12 +215,9 @@ def attack_speed(
     contenders: dict[str, Callable[[], object]] = {
         "ours": partial(pgd_path, model, x, labels, PGD(EPS, steps), BOUNDS),
         "foolbox": partial(_foolbox, model, x, labels, EPS, steps),
-        "foolbox, parameters frozen": partial(frozen, _foolbox, model, x, labels, EPS, steps),
+        "foolbox, parameters frozen": partial(_frozen, _foolbox, model, x, labels, EPS, steps),
         "ours, all columns": partial(evaluate_robustness, model, batches, BOUNDS, steps=steps, together=False),
-        "ours, all columns, one batch": partial(
-            evaluate_robustness, model, batches, BOUNDS, steps=steps, together=True
-        ),
-        "foolbox, all columns, parameters frozen": partial(frozen, all_columns, model, x, labels, steps),
+        "foolbox, all columns, parameters frozen": partial(_frozen, all_columns, model, x, labels, steps),
     }
     subject = f"{model_name}, {num_images} images, {steps} steps"
     seconds = timed_rounds(contenders, num_rounds, device, f"PGD, {subject}")
@@ -289,13 +285,10 @@ def _inputs(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def frozen(attack: Callable[..., object], model: nn.Module, *arguments: object) -> object:
-    """foolbox leaves parameters as they are, and so works out their gradients too unless its user freezes them."""
-    model.requires_grad_(False)
-    try:
+def _frozen(attack: Callable[..., object], model: nn.Module, *arguments: object) -> object:
+    """foolbox works out the gradients of the parameters too, unless its user freezes them."""
+    with frozen(model):
         return attack(model, *arguments)
-    finally:
-        model.requires_grad_(True)
 
 
 if __name__ == "__main__":
