@@ -42,8 +42,8 @@ def evaluate_robustness(
     For tensors in memory pass `zip(images.split(100), labels.split(100))`. `device`, where the batches are moved to,
     defaults to the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU,
     which a batch of 100 does not fill. `precision` is "tf32" on a GPU by default (precision.py says what that is), else
-    "float32", and is in the result. After each attack `progress` is called with the image-steps that it took (n * steps), as
-    tqdm.update wants it; their total is images * steps * radii * gradients, each one pass forward and back.
+    "float32", and is in the result. After each attack `progress` is called with the image-steps that it took (n *
+    steps), as tqdm.update wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     attacks = _attacks(eps_values, steps, clip_pixels)
     names: list[Gradient] = ["exact", "straight-through"] if tensor_norm_layers(model) else ["exact"]

@@ -92,7 +92,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
-    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see compiling.py.
+    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see accelerate.py.
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards, and
     for compile_it on several ranks.
     NonFiniteLossError, naming the step, where the loss is no longer a number.

@@ -12,8 +12,7 @@ from fdt_pipeline import FDT
 from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
 from fdt_pipeline.tensor_norm import tensor_norm_layers
 from models import build_model
-from tests.train.test_trainer import assert_equal_weights, weights
-from train import trainer
+from tests.train.test_trainer import assert_equal_weights
 from train.controls import (
     PositionalNorm,
     insert_positional_norm,
@@ -140,28 +139,6 @@ def test_every_control_trains(few_shards, tmp_path, control):
     results = fit(recipe, few_shards, tmp_path / "run", device="cpu", show_progress=False)
     assert results["steps"] == 3
     assert math.isfinite(results["final"]["accuracy"])
-
-
-def test_a_mixup_run_that_was_interrupted_ends_with_the_same_weights(few_shards, tmp_path, monkeypatch):
-    recipe = make_recipe("small_mixup", epochs=3)
-    fit(recipe, few_shards, tmp_path / "whole", device="cpu", show_progress=False)
-    original, calls = trainer.make_batch_change, iter(range(100))
-
-    def interrupting(*arguments):
-        change = original(*arguments)
-
-        def interrupted(*batch):
-            if next(calls) == 4:  # in the second epoch
-                raise KeyboardInterrupt
-            return change(*batch)
-
-        return interrupted
-
-    monkeypatch.setattr(trainer, "make_batch_change", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        fit(recipe, few_shards, tmp_path / "cut", device="cpu", show_progress=False)
-    fit(recipe, few_shards, tmp_path / "cut", resume=True, device="cpu", show_progress=False)
-    assert_equal_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
 
 
 def test_positional_norm_is_layer_norm_over_the_channels_with_an_unbiased_variance():

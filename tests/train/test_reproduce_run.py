@@ -17,12 +17,15 @@ from tests.train.made_up import SMALLER
 from train import trainer
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json
+from train.recipes import make_recipe
 from train.reproduce import running
 from train.reproduce import settings as table_settings
+from train.reproduce.command import select_columns
 from train.reproduce.record import read_records
 from train.reproduce.running import PROGRESS, attack_in_batches
 from train.reproduce.settings import Settings, draw_subset
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
+from train.step import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -237,7 +240,7 @@ def test_an_attack_that_has_ended_is_not_made_again(attack, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": "0" * 64}, {"shards": "0" * 64}, {"precision": "tf32"}, {"steps": 3}, {"num_images": 40}, None],
+    [{"weights": "0" * 64}, {"shards": "0" * 64}, {"steps": 3}, None],
 )
 def test_an_attack_on_other_weights_samples_or_settings_is_made_again(attack, change, capsys):
     path, attack_once_more = attack
@@ -273,11 +276,16 @@ def test_a_table_does_not_go_on_with_other_shards(undisturbed, root, tmp_path, c
         (["table1", "--data", "x", "--seeds", "0"], "1 or more seeds"),
         (["table1", "--data", "x", "--eps", "0.1", "0.1"], "one or more different eps"),
         (["table1", "--data", "x", "--images", "0"], "1 or more images"),
+        (["sweep"], "expected --data SHARDS, or --report"),
+        (["sweep", "--data", "no/shards"], "no/shards"),
+        (["sweep", "--report", "--data", "x"], "leave out --data"),
+        (["sweep", "--data", "x/cifar10", "--model", "resnet3"], "there is no recipe 'resnet3_plain'"),
     ],
 )
 def test_bad_input_exits_2(root, tmp_path, arguments, message, capsys):
-    arguments = [str(root) if argument == "x" else argument for argument in arguments]
-    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    arguments = [str(root / argument[2:]) if argument[0] == "x" else argument for argument in arguments]
+    verb = [] if arguments[0] == "sweep" else ["reproduce"]
+    assert main([*verb, *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -321,3 +329,48 @@ def test_the_scripts_of_the_small_scale_use_the_bundled_images(tmp_path, monkeyp
     assert images.shape == (1000, 28, 28, 1)
     assert Path(folder) == tmp_path / "data" / "fashion-mnist"
     assert np.bincount(labels).tolist() == [100] * 10
+
+
+SWEEP = ["sweep", "--epochs", "1", "--images", "20", "--steps", "2", "--device", "cpu"]
+
+
+def test_the_sweep_has_the_papers_columns_and_every_control():
+    columns = select_columns(None)
+    assert columns[:5] == ["plain", "ov", "fdt", "tn", "tn_fdt"]
+    assert {"label_smoothing", "mixup", "fdt_k2", "tn_exact", "pono", "fdt_gamma0.5", "fdt_gamma4"} <= {*columns}
+    assert select_columns(["fdt*"])[:2] == ["fdt", "fdt_k2"]
+    with pytest.raises(ValueError, match="--only cutmix names no column; columns: plain, ov"):
+        select_columns(["cutmix"])
+
+
+def test_a_sweep_is_run_drawn_and_drawn_again(few_shards, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "sweep"
+    command = [*SWEEP, "--data", str(few_shards), "--out", str(out), "--only", "plain", "fdt", "fdt_gamma2", "pono"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "PONO - plain" in shown
+    records = read_records(out)
+    assert [record.row.column for record in records] == ["fdt", "fdt_gamma2", "plain", "pono"]
+    assert {record.row.dataset for record in records} == {few_shards.name}
+    assert {path.suffix for path in out.iterdir() if path.is_file()} == {".json", ".md", ".png"}
+    monkeypatch.setattr("train.reproduce.running.fit", None)
+    assert main(command) == 0  # all is there
+    assert main(["sweep", "--report", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == 2 * shown
+
+
+@pytest.mark.parametrize("name", ["svhn", "digits"])
+def test_the_augmentation_is_an_option_and_not_the_name_of_the_folder(few_shards, tmp_path, monkeypatch, name, capsys):
+    (tmp_path / "shards").mkdir()
+    data = shutil.copytree(few_shards, tmp_path / "shards" / name)
+    recipes = []
+
+    def fit(recipe, *arguments, **options):
+        recipes.append(recipe)
+        raise NonFiniteLossError
+
+    monkeypatch.setattr("train.reproduce.running.fit", fit)
+    for options in ([], ["--no-augment"]):
+        out = tmp_path / f"sweep{len(options)}"
+        assert main([*SWEEP, "--data", str(data), "--out", str(out), "--only", "plain", *options]) == 1
+    assert [recipe.augment for recipe in recipes] == [make_recipe("small_plain").augment, None]
