@@ -27,7 +27,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 def network_of_step(model: nn.Module, device: torch.device, num_steps: int, compile_it: bool | None) -> Network:
-    """`model`, or `Compiled` where asked for; None: on a GPU, for a run of FEWEST_STEPS or more."""
+    """`model`, or `Compiled` where asked for; by default on a GPU, for a run of FEWEST_STEPS or more."""
     pays = device.type == "cuda" and num_steps >= FEWEST_STEPS
     return Compiled(model) if compile_it or (compile_it is None and pays) else model
 

@@ -127,8 +127,6 @@ trainer.fit(recipe, Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
 def test_interruption_in_any_epoch_changes_nothing(few_shards, tmp_path, name, monkeypatch):
     recipe = make_recipe(name, epochs=3, batch_size=100)
     run(recipe, few_shards, tmp_path / "whole")
-    from train import trainer
-
     original, calls = trainer.Run._step, iter(range(100))
 
     def interrupted(self, images, targets):
@@ -276,10 +274,8 @@ def test_shards_without_a_test_split_train_without_an_accuracy(few_shards, tmp_p
 
 
 def test_the_same_seed_gives_plain_and_tn_the_same_initial_weights(few_shards, tmp_path):
-    from train.trainer import Run
-
     plain, tn = (
-        Run(make_recipe(name), few_shards, tmp_path, torch.device("cpu"), False).model.state_dict()
+        trainer.Run(make_recipe(name), few_shards, tmp_path, torch.device("cpu"), False).model.state_dict()
         for name in ("small_plain", "small_tn")
     )
     assert_equal_weights(plain, tn)
