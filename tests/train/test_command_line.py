@@ -77,7 +77,7 @@ def test_runs_of_one_recipe_have_a_row_each(trained, tmp_path, capsys):
 
 
 def test_an_unwritable_json_is_told_before_the_attack(trained, capsys, monkeypatch):
-    monkeypatch.setattr("train.robustness_command.attack_run", None)
+    monkeypatch.setattr("train.saved_run.attack_run", None)
     assert main(["robustness", str(trained[1]), "--json", "/proc/no/such.json"]) == 2
     assert "/proc/no" in capsys.readouterr().err
 

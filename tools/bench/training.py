@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import torch
 
+from fdt_pipeline.losses import cross_entropy
 from models import Stem, build_model
-from train.losses import cross_entropy
 from train.step import TrainStep, make_optimizer, make_scaler
 
 from .task import Batch, Task
