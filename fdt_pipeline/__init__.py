@@ -23,7 +23,7 @@ from fdt_pipeline.definition.superposition import (
     superpose_targets,
 )
 from fdt_pipeline.native import fn_module
-from fdt_pipeline.native.series import series_argument
+from fdt_pipeline.native.arguments import series_argument
 
 if TYPE_CHECKING:
     from fdt_pipeline.loader.loader import FDTLoader
@@ -73,5 +73,5 @@ def __getattr__(name: str) -> Any:
         return import_module("fdt_pipeline.shards").webdataset_files
     if name == "load_operators":
         import_module("fdt_pipeline.dali").import_dali()
-        return import_module("fdt_pipeline.native.loading").load
+        return import_module("fdt_pipeline.native.load").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

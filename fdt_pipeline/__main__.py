@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 try:
     from fdt_pipeline.command_line import add_debug, run_verb
+    from fdt_pipeline.native.build import build
     from fdt_pipeline.native.doctor import examine, is_usable, report
-    from fdt_pipeline.native.library import build
 except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use
     sys.exit(130)
 

@@ -23,12 +23,10 @@ from fdt_pipeline.loader import graphs as pipelines
 from fdt_pipeline.loader.engine import ImagePool, superpose, to_device
 from fdt_pipeline.loader.graphs import Decoding, Numbers, Windows
 from fdt_pipeline.loader.stage import Mixing, ResidentStage, WindowStage
-from fdt_pipeline.native import processor
-from fdt_pipeline.native.core import MOST_CLASSES, Core, NativePool
-from fdt_pipeline.native.gpu_check import require_checked_gpu
-from fdt_pipeline.native.loading import load, symbols
-from fdt_pipeline.native.series import series_argument
-from fdt_pipeline.native.unavailable import NativeUnavailable
+from fdt_pipeline.native import NativeUnavailable, processor
+from fdt_pipeline.native.arguments import series_argument
+from fdt_pipeline.native.load import load
+from fdt_pipeline.native.pool import MOST_CLASSES, NativePool
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -58,17 +56,14 @@ def check_native_classes(num_classes: int) -> None:
 
 
 def choose_engine(asked: str, device: torch.device, num_classes: int) -> str:
-    """ "native" or "torch". "auto" is native wherever that can be built, takes so many classes and, on a GPU, passes
-    its check; where not, it says why."""
+    """ "native" or "torch". "auto" is native wherever that can be built, and takes so many classes; where not,
+    it says why."""
     processor.level()  # raises where $FDT_PIPELINE_ISA is wrong, whatever the engine
     if asked == "torch":
         return asked
     try:
         check_native_classes(num_classes)
         load()
-        if asked == "auto" and device.type == "cuda":
-            index = device.index or 0
-            require_checked_gpu(index, f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}")
     except (NativeUnavailable, TooManyClasses) as obstacle:
         if asked == "native":
             raise
@@ -197,11 +192,6 @@ class TorchStreaming:
         plans = unpack_plans(numbers.numpy(), weights.numpy(), np.zeros(len(images), np.int64))
         pool = ImagePool(to_device(images, self.device), self.mixing.augment.pad)
         return superpose(pool, plans, self.mixing.output), to_device(targets, self.device)
-
-
-def native_core() -> Core:
-    """The C functions of the operators that are loaded."""
-    return Core(symbols())
 
 
 def _finished(outputs: Sequence[torch.Tensor], mixing: Mixing, shared: bool) -> Batch:

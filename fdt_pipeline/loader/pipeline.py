@@ -30,9 +30,9 @@ from fdt_pipeline.loader.options import (
 from fdt_pipeline.loader.ranks import Batching, LastBatch, find_ranks
 from fdt_pipeline.loader.resident_pool import read_pool
 from fdt_pipeline.loader.stage import Mixing
-from fdt_pipeline.native.core import NativePool
-from fdt_pipeline.native.loading import load
-from fdt_pipeline.native.unavailable import NativeUnavailable
+from fdt_pipeline.native import NativeUnavailable
+from fdt_pipeline.native.load import load
+from fdt_pipeline.native.pool import NativePool
 from fdt_pipeline.shards import Manifest, check_hashes, check_shards, read_manifest
 from fdt_pipeline.shards.files import files_of
 from fdt_pipeline.shards.progress import progress_bar
