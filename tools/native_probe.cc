@@ -125,7 +125,7 @@ fdt::Yardstick *yardstick_here() {
 struct WindowOnGpu {
   explicit WindowOnGpu(const ProbeWindow &window) {
     const auto size = static_cast<size_t>(window.h * window.w * window.c), n = static_cast<size_t>(window.n);
-    if (!window.is_scattered) pieces.emplace_back(window.pixels, n * size);
+    if (n && !window.is_scattered) pieces.emplace_back(window.pixels, n * size);
     for (size_t i = 0; i < n; i++) {
       if (window.is_scattered) pieces.emplace_back(window.pixels + i * size, size);
       places.push_back(window.is_scattered ? pieces[i].as<const uint8_t>() : pieces[0].as<const uint8_t>() + i * size);

@@ -441,7 +441,7 @@ def test_a_serialized_pipeline_is_the_same_pipeline_where_a_pool_of_its_name_is_
     def again():
         return outputs(Pipeline.deserialize(serialized, **running))  # 1.34 forgets them
 
-    with pytest.raises(ERRORS, match='no pool "numbered": .*deserialized needs a pool .* loaded under the same name'):
+    with pytest.raises(ERRORS, match=r'no pool "numbered": .*deserialized needs a pool .* under the same name'):
         again()
     kept = load_arrays(ALL_IMAGES, LABELS, 7, name="numbered")
     for part, other in zip(again(), expected, strict=True):
