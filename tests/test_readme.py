@@ -12,7 +12,7 @@ from PIL import Image
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import open_source
 from tests.conftest import SLOW
-from tools.measure_native import bounded_table
+from tools.measure_kernels import bounded_table
 from train.demo import NAMES
 from train.robust_accuracy import Robustness
 from train.robustness import format_table

@@ -8,6 +8,8 @@ It is compiled from the same sources as the operators, and kept in the same cach
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy.typing as npt
 
 from fdt_pipeline.definition.plans import Plans, batch_weights
 from fdt_pipeline.definition.superposition import FDT, I64, NO_AUGMENT, Augment, Pool, image_range
+from fdt_pipeline.native import processor
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.build import obtain
 from fdt_pipeline.native.pool import HOST, U8, NativePool, checked
@@ -32,6 +35,28 @@ Outputs = tuple[npt.NDArray[Any], npt.NDArray[Any], float]
 def build_probe(extra_flags: Sequence[str] = ()) -> Path:
     """The library; `extra_flags` such as SANITIZERS come last."""
     return obtain(core_recipe(SOURCES, extra_flags)).path
+
+
+def load_levels(library: Path, folder: Path) -> dict[str, Probe]:
+    """A probe for each level of the instruction set that this processor has, the best last.
+
+    A loaded library chooses its level once, so each has a copy of its own in `folder`.
+    """
+    found: dict[str, Probe] = {}
+    before = os.environ.get(processor.VARIABLE)
+    for level in processor.levels():
+        probe = Probe(ctypes.CDLL(str(shutil.copy(library, folder / f"{level}.so"))))
+        os.environ[processor.VARIABLE] = level
+        try:
+            assert probe.isa == level
+            found[level] = probe
+        except ValueError:  # this processor lacks it
+            continue
+        finally:
+            os.environ.pop(processor.VARIABLE)
+            if before is not None:
+                os.environ[processor.VARIABLE] = before
+    return found
 
 
 @dataclass(frozen=True)

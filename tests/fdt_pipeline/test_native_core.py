@@ -29,7 +29,7 @@ from fdt_pipeline.definition.superposition import (
 )
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
-from tools.native_probe import SANITIZERS, Draw, Probe, ProbeOutput, build_probe
+from tools.native_probe import SANITIZERS, Draw, Probe, ProbeOutput, build_probe, load_levels
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.compile]
 
@@ -40,20 +40,9 @@ PAPER = {1: (117.0,), 3: (122.0, 117.0, 104.0), 2: (122.0, 117.0), 4: (122.0, 11
 
 @pytest.fixture(scope="module")
 def cores(tmp_path_factory):
-    """Level -> probe. A loaded library chooses once, so each level has a copy of its own."""
-    library = build_probe(SANITIZERS if os.environ.get("FDT_PIPELINE_SANITIZE") == "1" else ())
-    found = {}
-    for level in ("v2", "v3", "v4"):
-        copy = shutil.copy(library, tmp_path_factory.mktemp("core") / f"{level}.so")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("FDT_PIPELINE_ISA", level)
-            core = Probe(ctypes.CDLL(str(copy)))
-            try:
-                assert core.isa == level
-            except ValueError:  # this machine lacks it
-                continue
-        found[level] = core
-    return found
+    """Level of the instruction set -> probe."""
+    sanitize = os.environ.get("FDT_PIPELINE_SANITIZE") == "1"
+    return load_levels(build_probe(SANITIZERS if sanitize else ()), tmp_path_factory.mktemp("core"))
 
 
 @pytest.fixture(scope="module")
