@@ -320,9 +320,9 @@ Errors: a pool that this process does not have, or that is in another device's m
               "(epoch, index) of every output. An index below 0 is padding, an output of zeros (as a label: -1).")
     .InputDevice(0, InputDevice::CPU)
     .AddArg("pool",
-            R"(The name of a pool that this process has loaded into the memory of the operator's device:
-``fdt_pipeline.load_pool(shards, pad=4).name``. Any number of operators may share one. A pipeline that is deserialized
-in another process needs a pool of the same name there.)",
+            R"(The name of a pool in the memory of the operator's device: ``pool.name``, where ``pool =
+fdt_pipeline.load_pool(shards, pad=4)`` is kept until the pipeline is built. Any number of operators may share it. A
+pipeline that is deserialized in another process needs a pool of the same name there.)",
             DALI_STRING)
     .AddOptionalArg("anchor",
                     R"(Which image comes first in a sum, with the largest weight. ``"random"``: any, as in the paper.
