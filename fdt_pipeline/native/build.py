@@ -10,8 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -169,7 +168,7 @@ def _run(commands: Sequence[_Command]) -> None:
     """As many at a time as there are CPUs. Whatever ends this (Ctrl-C, a failure) ends all of them."""
     waiting = list(commands)
     running: dict[subprocess.Popen[bytes], _Command] = {}
-    with _ended_in_any_case(running):
+    try:
         while waiting or running:
             while waiting and len(running) < available_cpus():
                 command = waiting.pop(0)
@@ -183,6 +182,11 @@ def _run(commands: Sequence[_Command]) -> None:
                 if process.returncode:
                     raise BuildFailed(_explain(command, process.returncode))
             time.sleep(_POLL_SECONDS)
+    finally:
+        for process in running:
+            process.terminate()  # and not kill(): g++ then ends the compiler proper, which is a process of its own
+        for process in running:
+            process.wait()
 
 
 def _start(command: _Command) -> subprocess.Popen[bytes]:
@@ -191,18 +195,6 @@ def _start(command: _Command) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command.words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
-
-
-@contextmanager
-def _ended_in_any_case(running: dict[subprocess.Popen[bytes], _Command]) -> Iterator[None]:
-    """SIGTERM and not SIGKILL: g++ then ends the compiler proper, which is a process of its own."""
-    try:
-        yield
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
 
 
 def _explain(command: _Command, code: int) -> str:

@@ -1,13 +1,13 @@
-"""The GPU as its driver describes it, and NVRTC, which compiles the kernel for it; both through ctypes."""
+"""The GPU, as torch sees it, and NVRTC, which compiles the kernel for it."""
 
 from __future__ import annotations
 
 import ctypes
+import warnings
 from dataclasses import dataclass
 
 from fdt_pipeline.native.toolchain import nvidia_folders
 
-_CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 # By major version, the newest first: below `nvidia`, and in the system.
 _NVRTC = {
     13: ("cu13/lib/libnvrtc.so.13", "libnvrtc.so.13"),
@@ -41,30 +41,20 @@ class Nvrtc:
 
 
 def find_driver() -> Driver:
-    """Initialises the driver in this process (which must then not fork to use it): for a report, not for a loader."""
-    library = _load("libcuda.so.1")
-    if library is None:
+    """Initialises CUDA in this process (which must then not fork to use it): for a report, not for a loader."""
+    version = driver_version()
+    if version is None:
         return Driver(None, problem="no NVIDIA driver: libcuda.so.1 is not here")
-    count = ctypes.c_int(0)
-    code = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count))
-    if code:
-        text = ctypes.c_char_p()
-        library.cuGetErrorString(code, ctypes.byref(text))
-        problem = f"the driver says {(text.value or b'an unknown error').decode()} ({code})"
-        return Driver(driver_version(), problem=problem)
-    gpus = tuple(_gpu(library, ordinal) for ordinal in range(count.value))
-    return Driver(driver_version(), gpus, None if gpus else "the driver sees no GPU")
+    import torch  # here, as it takes a second that loading the operators does not need
 
-
-def _gpu(library: ctypes.CDLL, ordinal: int) -> Gpu:
-    device, value, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    library.cuDeviceGet(ctypes.byref(device), ordinal)
-    library.cuDeviceGetName(name, len(name), device)
-    capability = []
-    for attribute in _CAPABILITY:
-        library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(str(value.value))
-    return Gpu(name.value.decode(errors="replace"), ".".join(capability))
+    with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that does not start
+        warnings.simplefilter("always")
+        gpus = tuple(
+            Gpu(torch.cuda.get_device_name(i), "{}.{}".format(*torch.cuda.get_device_capability(i)))
+            for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        )
+    reasons = "; ".join(str(warning.message) for warning in said) or f"torch {torch.__version__} sees no GPU"
+    return Driver(version, gpus, None if gpus else reasons)
 
 
 def driver_version() -> str | None:

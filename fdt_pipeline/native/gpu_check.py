@@ -1,11 +1,10 @@
 """Whether the operators are right on this machine's GPU: their outputs beside the definition in NumPy.
 
-`python -m fdt_pipeline doctor --gpu` runs it. It goes the whole way of a user's pipeline, from DALI to the kernel.
+`python -m fdt_pipeline doctor --gpu` runs it, all the way from DALI to the kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -17,16 +16,16 @@ from fdt_pipeline import dali
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
 from fdt_pipeline.definition.superposition import FDT, Augment, Pool, standardize, superpose_images
 from fdt_pipeline.native.load import load
-from fdt_pipeline.native.pool import HOST, NativePool
+from fdt_pipeline.native.pool import HOST, U8, NativePool
 
-Batch = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+Array = npt.NDArray[Any]
 SEED, EPOCH, MEAN, STD = 0x0123456789ABCDEF, 5, 122.0, 256.0
 TOLERANCE, HALF_STEP = 2e-6, 2.0**-11  # a half has 11 bits
 
 
 @dataclass(frozen=True)
 class Case:
-    """One output is led by each image; one more is padding. labels: each class has as many images, or one at most."""
+    """Each image leads one output; one more output is padding."""
 
     num_classes: int
     num_images: int
@@ -51,61 +50,24 @@ def check_operators(device: str = "gpu", device_id: int | None = 0) -> str:
     dali.import_dali()
     load()
     for case in CASES:
-        rng = np.random.default_rng(case.num_images)
-        images = rng.integers(0, 256, (case.num_images, *case.shape), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (case.num_images, *case.shape), np.uint8)
         labels = Pool(np.arange(case.num_images) * 7 % case.num_classes, case.num_classes)
+        resident, window = _outputs(case, images, labels, device, device_id)
         expected = _definition(case, images, labels)
-        for name, operator in (("superpose_resident", _resident), ("superpose", _window)):
-            _compare(f"{name} on the {device}", case, operator(case, images, labels, device, device_id), expected)
+        _compare(f"superpose_resident on the {device}", case, resident, expected)
+        _compare(f"superpose on the {device}", case, window, expected)
     return "both operators give the definition's targets, and its images within 2e-6"
 
 
-def _definition(case: Case, images: npt.NDArray[np.uint8], labels: Pool) -> Batch:
-    """Images [n h w channels] in float64, and targets; zeros at the end for padding."""
-    fdt = FDT(anchor="epoch", targets="dominant" if case.targets == "dominant" else "soft")
-    numbers = np.arange(case.num_images)
-    plans = draw_plans(SEED, EPOCH, numbers, labels, fdt, case.augment, numbers)
-    sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in numbers])
-    pixels = standardize(np.broadcast_to(sums, (*sums.shape[:3], case.channels)), [MEAN] * case.channels, STD)
-    if case.targets == "label":
-        return _padded(pixels), np.append(labels.labels, -1)
-    return _padded(pixels), _padded(batch_targets(plans, case.num_classes, fdt.targets))
-
-
-def _padded(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.concatenate([batch, np.zeros_like(batch[:1])])
-
-
-def _resident(case: Case, images: npt.NDArray[np.uint8], labels: Pool, device: str, device_id: int | None) -> Batch:
-    number = HOST if device == "cpu" or device_id is None else device_id
-    pool = NativePool.begin(len(images), case.shape, case.augment.pad, number)
+def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int | None) -> list[list[Array]]:
+    """[images, targets] of one batch by each operator."""
+    fn, types = import_module("nvidia.dali.fn"), import_module("nvidia.dali.types")
+    pool = NativePool.begin(len(images), case.shape, case.augment.pad, HOST if device_id is None else device_id)
     pool.set_images(0, images)
     pool.finish(labels)
-    fn = import_module("nvidia.dali.fn")
-    return _run(
-        case, device_id, lambda ids: fn.fdt.superpose_resident(
-            ids, pool=pool.name, anchor="index", device=device, **_arguments(case)
-        )
-    )  # fmt: skip
-
-
-def _window(case: Case, images: npt.NDArray[np.uint8], labels: Pool, device: str, device_id: int | None) -> Batch:
-    fn = import_module("nvidia.dali.fn")
-
-    def graph(ids: Any) -> Any:
-        window = fn.external_source(lambda: _padded(images), batch=True)
-        classes = fn.external_source(lambda: np.append(labels.labels, 0), batch=True)
-        window = window.gpu() if device == "gpu" else window
-        return fn.fdt.superpose(
-            window, classes, ids, num_classes=case.num_classes, anchor="epoch", device=device, **_arguments(case)
-        )
-
-    return _run(case, device_id, graph)
-
-
-def _arguments(case: Case) -> dict[str, Any]:
-    types = import_module("nvidia.dali.types")
-    return {
+    n = case.num_images
+    numbers = np.stack([np.full(n + 1, EPOCH), np.append(np.arange(n), -1)], axis=1)
+    arguments = {
         "plan_seed": SEED,
         "pad": case.augment.pad,
         "flip": case.augment.flip,
@@ -115,36 +77,51 @@ def _arguments(case: Case) -> dict[str, Any]:
         "channels": case.channels,
         "dtype": types.FLOAT16 if case.half else types.FLOAT,
         "output_layout": "HWC" if case.channels_last else "CHW",
+        "device": device,
     }
 
+    def fed(batch: Array) -> Any:
+        return fn.external_source(lambda: batch, batch=True)
 
-def _run(case: Case, device_id: int | None, graph: Callable[[Any], Any]) -> Batch:
-    """One batch: images [n h w channels] in float64, and targets."""
-    n = case.num_images
-    numbers = np.stack([np.full(n + 1, EPOCH), np.append(np.arange(n), -1)], axis=1)
-
-    def outputs() -> tuple[Any, ...]:
-        return tuple(graph(import_module("nvidia.dali.fn").external_source(lambda: numbers, batch=True)))
+    def graph() -> tuple[Any, ...]:
+        ids, u8, classes = fed(numbers), fed(_padded(images)), fed(np.append(labels.labels, 0))
+        u8 = u8.gpu() if device == "gpu" else u8
+        resident = fn.fdt.superpose_resident(ids, pool=pool.name, anchor="index", **arguments)
+        window = fn.fdt.superpose(u8, classes, ids, num_classes=case.num_classes, anchor="epoch", **arguments)
+        return (*resident, *window)
 
     pipeline_def = import_module("nvidia.dali").pipeline_def
-    pipeline = pipeline_def(outputs)(batch_size=n + 1, num_threads=2, device_id=device_id, prefetch_queue_depth=1)
+    pipeline = pipeline_def(graph)(batch_size=n + 1, num_threads=2, device_id=device_id, prefetch_queue_depth=1)
     pipeline.build()
-    images, targets = (
-        np.array((part.as_cpu() if hasattr(part, "as_cpu") else part).as_array()) for part in pipeline.run()
-    )
-    return (images if case.channels_last else images.transpose(0, 2, 3, 1)).astype(np.float64), targets
+    found = [np.array((o.as_cpu() if device == "gpu" else o).as_array()) for o in pipeline.run()]
+    return [found[:2], found[2:]]
 
 
-def _compare(name: str, case: Case, got: Batch, expected: Batch) -> None:
-    images, targets = (np.asarray(part) for part in expected)
+def _definition(case: Case, images: U8, labels: Pool) -> list[Array]:
+    """[images in float64, targets], with zeros at the end for the padding."""
+    fdt = FDT(anchor="epoch", targets="dominant" if case.targets == "dominant" else "soft")
+    numbers = np.arange(case.num_images)
+    plans = draw_plans(SEED, EPOCH, numbers, labels, fdt, case.augment, numbers)
+    sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in numbers])
+    pixels = standardize(np.broadcast_to(sums, (*sums.shape[:3], case.channels)), [MEAN] * case.channels, STD)
+    pixels = _padded(pixels if case.channels_last else pixels.transpose(0, 3, 1, 2))
+    if case.targets == "label":
+        return [pixels, np.append(labels.labels, -1)]
+    return [pixels, _padded(batch_targets(plans, case.num_classes, fdt.targets))]
+
+
+def _padded(batch: Array) -> Array:
+    return np.concatenate([batch, np.zeros_like(batch[:1])])
+
+
+def _compare(name: str, case: Case, got: list[Array], expected: list[Array]) -> None:
+    images, targets = expected
     allowed = TOLERANCE + (HALF_STEP * np.abs(images) if case.half else 0)
-    wrong = (
-        ~(np.abs(got[0] - images) <= allowed).all(axis=(1, 2, 3)),
-        (got[1] != targets).reshape(len(targets), -1).any(1),
-    )
-    for part, outputs in zip(("image", "target"), wrong, strict=True):
-        if outputs.any():
+    right = {"image": np.abs(got[0].astype(np.float64) - images) <= allowed, "target": got[1] == targets}
+    for part, elements in right.items():
+        wrong = ~elements.reshape(len(elements), -1).all(axis=1)
+        if wrong.any():
             raise RuntimeError(
-                f"{name}: the {part} of output {outputs.argmax()} is not the definition's ({case.num_classes} classes, "
+                f"{name}: the {part} of output {wrong.argmax()} is not the definition's ({case.num_classes} classes, "
                 f"images of {case.shape})"
             )

@@ -77,7 +77,8 @@ class NativePool:
         if len(labels) != self.shape[0]:
             raise ValueError(f"expected a label for each of {self.shape[0]} images, got {len(labels)}")
         name = name or f"pool {secrets.token_hex(8)}"
-        done = self.library.fdt_pool_finish(self.handle, labels.labels.ctypes.data, labels.num_classes, name.encode())
+        numbers = np.ascontiguousarray(labels.labels)
+        done = self.library.fdt_pool_finish(self.handle, numbers.ctypes.data, labels.num_classes, name.encode())
         checked(self.library, done == 0)
         self.name, self.labels = name, labels
         return self

@@ -1,7 +1,7 @@
 """What compiles the operators: a C++ compiler, and CUDA's headers, which DALI's own headers include even for the CPU.
 
-The headers come from wheels; a CUDA toolkit is neither needed nor looked for. DALI 1.34 (CUDA 11) and 2.4 (CUDA 13)
-compile with those of CUDA 12 and 13 alike, in any mixture of 13.0 and 13.5.
+The headers come from wheels, which the extras bring; a CUDA toolkit is neither needed nor looked for. DALI 1.34 (for
+CUDA 11) and 2.4 compile with CUDA 13's headers alike, in any mixture of 13.0 and 13.5.
 """
 
 from __future__ import annotations
@@ -33,19 +33,11 @@ class Wheel(NamedTuple):
     folders: tuple[str, ...]
 
 
-# Wheels of one major version of CUDA, the newest first; all headers are taken from one of them.
-HEADER_WHEELS: Mapping[int, tuple[Wheel, ...]] = {
-    13: (
-        Wheel("nvidia-cuda-runtime", "cuda_runtime.h", ("cu13/include",)),
-        Wheel("nvidia-cuda-crt", "crt/host_config.h", ("cu13/include",)),
-        Wheel("nvidia-cuda-cccl", "nv/target", ("cu13/include", "cu13/include/cccl")),
-    ),
-    12: (
-        Wheel("nvidia-cuda-runtime-cu12", "cuda_runtime.h", ("cuda_runtime/include",)),
-        Wheel("nvidia-cuda-nvcc-cu12", "crt/host_config.h", ("cuda_nvcc/include",)),
-        Wheel("nvidia-cuda-cccl-cu12", "nv/target", ("cuda_cccl/include",)),
-    ),
-}
+HEADER_WHEELS = (
+    Wheel("nvidia-cuda-runtime", "cuda_runtime.h", ("cu13/include",)),
+    Wheel("nvidia-cuda-crt", "crt/host_config.h", ("cu13/include",)),
+    Wheel("nvidia-cuda-cccl", "nv/target", ("cu13/include", "cu13/include/cccl")),
+)
 
 
 @dataclass(frozen=True)
@@ -129,12 +121,11 @@ def _output(command: tuple[str, ...], option: str) -> str:
 def find_headers() -> Headers:
     """NativeUnavailable, with the wheels to install, where they are not complete."""
     roots = nvidia_folders()
-    for wheels in HEADER_WHEELS.values():
-        folders = [_folder(wheel, roots) for wheel in wheels]
-        if all(folders):
-            found = tuple(dict.fromkeys(folder for folder in folders if folder))
-            return Headers(found, _cuda_version(found[0]))
-    missing = [wheel for wheel in HEADER_WHEELS[13] if _folder(wheel, roots) is None]
+    places = {wheel: _folder(wheel, roots) for wheel in HEADER_WHEELS}
+    found = tuple(dict.fromkeys(place for place in places.values() if place))
+    missing = [wheel for wheel, place in places.items() if place is None]
+    if not missing:
+        return Headers(found, _cuda_version(found[0]))
     headers = ", ".join(wheel.header for wheel in missing)
     install = " ".join(f'"{wheel.name}>=13.0,<14"' for wheel in missing)
     raise NativeUnavailable(
@@ -146,7 +137,7 @@ def nvidia_folders() -> list[Path]:
     """The folders of the package `nvidia`, which may be split: the package's own, and those of the header wheels."""
     spec = util.find_spec("nvidia")
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or []]
-    for wheel in (wheel for wheels in HEADER_WHEELS.values() for wheel in wheels):
+    for wheel in HEADER_WHEELS:
         try:
             places.append(Path(str(metadata.distribution(wheel.name).locate_file("nvidia"))))
         except metadata.PackageNotFoundError:

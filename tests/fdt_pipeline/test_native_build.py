@@ -393,37 +393,27 @@ def test_what_is_defined_nowhere_is_an_error_of_the_build(sources):
 # CUDA's headers
 
 
-def write_headers(root, layout, version=13000):
-    for wheel in HEADER_WHEELS[layout]:
+def write_headers(root):
+    for wheel in HEADER_WHEELS:
         header = root / wheel.folders[0] / wheel.header
         header.parent.mkdir(parents=True, exist_ok=True)
         header.touch()
-    runtime = root / HEADER_WHEELS[layout][0].folders[0] / "cuda_runtime_api.h"
-    runtime.write_text(f"#define CUDART_VERSION  {version}\n")
-
-
-def test_headers_of_cuda_13_go_before_those_of_cuda_12(tmp_path, monkeypatch):
-    monkeypatch.setattr(toolchain, "nvidia_folders", lambda: [tmp_path])
-    write_headers(tmp_path, 12, 12090)
-    assert find_headers() == Headers(
-        tuple(tmp_path / f"{name}/include" for name in ("cuda_runtime", "cuda_nvcc", "cuda_cccl")), "12.9"
-    )
-    write_headers(tmp_path, 13, 13010)
-    assert find_headers() == Headers((tmp_path / "cu13/include",), "13.1")
+    (root / "cu13/include/cuda_runtime_api.h").write_text("#define CUDART_VERSION  13010\n")
 
 
 def test_headers_may_be_split_over_two_places(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchain, "nvidia_folders", lambda: [tmp_path / "user", tmp_path / "system"])
-    write_headers(tmp_path / "system", 13)
+    write_headers(tmp_path / "system")
     (tmp_path / "user/cu13/include/crt").mkdir(parents=True)
     (tmp_path / "system/cu13/include/crt/host_config.h").rename(tmp_path / "user/cu13/include/crt/host_config.h")
-    assert find_headers().folders == (tmp_path / "system/cu13/include", tmp_path / "user/cu13/include")
+    folders = tmp_path / "system/cu13/include", tmp_path / "user/cu13/include"
+    assert find_headers() == Headers(folders, "13.1")
 
 
-@pytest.mark.parametrize("wheel", HEADER_WHEELS[13], ids=lambda wheel: wheel.name)
+@pytest.mark.parametrize("wheel", HEADER_WHEELS, ids=lambda wheel: wheel.name)
 def test_a_missing_header_is_named_by_its_wheel(tmp_path, monkeypatch, wheel, sources):
     monkeypatch.setattr(toolchain, "nvidia_folders", lambda: [tmp_path])
-    write_headers(tmp_path, 13)
+    write_headers(tmp_path)
     (tmp_path / wheel.folders[0] / wheel.header).unlink()
     with pytest.raises(NativeUnavailable, match=f'no {wheel.header}.*pip install "{wheel.name}>=13.0,<14"; '):
         obtain(operator_recipe(sources))
