@@ -1,6 +1,7 @@
 """From sources to a library in the cache: once, whole, and never half. All but the last test build a small stand-in."""
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fdt_pipeline.native import NativeUnavailable, cache, processor, toolchain
+from fdt_pipeline.native import NativeUnavailable, build, cache, processor, toolchain
 from fdt_pipeline.native.build import SHOWN_LINES, BuildFailed, obtain
 from fdt_pipeline.native.recipe import core_recipe, operator_recipe
 from fdt_pipeline.native.toolchain import HEADER_WHEELS, Headers, find_compiler, find_headers
@@ -69,7 +70,7 @@ def assert_nothing_is_left(cache_folder):
     assert {path.name for path in cache_folder.iterdir()} <= {cache.LOCK}
 
 
-# One build, whoever asks
+# One build
 
 
 def test_a_library_is_built_once_and_then_found(sources, cache_folder):
@@ -234,6 +235,17 @@ def test_a_lock_of_another_user_is_a_cache_that_cannot_be_written_to(sources, ca
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != cache_folder / "build.lock")
     with pytest.warns(RuntimeWarning, match="its lock belongs to somebody else"):
         assert obtain(core_recipe(csrc=sources)).path.parent == cache.temporary_folder()
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(sources, cache_folder, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(build, "compile_library", fill)
+    match = f"could not be built in {cache_folder} .No space left on device.: free space, or set FDT_PIPELINE_CACHE to"
+    with pytest.raises(NativeUnavailable, match=match):
+        obtain(core_recipe(csrc=sources))
+    assert_nothing_is_left(cache_folder)
 
 
 @pytest.mark.parametrize("trap", ["a link", "open to all", "a file"])

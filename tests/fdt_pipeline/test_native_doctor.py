@@ -135,7 +135,7 @@ def test_the_engine_on_a_gpu_needs_a_gpu_and_nvrtc(capsys, monkeypatch, gpus, nv
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_to_is_told(capsys, monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written_to_is_reported(capsys, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "file" / "cache"))
     code, found = doctor(capsys)

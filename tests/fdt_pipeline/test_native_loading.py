@@ -83,7 +83,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *answer())
 
 @pytest.mark.process
 @needs_compiler
-def test_the_library_is_told_where_nvrtc_is(run):
+def test_the_library_gets_the_path_of_nvrtc(run):
     code = """
 from ctypes import c_char_p
 core = load.symbols()

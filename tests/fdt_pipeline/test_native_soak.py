@@ -79,7 +79,7 @@ for n in (1_000, 4_000, 4_000, 4_000):
 
 @pytest.mark.parametrize("kind", ["resident", "window"])
 def test_a_hundred_pipelines_made_and_dropped_leave_neither_memory_nor_threads(kind):
-    """The pool, too, is loaded and freed each time, by whoever drops it last."""
+    """The pool, too, is loaded and freed each time."""
     memory, threads = figures(f"""
 for _ in range(4):
     for _ in range(33):
