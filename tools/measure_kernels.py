@@ -4,7 +4,7 @@
 
 On the CPU plans, shifts, sums and outputs are held against the machine's own bound: the products of the same images,
 summed in the first-level cache, and nothing else (yardstick_kernel.cc). All images are in the caches. Contenders run in
-rounds, every other round backwards, and the first round does not count. Ratios are taken within a round, as a machine's
+interleaved rounds. Ratios are taken within a round, as a machine's
 clock may change from one to the next. On a GPU (--gpu) the figures are outputs a second of the kernel alone.
 `python -m tools bench` measures whole loaders.
 """
@@ -16,6 +16,7 @@ import ctypes
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +27,8 @@ import torch
 from fdt_pipeline.definition.superposition import FDT, Augment
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native.driver import nvrtc_path
-from tools.bench.interval import estimate, paired_ratio, rounded
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe, load_levels
+from tools.rounds import measure_rounds
 from train.environment import hardware, versions
 
 Contender = Callable[[int], float]  # how often to repeat its outputs -> seconds
@@ -60,21 +61,25 @@ def cpu_contenders(probe: Probe, num_classes: int, num_threads: int) -> dict[str
 
 def rates(contenders: Mapping[str, Contender], outputs: int, seconds: float, rounds: int) -> dict[str, list[float]]:
     """Outputs a second of every contender, one figure a round."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds + 1):
-        for name in list(contenders)[:: -1 if round_ % 2 else 1]:
-            repeats = max(2, round(10 * seconds / max(contenders[name](10), 1e-6)))
-            rate = outputs * repeats / contenders[name](repeats)
-            if round_:
-                found[name].append(rounded(rate))
-    return found
+
+    def rate(contender: Contender) -> float:
+        repeats = max(2, round(10 * seconds / max(contender(10), 1e-6)))
+        return rounded(outputs * repeats / contender(repeats))
+
+    return measure_rounds({name: partial(rate, contender) for name, contender in contenders.items()}, rounds)
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def ratio(name: str, over: Sequence[float], under: Sequence[float], bounds: tuple[float | None, float | None]) -> Any:
     values = [rounded(a / b) for a, b in zip(over, under, strict=True)]
-    return {"ratio": name, **paired_ratio(over, under).to_dict(), "values": values} | dict(
-        zip(("at_least", "stretch"), bounds, strict=True)
-    )
+    return {"ratio": name, **spread(values), "at_least": bounds[0], "stretch": bounds[1]}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": median(values), "min": min(values), "max": max(values), "values": values}
 
 
 def measure_cpu(probes: Mapping[str, Probe], seconds: float, rounds: int) -> tuple[dict[str, Any], list[Any]]:
@@ -142,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures |= measure_gpu(probe, arguments.seconds, arguments.rounds)
     results = {
         "ratios": ratios,
-        "outputs a second": {name: {**estimate(v).to_dict(), "values": v} for name, v in figures.items()},
+        "outputs a second": {name: spread(values) for name, values in figures.items()},
         "options": {"rounds": arguments.rounds, "seconds": arguments.seconds, "shape": SHAPE, "pad": PAD},
         "hardware": hardware(device),
         "versions": versions(),

@@ -16,7 +16,7 @@ def test_every_class_type_and_level_is_measured_and_held_against_the_multiply_ad
     results = json.loads((tmp_path / "out" / "kernels.json").read_text())
     for rate in results["outputs a second"].values():
         assert len(rate["values"]) == 2
-        assert 0 < rate["low"] <= rate["median"] <= rate["high"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
     for num_classes in CLASSES:
         for way in ("multiply-adds", "float32", "float16"):
             assert f"C = {num_classes}, 1 thread, {way}" in results["outputs a second"]
