@@ -32,7 +32,7 @@ def add_parsers(verbs: Any) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from fdt_pipeline.native.library import build
+    from fdt_pipeline.native.build import build
 
     built = build(force=arguments.force)
     print(f"{built.path}\nkey {built.key}, {built.path.stat().st_size / 1e6:.1f} MB, ", end="")
@@ -43,7 +43,6 @@ def _build(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from fdt_pipeline.native.doctor import examine, is_usable, report
 
-    options: Any = {"gpu": True} if arguments.gpu else {}
-    findings = examine(**options)
+    findings = examine(gpu=arguments.gpu)
     print(json.dumps(findings, indent=2) if arguments.json else report(findings))
     return 0 if is_usable(findings) else 1

@@ -8,15 +8,13 @@ import threading
 from importlib import import_module
 from pathlib import Path
 
-from fdt_pipeline.native import processor
-from fdt_pipeline.native.compiling import BuildFailed
+from fdt_pipeline.native import WAY_OUT, NativeUnavailable, processor, require_turned_on
+from fdt_pipeline.native.build import BuildFailed, build
 from fdt_pipeline.native.driver import nvrtc_path
-from fdt_pipeline.native.library import library_path
-from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable, require_turned_on
 
 
 class _Process:
-    """What this process has loaded: DALI's registry of operators is one a process. A fork inherits it."""
+    """What this process has loaded. DALI has one registry of operators in a process, which a fork inherits."""
 
     def __init__(self) -> None:
         self.loaded: Path | None = None
@@ -50,7 +48,7 @@ class _Process:
         if self.failure is not None:
             raise self.failure
         try:
-            return library_path()
+            return build().path
         except BuildFailed as failure:
             self.failure = failure
             raise
@@ -60,35 +58,31 @@ _process = _Process()
 
 
 def load() -> Path:
-    """-> the library. After this fn.fdt.superpose and fn.fdt.superpose_resident exist. NativeUnavailable says why not;
-    ValueError where an environment variable is none of its values.
+    """Build the operators if need be, load them into DALI once, and return their library.
 
-    Built if need be, loaded into DALI once a process, whichever thread asks first.
+    Then fn.fdt.superpose and fn.fdt.superpose_resident exist. NativeUnavailable says why they cannot be had; ValueError
+    names an environment variable that has a wrong value.
     """
     return _process.load()
 
 
 def symbols() -> ctypes.CDLL:
-    """The C functions of the loaded operators (csrc/core_api.cc, csrc/gpu.cc)."""
+    """The C functions of the loaded operators (csrc/pool_api.cc)."""
     return ctypes.CDLL(str(load()))
 
 
 def _into_dali(path: Path) -> None:
     try:
         import_module("nvidia.dali.plugin_manager").load_library(str(path))
-        library = ctypes.CDLL(str(path))
-        _tell_where_nvrtc_is(library)
+        set_nvrtc_path(ctypes.CDLL(str(path)), nvrtc_path())
     except (OSError, RuntimeError, AttributeError) as error:
         raise NativeUnavailable(
             f"the native operators could not be loaded ({error}); they are in {path}: "
-            f"fdt-pipeline build --force makes them anew; {WAY_OUT}"
+            f"fdt-pipeline build --force compiles them again; {WAY_OUT}"
         ) from error
 
 
-def _tell_where_nvrtc_is(library: ctypes.CDLL) -> None:
-    """The library looks for no wheels itself. Without NVRTC it says so when an operator is made for a GPU."""
-    path = nvrtc_path()
+def set_nvrtc_path(library: ctypes.CDLL, path: str | None) -> None:
+    """The library looks for no wheels itself. Without NVRTC an operator for a GPU raises an error that says so."""
     if path is not None:
-        library.fdt_set_nvrtc_path.argtypes = [ctypes.c_char_p]
-        library.fdt_set_nvrtc_path.restype = None
-        library.fdt_set_nvrtc_path(path.encode())
+        library.fdt_set_nvrtc_path(ctypes.c_char_p(path.encode()))
