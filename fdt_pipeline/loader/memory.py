@@ -99,7 +99,7 @@ def load_pool(
 ) -> NativePool:
     """Read a set into memory for `fn.fdt.superpose_resident(ids, pool=pool.name)` in a pipeline of your own.
 
-        pool = load_pool("shards/train")  # keep it: the operator finds the images by its name when the pipeline is built
+        pool = load_pool("shards/train")  # keep it: the operator finds it by its name when the pipeline is built
 
     shards: folder or URL of shards whose images have one shape. pad: the largest shift that plans may ask for.
     device: "cpu" or "cuda", where the operator draws from. num_threads: that read and check shards (default: up to 4).

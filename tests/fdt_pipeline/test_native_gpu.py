@@ -310,18 +310,27 @@ def test_outputs_that_follow_each_other_are_one_launch(emulated):
 class StandIn:
     """DALI's pipeline of an epoch, which makes each batch by an operator of its own."""
 
-    def __init__(self, gpu, pool, numbers):
-        self.gpu, self.pool, self.numbers, self.batch = gpu, pool, numbers, 0
+    exec_async, prefetch_queue_depth = True, 1
+
+    def __init__(self, gpu, pool):
+        self.gpu, self.pool = gpu, pool
 
     def build(self):
         pass
 
-    def run(self):
-        ids = self.numbers(self.batch)
-        self.batch += 1
-        draw = Draw(SEED, int(ids[0, 0]), ids[:, 1], FDT(), Augment())
+    def feed_input(self, name, ids):
+        self.ids = ids
+
+    def schedule_run(self):
+        draw = Draw(SEED, int(self.ids[0, 0]), self.ids[:, 1], FDT(), Augment())
         fields = self.gpu.probe.gpu_superpose(self.pool, draw, output_of())[:2]
-        return [SimpleNamespace(as_tensor=lambda field=field: field) for field in fields]
+        self.outputs = [SimpleNamespace(as_tensor=lambda field=field: field) for field in fields]
+
+    def share_outputs(self):
+        return self.outputs
+
+    def release_outputs(self):
+        pass
 
     def _shutdown(self):
         pass
@@ -337,14 +346,14 @@ def pools(emulated, monkeypatch):
         found[pool.name] = pool
         return pool
 
-    def pipeline(numbers, arguments, device, **options):
-        return StandIn(emulated, found[arguments["pool"]], numbers)
+    def pipeline(arguments, device, **options):
+        return StandIn(emulated, found[arguments["pool"]])
 
     monkeypatch.setattr("fdt_pipeline.loader.loader.checked_device", lambda device: torch.device("cuda", 0))
     monkeypatch.setattr("fdt_pipeline.loader.loader.choose_engine", lambda *_: "native")
     monkeypatch.setattr("fdt_pipeline.loader.loader.read_pool", read)
     monkeypatch.setattr("fdt_pipeline.native.pool.symbols", lambda: emulated.probe.library)
-    monkeypatch.setattr("fdt_pipeline.loader.graphs.native_resident_pipeline", pipeline)
+    monkeypatch.setattr("fdt_pipeline.loader.engines.resident_pipeline", pipeline)
     return found
 
 
