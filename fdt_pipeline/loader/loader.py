@@ -281,10 +281,8 @@ class FDTLoader:
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
         cursor = self._next
-        self._next, self._reached = (
-            Cursor(cursor.epoch + 1, mixing=self._is_mixing),
-            cursor,
-        )  # should the first one fail
+        self._next = Cursor(cursor.epoch + 1, mixing=self._is_mixing)
+        self._reached = cursor  # should the first batch fail
         with closing(epochs.batches(cursor, self._stats)) as parts:
             while True:
                 start = time.perf_counter()
