@@ -281,14 +281,6 @@ def test_an_auto_loader_goes_on_in_the_mode_of_its_state_whatever_memory_is_free
     assert_same([*other, *other], [*batches, *first])
 
 
-@pytest.mark.parametrize("was_free", [True, False])
-def test_an_explicit_mode_is_kept_and_a_state_of_the_other_one_refused(made_where, was_free):
-    state = made_where(is_free=was_free).state_dict()
-    mode, other = MODES if was_free else reversed(MODES)
-    with pytest.raises(ValueError, match=f"another loader: mode is '{mode}' there and '{other}' here"):
-        made_where(is_free=was_free, mode=other, mix_window=None).load_state_dict(state)
-
-
 @pytest.mark.parametrize("change", [{"seed": 4}, {"mix_window": 80}])
 def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
     loader = made_where(is_free=True)
