@@ -119,10 +119,8 @@ def test_lightnings_checkpoints_resume_in_mid_epoch_and_at_the_end_of_one(few_sh
 def test_accelerates_saved_state_goes_on_in_mid_epoch(few_shards, tmp_path):
     needs("accelerate")
 
-    def fit(checkpoint, *arguments):
-        return run_example(
-            "accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", checkpoint, *arguments
-        )
+    def fit(*arguments):
+        return run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", *arguments)
 
     stopped, resumed = fit("parts", "--steps", 6), fit("parts")
     assert list(resumed.losses) == [7, 8]

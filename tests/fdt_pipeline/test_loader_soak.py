@@ -132,14 +132,6 @@ def by_sys_exit():
     iterations = in_the_middle()
     sys.exit(7)
 
-def by_sys_exit_in_a_thread():
-    def run():
-        iterations = in_the_middle()
-        sys.exit(7)
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-
 def while_a_daemon_thread_iterates():
     started = threading.Event()
     def run():
@@ -150,6 +142,7 @@ def while_a_daemon_thread_iterates():
     started.wait()
 
 def while_readers_wait():
+    global iterations
     from fdt_pipeline.loader import epoch, pipeline
     read = epoch.read_windows
     def slowly(*arguments):
@@ -157,10 +150,7 @@ def while_readers_wait():
             yield window
             time.sleep(0.3)
     epoch.read_windows = pipeline.read_windows = slowly
-    sys.kept = in_the_middle()
-
-def with_an_iteration_kept_by_a_module():
-    sys.kept = in_the_middle()
+    iterations = in_the_middle()
 
 def in_a_reference_cycle():
     cycle = in_the_middle()
@@ -170,10 +160,8 @@ EXPECTED = {
     at_the_end_of_the_script: [0],
     by_an_exception: [1],
     by_sys_exit: [7],
-    by_sys_exit_in_a_thread: [0],
     while_a_daemon_thread_iterates: [0, -signal.SIGABRT],  # Python ends such a thread within DALI: C++ may abort
     while_readers_wait: [0],
-    with_an_iteration_kept_by_a_module: [0],
     in_a_reference_cycle: [0],
 }
 
@@ -204,7 +192,7 @@ else:
 def test_the_interpreter_exits_in_the_middle_of_an_epoch_in_whatever_way(small_shards):
     """Each way in a process of its own, that ends as any script does."""
     lines = printed_by_a_process(EXITS, small_shards).splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 6
     assert [line for line in lines if not line.endswith(" as expected")] == []
 
 
