@@ -30,7 +30,7 @@ class Answer:
     delay: float = 0
 
 
-# Of a request (method, path, range header) and the answer: whether it did something, which counts.
+# Takes a request (method, path, range header) and its answer; returns whether it changed the answer, which counts.
 Fault = Callable[[str, str, str | None, Answer], bool]
 
 
@@ -60,63 +60,62 @@ class Proxy:
                 return
 
 
-def answers(status: int, ending: str, asked: str = "GET") -> Fault:
-    """asked: the method; what was asked for has been done by then, as it may have been when a gateway fails."""
+def _fault(
+    change: Callable[[Answer], None], ending: str, asked: str = "GET", when: Callable[[Answer], bool] = lambda _: True
+) -> Fault:
+    """A change of the answers to requests of a method for names with an ending."""
 
     def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != asked or not path.endswith(ending):
-            return False
-        answer.status, answer.headers, answer.body = status, [], b"<Error><Code>SlowDown</Code></Error>"
-        return True
+        is_met = method == asked and path.endswith(ending) and when(answer)
+        if is_met:
+            change(answer)
+        return is_met
 
     return fault
+
+
+def answers(status: int, ending: str, asked: str = "GET") -> Fault:
+    """The store has done what was asked for by then, as it may have when a gateway fails."""
+
+    def change(answer: Answer) -> None:
+        answer.status, answer.headers, answer.body = status, [], b"<Error><Code>SlowDown</Code></Error>"
+
+    return _fault(change, ending, asked)
 
 
 def hangs(seconds: float, ending: str) -> Fault:
-    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != "GET" or not path.endswith(ending):
-            return False
+    def change(answer: Answer) -> None:
         answer.delay = seconds
-        return True
 
-    return fault
+    return _fault(change, ending)
 
 
 def cuts(num_bytes: int, ending: str) -> Fault:
     """The body ends early, though its length was announced."""
 
-    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != "GET" or not path.endswith(ending) or len(answer.body) <= num_bytes:
-            return False
+    def change(answer: Answer) -> None:
         answer.cut = num_bytes
-        return True
 
-    return fault
+    return _fault(change, ending, when=lambda answer: len(answer.body) > num_bytes)
 
 
 def resets(num_bytes: int | None, ending: str, asked: str = "GET") -> Fault:
     """The connection is torn down after so many bytes of the body, or before anything is said."""
 
-    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != asked or not path.endswith(ending):
-            return False
+    def change(answer: Answer) -> None:
         answer.cut, answer.reset = num_bytes, True
-        return True
 
-    return fault
+    return _fault(change, ending, asked)
 
 
 def flips(ending: str) -> Fault:
-    """A bit of the body, as a bad cable does."""
+    """A bit of the body flips, as on a bad cable."""
 
-    def fault(method: str, path: str, span: str | None, answer: Answer) -> bool:
-        if method != "GET" or not path.endswith(ending) or not answer.body:
-            return False
+    def change(answer: Answer) -> None:
         middle = len(answer.body) // 2
         answer.body = answer.body[:middle] + bytes([answer.body[middle] ^ 1]) + answer.body[middle + 1 :]
-        return True
 
-    return fault
+    return _fault(change, ending, when=lambda answer: bool(answer.body))
 
 
 @contextmanager

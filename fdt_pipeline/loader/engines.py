@@ -22,10 +22,9 @@ from fdt_pipeline.loader.graphs import (
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.reading import Window
 from fdt_pipeline.loader.running import DaliOptions, run_pipeline
-from fdt_pipeline.native import processor
-from fdt_pipeline.native.core import MOST_CLASSES, NativePool
-from fdt_pipeline.native.loading import load
-from fdt_pipeline.native.unavailable import NativeUnavailable
+from fdt_pipeline.native import NativeUnavailable, processor
+from fdt_pipeline.native.load import load
+from fdt_pipeline.native.pool import MOST_CLASSES, NativePool
 from fdt_pipeline.sources.source import I64
 
 

@@ -382,11 +382,13 @@ class FDTLoader:
         engine: ResidentEngine
         in_order = not self.options.train
         if self.engine == "native":
-            pool = read_pool(self.shards, self.manifest, self.options.augment.pad, self.device)
+            pool = read_pool(
+                self.shards, self.manifest, self.options.augment.pad, self.device, self.options.num_threads
+            )
             engine = NativeResident(self._mixing, self.device, pool, self.batch_size, self._dali, in_order)
         else:
             with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
-                images, labels, _ = load_shards(self.shards, progress)
+                images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
             engine = TorchResident(self._mixing, images, Pool(labels, self.num_classes), self._dali, in_order)
         return ResidentEpochs(engine, self.batching)
 

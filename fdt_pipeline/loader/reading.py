@@ -10,7 +10,6 @@ it was that did not decode; this one is faster, too (README.md).
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
 from collections import deque
@@ -19,15 +18,14 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from fdt_pipeline.loader.order import EpochOrder
 from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
-from fdt_pipeline.shards.checksums import unpack_checksums
-from fdt_pipeline.shards.codec import EXTENSIONS, decode, npy_header
-from fdt_pipeline.shards.columns import IndexColumns, index_columns, parsed_labels
+from fdt_pipeline.shards.codec import EXTENSIONS, decode, not_raw, raw_images
 from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state
+from fdt_pipeline.shards.index import IndexColumns, index_columns, read_labels
+from fdt_pipeline.shards.tar import unpack_checksums
 from fdt_pipeline.sources.source import I64, U8
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
@@ -106,7 +104,7 @@ class Chunk:
         self.bad: dict[int, str] = {}
 
     def key(self, number: int) -> str:
-        return self.samples.names[number].partition(".")[0]
+        return self.samples.key(number)
 
     def file(self, number: int) -> U8:
         begin = self.starts[number]
@@ -119,17 +117,10 @@ class Chunk:
 
     def parse(self, manifest: Manifest) -> None:
         """Find labels and images, and the samples that are none."""
-        samples, offset = self.samples, self.samples.image_offsets[0]
-        self.labels = parsed_labels(self.data, samples.label_offsets - offset, samples.label_sizes)
-        for number in np.flatnonzero((self.labels < 0) | (self.labels >= len(manifest.classes))).tolist():
-            begin = samples.label_offsets[number] - offset
-            text = self.data[begin : begin + samples.label_sizes[number]].tobytes()
-            expected = f"expected a class number below {len(manifest.classes)}"
-            self.bad[number] = f"the .cls member holds {text[:40]!r}, {expected}"
+        self.labels, self.bad = read_labels(self.data, self.samples, len(manifest.classes))
         if manifest.encoding == "raw" and manifest.shape is not None:
-            self.images, wrong = _raw_images(self.data, self.starts, samples, manifest.shape)
-            size = " x ".join(map(str, manifest.shape))
-            self.bad |= dict.fromkeys(wrong, f"not an npy file of one uint8 image of {size}")
+            self.images, wrong = raw_images(self.data, self.samples, manifest.shape)
+            self.bad |= dict.fromkeys(wrong, not_raw(manifest.shape))
         else:
             self._look_at_files()
 
@@ -162,22 +153,6 @@ class Chunk:
             found = self.file(number)[:16].tobytes()
             if not found.startswith(_BEGINNINGS[extension]):
                 self.bad[number] = f"not a {extension}: it begins with {found!r}"
-
-
-def _raw_images(data: U8, starts: I64, samples: IndexColumns, shape: tuple[int, int, int]) -> tuple[U8, list[int]]:
-    """(u8[n h w c], which of them are no such image); a view, as samples of one shape lie at equal distances.
-    ValueError where by the index they do not."""
-    header = np.frombuffer(npy_header(shape), np.uint8)
-    expected = len(header) + math.prod(shape)
-    step = int(starts[1] - starts[0]) if len(starts) > 1 else expected
-    for number in np.flatnonzero((samples.image_sizes != expected) | (starts != np.arange(len(starts)) * step)):
-        size = " x ".join(map(str, shape))
-        raise ValueError(f"sample {samples.names[number]}: not an npy file of one uint8 image of {size}")
-    rows = as_strided(data, (len(starts), expected), (step, 1), writeable=False)
-    wrong = np.flatnonzero((rows[:, : len(header)] != header).any(axis=1))
-    h, w, c = shape
-    images = as_strided(data[len(header) :], (len(starts), h, w, c), (step, w * c, c, 1), writeable=False)
-    return images, wrong.tolist()
 
 
 def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window:

@@ -1,14 +1,13 @@
 """Shards: a data set as webdataset tars with DALI indexes and a manifest. See README.md."""
 
-from .codec import EXTENSIONS
+from .codec import EXTENSIONS, ShardingOptions
 from .conversion import convert_shards
-from .errors import BadSampleError, ShardError, SourceError, WorkerError
 from .folder import WebdatasetFiles, check_shards, read_manifest, shard_sets, webdataset_files
-from .manifest import Manifest, Shard
-from .options import ShardingOptions
+from .manifest import Manifest, Quarantined, Shard, ShardError
 from .progress import Progress
 from .reader import check_hashes, iterate_shards, load_shards, read_shard
-from .record import Quarantined
+from .running import WorkerError
+from .task import BadSampleError, SourceError
 from .verify import verify_shards
 from .writer import check_vacant, write_shards
 

@@ -1,22 +1,28 @@
-"""One image to the content of a file and back.
+"""One image, or one sample of a source, to the content of files; and back.
 
 raw: npy 1.0 (uint8, HWC, C order). png: mode L or RGB. webp: lossless; it has no gray, so gray is stored as RGB.
-jpg: quality 95, without chroma subsampling; the one that loses something. keep: the source's own file where that is a
+jpg: quality 95, without chroma subsampling; the lossy one. keep: the source's own file where that is a
 plain jpg, png or webp (sources/image_pixels.py), and png for any other file.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-from ..sources.image_pixels import quiet
-from ..sources.source import U8
+from ..sources.image_pixels import decode_image, plain_census, quiet, resized
+from ..sources.source import I64, U8, Source
+from .index import IndexColumns, Member
+from .tar import RECORD
 
 EXTENSIONS = {
     "raw": ("npy",),
@@ -57,8 +63,8 @@ def encode(image: U8, encoding: str) -> bytes:
 
 
 def stored(image: U8, encoding: str, file: bytes | None = None, plain: str | None = None) -> tuple[str, bytes]:
-    """(extension, content) of an image in this encoding. file: the source's own; plain: its extension, if it may be
-    kept."""
+    """(extension, content) of an image in this encoding. file: the source's own file; plain: its extension, if the file
+    may be kept."""
     if encoding == "keep":
         if file is not None and plain is not None:
             return plain, file
@@ -76,7 +82,7 @@ def decode(data: bytes | memoryview, extension: str, channels: int | None = None
 
 @lru_cache(maxsize=64)
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What is before the pixels of an npy file."""
+    """The bytes before the pixels of an npy file."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -84,7 +90,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 @lru_cache(maxsize=64)
 def _npy_shape(header: bytes) -> tuple[int, ...]:
-    """Only headers that `encode` writes: NumPy's parser warns, and raises many kinds of errors, for broken ones."""
+    """The shape in a header that `encode` wrote. NumPy's parser warns of broken ones, and raises many errors."""
     match = _NPY_HEADER.fullmatch(header)
     if match is None:
         raise ValueError(f"expected an npy header of uint8 HWC in C order, got {header[:80]!r}")
@@ -110,3 +116,124 @@ def _decode_file(data: bytes | memoryview, extension: str, channels: int | None)
     if mode not in ("L", "RGB"):
         raise ValueError(f"expected a {extension} of mode L or RGB, got {mode}")
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def raw_images(data: U8, samples: IndexColumns, shape: tuple[int, int, int]) -> tuple[U8, list[int]]:
+    """(u8[n h w c], numbers of the samples that are no such image). data: the bytes of the tar from the first sample's
+    image on; the images are a view of them, as samples of one shape lie at equal distances. ValueError where by the
+    index they do not."""
+    starts = samples.image_offsets - samples.image_offsets[0]
+    header = np.frombuffer(npy_header(shape), np.uint8)
+    expected = len(header) + math.prod(shape)
+    step = int(starts[1] - starts[0]) if len(starts) > 1 else expected
+    for number in np.flatnonzero((samples.image_sizes != expected) | (starts != np.arange(len(starts)) * step)):
+        raise ValueError(f"sample {samples.key(number)}: {not_raw(shape)}")
+    rows = as_strided(data, (len(starts), expected), (step, 1), writeable=False)
+    wrong = np.flatnonzero((rows[:, : len(header)] != header).any(axis=1))
+    h, w, c = shape
+    images = as_strided(data[len(header) :], (len(starts), h, w, c), (step, w * c, c, 1), writeable=False)
+    return images, wrong.tolist()
+
+
+def not_raw(shape: tuple[int, ...]) -> str:
+    """What is wrong with a sample that is not such an image."""
+    return f"not an npy file of one uint8 image of {' x '.join(map(str, shape))}"
+
+
+def check_members(members: Sequence[Member], data: Sequence[bytes], encoding: str) -> int:
+    """The label of a sample; ValueError unless it has an image by its extension, and a label."""
+    extensions = [member.extension for member in members]
+    if len(extensions) != 2 or extensions[0] not in EXTENSIONS[encoding] or extensions[1] != "cls":
+        names = ", ".join(member.name for member in members)
+        raise ValueError(f"expected the members .{' or .'.join(EXTENSIONS[encoding])} and .cls, got {names}")
+    return parse_label(data[1])
+
+
+def parse_label(data: bytes) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise ValueError(f"the .cls member holds {data[:40]!r}, expected a class number") from None
+
+
+@dataclass(frozen=True)
+class ShardingOptions:
+    """encoding: raw, png, webp, jpg or keep. size: side that images are resized and cropped to; None leaves their size.
+    samples_per_shard, max_shard_bytes: whichever is reached first ends a tar; the bytes are those of the tar."""
+
+    encoding: str = "raw"
+    size: int | None = None
+    samples_per_shard: int = 1000
+    max_shard_bytes: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+        for name in ("size", "samples_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.size is not None and self.size > 16_383:
+            raise ValueError(f"size must be at most 16383, the longest side of a WebP, got {self.size}")
+        if self.max_shard_bytes is not None and self.max_shard_bytes < RECORD:
+            raise ValueError(
+                f"max_shard_bytes must be at least {RECORD}, the least a tar has, got {self.max_shard_bytes}"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
+
+
+class EncodedSample(NamedTuple):
+    """shape (h, w, c) and values of what a reader will see: u8[h w c], or i64[c 256], how many pixels have which value.
+    members: extension -> file content, in the order of writing."""
+
+    shape: tuple[int, ...]
+    values: U8 | I64
+    label: int
+    source_key: str
+    members: dict[str, bytes]
+
+
+def encode_sample(source: Source, index: int, options: ShardingOptions) -> EncodedSample:
+    """One sample as files. Every image is decoded, also where its file is kept. ValueError if it cannot."""
+    if hasattr(source, "read_file"):
+        files: Any = source
+        label = int(source.labels[index])
+        key = files.key(index) if hasattr(source, "key") else source[index].key
+        shape, values, extension, data = _of_file(files.read_file(index), files.channels, options)
+    else:
+        pixels, label, key = source[index]
+        check_image(pixels)
+        shape, values, extension, data = _encoded(pixels, None, None, options)
+    check_label(label, len(source.classes))
+    return EncodedSample(shape, values, label, key, {extension: data, "cls": str(label).encode("ascii")})
+
+
+_Encoded = tuple[tuple[int, ...], "U8 | I64", str, bytes]
+
+
+def _of_file(file: bytes, channels: int, options: ShardingOptions) -> _Encoded:
+    if options.encoding == "keep" and options.size is None:
+        census = plain_census(file, channels)
+        if census is not None:
+            return census.shape, census.counts, census.plain, file
+    return _encoded(*decode_image(file, channels), file, options)
+
+
+def _encoded(pixels: U8, plain: str | None, file: bytes | None, options: ShardingOptions) -> _Encoded:
+    if options.size is not None and pixels.shape[:2] != (options.size, options.size):
+        pixels, plain = resized(pixels, options.size), None
+    extension, data = stored(pixels, options.encoding, file, plain)
+    if options.encoding == "jpg":  # it has lost something, and a reader sees what is left
+        pixels = decode(data, extension, pixels.shape[2])
+    return pixels.shape, pixels, extension, data
+
+
+def check_image(image: U8) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"expected an image u8[h w 1] or u8[h w 3], got {image.dtype} {list(image.shape)}")
+
+
+def check_label(label: int, num_classes: int) -> None:
+    if not 0 <= label < num_classes:
+        raise ValueError(f"label {label} is out of range: expected 0..{num_classes - 1}")

@@ -2,19 +2,144 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import cached_property
+from typing import BinaryIO
+
 import numpy as np
 
-from ..storage import open_folder
+from ..sources.source import I64, Sample
+from ..storage import Folder, open_folder
+from .codec import check_members, decode
 from .folder import Location, read_manifest
-from .manifest import Manifest
-from .options import ShardingOptions
-from .plan import Plan
+from .index import Member, parse_index
+from .manifest import Manifest, Shard, ShardError
+from .plan import Plan, ShardingOptions
 from .progress import Progress
 from .reader import check_hashes
 from .record import Gathered
 from .running import Engine, choose_runner
-from .shard_source import ShardSource
 from .writer import OnBad, is_quarantine, write_plan
+
+
+def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
+    """The place of each member of each sample. ShardError if the index is missing, broken, or that of another tar."""
+    name = shard.index_name
+    try:
+        samples = parse_index(folder.read(name).decode("ascii"), shard.num_bytes)
+    except (FileNotFoundError, ValueError) as error:
+        raise ShardError(f"{folder.path(name)}: {error}; fix it with fdt-pipeline index") from None
+    if len(samples) != shard.num_samples:
+        raise ShardError(f"{folder.path(name)}: expected {shard.num_samples} samples, got {len(samples)}")
+    return samples
+
+
+class ShardSource:
+    """Samples in the order of the shards; `take` gives those of one shard. Keys are the shards' KEYs.
+
+    Raw images are decoded when asked for; of other encodings `read_file` gives the stored file.
+    """
+
+    has_final_keys = True
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes
+        self.shape, self.channels = manifest.shape, manifest.channels
+        self.bounds = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+        self.identity = manifest.sha256
+
+    @property
+    def labels(self) -> I64:
+        labels = []
+        for number in range(len(self.manifest.shards)):
+            with closing(self.shard(number)) as shard:
+                labels.append(shard.labels)
+        return np.concatenate(labels)
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        number = int(np.searchsorted(self.bounds, index, "right")) - 1
+        with closing(self.shard(number)) as shard:
+            return shard[index - int(self.bounds[number])]
+
+    def take(self, positions: I64) -> OneShard:
+        """positions: all of one shard, in its order."""
+        number = int(np.searchsorted(self.bounds, positions[0], "right")) - 1
+        assert positions.tolist() == list(range(self.bounds[number], self.bounds[number + 1]))
+        return self.shard(number)
+
+    def shard(self, number: int) -> OneShard:
+        is_raw = self.manifest.encoding == "raw"
+        return (OneShard if is_raw else OneShardOfFiles)(self.folder, self.manifest, self.manifest.shards[number])
+
+
+class OneShard:
+    """The samples of one tar, read one by one through its index. Nothing is read before it is needed. To be closed."""
+
+    has_final_keys = True
+
+    def __init__(self, folder: Folder, manifest: Manifest, shard: Shard) -> None:
+        self.folder, self.shard, self.encoding = folder, shard, manifest.encoding
+        self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes
+        self.shape, self.channels = manifest.shape, manifest.channels
+
+    def __len__(self) -> int:
+        return self.shard.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        members = self._samples[index]
+        image = decode(self._read(members[0]), members[0].extension, self.channels)
+        return Sample(image, int(self.labels[index]), self.key(index))
+
+    @cached_property
+    def labels(self) -> I64:
+        return np.array([self._label(members) for members in self._samples], np.int64)
+
+    def key(self, index: int) -> str:
+        return self._samples[index][0].name.partition(".")[0]
+
+    def states(self, positions: range) -> list[str]:
+        return [self.shard.sha256]
+
+    def close(self) -> None:
+        if "_file" in vars(self):
+            self._file.close()
+            del self._file
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was read and opened, so that it can be sent to another process."""
+        return {name: value for name, value in vars(self).items() if name not in ("_samples", "_file", "labels")}
+
+    @cached_property
+    def _samples(self) -> list[list[Member]]:
+        return read_index(self.folder, self.shard)
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        try:
+            return self.folder.open(self.shard.name)
+        except FileNotFoundError:
+            raise ShardError(f"{self.folder.path(self.shard.name)}: missing; shard the source again") from None
+
+    def _label(self, members: list[Member]) -> int:
+        return check_members(members, [b"", self._read(members[-1])], self.encoding)
+
+    def _read(self, member: Member) -> bytes:
+        self._file.seek(member.offset)
+        data = self._file.read(member.size)
+        if len(data) != member.size:
+            raise ShardError(f"{self.folder.path(self.shard.name)}: cut in {member.name}")
+        return data
+
+
+class OneShardOfFiles(OneShard):
+    """One tar of encoded images, whose files can be read."""
+
+    def read_file(self, index: int) -> bytes:
+        return self._read(self._samples[index][0])
 
 
 def convert_shards(

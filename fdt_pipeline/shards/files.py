@@ -1,4 +1,4 @@
-"""The tars and indexes of a set as files of this machine, one shard after the other, whether they lie here or not."""
+"""The tars and indexes of a set as files of this machine, one shard after the other, through the cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Protocol
 from ..storage import Folder
 from ..storage.cache import Cache, ChangedError, Entry, NoRoomError
 from ..storage.remote import RemoteFolder
-from .errors import ShardError
-from .manifest import Manifest, Shard
+from .manifest import Manifest, Shard, ShardError
 
 AHEAD = 3  # shards that are fetched while one is read, if half of the cache has room for them
 
@@ -30,8 +29,7 @@ def file_state(found: os.stat_result) -> FileState:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """index: what it says; url: of the tar, for messages; state: of the tar when it was checked, where that was before
-    the file was asked for."""
+    """index: its content; url: the tar's, for messages; state: the tar's when it was checked before."""
 
     tar: Path
     index: bytes
@@ -44,19 +42,19 @@ class ShardFiles(Protocol):
     def folder(self) -> Folder: ...
 
     def check_unchanged(self) -> None:
-        """ShardError if a file is gone, or another than the one that was checked at first."""
+        """ShardError if a file is missing, or has changed since it was checked first."""
 
     def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
-        """Each stays where it is until the next is asked for, or the generator is closed."""
+        """Each file stays until the next is asked for, or the generator is closed."""
 
 
 def files_of(folder: Folder, manifest: Manifest) -> ShardFiles:
-    """Where they are, or through the cache."""
+    """Files of a local folder where they are, those of a remote one through the cache."""
     return CachedShardFiles(folder) if isinstance(folder, RemoteFolder) else LocalShardFiles(folder, manifest)
 
 
 class LocalShardFiles:
-    """Of a folder that is here."""
+    """The files of a local folder."""
 
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         assert folder.local is not None
@@ -82,7 +80,7 @@ class LocalShardFiles:
             yield ShardFile(self._path / shard.name, index, self.folder.path(shard.name), state)
 
     def _state(self, name: str) -> FileState | None:
-        """None if it is gone."""
+        """The state of a file; None if it is missing."""
         try:
             return file_state(os.stat(self._path / name))
         except OSError:
@@ -90,7 +88,7 @@ class LocalShardFiles:
 
 
 class CachedShardFiles:
-    """Of a remote folder: fetched ahead into the cache, checked by their sha256 there, and held while they are read."""
+    """The files of a remote folder: fetched ahead into the cache, checked by sha256, and held while they are read."""
 
     def __init__(self, folder: RemoteFolder, cache: Cache | None = None) -> None:
         self.folder, self.cache = folder, cache or Cache()
@@ -106,7 +104,7 @@ class CachedShardFiles:
                 self._fetch_ahead(waiting, fetching)
                 fetch = fetching.popleft()
                 if fetch.found_no_room():
-                    self._let_go(fetching, waiting)
+                    self._release(fetching, waiting)
                 with fetch as file:
                     self._fetch_ahead(waiting, fetching)
                     yield file
@@ -118,7 +116,7 @@ class CachedShardFiles:
         while waiting and self._has_room(waiting[0], fetching):
             fetching.append(_Fetch(self, waiting.popleft()))
 
-    def _let_go(self, fetching: deque[_Fetch], waiting: deque[Shard]) -> None:
+    def _release(self, fetching: deque[_Fetch], waiting: deque[Shard]) -> None:
         """A reader that waits for room holds nothing: four of them with room for four shards waited for each other, two
         minutes, and one then gave up."""
         while fetching:
@@ -131,7 +129,7 @@ class CachedShardFiles:
         return not fetching or (len(fetching) < AHEAD and held + shard.num_bytes <= self.cache.max_bytes // 2)
 
     def file(self, shard: Shard, stack: ExitStack, wait: bool, stop: Event) -> ShardFile:
-        """Held by the stack. ShardError if it is not what the manifest says."""
+        """The file of a shard, held by the stack. ShardError if it is not what the manifest says."""
         entry = Entry(self.folder, shard.name, shard.num_bytes, shard.sha256)
         try:
             tar = stack.enter_context(self.cache.leased(entry, wait, stop))
@@ -142,7 +140,7 @@ class CachedShardFiles:
 
 
 class _Fetch:
-    """A shard that is fetched on a thread of its own; as a context, the file."""
+    """A shard that is fetched on a thread of its own; as a context manager, it gives the file."""
 
     def __init__(self, files: CachedShardFiles, shard: Shard) -> None:
         self.files, self.shard = files, shard
@@ -176,5 +174,5 @@ class _Fetch:
     def _work(self) -> None:
         try:
             self._file = self.files.file(self.shard, self._stack, False, self._stop)
-        except BaseException as error:  # whatever it is, whoever asks for the file is to see it
+        except BaseException as error:  # raised again when the file is asked for
             self._error = error

@@ -6,8 +6,7 @@ import os
 from typing import TypedDict
 
 from ..storage import Folder, open_folder
-from .errors import ShardError
-from .manifest import Manifest, manifest_from_json
+from .manifest import Manifest, ShardError, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
 STAGING_NAME = ".sharding"  # staging.py
@@ -55,7 +54,7 @@ class WebdatasetFiles(TypedDict):
 
 
 def webdataset_files(location: Location) -> WebdatasetFiles:
-    """Of a folder of shards. ext names every format in which its images are stored, such as ["jpg;png", "cls"].
+    """The files of a folder of shards. ext names every format in which images are stored, such as ["jpg;png", "cls"].
 
     ValueError for a URL, as DALI reads files of this machine; ShardError if a tar or an index is missing.
     """
@@ -100,16 +99,16 @@ def _sets_below(folder: Folder) -> list[Folder]:
 
 
 def _holds_shards(folder: Folder) -> bool:
-    """Or an unfinished run, which is not to be passed over."""
+    """Whether it holds shards, or an unfinished run, which must not be missed."""
     return folder.size(MANIFEST_NAME) is not None or bool(shard_files(folder)) or STAGING_NAME in folder.subfolders()
 
 
 def _no_manifest(folder: Folder) -> ValueError:
     if not folder.exists():
-        return ValueError(f"{folder.url}: no such folder; make one with python -m tools shard SOURCE {folder.url}")
+        return ValueError(f"{folder.url}: no such folder; make one with fdt-pipeline shard SOURCE {folder.url}")
     if STAGING_NAME in folder.subfolders():
         return ShardError(
-            f"{folder.url}: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+            f"{folder.url}: an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
         )
     if shard_files(folder):
         return ShardError(
@@ -118,4 +117,4 @@ def _no_manifest(folder: Folder) -> ValueError:
     sets = [below.url for below in _sets_below(folder)]
     if sets:
         return ValueError(f"{folder.url}: no shards here, but in its subfolders: choose one of {', '.join(sets)}")
-    return ValueError(f"{folder.url}: no shards here: run python -m tools shard SOURCE {folder.url}")
+    return ValueError(f"{folder.url}: no shards here: run fdt-pipeline shard SOURCE {folder.url}")

@@ -1,11 +1,12 @@
 """DALI's index of a tar of any origin, and what keeps a tar from being a set of samples.
 
 The index is what DALI's wds2idx makes, byte for byte. Where that is wrong ours is right: after a GNU long name it
-takes the name for the content, of names that are not ASCII it makes none in a UTF-8 locale, and it takes a cut tar.
+takes the name for the content, it makes none of names that are not ASCII in a UTF-8 locale, and it accepts a cut tar.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
 from .index import VERSION, Member
-from .tar_entries import tar_entries
+from .tar import tar_entries
 
 MAX_PROBLEMS = 10
 # One image may be a jpg and the next a png: readers are asked for "jpg;png;webp".
@@ -32,26 +33,27 @@ class TarIndex(NamedTuple):
 
 
 def index_tar(file: BinaryIO) -> TarIndex:
-    """Reads the headers alone. The index is held in memory, the tar is not."""
+    """The index of a tar, from its headers alone. The index is held in memory, the tar is not."""
     found = _Found()
     try:
         for key, members in groupby(_members(file, found.problems), key=lambda member: _key(member.name)):
             found.add(key, list(members))
     except ValueError as error:
         found.problems.append(str(error))
-        return TarIndex(len(found.lines), b"", _told(found.problems))
+        return TarIndex(len(found.lines), b"", _shown(found.problems))
     text = "\n".join([f"{VERSION} {len(found.lines)}", *found.lines, ""]).encode("ascii")
-    return TarIndex(len(found.lines), text, _told([*found.problems, *found.differences()]))
+    return TarIndex(len(found.lines), text, _shown([*found.problems, *found.differences()]))
 
 
-def _told(problems: list[str]) -> list[str]:
-    """The first of them, with names as they are and not as tar escapes them."""
+def _shown(problems: list[str]) -> list[str]:
+    """The first problems, with names as they are and not as tar escapes them."""
     more = len(problems) - MAX_PROBLEMS
     return [readable(problem) for problem in problems[:MAX_PROBLEMS]] + [f"and {more} problems more"] * (more > 0)
 
 
 def _members(file: BinaryIO, problems: list[str]) -> Iterator[Member]:
-    for entry in tar_entries(file):
+    num_bytes = file.seek(0, os.SEEK_END)
+    for entry in tar_entries(file, num_bytes):
         name = escaped(entry.name)
         base = name.rpartition("/")[2]
         if base.startswith("."):  # a hidden file: webdataset and DALI leave it out
@@ -66,7 +68,7 @@ def _members(file: BinaryIO, problems: list[str]) -> Iterator[Member]:
 
 
 def escaped(name: bytes) -> str:
-    """As `tar --list` prints it in the C locale, and thus wds2idx writes it: \\ooo for what is not printable ASCII."""
+    """A name as `tar --list` prints it in the C locale, and so wds2idx: \\ooo for what is not printable ASCII."""
     if _PLAIN.fullmatch(name):
         return name.decode("ascii")
     plain = (_ESCAPES.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in name)
@@ -74,13 +76,13 @@ def escaped(name: bytes) -> str:
 
 
 def readable(text: str) -> str:
-    """With the UTF-8 that `escaped` wrote in octal; what is not UTF-8 as \\xhh."""
+    """A text with the UTF-8 that `escaped` wrote in octal; other bytes as \\xhh."""
     data = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text.encode("utf-8"))
     return data.decode("utf-8", "backslashreplace")
 
 
 def _key(name: str) -> str:
-    """Up to the first dot of its last part."""
+    """The name of a member up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -118,7 +120,7 @@ class _Found:
 
 
 def _kind(extension: str) -> str:
-    """The extension; of an image's, "image" for its last part."""
+    """The extension; "image" stands for the last part of an image's."""
     front, dot, last = extension.rpartition(".")
     return front + dot + "image" if last.lower() in _IMAGES else extension
 

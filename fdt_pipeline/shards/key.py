@@ -1,7 +1,7 @@
 """The name of a sample in its shard: where it was in the source and, if that says more, what it was called there.
 
 KEY is the 8-digit position in the source, then "_" and the source key, in which every byte of its UTF-8 outside
-[A-Za-z0-9_-] is written as %XX, as in an URL: `photos/cat/a 1.jpg` becomes `00000007_cat%2Fa%201%2Ejpg`. If KEY would
+[A-Za-z0-9_-] is written as %XX, as in a URL: `photos/cat/a 1.jpg` becomes `00000007_cat%2Fa%201%2Ejpg`. If KEY would
 exceed 80 characters, the end of it is kept. The position makes it unique; without dots, webdataset and DALI split
 member names at the same place; 80 characters and an extension fit a USTAR name (100).
 """

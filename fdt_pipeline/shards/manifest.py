@@ -6,26 +6,31 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .codec import EXTENSIONS
-from .manifest_rules import check_manifest, check_shard
-from .record import Quarantined
+from ..sources.source import check_class_names
+from .codec import EXTENSIONS, check_encoding
+from .tar import unpack_checksums
 
 FORMAT_VERSION = 2
 SHA256_FIELD = "manifest_sha256"
 _COUNTS = "samples_per_extension"
-SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _T = TypeVar("_T")
+
+
+class ShardError(ValueError):
+    """Shards are not what their manifest says. Names the shard, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar, its size in bytes, the sha256 (hexadecimal) of it and of its index, and the checksums of its samples
-    (checksums.py)."""
+    (`tar.pack_checksums`)."""
 
     name: str
     num_samples: int
@@ -35,13 +40,21 @@ class Shard:
     crc32: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not SHARD_NAME.fullmatch(self.name):  # a name with a path in it would lead out of the folder
-            raise ValueError(f"expected a shard name such as shard-000000.tar, got {self.name!r}")
-        check_shard(self)
+        for fault in _faults_of_shard(self):
+            raise ValueError(f"{self.name}: {fault}")
 
     @property
     def index_name(self) -> str:
         return self.name.removesuffix(".tar") + ".idx"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample of the source that is in no shard: its position and key there, and why."""
+
+    position: int
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -72,11 +85,14 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        check_manifest(self)
+        check_encoding(self.encoding)
+        check_class_names(self.classes)
+        for fault in _faults(self):
+            raise ValueError(fault)
 
     @property
     def sha256(self) -> str:
-        """Of all fields, as JSON with sorted keys and without blanks."""
+        """The sha256 of all fields, as JSON with sorted keys and without blanks."""
         fields = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(fields.encode("ascii")).hexdigest()
 
@@ -93,7 +109,7 @@ class Manifest:
         return {**self._fields(), SHA256_FIELD: self.sha256}
 
     def to_json(self) -> str:
-        """No timestamp and no path: the same set has the same manifest."""
+        """JSON without a time or a path: the same set has the same manifest."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def _fields(self) -> dict[str, Any]:
@@ -101,6 +117,10 @@ class Manifest:
         if self.samples_per_extension is None:
             del fields[_COUNTS]
         return fields
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:06d}.tar"
 
 
 def manifest_from_json(text: str) -> Manifest:
@@ -115,79 +135,109 @@ def manifest_from_json(text: str) -> Manifest:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"expected format_version {FORMAT_VERSION}, an integer, got {version!r}")
-    fields = {name: read for name, read in _MANIFEST_FIELDS.items() if name != _COUNTS or name in content}
-    manifest = _parse(_checked_manifest, {**fields, SHA256_FIELD: _a(str)}, content)
+    fields = get_type_hints(Manifest)
+    if _COUNTS not in content:
+        del fields[_COUNTS]
+    values = _read_fields({**fields, SHA256_FIELD: str}, content)
+    sha256 = values.pop(SHA256_FIELD)
+    manifest = Manifest(**values)
+    if sha256 != manifest.sha256:
+        raise ValueError(
+            f"was changed by hand or damaged: expected {SHA256_FIELD} {manifest.sha256}, got {sha256[:80]}"
+        )
     if text != manifest.to_json():
         raise ValueError("was changed by hand or damaged after it was written")
     return manifest
 
 
-def _checked_manifest(manifest_sha256: str, **fields: Any) -> Manifest:
-    manifest = Manifest(**fields)
-    if manifest_sha256 != manifest.sha256:
-        raise ValueError(
-            f"was changed by hand or damaged: expected {SHA256_FIELD} {manifest.sha256}, got {manifest_sha256[:80]}"
-        )
-    return manifest
-
-
-def _parse(record: Callable[..., _T], fields: dict[str, Callable[[Any], Any]], content: Any) -> _T:
-    missing, unknown = sorted(fields.keys() - content.keys()), sorted(content.keys() - fields.keys())
+def _read_fields(types: dict[str, Any], content: Any) -> dict[str, Any]:
+    """A JSON object as the fields of a dataclass; ValueError if some are missing, unknown or of another type."""
+    missing, unknown = sorted(types.keys() - content.keys()), sorted(content.keys() - types.keys())
     if missing or unknown:
         raise ValueError(f"missing fields: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
     values = {}
-    for name, read in fields.items():
+    for name, expected in types.items():
         try:
-            values[name] = read(content[name])
+            values[name] = _read(expected, content[name])
         except (TypeError, AttributeError) as error:
             raise ValueError(f"field {name}: {error}") from None
-    return record(**values)
+    return values
 
 
-def _a(expected: type) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        if not isinstance(value, expected) or isinstance(value, bool):
-            raise TypeError(f"expected {expected.__name__}, got {value!r}")
-        return value
+def _read(expected: Any, value: Any) -> Any:
+    """A JSON value as one of a type that fields have here: lists become tuples, objects dataclasses."""
+    form, parts = get_origin(expected), get_args(expected)
+    if form is UnionType:  # "... | None"
+        return None if value is None else _read(parts[0], value)
+    if form is tuple:
+        return tuple(_read(parts[0], item) for item in _read(list, value))
+    if form is dict:
+        return {_read(parts[0], key): _read(parts[1], item) for key, item in _read(dict, value).items()}
+    if dataclasses.is_dataclass(expected):
+        return expected(**_read_fields(get_type_hints(expected), value))  # type: ignore[operator]
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise TypeError(f"expected {expected.__name__}, got {value!r}")
+    return value
 
-    return read
+
+def _faults_of_shard(shard: Shard) -> Iterator[str]:
+    """Why its numbers and hashes cannot be those of a shard."""
+    if min(shard.num_samples, shard.num_bytes) < 1:
+        yield f"num_samples and num_bytes must be at least 1, got {shard.num_samples}, {shard.num_bytes}"
+    for sha256 in (shard.sha256, shard.index_sha256):
+        if not _SHA256.fullmatch(sha256):
+            yield f"a sha256 must be 64 digits 0..f, got {sha256[:80]!r}"
+    try:
+        num_checksums = len(unpack_checksums(shard.crc32))
+    except ValueError as error:
+        yield str(error)
+        return
+    if num_checksums != shard.num_samples:
+        yield f"{shard.num_samples} samples, but {num_checksums} values in crc32"
 
 
-def _each(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda values: tuple(read(value) for value in _a(list)(values))
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """Why the fields contradict each other."""
+    if not 0 <= manifest.seed < 2**64:
+        yield f"seed must be in [0, 2**64), got {manifest.seed}"
+    for name in ("num_samples", "samples_per_shard", "channels", "max_shard_bytes", "size"):
+        value = getattr(manifest, name)
+        if value is not None and value < 1:
+            yield f"{name} must be at least 1, got {value}"
+    yield from _faults_of_counts(manifest)
+    yield from _faults_of_pixels(manifest)
+    for index, shard in enumerate(manifest.shards):  # so no name leads out of the folder
+        if shard.name != shard_name(index):
+            yield f"shards must be in order and each there once: expected {shard_name(index)}, got {shard.name}"
 
 
-def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
+def _faults_of_counts(manifest: Manifest) -> Iterator[str]:
+    of_classes, of_shards = sum(manifest.samples_per_class), sum(shard.num_samples for shard in manifest.shards)
+    if not manifest.num_samples == of_classes == of_shards:
+        yield (
+            f"num_samples is {manifest.num_samples}, but samples_per_class sum to {of_classes} "
+            f"and the shards to {of_shards}"
+        )
+    if min(manifest.samples_per_class) < 0:
+        yield f"samples_per_class must not be negative, got {min(manifest.samples_per_class)}"
+    if len(manifest.classes) != len(manifest.samples_per_class):
+        yield f"{len(manifest.classes)} classes, but {len(manifest.samples_per_class)} samples_per_class"
+    counts, known = manifest.samples_per_extension, EXTENSIONS[manifest.encoding]
+    if counts is not None and (
+        not set(counts) <= set(known) or sum(counts.values()) != manifest.num_samples or min(counts.values()) < 1
+    ):
+        yield (
+            f"samples_per_extension must be at least 1 of each of {', '.join(known)} that is there, and "
+            f"{manifest.num_samples} in all, got {counts}"
+        )
 
 
-_SHARD_FIELDS = {
-    "name": _a(str),
-    "num_samples": _a(int),
-    "num_bytes": _a(int),
-    "sha256": _a(str),
-    "index_sha256": _a(str),
-    "crc32": _a(str),
-}
-_QUARANTINED_FIELDS = {"position": _a(int), "key": _a(str), "reason": _a(str)}
-_MANIFEST_FIELDS: dict[str, Callable[[Any], Any]] = {
-    "kind": _a(str),
-    "split": _optional(_a(str)),
-    "classes": _each(_a(str)),
-    "num_samples": _a(int),
-    "samples_per_class": _each(_a(int)),
-    "shape": _optional(_each(_a(int))),
-    "channels": _a(int),
-    "encoding": _a(str),
-    "seed": _a(int),
-    "samples_per_shard": _a(int),
-    "max_shard_bytes": _optional(_a(int)),
-    "size": _optional(_a(int)),
-    "mean": _each(_a(float)),
-    "std": _each(_a(float)),
-    "shards": _each(lambda content: _parse(Shard, _SHARD_FIELDS, content)),
-    "keys": lambda content: {_a(str)(key): _a(str)(value) for key, value in _a(dict)(content).items()},
-    "quarantine": _each(lambda content: _parse(Quarantined, _QUARANTINED_FIELDS, content)),
-    _COUNTS: lambda content: {_a(str)(name): _a(int)(count) for name, count in _a(dict)(content).items()},
-    "format_version": _a(int),
-}
+def _faults_of_pixels(manifest: Manifest) -> Iterator[str]:
+    channels, shape, mean, std = manifest.channels, manifest.shape, manifest.mean, manifest.std
+    if not channels == len(mean) == len(std):
+        yield f"channels is {channels}, but mean has {len(mean)} and std {len(std)} values"
+    if shape is not None and (len(shape) != 3 or shape[2] != channels or min(shape) < 1):
+        yield f"shape must be [h w {channels}], h and w at least 1, or null, got {list(shape)}"
+    for name, values in (("mean", mean), ("std", std)):
+        if not all(0 <= value <= 255 for value in values):
+            yield f"{name} must be within 0..255, got {list(values)}"

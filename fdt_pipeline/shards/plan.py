@@ -11,12 +11,27 @@ from typing import Any
 import numpy as np
 import PIL
 
-from ..sources.checks import check_class_names
-from ..sources.source import I64, Sample, Source
-from .options import ShardingOptions
-from .order import interleaved_order
+from fdt_pipeline.definition.philox import Stream, permutation, random_words
+
+from ..sources.source import I64, Sample, Source, check_class_names
+from .codec import ShardingOptions
 from .record import Gathered
 from .task import Task
+
+_SHUFFLE, _JITTER = 0, 1
+
+
+def interleaved_order(labels: I64, num_classes: int, seed: int) -> I64:
+    """labels i64[n] -> i64[n], the source positions in the order to write them: a function of labels and seed."""
+    shuffled = permutation(seed, Stream.SHARDING, _SHUFFLE, len(labels))
+    jitter = random_words(seed, Stream.SHARDING, _JITTER, np.arange(len(labels)), 0)[:, 0] / 2.0**32
+    place = np.empty(len(labels))
+    for label in range(num_classes):
+        of_class = shuffled[labels[shuffled] == label]
+        # j + u is exact in float64 and division is rounded as IEEE 754 says: the same order on every machine.
+        place[of_class] = (np.arange(len(of_class)) + jitter[of_class]) / max(len(of_class), 1)
+    return np.argsort(place, kind="stable")
+
 
 PLAN_VERSION = 1
 
@@ -37,7 +52,7 @@ class Plan:
         return len(self.bounds)
 
     def positions(self, number: int) -> I64:
-        """Of the samples of a task."""
+        """The positions in the source of a task's samples, in the order of writing."""
         return self.order[self.bounds[number - 1] if number else 0 : self.bounds[number]]
 
     def task(self, number: int) -> Task:
@@ -46,8 +61,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the bytes depend on, but for the images themselves (Record.state). Files that an encoder made
-        depend on its version too."""
+        """A hash of all that the bytes depend on, but for the images themselves (Record.state). Files that an encoder
+        made depend on its version too."""
         source = self.source
         about = {
             "version": PLAN_VERSION,
@@ -66,7 +81,7 @@ class Plan:
 
 
 def planned(source: Source, options: ShardingOptions) -> Plan:
-    """Shuffled, with the classes interleaved, samples_per_shard a task. ValueError if there is nothing to write."""
+    """The plan of a source: shuffled, classes interleaved, samples_per_shard a task. ValueError if it is empty."""
     if not len(source):
         raise ValueError("the source has no samples: there is nothing to write")
     check_class_names(source.classes)
@@ -77,13 +92,13 @@ def planned(source: Source, options: ShardingOptions) -> Plan:
 
 
 def taken(source: Source, positions: I64) -> Source:
-    """Those samples alone: by the source itself where it knows a lean way, as what is sent to other processes."""
+    """A source of these samples alone, for another process: the source's own `take` sends less, where it has one."""
     own: Any = source
     return own.take(positions) if hasattr(source, "take") else _Taken(source, positions)
 
 
 class _Taken:
-    """Of a source that has no such way: it goes along whole."""
+    """Some samples of a source that has no `take`; it is sent whole."""
 
     def __init__(self, source: Source, positions: I64) -> None:
         self._source, self._positions = source, positions
@@ -97,7 +112,7 @@ class _Taken:
         return self._source[int(self._positions[index])]
 
     def __getattr__(self, name: str) -> Any:
-        """What a source may offer more, where this one does."""
+        """Optional methods of a source, where this one has them."""
         if name not in ("channels", "key", "read_file", "states"):
             raise AttributeError(name)
         own = getattr(self._source, name)
@@ -107,7 +122,7 @@ class _Taken:
 
 
 def _identity(source: Source) -> Iterator[bytes]:
-    """What is known of the samples without reading an image: labels and keys, or what the source itself says."""
+    """What identifies the samples without reading an image: labels and keys, or what the source itself says."""
     own: Any = source
     if hasattr(source, "identity"):
         yield own.identity.encode("ascii")

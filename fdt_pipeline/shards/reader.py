@@ -1,25 +1,32 @@
-"""Read shards into memory, each tar once, hashing the very bytes that are parsed."""
+"""Read shards into memory, each tar once, hashing the very bytes that are parsed.
+
+A shard's bytes are hashed, parsed and copied on a few threads: hashing takes most of the time, and neither it nor
+copying holds Python's lock. Raw images of one size are checked and copied all at once, others decoded one by one.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..machine import available_cpus
 from ..sources.source import I64, U8
 from ..storage import Folder, open_folder
-from ..storage.hashing import sha256_of
-from .errors import ShardError
+from ..storage.atomic import sha256_of
+from .codec import EXTENSIONS, decode, not_raw, raw_images
 from .files import ShardFile, files_of
 from .folder import Location, check_shards, read_manifest
-from .index import Member, parse_index
-from .manifest import Manifest, Shard
+from .index import IndexColumns, index_columns, read_labels
+from .manifest import Manifest, Shard, ShardError
 from .progress import Progress
-from .sample import parse_sample
+
+MAX_THREADS = 4  # by default: four hash 4 GB a second
 
 
 def check_hashes(
@@ -46,34 +53,47 @@ def _damaged(path: object, expected: str, got: str) -> ShardError:
     return ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; shard again with --overwrite")
 
 
-class Loaded(NamedTuple):
-    """The samples of one shard: images first .. first + m - 1 of the set."""
+@dataclass(frozen=True)
+class Loaded:
+    """The samples of one shard: images first .. first + m - 1 of the set. names: of the images' files in the tar."""
 
     first: int
     images: U8  # [m h w c]
     labels: I64  # [m]
-    keys: list[str]
+    names: list[str]
+
+    @property
+    def keys(self) -> list[str]:
+        return [name.partition(".")[0] for name in self.names]
 
 
-def load_shards(location: Location, progress: Progress | None = None) -> tuple[U8, I64, list[str]]:
+def load_shards(
+    location: Location, progress: Progress | None = None, num_threads: int | None = None
+) -> tuple[U8, I64, list[str]]:
     """(images u8[n h w c], labels i64[n], keys) of a whole set, in the order of its shards.
 
-    Hashes are checked on the way. ValueError if the images differ in size.
+    Hashes are checked on the way. num_threads: as for `iterate_shards`. ValueError if the images differ in size.
     """
     manifest = read_manifest(location)
-    shards = iterate_shards(location, manifest, progress)
     images = np.empty((manifest.num_samples, *(manifest.shape or ())), np.uint8)
     labels = np.empty(manifest.num_samples, np.int64)
     keys: list[str] = []
-    for shard in shards:
+    for shard in iterate_shards(location, manifest, progress, num_threads):
         part = slice(shard.first, shard.first + len(shard.labels))
         images[part], labels[part] = shard.images, shard.labels
         keys += shard.keys
     return images, labels, keys
 
 
-def iterate_shards(location: Location, manifest: Manifest, progress: Progress | None = None) -> Iterator[Loaded]:
-    """The same, one shard at a time; those of a remote folder through the cache, fetched ahead."""
+def iterate_shards(
+    location: Location, manifest: Manifest, progress: Progress | None = None, num_threads: int | None = None
+) -> Generator[Loaded, None, None]:
+    """The samples of a set, one shard at a time, in order; those of a remote folder through the cache, fetched ahead.
+
+    num_threads: how many read, hash and decode; by default one for each CPU that is available, at most 4. At most
+    num_threads + 1 shards are in memory. ShardError, naming shard and key, for a wrong hash or a sample that is not
+    what the manifest says. ValueError if the images differ in size. progress counts samples, a shard at a time.
+    """
     folder = open_folder(location)
     if manifest.shape is None:
         raise ValueError(
@@ -82,22 +102,49 @@ def iterate_shards(location: Location, manifest: Manifest, progress: Progress | 
         )
     if folder.local:
         check_shards(folder, manifest)
-    first = 0
-    with closing(files_of(folder, manifest).in_order(manifest.shards)) as files:
-        for shard, file in zip(manifest.shards, files, strict=True):
-            samples = []
-            for sample in _samples(file, shard, manifest):
-                samples.append(sample)
-                if progress:
-                    progress(first + len(samples), manifest.num_samples)
-            keys, images, labels = zip(*samples, strict=True)
-            for key, image in zip(keys, images, strict=True):
-                if image.shape != manifest.shape:
-                    raise ShardError(
-                        f"{file.url}: sample {key}: expected an image of {manifest.shape}, got {image.shape}"
-                    )
-            yield Loaded(first, np.stack(images), np.array(labels, np.int64), list(keys))
-            first += len(samples)
+    num_threads = num_threads or min(MAX_THREADS, available_cpus())
+    waiting: deque[Future[Loaded]] = deque()
+    pool = ThreadPoolExecutor(num_threads, "fdt_pipeline load")
+    try:
+        with closing(files_of(folder, manifest).in_order(manifest.shards)) as files:
+            first = 0
+            for shard, file in zip(manifest.shards, files, strict=True):
+                # A file in the cache may be removed when the next is asked for, so it is read here.
+                tar = None if folder.local else file.tar.read_bytes()
+                waiting.append(pool.submit(_load, file, shard, manifest, first, tar))
+                first += shard.num_samples
+                if len(waiting) >= num_threads:
+                    yield _next(waiting, manifest, progress)
+            while waiting:
+                yield _next(waiting, manifest, progress)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(waiting: deque[Future[Loaded]], manifest: Manifest, progress: Progress | None) -> Loaded:
+    loaded = waiting.popleft().result()
+    if progress:
+        progress(loaded.first + len(loaded.labels), manifest.num_samples)
+    return loaded
+
+
+def _load(file: ShardFile, shard: Shard, manifest: Manifest, first: int, tar: bytes | None) -> Loaded:
+    data, samples, labels = _checked(file, shard, manifest, tar)
+    shape = manifest.shape
+    assert shape is not None
+    if manifest.encoding != "raw":
+        decoded = [image for _, image in _decoded(file, data, samples, manifest)]
+        for number, image in enumerate(decoded):
+            if image.shape != shape:
+                raise _bad(file, samples, number, f"expected an image of {shape}, got {image.shape}")
+        return Loaded(first, np.stack(decoded), labels, samples.names)
+    try:
+        images, wrong = raw_images(data[samples.image_offsets[0] :], samples, shape)
+    except ValueError as error:
+        raise ShardError(f"{file.url}: {error}") from None
+    if wrong:
+        raise _bad(file, samples, wrong[0], not_raw(shape))
+    return Loaded(first, np.ascontiguousarray(images), labels, samples.names)
 
 
 def read_shard(location: Location, manifest: Manifest, shard: Shard) -> Iterator[tuple[str, U8, int]]:
@@ -106,32 +153,46 @@ def read_shard(location: Location, manifest: Manifest, shard: Shard) -> Iterator
     ShardError, naming shard and key, for a wrong hash or a sample that does not parse.
     """
     with closing(files_of(open_folder(location), manifest).in_order([shard])) as files:
-        return _samples(next(files), shard, manifest)
+        file = next(files)
+        data, samples, labels = _checked(file, shard, manifest, None)
+    images = _decoded(file, data, samples, manifest)
+    return ((key, image, label) for (key, image), label in zip(images, labels.tolist(), strict=True))
 
 
-def _samples(file: ShardFile, shard: Shard, manifest: Manifest) -> Iterator[tuple[str, U8, int]]:
+def _checked(file: ShardFile, shard: Shard, manifest: Manifest, tar: bytes | None) -> tuple[U8, IndexColumns, I64]:
+    """(all bytes of the tar, its index, labels), when the hashes are right and every label is that of a class."""
+    index_url = file.url.removesuffix(".tar") + ".idx"
     try:
-        tar = file.tar.read_bytes()
+        tar = tar or file.tar.read_bytes()
     except FileNotFoundError:
         raise ShardError(f"{file.url}: missing; shard the source again with --overwrite") from None
-    index_url = file.url.removesuffix(".tar") + ".idx"
-    for url, data, sha256 in ((file.url, tar, shard.sha256), (index_url, file.index, shard.index_sha256)):
-        got = hashlib.sha256(data).hexdigest()
+    for url, content, sha256 in ((file.url, tar, shard.sha256), (index_url, file.index, shard.index_sha256)):
+        got = hashlib.sha256(content).hexdigest()
         if got != sha256:
             raise _damaged(url, sha256, got)
     try:
-        samples = parse_index(file.index.decode("ascii"), len(tar))
+        samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding], len(tar))
+        if len(samples.names) != shard.num_samples:
+            raise ValueError(f"expected {shard.num_samples} samples, got {len(samples.names)}")
     except ValueError as error:
         raise ShardError(f"{index_url}: {error}") from None
-    return _parsed(file.url, memoryview(tar), samples, manifest)
+    data = np.frombuffer(tar, np.uint8)
+    labels, bad = read_labels(data[samples.image_offsets[0] :], samples, len(manifest.classes))
+    for number, reason in bad.items():
+        raise _bad(file, samples, number, reason)
+    return data, samples, labels
 
 
-def _parsed(
-    path: str, tar: memoryview, samples: list[list[Member]], manifest: Manifest
-) -> Iterator[tuple[str, U8, int]]:
-    for members in samples:
-        key = members[0].name.split(".", 1)[0]
+def _decoded(file: ShardFile, data: U8, samples: IndexColumns, manifest: Manifest) -> Iterator[tuple[str, U8]]:
+    """(key, image) of each sample."""
+    ends = samples.image_offsets + samples.image_sizes
+    for number, (begin, end) in enumerate(zip(samples.image_offsets.tolist(), ends.tolist(), strict=True)):
         try:
-            yield key, *parse_sample(tar, members, manifest.encoding, manifest.channels)
+            image = decode(data[begin:end].data, samples.extensions[number], manifest.channels)
         except ValueError as error:
-            raise ShardError(f"{path}: sample {key}: {error}") from error
+            raise _bad(file, samples, number, str(error)) from error
+        yield samples.key(number), image
+
+
+def _bad(file: ShardFile, samples: IndexColumns, number: int, reason: str) -> ShardError:
+    return ShardError(f"{file.url}: sample {samples.key(number)}: {reason}")

@@ -4,8 +4,8 @@
     task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
     _info.json, manifest.json     the set is complete and is being moved to OUT
 
-Every file appears whole, so a run may be killed at any moment: going on means to do the tasks without a record, or to
-go on moving.
+Every file appears whole, so a run may be killed at any moment: a resumed run does the tasks without a record, or
+goes on moving.
 """
 
 from __future__ import annotations
@@ -13,34 +13,32 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from ..storage import Folder
-from ..storage.hashing import sha256_of
+from ..storage.atomic import sha256_of
 from .folder import MANIFEST_NAME, STAGING_NAME, shard_files
 from .manifest import Manifest, Shard
-from .manifest_rules import shard_name
 from .plan import Plan
-from .record import Part, Record, record_from_json
+from .record import Record, record_from_json
 from .task import Task, record_name, source_state
-from .timm_info import TIMM_INFO_NAME, timm_info_json
 
 PLAN_NAME = "plan.json"
 _MOVES_AT_ONCE = 8  # of an object store, where each is a copy
 
 
 class Staging:
-    """Of the folder `out`."""
+    """The staging folder of the folder `out`."""
 
     def __init__(self, out: Folder) -> None:
         self.out = out
         self.folder = out.folder(STAGING_NAME)
 
     def begin(self, fingerprint: str) -> None:
-        """Anew."""
+        """Start a run; what an earlier one has left is removed."""
         self.folder.remove_tree()
         self.folder.make()
         self._write_plan({"plan": fingerprint})
@@ -50,7 +48,7 @@ class Staging:
             file.write(json.dumps(content).encode("ascii"))
 
     def _read_plan(self) -> dict[str, Any]:
-        """{} if there is none, or it cannot be read."""
+        """What plan.json says; {} if it is missing or broken."""
         try:
             content = json.loads(self.folder.read(PLAN_NAME))
         except (FileNotFoundError, ValueError):
@@ -63,7 +61,7 @@ class Staging:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the plan that was begun; None if that cannot be read."""
+        """The fingerprint of the plan that was begun; None if it cannot be read."""
         return self._read_plan().get("plan")
 
     @property
@@ -72,7 +70,7 @@ class Staging:
 
     @property
     def is_moved(self) -> bool:
-        """All is in OUT, but for what is left to remove here."""
+        """Whether the whole set is in OUT, and only this folder is left to remove."""
         return not self.is_moving and bool(self._read_plan().get("moved"))
 
     def end(self) -> None:
@@ -81,7 +79,7 @@ class Staging:
         self.folder.remove_tree()
 
     def tidy(self) -> None:
-        """Remove what processes that were killed were writing."""
+        """Remove the files that killed processes have not finished."""
         for name in self.folder.names():
             if name.startswith(".") and name.endswith(".tmp"):
                 self.folder.remove(name)
@@ -109,7 +107,7 @@ class Staging:
         )
 
     def _has(self, name: str, sha256: str) -> bool:
-        """An object store answers for its bytes itself; those of a disk that lost power are looked at."""
+        """Whether the file is whole. An object store guards its own bytes; a disk may have lost power."""
         if self.folder.size(name) is None:
             return False
         if self.folder.local is None:
@@ -117,8 +115,8 @@ class Staging:
         with self.folder.open(name) as file:
             return sha256_of(file) == sha256
 
-    def publish(self, manifest: Manifest, parts: list[Part]) -> None:
-        """Move the set to OUT, in the place of an older one. Can be gone on with after being cut short anywhere."""
+    def publish(self, manifest: Manifest, parts: list[Shard]) -> None:
+        """Move the set to OUT, where it replaces an older one. Interrupted anywhere, a resumed run goes on with it."""
         if manifest.encoding != "raw":
             with self.folder.writing(TIMM_INFO_NAME) as file:
                 file.write(timm_info_json({"": manifest}))
@@ -126,7 +124,7 @@ class Staging:
             file.write(manifest.to_json().encode("ascii"))
         self.move(manifest, parts)
 
-    def move(self, manifest: Manifest, parts: list[Part]) -> None:
+    def move(self, manifest: Manifest, parts: list[Shard]) -> None:
         self.out.remove(MANIFEST_NAME)
         self.out.sync()
         waiting = set(self.folder.names())
@@ -153,17 +151,9 @@ class Staging:
         self.end()
 
 
-def shards_of(parts: list[Part]) -> tuple[Shard, ...]:
-    """By their names in OUT: numbered through."""
-    return tuple(
-        Shard(shard_name(index), part.num_samples, part.num_bytes, part.sha256, part.index_sha256, part.crc32)
-        for index, part in enumerate(parts)
-    )
-
-
 @contextmanager
 def alone(out: Folder) -> Iterator[None]:
-    """ValueError if another process is writing shards there. Where locks are unknown, as in object stores, none is."""
+    """ValueError if another process is writing shards there. Object stores, which know no locks, are not checked."""
     if out.local is None:
         yield
         return
@@ -184,3 +174,46 @@ def _lock(descriptor: int, out: Folder) -> None:
         ) from None
     except OSError:  # some shared file systems have no locks; there nobody looks
         return
+
+
+TIMM_INFO_NAME = "_info.json"
+
+
+def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The `_info.json` by which timm's webdataset reader knows a set: its splits, their tars and their lengths.
+
+        timm.data.create_dataset("wds/photos", root="runs/photos", split="train", is_training=True, batch_size=64)
+
+    sets: folder -> manifest, as seen from the folder of `_info.json`; "" is that folder itself.
+
+    ValueError for raw shards, which hold arrays: timm leaves every sample of them out with a warning; and for two sets
+    of one split.
+    """
+    splits: dict[str, dict[str, Any]] = {}
+    for folder, manifest in sets.items():
+        name = _split_name(folder, manifest)
+        if manifest.encoding == "raw":
+            raise ValueError(f"{folder or 'the set'}: timm reads jpg, png and webp, not raw: convert it to one of them")
+        if name in splits:
+            raise ValueError(f"{folder}: is a second set of the split {name!r}: expected one folder a split")
+        splits[name] = _split(name, folder, manifest)
+    return {"splits": splits}
+
+
+def timm_info_json(sets: Mapping[str, Manifest]) -> bytes:
+    return (json.dumps(timm_info(sets), indent=2) + "\n").encode("ascii")
+
+
+def _split_name(folder: str, manifest: Manifest) -> str:
+    """The name of a set's split; a set without splits is the one to train on."""
+    return manifest.split or folder.rstrip("/").rpartition("/")[2] or "train"
+
+
+def _split(name: str, folder: str, manifest: Manifest) -> dict[str, Any]:
+    prefix = f"{folder.rstrip('/')}/" if folder else ""
+    return {
+        "name": name,
+        "num_samples": manifest.num_samples,
+        "filenames": [prefix + shard.name for shard in manifest.shards],
+        "shard_lengths": [shard.num_samples for shard in manifest.shards],
+    }

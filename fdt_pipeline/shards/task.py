@@ -1,6 +1,6 @@
 """One task of sharding: some samples of a source become one tar, or several if it would be too large.
 
-A task knows its own samples and nothing else, so it can be run by any process on any machine, in any order, and again:
+A task knows its own samples and nothing else, so any process on any machine can run it, in any order, and again:
 what it writes depends on the samples and the options alone.
 """
 
@@ -16,15 +16,32 @@ from numpy.typing import NDArray
 
 from ..sources.source import I64, Source
 from ..storage import Folder
-from .encoded import EncodedSample, encode_sample
-from .errors import BadSampleError, SourceError
+from .codec import EncodedSample, encode_sample
 from .key import needs_mapping, sample_key
-from .options import ShardingOptions
-from .record import Gathered, Part, Quarantined, Record
-from .statistics import PixelStatistics
+from .manifest import Quarantined, Shard
+from .plan import ShardingOptions
+from .record import Gathered, PixelStatistics, Record
 from .tar import TarShard, member_size, tar_size
 
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be written: where it is in the source, what it is called there, and why not."""
+
+    def __init__(self, position: int, key: str, reason: str) -> None:
+        super().__init__(position, key, reason)
+        self.position, self.key, self.reason = position, key, reason
+
+    def __str__(self) -> str:
+        return (
+            f"sample {self.position} of the source ({self.key}): {self.reason}; fix or remove it, or leave it out with "
+            '--on-bad quarantine (on_bad="quarantine")'
+        )
+
+
+class SourceError(OSError):
+    """A sample could not be read for a reason that is not its own, such as a disk or a network that fails."""
 
 
 def record_name(task: int) -> str:
@@ -33,7 +50,7 @@ def record_name(task: int) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """samples: those of the task alone, in the order of writing; positions: theirs in the whole source."""
+    """samples: the task's own, in the order of writing; positions: their positions in the whole source."""
 
     number: int
     samples: Source
@@ -75,7 +92,7 @@ def run_task(task: Task, work: Work) -> Record:
 
 def source_state(samples: Source) -> str:
     """A hash of what shows that files have changed (size and time of the last change), or of the pixels themselves
-    where they are in memory; empty where a source tells neither. SourceError if a disk or a network fails."""
+    where they are in memory; empty where a source has neither. SourceError if a disk or a network fails."""
     source: Any = samples
     digest = hashlib.sha256()
     if hasattr(samples, "states"):
@@ -92,7 +109,7 @@ def source_state(samples: Source) -> str:
 
 
 def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, EncodedSample]]:
-    """(KEY, sample) of the good ones, counted on their way."""
+    """(KEY, sample) of the good samples, which are counted on the way."""
     for index, position in enumerate(task.positions.tolist()):
         try:
             sample = _checked(task.samples, index, work.options)
@@ -116,7 +133,7 @@ def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, 
 
 
 def _source_error(what: str, error: OSError) -> SourceError:
-    text = f"could not {what}: {error}; mend that, then --resume"
+    text = f"could not {what}: {error}; fix that, then --resume"
     return SourceError(text) if error.errno is None else SourceError(error.errno, text)
 
 
@@ -128,7 +145,7 @@ def _count(statistics: PixelStatistics, values: NDArray[Any]) -> None:
 
 
 def _key(samples: Source, position: int, source_key: str) -> str:
-    """By the rule, unless the samples come from shards: then they keep the KEY that they have."""
+    """The KEY by the rule; samples that come from shards keep the KEY that they have."""
     return source_key if getattr(samples, "has_final_keys", False) else sample_key(position, source_key)
 
 
@@ -142,7 +159,7 @@ def _checked(samples: Source, index: int, options: ShardingOptions) -> EncodedSa
     return sample
 
 
-def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedSample]]) -> Iterator[Part]:
+def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedSample]]) -> Iterator[Shard]:
     waiting = next(samples, None)
     number = 0
     while waiting is not None:
@@ -154,7 +171,7 @@ def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedS
                 waiting = next(samples, None)
             tar.close()
         index = tar.index
-        part = Part(name, tar.num_samples, tar.num_bytes, tar.sha256, hashlib.sha256(index).hexdigest(), tar.crc32)
+        part = Shard(name, tar.num_samples, tar.num_bytes, tar.sha256, hashlib.sha256(index).hexdigest(), tar.crc32)
         with work.staging.writing(part.index_name) as file:
             file.write(index)
         yield part
@@ -171,5 +188,5 @@ def _source_key(samples: Source, index: int, position: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """In one line."""
+    """The message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

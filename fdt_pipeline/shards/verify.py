@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from ..sources.source import U8
 from ..storage import Folder, open_folder
-from .checksums import sample_checksum, unpack_checksums
-from .codec import decode
-from .errors import ShardError
+from .codec import check_members, decode
 from .folder import Location, foreign_files, read_manifest
 from .index import Member, index_text
-from .manifest import Manifest, Shard
+from .manifest import Manifest, Shard, ShardError
 from .progress import Progress
-from .sample import check_members
-from .statistics import PixelStatistics
-from .tar import read_members
+from .record import PixelStatistics
+from .tar import BLOCK, member_size, sample_checksum, tar_entries, unpack_checksums
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # which leads nowhere else, whoever unpacks it
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # unpacked by any program, it leads nowhere else
 # Encoders that lose something may decode to other values elsewhere, by 1 of 255 at a pixel (another IDCT).
 _LOSSY_TOLERANCE = 0.5
+_BLOCK = 1 << 20
 
 
 def verify_shards(location: Location, progress: Progress | None = None, decode: bool = False) -> list[str]:
@@ -50,22 +48,49 @@ class Contents(NamedTuple):
     data: list[bytes]
 
 
-class _Hashed:
-    """A file whose bytes are hashed as they are read."""
+def tar_samples(tar: BinaryIO, num_bytes: int) -> Iterator[Contents]:
+    """The samples by the tar alone: neighbours whose key is the same are one sample."""
+    for key, group in groupby(_contents(tar, num_bytes), key=lambda content: content[0].name.partition(".")[0]):
+        members, data = zip(*group, strict=True)
+        yield Contents(key, list(members), list(data))
+
+
+def _contents(tar: BinaryIO, num_bytes: int) -> Iterator[tuple[Member, bytes]]:
+    for entry in tar_entries(tar, num_bytes):
+        name = entry.name.decode("ascii", "backslashreplace")
+        data = tar.read(member_size(entry.size) - BLOCK)[: entry.size]  # with what fills its last block
+        yield Member(name.partition(".")[2], entry.offset, entry.size, name), data
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is read once, from its beginning to its end, and hashed on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash, self.num_bytes = file, hashlib.sha256(), 0
+        self._file, self._hash, self._at = file, hashlib.sha256(), 0
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._hash.update(data)
-        self.num_bytes += len(data)
-        return data
+    def readable(self) -> bool:
+        return True
 
-    def finish(self) -> str:
-        """The sha256 of all of it."""
-        while self.read(1 << 20):
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Forward only."""
+        while self._at < offset and self.read(min(offset - self._at, _BLOCK)):
             pass
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._hash.update(memoryview(buffer)[:num_bytes])
+        self._at += num_bytes
+        return num_bytes
+
+    @property
+    def sha256(self) -> str:
         return self._hash.hexdigest()
 
 
@@ -92,39 +117,42 @@ class _Verification:
         yield from self._of_totals()
 
     def _of_shard(self, shard: Shard) -> Iterator[str]:
-        path = self.folder.path(shard.name)
+        path, index_path = self.folder.path(shard.name), self.folder.path(shard.index_name)
+        index: bytes | None = None
         try:
-            index: bytes | None = self.folder.read(shard.index_name)
+            index = self.folder.read(shard.index_name)
+            got = hashlib.sha256(index).hexdigest()
+            if got != shard.index_sha256:
+                yield f"{index_path}: damaged: expected sha256 {shard.index_sha256}, got {got}"
         except FileNotFoundError:
-            index = None
-            yield f"{self.folder.path(shard.index_name)}: missing"
-        if self.folder.size(shard.name) is None:
+            yield f"{index_path}: missing"
+        size = self.folder.size(shard.name)
+        if size is None:
             yield f"{path}: missing"
             return
-        got = shard.index_sha256 if index is None else hashlib.sha256(index).hexdigest()
-        if got != shard.index_sha256:
-            yield f"{self.folder.path(shard.index_name)}: damaged: expected sha256 {shard.index_sha256}, got {got}"
+        if size != shard.num_bytes:
+            yield f"{path}: expected {shard.num_bytes} bytes, got {size}"
         with self.folder.open(shard.name) as file:
-            yield from self._of_tar(shard, path, file, index)
+            yield from self._of_tar(shard, size, file, index)
 
-    def _of_tar(self, shard: Shard, path: str, file: BinaryIO, index: bytes | None) -> Iterator[str]:
-        hashed = _Hashed(file)
+    def _of_tar(self, shard: Shard, size: int, file: BinaryIO, index: bytes | None) -> Iterator[str]:
+        path, hashed = self.folder.path(shard.name), _Hashed(file)
+        tar = cast(BinaryIO, io.BufferedReader(hashed, _BLOCK))
         samples: list[list[Member]] = []
         checksums = unpack_checksums(shard.crc32)
         broken = False
         try:
-            for sample in tar_samples(cast(BinaryIO, hashed)):
+            for sample in tar_samples(tar, size):
                 samples.append(sample.members)
                 expected = checksums[len(samples) - 1] if len(samples) <= len(checksums) else None
                 yield from (f"{path}: sample {sample.key}: {fault}" for fault in self._of_sample(sample, expected))
         except ValueError as error:
             broken = True
             yield f"{path}: not a readable tar: {error}"
-        got = hashed.finish()
-        if got != shard.sha256:
-            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {got}"
-        if hashed.num_bytes != shard.num_bytes:
-            yield f"{path}: expected {shard.num_bytes} bytes, got {hashed.num_bytes}"
+        while tar.read(_BLOCK):
+            pass
+        if hashed.sha256 != shard.sha256:
+            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {hashed.sha256}"
         if len(samples) != shard.num_samples:
             yield f"{path}: expected {shard.num_samples} samples, got {len(samples)}"
         if index is not None and not broken and index != index_text(samples).encode("ascii"):
@@ -161,9 +189,6 @@ class _Verification:
         if image.shape != expected:
             yield f"expected an image of shape {list(expected)}, got {list(image.shape)}"
             return
-        self._count(image)
-
-    def _count(self, image: U8) -> None:
         self.num_fine += 1
         self.statistics.add(image)
 
@@ -180,10 +205,3 @@ class _Verification:
         expected_values, got = (*manifest.mean, *manifest.std), (*self.statistics.mean, *self.statistics.std)
         if any(abs(a - b) > tolerance for a, b in zip(expected_values, got, strict=True)):
             yield f"{where}: mean and std of the pixels are not those of the manifest"
-
-
-def tar_samples(tar: BinaryIO) -> Iterator[Contents]:
-    """As the tar itself tells them: neighbours whose key is the same are one sample."""
-    for key, members in groupby(read_members(tar), key=lambda member: member[0].name.partition(".")[0]):
-        pairs = list(members)
-        yield Contents(key, [member for member, _ in pairs], [data for _, data in pairs])

@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Literal
 
 from ..sources.source import Source
@@ -13,16 +14,14 @@ from ..storage import Folder, open_folder
 from ..storage.atomic import remedy
 from ..storage.remote import RemoteFolder
 from .codec import EXTENSIONS
-from .errors import SourceError
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
-from .manifest import Manifest
-from .options import ShardingOptions
-from .plan import Plan, planned
+from .manifest import Manifest, Shard, shard_name
+from .plan import Plan, ShardingOptions, planned
 from .progress import Progress
-from .record import Gathered, Part, Record, merged
+from .record import Gathered, Record, merged
 from .running import Engine, Runner, choose_runner
-from .staging import Staging, alone, shards_of
-from .task import Work, record_name
+from .staging import Staging, alone
+from .task import SourceError, Work, record_name
 
 OnBad = Literal["stop", "quarantine"]
 
@@ -46,12 +45,13 @@ def write_shards(
     """Shards of the source in the folder `out`, a path or an fsspec URL, made if need be.
 
     encoding: "raw", "png", "webp" (lossless), "jpg" (quality 95) or "keep" (codec.py; raw where there are no files).
-    size: side in pixels that images are resized and cropped to (sources/resize.py). A tar ends after samples_per_shard
-    samples, or before it would exceed max_shard_bytes. workers: processes of this machine; engine "ray": a Ray cluster
-    instead. The same source, seed and options give the same bytes in every file, whoever writes them.
+    size: side in pixels that images are resized and cropped to (`image_pixels.resized`). A tar ends after
+    samples_per_shard samples, or before it would exceed max_shard_bytes. workers: processes of this machine; engine
+    "ray": a Ray cluster instead. The same source, seed and options give the same bytes in every file, whatever writes
+    them.
 
     Until all is written, `out` keeps what it has: new files lie in `out`/.sharding. If the run is killed, or fails,
-    what is finished is kept there, and the same call with resume=True goes on; overwrite=True begins anew, and replaces
+    what is finished is kept there, and the same call with resume=True goes on; overwrite=True starts over, and replaces
     a set that is in `out` once the new one is whole.
 
     on_bad: at a sample that is no good image, "stop" raises BadSampleError, "quarantine" leaves it out and lists it
@@ -83,7 +83,7 @@ def write_plan(
     quarantine: bool,
     progress: Progress | None = None,
 ) -> Manifest:
-    """What `write_shards` does, of a plan."""
+    """Do what `write_shards` does, for a plan."""
     check_vacant(out, overwrite, resume)
     with _explained(out):
         out.make()
@@ -97,10 +97,9 @@ def write_plan(
 
 
 def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
-    """ValueError if it is a file, or if shards or an unfinished run are there already that nothing allows to replace,
-    or to go on with."""
+    """ValueError if `out` is a file, or holds shards or an unfinished run that may be neither replaced nor resumed."""
     if overwrite and resume:
-        raise ValueError("--overwrite begins anew and --resume goes on: choose one")
+        raise ValueError("--overwrite starts over and --resume goes on: choose one")
     if isinstance(out, RemoteFolder) and out.is_web:
         raise ValueError(f"{out.url}: a web server can only be read from; write to a path, or to s3://, gs://")
     check_is_folder(out)
@@ -111,7 +110,7 @@ def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
         return
     if Staging(out).exists:
         if not resume:
-            raise ValueError(f"{out.url}: holds an unfinished run: go on with --resume, or begin anew with --overwrite")
+            raise ValueError(f"{out.url}: holds an unfinished run: go on with --resume, or start over with --overwrite")
     elif out.size(MANIFEST_NAME) is not None:
         if not resume:
             raise ValueError(f"{out.url}: holds shards already; replace them with --overwrite or choose another folder")
@@ -123,7 +122,7 @@ def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
 
 
 def _finished_set(plan: Plan, out: Folder) -> Manifest:
-    """There is nothing left to do, if it is the set that was asked for."""
+    """The manifest of the set in `out`; ValueError if it is not the set that was asked for."""
     manifest, options, source = read_manifest(out), plan.options, plan.source
     asked = {
         "kind": source.kind,
@@ -178,11 +177,11 @@ class _Run:
         if self.staging.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.staging.out.url}: the unfinished run there is of another source, or has other options: give "
-                "the same, or begin anew with --overwrite"
+                "the same, or start over with --overwrite"
             )
 
     def _moved(self) -> Manifest:
-        """The rest of a run that was killed while it moved its files."""
+        """Finish a run that was killed while it moved its files."""
         manifest = read_manifest(self.staging.folder)
         found = (self.staging.record(record_name(number)) for number in range(self.plan.num_tasks))
         with _explained(self.staging.out):
@@ -190,7 +189,7 @@ class _Run:
         return manifest
 
     def _records(self, finished: dict[int, Record]) -> list[Record]:
-        """Of all tasks in their order."""
+        """The records of all tasks, in their order."""
         records = dict(finished)
         done = sum(len(self.plan.positions(number)) for number in finished)
         missing = (self.plan.task(number) for number in range(self.plan.num_tasks) if number not in finished)
@@ -213,14 +212,14 @@ class _Run:
             self.staging.folder.remove_tree()
 
 
-def _parts(records: list[Record]) -> list[Part]:
+def _parts(records: list[Record]) -> list[Shard]:
     return [part for record in records for part in record.parts]
 
 
 def _manifest(plan: Plan, records: list[Record]) -> Manifest:
     source, options = plan.source, plan.options
     total = merged(records)
-    if not total.statistics.num_pixels:
+    if total.statistics.counts is None:
         bad = total.quarantine[0]
         raise ValueError(f"none of the {len(total.quarantine)} samples is good: {bad.key}: {bad.reason}")
     has_several = len(EXTENSIONS[options.encoding]) > 1
@@ -239,7 +238,7 @@ def _manifest(plan: Plan, records: list[Record]) -> Manifest:
         size=options.size,
         mean=total.statistics.mean,
         std=total.statistics.std,
-        shards=shards_of(_parts(records)),
+        shards=tuple(replace(part, name=shard_name(index)) for index, part in enumerate(_parts(records))),
         keys={**plan.carried.keys, **dict(sorted(total.keys.items()))},
         samples_per_extension=dict(sorted(total.samples_per_extension.items())) if has_several else None,
         quarantine=tuple(sorted([*plan.carried.quarantine, *total.quarantine], key=lambda bad: bad.position)),

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .checks import (
+from .source import (
+    I64,
+    Sample,
     check_class_names,
     check_every_class_has_samples,
     check_label_array,
     check_labels,
     numbered_classes,
 )
-from .source import I64, Sample
 
 
 class ArraySource:
@@ -50,13 +51,13 @@ class ArraySource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        """The key is the position in the whole: the arrays say no more."""
+        """The key is the position in the whole source."""
         place = range(len(self))[index]
         image = np.ascontiguousarray(self.images[place])
         return Sample(image, int(self.labels[place]), str(self.positions[place]))
 
     def take(self, positions: I64) -> ArraySource:
-        """A copy of those alone; they keep their keys."""
+        """A copy of these samples alone; they keep their keys."""
         some = copy.copy(self)
         some.images, some.labels = np.ascontiguousarray(self.images[positions]), self.labels[positions]
         some.positions = self.positions[positions]

@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100: which files there are. Binary and pickled files hold the same images in the same order.
+"""CIFAR-10 and CIFAR-100, in binary or pickled files, which hold the same images in the same order.
+
+Binary: rows of label bytes (CIFAR-100: coarse, fine) and 3072 pixels, red plane first. Pickled, as torchvision lays
+them: a dict of data u8[n 3072] and labels, whose keys are bytes or str.
 
 Source: https://www.cs.toronto.edu/~kriz/cifar.html. SOURCE is the folder that the archive unpacks to, or its parent.
 """
@@ -6,46 +9,68 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html. SOURCE is the folder that t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .arrays import ArraySource
-from .checks import check_labels
-from .cifar_binary import read_binary, read_binary_names
-from .cifar_pickle import read_pickled, read_pickled_names
-from .class_names import CIFAR10, CIFAR100
-from .source import Source
+from .source import I64, U8, Source, check_file, check_labels
+from .unpickle import load_dict
 
-CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-FOLDERS = {
+_NUM_PIXELS = 3 * 32 * 32
+_NUM_LABELS = {"cifar10": 1, "cifar100": 2}
+_BINARY_NAMES = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}
+_PICKLED_NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
+_MAX_CLASSES = 100  # of CIFAR-100; `read` checks those of the kind
+_FOLDERS = {
     "cifar10": ("cifar-10-batches-bin", "cifar-10-batches-py"),
     "cifar100": ("cifar-100-binary", "cifar-100-python"),
 }
-FILES: dict[str, dict[str, tuple[str, ...]]] = {
+_FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar10": {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     "cifar100": {"train": ("train",), "test": ("test",)},
 }
 
+# Official class names, in label order, for files that do not carry them.
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
+bowl boy bridge bus butterfly camel can castle caterpillar cattle
+chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain
+mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+plain plate poppy porcupine possum rabbit raccoon ray road rocket
+rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100 = tuple(_FINE.split())
+_CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
 
 def find(path: Path, kind: str) -> Path | None:
     """The first folder with at least one of the files; binary comes before pickled."""
-    for folder in (path, *(path / name for name in FOLDERS[kind])):
+    for folder in (path, *(path / name for name in _FOLDERS[kind])):
         if _has_any(folder, kind, ".bin") or _has_any(folder, kind, ""):
             return folder
     return None
 
 
 def splits(folder: Path, kind: str) -> tuple[str, ...]:
-    return tuple(FILES[kind])
+    return tuple(_FILES[kind])
 
 
 def read(folder: Path, kind: str, split: str | None) -> Source:
     assert split is not None
     binary = _has_any(folder, kind, ".bin")
-    paths = [folder / f"{name}.bin" if binary else folder / name for name in FILES[kind][split]]
-    parts = [read_binary(path, kind) if binary else read_pickled(path) for path in paths]
-    classes = (read_binary_names(folder, kind) if binary else read_pickled_names(folder)) or CLASSES[kind]
-    _check_names(folder, classes, CLASSES[kind])
+    paths = [folder / f"{name}.bin" if binary else folder / name for name in _FILES[kind][split]]
+    parts = [_read_binary(path, kind) if binary else _read_pickled(path) for path in paths]
+    classes = (_read_binary_names(folder, kind) if binary else _read_pickled_names(folder)) or _CLASSES[kind]
+    if len(classes) != len(_CLASSES[kind]):
+        raise ValueError(
+            f"{folder}: expected {len(_CLASSES[kind])} class names, got {len(classes)}; fetch the names file again"
+        )
     for path, (_, labels) in zip(paths, parts, strict=True):
         check_labels(labels, len(classes), path)
     planes = np.concatenate([planes for planes, _ in parts])
@@ -55,9 +80,72 @@ def read(folder: Path, kind: str, split: str | None) -> Source:
 
 
 def _has_any(folder: Path, kind: str, suffix: str) -> bool:
-    return any((folder / f"{name}{suffix}").is_file() for names in FILES[kind].values() for name in names)
+    return any((folder / f"{name}{suffix}").is_file() for names in _FILES[kind].values() for name in names)
 
 
-def _check_names(folder: Path, got: tuple[str, ...], official: tuple[str, ...]) -> None:
-    if len(got) != len(official):
-        raise ValueError(f"{folder}: expected {len(official)} class names, got {len(got)}; fetch the names file again")
+def _read_binary(path: Path, kind: str) -> tuple[U8, U8]:
+    """(planes u8[n 3 32 32], fine labels u8[n])."""
+    check_file(path, path.is_file())
+    data = np.fromfile(path, np.uint8)
+    row = _NUM_LABELS[kind] + _NUM_PIXELS
+    num_rows, rest = divmod(data.size, row)
+    if rest or not num_rows:
+        raise ValueError(
+            f"{path}: the file is cut short: expected a multiple of {row} bytes, at least {(num_rows + 1) * row}, "
+            f"got {data.size}; fetch it again"
+        )
+    rows = data.reshape(num_rows, row)
+    return rows[:, _NUM_LABELS[kind] :].reshape(num_rows, 3, 32, 32), rows[:, _NUM_LABELS[kind] - 1]
+
+
+def _read_binary_names(folder: Path, kind: str) -> tuple[str, ...] | None:
+    """One name a line, blank lines aside; None if the file is not there."""
+    path = folder / _BINARY_NAMES[kind]
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.object[error.start]} at position {error.start}"
+        raise ValueError(f"{path}: expected class names in ASCII, got {got}; fetch it again") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _read_pickled(path: Path) -> tuple[U8, I64]:
+    """(planes u8[n 3 32 32], fine labels i64[n])."""
+    content = _read_dict(path)
+    data = content.get("data")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _NUM_PIXELS:
+        got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise ValueError(f"{path}: expected data to be uint8 of shape [n {_NUM_PIXELS}], got {got}")
+    labels = content.get("fine_labels", content.get("labels"))
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise ValueError(f"{path}: expected a list of integers under labels or fine_labels, got {sorted(content)}")
+    wrong = [index for index, label in enumerate(labels) if not 0 <= label < _MAX_CLASSES]
+    if wrong:  # the label itself may have any number of digits
+        raise ValueError(
+            f"{path}: the label at index {wrong[0]} is out of range: expected 0..{_MAX_CLASSES - 1}; fetch it again"
+        )
+    if len(labels) != len(data):
+        raise ValueError(f"{path}: expected {len(data)} labels, one an image, got {len(labels)}")
+    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def _read_pickled_names(folder: Path) -> tuple[str, ...] | None:
+    """None if the names file is not there."""
+    for name, key in _PICKLED_NAMES.items():
+        if (folder / name).is_file():
+            names = _read_dict(folder / name).get(key)
+            if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
+                raise ValueError(f"{folder / name}: expected a list of class names under {key}; fetch it again")
+            return tuple(_text(name) for name in names)
+    return None
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    check_file(path, path.is_file())
+    return {_text(key): value for key, value in load_dict(path).items() if isinstance(key, (bytes, str))}
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value

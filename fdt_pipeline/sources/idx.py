@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import ArraySource
-from .checks import check_file, check_labels, check_num_bytes
-from .class_names import DIGITS, FASHION_MNIST
-from .source import U8, Source
+from .source import U8, Source, check_file, check_labels, check_num_bytes
 
 LABELS_MAGIC, IMAGES_MAGIC = 2049, 2051
+DIGITS = tuple("0123456789")
+_FASHION = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"
+FASHION_MNIST = (*_FASHION.split(), "Ankle boot")
 CLASSES = {"fashion-mnist": FASHION_MNIST, "mnist": DIGITS}
 _TORCHVISION_FOLDER = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST"}
 _PREFIX = {"train": "train", "test": "t10k"}

@@ -1,26 +1,25 @@
 """A folder of image files: class = subfolder, split = subfolder train, test, val, ... above the classes.
 
-Classes are sorted by name, samples by class and then by path; hidden files and folders are skipped. Which files
-are images is the matter of `image_files`, where they lie that of `tree`, and how they become gray or RGB that of
-`image_pixels`.
+Classes are sorted by name, samples by class and then by path; hidden files and folders are skipped. `tree.py` lists and
+reads the files, and decides which are images; `image_pixels.py` makes them gray or RGB.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from .image_files import extension, image_files, joined, loose_files, warn_ignored
 from .image_pixels import decode_image, is_gray
-from .names import Names
 from .source import I64, Sample
-from .tree import LocalTree, Tree
+from .tree import LocalTree, Tree, extension, image_files, joined, loose_files, warn_ignored
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -63,15 +62,15 @@ class ImageFolder:
         return self._names[index]
 
     def read_file(self, index: int) -> bytes:
-        """The file's own bytes."""
+        """The bytes of a sample's file."""
         return self._tree.read(self._name(index))
 
     def states(self, positions: Iterable[int]) -> Iterator[str]:
-        """For each, what is different when the file has changed."""
+        """For each sample, a str that is different when its file has changed."""
         return (self._tree.state(self._name(position)) for position in positions)
 
     def take(self, positions: I64) -> ImageFolder:
-        """Those alone."""
+        """A source of these samples alone."""
         some = copy.copy(self)
         some._names, some.labels = self._names.take(positions), self.labels[positions]
         return some
@@ -172,17 +171,42 @@ def _channels(tree: Tree, names: Iterable[str]) -> int:
         try:
             if not _is_gray(tree, name):
                 return 3
-        except (ValueError, *_OF_THE_FILE):  # found again, and told, when the image is asked for
+        except (ValueError, *_OF_THE_FILE):  # the error is raised when the image is asked for
             continue
         found += 1
     return 1 if found else 3
 
 
 def _is_gray(tree: Tree, name: str) -> bool:
-    """Seen from the header; from the whole file where that fails, which tells a broken image from a broken connection:
-    Pillow reports both alike."""
+    """Whether an image is gray by its header; by the whole file where that fails, which tells a broken image from a
+    broken connection: Pillow reports both alike."""
     try:
         with tree.open(name) as file:
             return is_gray(file)
     except ValueError:
         return is_gray(io.BytesIO(tree.read(name)))
+
+
+class Names:
+    """A sequence of str in little memory: each takes the bytes of its characters, not 100 more. Surrogates, which stand
+    for bytes of file names that are not UTF-8, are kept."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        text, ends = bytearray(), array("q", [0])
+        for name in names:
+            text += name.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        self._text, self._ends = bytes(text), np.array(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        begin, end = self._ends[index], self._ends[index + 1]
+        return self._text[begin:end].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Names:
+        return Names(self[position] for position in positions.tolist())

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import ArraySource
-from .checks import check_file, numbered_classes
-from .source import Source
+from .source import Source, check_file, numbered_classes
 
 SPLITS = ("train", "test")
 
@@ -35,7 +34,7 @@ def read(path: Path, kind: str, split: str | None) -> Source:
 
 
 def _classes(file: Path) -> Sequence[str] | None:
-    """The file's own names; a test file that has none goes by its train file, so that labels mean the same."""
+    """The file's own names; a test file without names has those of its train file, so that labels mean the same."""
     own = _own_classes(file)
     train = file.with_name("train.npz")
     if file.name != "test.npz" or not train.is_file():

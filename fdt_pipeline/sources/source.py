@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,10 +24,10 @@ class Sample(NamedTuple):
 class Source(Protocol):
     """Labels are known without reading an image; images are read when asked for.
 
-    A source may offer more, each of which is looked for: `take(positions i64[m]) -> Source`, just those samples, as it
-    is sent to other processes (else all of the source is); `key(i) -> str` without reading the image; `channels` and
-    `read_file(i) -> bytes`, if samples are image files, which may then be kept; `states(positions)`, for each a str
-    that is different when the file has changed, by which a resumed run knows what to do again; `close()`.
+    A source may have more methods: `take(positions i64[m]) -> Source`, these samples alone, which other processes get
+    instead of the whole; `key(i) -> str`, without reading the image; `channels` and `read_file(i) -> bytes`, if samples
+    are image files, which may then be kept; `states(positions)`, for each a str that is different when the file has
+    changed, so that a resumed run does it again; `close()`.
     """
 
     @property
@@ -47,3 +49,71 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+MAX_NUMBERED_CLASSES = 65_536
+
+
+def check_label_array(labels: npt.NDArray[np.integer], where: object) -> None:
+    """ValueError unless they are integers of shape [n], n > 0."""
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{where}: labels must be integers of shape [n], got {labels.dtype} {list(labels.shape)}")
+    if not len(labels):
+        raise ValueError(f"{where}: expected labels, got none; add samples")
+
+
+def numbered_classes(labels: npt.NDArray[np.integer], where: object) -> tuple[str, ...]:
+    """ "0", "1", ... up to the largest label; ValueError if that is too large to be the number of a class."""
+    check_label_array(labels, where)
+    largest, bound = int(labels.max()), max(MAX_NUMBERED_CLASSES, len(labels))
+    if largest >= bound:
+        raise ValueError(
+            f"{where}: label {largest} at index {labels.argmax()} is out of range: expected 0..{bound - 1} where no "
+            "class names are given; number the classes from 0, or name them"
+        )
+    return tuple(str(label) for label in range(max(largest, 0) + 1))
+
+
+def check_class_names(names: Sequence[object]) -> None:
+    """ValueError unless they are strings, not empty, and all different."""
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"class names must be strings that are not empty, got {name!r} for class {index}")
+    if len(set(names)) != len(names):
+        [(name, count)] = Counter(names).most_common(1)
+        raise ValueError(f"class names must differ, got {name!r} {count} times")
+
+
+def check_labels(labels: npt.NDArray[np.integer], num_classes: int, where: object, first: int = 0) -> None:
+    """ValueError for the first label outside [first, first + num_classes)."""
+    wrong = np.flatnonzero((labels < first) | (labels >= first + num_classes))
+    if wrong.size:
+        raise ValueError(
+            f"{where}: label {int(labels[wrong[0]])} at index {wrong[0]} is out of range: "
+            f"expected {first}..{first + num_classes - 1} for {num_classes} classes"
+        )
+
+
+def check_every_class_has_samples(
+    labels: npt.NDArray[np.integer], classes: Sequence[str], split: str | None, where: object
+) -> None:
+    """ValueError if a class has no sample to train on. A test split may lack classes: it only measures."""
+    if split not in (None, "train"):
+        return
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if empty.size:
+        names = ", ".join(f"{index} ({classes[index]})" for index in empty[:5])
+        raise ValueError(
+            f"{where}: {empty.size} of {len(classes)} classes have no sample: {names}; add samples or drop the classes"
+        )
+
+
+def check_num_bytes(where: object, expected: int, got: int) -> None:
+    if got != expected:
+        fault = "cut short" if got < expected else "longer than its header says"
+        raise ValueError(f"{where}: the file is {fault}: expected {expected} bytes, got {got}; fetch it again")
+
+
+def check_file(path: object, found: bool) -> None:
+    if not found:
+        raise ValueError(f"{path}: the file is missing; fetch it, or choose a split that does not need it with --split")

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import ArraySource
-from .checks import check_file, check_labels
-from .class_names import DIGITS
-from .source import I64, Source
+from .idx import DIGITS
+from .source import I64, Source, check_file, check_labels
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
@@ -45,7 +44,7 @@ def read(folder: Path, kind: str, split: str | None) -> Source:
 
 
 def _digits(labels: npt.NDArray[Any], path: Path) -> I64:
-    """MATLAB's numbers are floats unless told otherwise, so whole ones are taken."""
+    """Labels may be whole floats, as MATLAB's numbers are by default."""
     if labels.dtype.kind not in "iuf":
         raise ValueError(f"{path}: expected numbers in y, got {labels.dtype}; fetch it again")
     whole = np.isfinite(labels) & (labels == np.floor(labels))

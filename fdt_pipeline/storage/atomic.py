@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: written under a temporary name, synced, and renamed."""
+"""Files that are either whole or not there: written under a temporary name, synced, and renamed. And their sha256."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_BLOCK = 1 << 20
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that appears at `path` when the block ends well, and leaves no trace when it does not.
 
-    The temporary name, .NAME.*.tmp, is this process's own: another that writes the same file does not meet it.
+    The temporary name, .NAME.*.tmp, belongs to this call alone, so another process may write the same file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -31,7 +34,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and removals in it last through a power cut."""
+    """Make renames and removals in the folder last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,7 +43,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def remedy(error: OSError) -> str:
-    """What mends that a file could not be written. A network that failed does not ask for free space."""
+    """What to do where a file could not be written. A network that failed does not ask for free space."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free space"
-    return "mend the permissions" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "mend that"
+    return "fix the permissions" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "fix that"
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hexadecimal sha256 of all that is left to read, in blocks."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()

@@ -5,8 +5,8 @@
     SHA256.lock         shared while somebody uses the file, exclusive while it is fetched or removed
     room.lock           held while room is made or reserved
 
-Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones. What
-has other names is not the cache's: it is neither counted nor removed.
+Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones.
+Files with other names are not the cache's: they are neither counted nor removed.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, NamedTuple
 
-from .atomic import atomic_file, remedy
-from .hashing import sha256_of
+from .atomic import atomic_file, remedy, sha256_of
 from .parts import own_part, take_over
 from .remote import RemoteFolder
-from .retrying import is_transient, raise_final, reason
 
 DIRECTORY_VARIABLE = "FDT_PIPELINE_SHARD_CACHE"
 BYTES_VARIABLE = "FDT_PIPELINE_SHARD_CACHE_BYTES"
 BLOCK_BYTES = 4 << 20
-_ROOM_SECONDS = 120.0  # to wait for others to let go of what they use
+_ROOM_SECONDS = 120.0  # to wait for others to release what they use
 _POLL_SECONDS = 0.05
 # A whole file, a part of one, or what a process was writing when it was killed.
 _OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)(\..+)?\.part|\..+\.tmp)?")
+_Pause = Callable[[float], None]
 # flock's answers where a file system has no locks. There a file may be fetched twice, or removed while it is in use.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -51,9 +50,13 @@ class Entry:
     num_bytes: int
     sha256: str
 
+    @property
+    def url(self) -> str:
+        return self.folder.path(self.name)
+
 
 class _Held(NamedTuple):
-    """A file in the cache. num_bytes: of a part, what the whole will have."""
+    """A file in the cache. num_bytes: for a part, the size of the whole."""
 
     path: Path
     sha256: str
@@ -82,29 +85,28 @@ class Cache:
 
     @contextmanager
     def leased(self, entry: Entry, wait: bool = True, stop: Event | None = None) -> Iterator[Path]:
-        """The file, which stays as long as the block. NoRoomError if there is no room for it: at once, or if `wait`,
-        after two minutes; ChangedError if what is fetched has another sha256; OSError if it cannot be fetched, or
-        `stop` is set meanwhile. ValueError if it is larger than the cache may be."""
+        """The path of the file, which is not removed during the block. NoRoomError if there is no room for it: at once,
+        or if `wait`, after two minutes; ChangedError if what is fetched has another sha256; OSError if it cannot be
+        fetched, or `stop` is set meanwhile. ValueError if it is larger than the cache may be."""
         if entry.num_bytes > self.max_bytes:
             raise ValueError(
-                f"{entry.folder.path(entry.name)}: {entry.num_bytes} bytes, more than the cache may hold "
-                f"({self.max_bytes}): set {BYTES_VARIABLE} to more, or shard with a lower --max-shard-bytes"
+                f"{entry.url}: {entry.num_bytes} bytes, more than the cache may hold ({self.max_bytes}): set "
+                f"{BYTES_VARIABLE} to more, or shard with a lower --max-shard-bytes"
             )
-        path, stop = self.directory / entry.sha256, stop or Event()
+        path, lock, pause = self.directory / entry.sha256, self._lock_of(entry.sha256), _pause(entry, stop or Event())
         while True:
-            with self._locked(entry, fcntl.LOCK_SH, stop):
+            with _flocked(lock, fcntl.LOCK_SH, pause):
                 if self._is_good(path, entry):
                     _mark_used(path)
                     yield path
                     return
             try:
-                with _flocked(self._lock_of(entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with _flocked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     if not self._is_good(path, entry):
                         path.unlink(missing_ok=True)
-                        self._fetch(path, entry, wait, stop)
-            except BlockingIOError:  # whoever holds it may have fetched it, and read it for long: look again
-                _check_wanted(entry, stop)
-                stop.wait(_POLL_SECONDS)
+                        self._fetch(path, entry, wait, pause)
+            except BlockingIOError:  # another process may have fetched it, and read it for long: look again
+                pause(_POLL_SECONDS)
 
     def read_small(self, folder: RemoteFolder, name: str, sha256: str) -> bytes:
         """A file of a few kilobytes, such as an index; kept if there is room."""
@@ -125,11 +127,11 @@ class Cache:
         return data
 
     def num_bytes(self) -> int:
-        """Of all its files; those that are being fetched count whole."""
+        """Bytes of all its files; those that are being fetched count whole."""
         return sum(held.num_bytes for held in _held(self.directory))
 
     def _is_good(self, path: Path, entry: Entry) -> bool:
-        """Looked at byte by byte when this process meets the file, or it has changed since, and not again."""
+        """Whether the file is what it must be. Hashed when this process first meets it, or it has changed."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -142,34 +144,34 @@ class Cache:
                 self._checked[state] = sha256_of(file) == entry.sha256
         return self._checked[state]
 
-    def _fetch(self, path: Path, entry: Entry, wait: bool, stop: Event) -> None:
+    def _fetch(self, path: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
         given_up = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
         part = own_part(given_up)
         try:
-            self._make_room(given_up, part, entry, wait, stop)
+            self._make_room(given_up, part, entry, wait, pause)
             for is_last in (False, True):
-                got = _download(part, entry, stop)
+                got = _download(part, entry, pause)
                 if got == entry.sha256:
                     self._finish(part, path)
                     return
                 part.write_bytes(b"")  # it may have been begun before the file was changed
                 if is_last:
                     part.unlink()
-                    raise _changed(entry.folder.path(entry.name), f"sha256 {entry.sha256}", got)
+                    raise _changed(entry.url, f"sha256 {entry.sha256}", got)
         finally:
             with suppress(FileNotFoundError):
                 part.replace(given_up)
 
     def _finish(self, part: Path, path: Path) -> None:
-        with _flocked(self._room_lock, fcntl.LOCK_EX):  # whoever counts must not miss both names
+        with _flocked(self._room_lock, fcntl.LOCK_EX):  # a process that counts must not miss both names
             if path.exists():  # where flock locks nothing, another process may have been quicker
                 part.unlink(missing_ok=True)
                 return
             with suppress(FileNotFoundError):  # or may have removed the part, to make room
                 part.replace(path)
 
-    def _make_room(self, given_up: Path, part: Path, entry: Entry, wait: bool, stop: Event) -> None:
-        """Reserve it by making `part`, of what others have left of it, if anything."""
+    def _make_room(self, given_up: Path, part: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
+        """Reserve room by making `part`, from what other processes have left of it, if anything."""
         deadline = time.monotonic() + (_ROOM_SECONDS if wait else 0)
         while True:
             with _flocked(self._room_lock, fcntl.LOCK_EX):
@@ -182,12 +184,11 @@ class Cache:
                     f"{self.directory}: no room for {entry.num_bytes} bytes more: up to {self.max_bytes} are allowed, "
                     f"and what is there is in use; set {BYTES_VARIABLE} to more"
                 )
-            _check_wanted(entry, stop)
-            stop.wait(_POLL_SECONDS)
+            pause(_POLL_SECONDS)
 
     def _frees(self, num_bytes: int, spared: Path | None = None) -> bool:
-        """Remove what was not used for the longest time, until there is room; False if too much is in use. Only for
-        whoever holds the lock on room."""
+        """Remove the files that were not used for the longest time, until there is room; False if too much is in use.
+        The caller holds the lock on room."""
         files = sorted(_held(self.directory), key=lambda held: held.last_used)
         missing = sum(held.num_bytes for held in files) + num_bytes - self.max_bytes
         for held in files:
@@ -196,8 +197,8 @@ class Cache:
         return missing <= 0
 
     def _removed(self, held: _Held) -> bool:
-        """False if it is in use."""
-        lock = self.directory / f"{held.sha256}.lock"
+        """False if the file is in use."""
+        lock = self._lock_of(held.sha256)
         try:
             with _flocked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 held.path.unlink(missing_ok=True)
@@ -210,23 +211,8 @@ class Cache:
     def _room_lock(self) -> Path:
         return self.directory / "room.lock"
 
-    def _lock_of(self, entry: Entry) -> Path:
-        return self.directory / f"{entry.sha256}.lock"
-
-    @contextmanager
-    def _locked(self, entry: Entry, kind: int, stop: Event) -> Iterator[None]:
-        """OSError if `stop` is set before whoever has it lets go."""
-        while True:
-            try:
-                descriptor = _lock(self._lock_of(entry), kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _check_wanted(entry, stop)
-                stop.wait(_POLL_SECONDS)
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+    def _lock_of(self, sha256: str) -> Path:
+        return self.directory / f"{sha256}.lock"
 
 
 def _held(directory: Path) -> Iterator[_Held]:
@@ -241,19 +227,32 @@ def _held(directory: Path) -> Iterator[_Held]:
 
 
 def _mark_used(path: Path) -> None:
-    """Its time of change stays: it tells whether somebody has changed it."""
+    """Set the time of access. The time of change stays: it shows whether the file was changed."""
     with suppress(FileNotFoundError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
-def _check_wanted(entry: Entry, stop: Event) -> None:
-    if stop.is_set():
-        raise OSError(f"{entry.folder.path(entry.name)}: not wanted any more")
+def _pause(entry: Entry, stop: Event) -> _Pause:
+    """Sleeps some seconds; OSError if `stop` is set."""
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise OSError(f"{entry.url}: not wanted any more")
+
+    return pause
 
 
 @contextmanager
-def _flocked(path: Path, kind: int) -> Iterator[None]:
-    descriptor = _lock(path, kind)
+def _flocked(path: Path, kind: int, pause: _Pause | None = None) -> Iterator[None]:
+    """Hold a lock. pause: waits for it, and may raise; without it BlockingIOError, if `kind` has LOCK_NB."""
+    while True:
+        try:
+            descriptor = _lock(path, kind | fcntl.LOCK_NB if pause else kind)
+            break
+        except BlockingIOError:
+            if pause is None:
+                raise
+            pause(_POLL_SECONDS)
     try:
         yield
     finally:
@@ -261,13 +260,14 @@ def _flocked(path: Path, kind: int) -> Iterator[None]:
 
 
 def _lock(path: Path, kind: int) -> int:
-    """A descriptor that holds it until it is closed. BlockingIOError if it is taken and `kind` says not to wait."""
+    """A descriptor that holds the lock until it is closed."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _flock(descriptor, kind)
-            if _is_at(descriptor, path):  # else whoever had it has removed the file, and the lock guards nothing
-                return descriptor
+            with suppress(FileNotFoundError):  # if its last holder has removed the file, the lock guards nothing
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -282,14 +282,7 @@ def _flock(descriptor: int, kind: int) -> None:
             raise
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _download(part: Path, entry: Entry, stop: Event) -> str:
+def _download(part: Path, entry: Entry, pause: _Pause) -> str:
     """Go on from what has arrived; the sha256 of the whole. A connection that breaks is taken up where it broke."""
     digest = hashlib.sha256()
     with part.open("a+b") as file:
@@ -297,37 +290,25 @@ def _download(part: Path, entry: Entry, stop: Event) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
         while file.tell() < entry.num_bytes:
-            data = _next_block(entry, file.tell(), stop)
+            pause(0)
+            data = _next_block(entry, file.tell(), pause)
             digest.update(data)
             _append(file, data, part)
     return digest.hexdigest()
 
 
-def _next_block(entry: Entry, begin: int, stop: Event) -> bytes:
-    """As many bytes from there on as one request brings."""
-    retry, url = entry.folder.retry, entry.folder.path(entry.name)
-    wait = retry.first_wait
-    for number in range(1, retry.tries + 1):
-        _check_wanted(entry, stop)
-        try:
-            data = entry.folder.read_range(entry.name, begin, min(begin + BLOCK_BYTES, entry.num_bytes))
-            if data:
-                return data[: entry.num_bytes - begin]
+def _next_block(entry: Entry, begin: int, pause: _Pause) -> bytes:
+    """The bytes from `begin` on that one request brings."""
+
+    def one_request() -> bytes:
+        data = entry.folder.read_range(entry.name, begin, min(begin + BLOCK_BYTES, entry.num_bytes))
+        if not data:
             _check_size(entry)
             raise OSError(f"no bytes from {begin} on")
-        except ChangedError:
-            raise
-        except Exception as error:
-            if not is_transient(error):
-                raise_final(url, error)
-            if number == retry.tries:
-                raise OSError(
-                    f"{url}: broke off at byte {begin} of {entry.num_bytes}, {number} times in a row: {reason(error)}; "
-                    "what has arrived is kept, try again later"
-                ) from error
-        stop.wait(wait)
-        wait = min(2 * wait, retry.longest_wait)
-    raise AssertionError("the last try returns or raises")
+        return data[: entry.num_bytes - begin]
+
+    broke_off = f"broke off at byte {begin} of {entry.num_bytes} (what has arrived is kept)"
+    return entry.folder.retry.call(entry.url, one_request, broke_off, pause)
 
 
 def _append(file: BinaryIO, data: bytes, part: Path) -> None:
@@ -345,7 +326,7 @@ def _append(file: BinaryIO, data: bytes, part: Path) -> None:
 def _check_size(entry: Entry) -> None:
     got = entry.folder.size(entry.name)
     if got is not None and got != entry.num_bytes:
-        raise _changed(entry.folder.path(entry.name), f"{entry.num_bytes} bytes", str(got))
+        raise _changed(entry.url, f"{entry.num_bytes} bytes", str(got))
 
 
 def _changed(url: str, expected: str, got: str) -> ChangedError:

@@ -1,20 +1,20 @@
-"""What can be done with a folder of files, wherever it is."""
+"""What can be done with a folder of files, wherever it is; and a folder of the local file system."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
-from .local import LocalFolder
-from .remote import RemoteFolder
+from .atomic import atomic_file, sync_folder
 
 
 class Folder(Protocol):
-    """Names are of files directly in it, or below it ("sub/x"); they come from us, and may not lead out of it.
+    """A name is that of a file in the folder, or below it ("sub/x"), and may not lead out of it.
 
-    Picklable, so that another process or machine can open the same one. OSError, naming the place, where it fails.
+    Picklable, so that another process or machine can open the same folder. Failures are OSErrors that name the place.
     """
 
     @property
@@ -23,62 +23,140 @@ class Folder(Protocol):
 
     @property
     def local(self) -> Path | None:
-        """The path, if it is here."""
+        """The path, if the folder is on this machine."""
 
     def path(self, name: str) -> str:
-        """Of a file, for messages."""
+        """The path or URL of a file, for messages."""
 
     def names(self) -> list[str]:
-        """Of the files directly in it, sorted; [] if it does not exist."""
+        """The files directly in the folder, sorted; [] if it does not exist."""
 
     def subfolders(self) -> list[str]:
-        """Of the folders directly in it, sorted; [] if it does not exist."""
+        """The folders directly in the folder, sorted; [] if it does not exist."""
 
     def exists(self) -> bool: ...
 
     def is_file(self) -> bool:
-        """Whether it is none."""
+        """Whether a file lies at this place, and not a folder."""
 
     def size(self, name: str) -> int | None:
-        """In bytes; None if it is not there."""
+        """Bytes of a file; None if it does not exist."""
 
     def read(self, name: str) -> bytes:
-        """All of it; FileNotFoundError if it is not there."""
+        """The whole content; FileNotFoundError if the file does not exist."""
 
     def open(self, name: str) -> BinaryIO:
-        """To read from, and seek in."""
+        """A file to read from, and seek in."""
 
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A file that appears whole when the block ends well, and not at all when it does not."""
 
     def move(self, old: str, new: str) -> None:
-        """Replaces what is there."""
+        """Rename a file; it replaces what has the new name."""
 
     def remove(self, name: str) -> None:
-        """No error if it is not there."""
+        """Remove a file; no error if it does not exist."""
 
     def folder(self, name: str) -> Folder: ...
 
     def make(self) -> None:
-        """With all above it; no error if it is there."""
+        """Make the folder and those above it; no error if it exists."""
 
     def remove_tree(self) -> None:
-        """It, and all below it; no error if it is not there."""
+        """Remove the folder and all below it; no error if it does not exist."""
 
     def sync(self) -> None:
-        """Make what was moved and removed last through a power cut."""
+        """Make moves and removals last through a power cut."""
 
 
-def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
-    """A path, or a URL ("scheme://...") that fsspec knows; file:// is a path."""
-    if isinstance(location, (LocalFolder, RemoteFolder)):
-        return location
-    text = os.fspath(cast("str | os.PathLike[str]", location))
-    if text[:7].lower() == "file://":
-        text = text[7:]
-    return RemoteFolder(text) if is_url(text) else LocalFolder(Path(text))
+def checked_name(name: str) -> str:
+    """The name itself; ValueError if it is absolute, empty or has a part that is "..", "." or empty."""
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise ValueError(f"expected the name of a file below the folder, got {name!r}")
+    return name
 
 
-def is_url(text: str) -> bool:
-    """Of whatever kind: a URL that nobody knows is an error, and not the name of a folder here."""
-    return "://" in text
+class LocalFolder:
+    """A `Folder` of the local file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.local = path
+
+    @property
+    def url(self) -> str:
+        return str(self.local)
+
+    def __fspath__(self) -> str:
+        return str(self.local)
+
+    def __repr__(self) -> str:
+        return f"LocalFolder({str(self.local)!r})"
+
+    def __getstate__(self) -> dict[str, Path]:
+        """An absolute path, as another process may have another working directory."""
+        return {"local": self.local.absolute()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalFolder) and other.local == self.local
+
+    def __hash__(self) -> int:
+        return hash(self.local)
+
+    def path(self, name: str) -> str:
+        return str(self._at(name))
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in self._entries() if entry.is_file())
+
+    def subfolders(self) -> list[str]:
+        return sorted(entry.name for entry in self._entries() if entry.is_dir())
+
+    def exists(self) -> bool:
+        return self.local.exists()
+
+    def is_file(self) -> bool:
+        return self.local.is_file()
+
+    def size(self, name: str) -> int | None:
+        path = self._at(name)
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._at(name).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from None
+
+    def open(self, name: str) -> BinaryIO:
+        return self._at(name).open("rb")
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        return atomic_file(self._at(name))
+
+    def move(self, old: str, new: str) -> None:
+        self._at(old).replace(self._at(new))
+
+    def remove(self, name: str) -> None:
+        self._at(name).unlink(missing_ok=True)
+
+    def folder(self, name: str) -> LocalFolder:
+        return LocalFolder(self._at(name))
+
+    def make(self) -> None:
+        self.local.mkdir(parents=True, exist_ok=True)
+
+    def remove_tree(self) -> None:
+        if self.local.is_dir():
+            shutil.rmtree(self.local)
+
+    def sync(self) -> None:
+        sync_folder(self.local)
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            return list(os.scandir(self.local))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _at(self, name: str) -> Path:
+        return self.local / checked_name(name)

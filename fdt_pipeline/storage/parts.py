@@ -1,7 +1,7 @@
 """Parts of files that are being fetched: each call writes one of its own.
 
     SHA256.SIZE.HOST-PID-START-NUMBER.part    written by that process, which began at START
-    SHA256.SIZE.part                          given up: whoever comes next goes on with it
+    SHA256.SIZE.part                          given up: the next process goes on with it
 
 Locks alone do not keep processes apart: on file systems that clusters share, flock may lock nothing.
 """
@@ -20,14 +20,14 @@ _numbers = itertools.count()
 
 
 def own_part(given_up: Path) -> Path:
-    """A path that nobody else writes to. given_up: that of SHA256.SIZE.part."""
+    """A path that no other call writes to. given_up: the path of SHA256.SIZE.part."""
     pid = os.getpid()
     owner = f"{_host()}-{pid}-{_start_of(pid)}-{next(_numbers)}"
     return given_up.with_name(f"{given_up.stem}.{owner}.part")
 
 
 def take_over(given_up: Path, own: Path) -> None:
-    """Rename the largest part of the same file that nobody writes to any more to `own`, and remove the others."""
+    """Rename the largest part of the same file that no process writes to any more to `own`, and remove the others."""
     parts = [given_up, *given_up.parent.glob(f"{given_up.stem}.*.part")]
     for part in sorted(filter(_is_left_behind, parts), key=_size):
         with suppress(FileNotFoundError):  # another process was quicker
@@ -35,7 +35,7 @@ def take_over(given_up: Path, own: Path) -> None:
 
 
 def _is_left_behind(part: Path) -> bool:
-    """Whether it is given up, or its process is dead. Of another host's processes that cannot be seen."""
+    """Whether a part is given up, or its process is dead. Processes of another host cannot be seen."""
     owner = _OWNER.fullmatch(part.name)
     if owner is None:
         return part.exists()
@@ -47,8 +47,7 @@ def _host() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When the process began, in clock ticks since the machine did, as numbers of processes come again; "" if there is
-    none."""
+    """When a process began, in clock ticks since the machine did, as process numbers are reused; "" if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

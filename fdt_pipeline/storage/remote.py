@@ -13,9 +13,44 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, cast
 
-from .connecting import connect
-from .names import checked_name
+from .folder import checked_name
 from .retrying import Retry, answered, is_transient
+
+_PACKAGES = "s3fs for s3://, gcsfs for gs://, aiohttp for http://"
+# Seconds until a connection stands, and between two pieces of an answer. s3fs has 5 and 15 of its own; aiohttp has no
+# bound on the second, but one of 5 minutes on the whole, which a large file on a slow line does not keep.
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
+
+
+def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
+    """ImportError if a package for the protocol is missing, ValueError if there is none; both name the URL."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(f"{url}: needs fsspec: pip install 'fdt-pipeline[remote]'") from error
+    try:
+        if protocol in ("http", "https"):
+            options = _with_timeouts(fsspec.config.conf.get(protocol, {}), options)
+        fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
+    except ImportError as error:
+        raise ImportError(f"{url}: {error}; pip install 'fdt-pipeline[remote]' brings {_PACKAGES}") from error
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}; expected a path, or a URL that fsspec knows") from error
+    if protocol in ("s3", "s3a"):
+        # Else each of our 6 tries would be 5 of s3fs's, and each of those 5 of botocore's.
+        fs.retries = 1
+        fs.config_kwargs.setdefault("retries", {"max_attempts": 0})
+    return fs
+
+
+def _with_timeouts(configured: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options with our time-outs, unless fsspec's configuration or the caller sets them."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    chosen = {**configured.get("client_kwargs", {}), **options.get("client_kwargs", {})}
+    return {**options, "client_kwargs": {"timeout": timeout, **chosen}}
+
 
 # Those that make folders of themselves, and where asking for one may ask for a bucket.
 _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "memory"})
@@ -23,8 +58,8 @@ BLOCK_BYTES = 8 << 20
 
 
 class RemoteFolder:
-    """See `Folder`. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the URL
-    names no place, ImportError at the first use if a package for it is missing."""
+    """A `Folder` at a URL. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the
+    URL names no place, ImportError at the first use if a package for it is missing."""
 
     local = None
 
@@ -48,12 +83,12 @@ class RemoteFolder:
         return hash(self.url)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the connection: another process makes its own."""
+        """Without the connection, as another process makes its own."""
         return {**vars(self), "_connection": None}
 
     @property
     def fs(self) -> Any:
-        """Made at the first use, and anew in a process that was forked since."""
+        """The connection: made at the first use, and again in a process that was forked since."""
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = os.getpid(), connect(self.protocol, self.url, self.options)
         return self._connection[1]
@@ -140,7 +175,7 @@ class RemoteFolder:
             return
 
     def sync(self) -> None:
-        """What was answered is kept."""
+        """A store has kept what it has confirmed."""
 
     def info(self, name: str) -> dict[str, Any] | None:
         """What the store says of a file, beside its size; None if it is not there."""
@@ -156,7 +191,7 @@ class RemoteFolder:
         return {info["name"].removeprefix(root): info for info in found}
 
     def _walked(self) -> list[dict[str, Any]]:
-        """Not by fsspec's `find`, which takes a folder whose listing fails for an empty one."""
+        """All files below it. fsspec's `find` takes a folder whose listing fails for an empty one."""
         found, waiting = [], [self.url]
         while waiting:
             folder = waiting.pop()
@@ -182,7 +217,7 @@ class RemoteFolder:
             return None
 
     def _asked(self, url: str) -> dict[str, Any]:
-        """fsspec says of a web server that fails, or refuses, that the file is not there."""
+        """fsspec's info. Of a web server that fails, or refuses, fsspec says that the file is not there."""
         try:
             return self.fs.info(url)
         except FileNotFoundError as error:
@@ -207,7 +242,7 @@ class RemoteFolder:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file, read in ranges, each of which is tried again for itself."""
+    """A remote file that is read in ranges; each request is tried again by itself."""
 
     def __init__(self, folder: RemoteFolder, name: str, size: int) -> None:
         self._folder, self._name, self._size, self._at = folder, name, size, 0

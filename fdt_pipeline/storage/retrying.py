@@ -1,4 +1,4 @@
-"""Calls over a network that are tried again, as long as that can help."""
+"""Calls over a network that are tried again where that can help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 _T = TypeVar("_T")
 
-# Answers, not failures: the same would come again.
+# Answers, not failures: another try would give the same.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Of the libraries below fsspec, by name, as their classes are not to be imported here.
@@ -40,8 +40,15 @@ class Retry:
     first_wait: float = 0.1
     longest_wait: float = 5.0
 
-    def call(self, url: str, function: Callable[[], _T]) -> _T:
-        """OSError that names the URL if no try succeeds; FileNotFoundError, PermissionError if that is the answer."""
+    def call(
+        self,
+        url: str,
+        function: Callable[[], _T],
+        failed: str = "could not be reached",
+        pause: Callable[[float], object] | None = None,
+    ) -> _T:
+        """OSError that names the URL if no try succeeds; FileNotFoundError, PermissionError if that is the answer.
+        pause: sleeps between tries, and may raise to end them."""
         wait = self.first_wait
         for number in range(1, self.tries + 1):
             try:
@@ -50,16 +57,14 @@ class Retry:
                 if not is_transient(error):
                     raise_final(url, error)
                 if number == self.tries:
-                    raise OSError(
-                        f"{url}: could not be reached in {number} tries: {reason(error)}; try again later"
-                    ) from error
-            time.sleep(wait)
+                    raise OSError(f"{url}: {failed} in {number} tries: {reason(error)}; try again later") from error
+            (pause or time.sleep)(wait)
             wait = min(2 * wait, self.longest_wait)
         raise AssertionError("the last try returns or raises")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Time-outs, broken connections, answers of 5xx or "too many": whatever is not a clear no."""
+    """Whether another try may help: after time-outs, broken connections and answers of 5xx or "too many"."""
     names = _names(error)
     if isinstance(error, _FINAL) or getattr(error, "errno", None) in _DISK_ERRORS or names & _NO_ACCESS:
         return False
@@ -72,7 +77,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def answered(error: BaseException) -> tuple[int | None, str]:
-    """The HTTP status that an error tells of, and the store's name for it; (None, "") if there was no answer."""
+    """The HTTP status of the answer that caused an error, and the store's code; (None, "") if there was no answer."""
     for name in ("status", "code"):  # aiohttp's, gcsfs's; not of the cause: of a body that broke off that has a "code"
         if isinstance(getattr(error, name, None), int):
             return getattr(error, name), ""
@@ -85,7 +90,7 @@ def answered(error: BaseException) -> tuple[int | None, str]:
 
 
 def raise_final(url: str, error: Exception) -> NoReturn:
-    """An error that another try would not mend, with the URL; one that has nothing to do with a network, as it is."""
+    """Raise an error that another try would not fix, with the URL; one that no network caused is raised as it is."""
     if isinstance(error, FileNotFoundError):
         raise FileNotFoundError(f"{url}: not there") from error
     status, _ = answered(error)

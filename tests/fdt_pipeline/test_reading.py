@@ -4,13 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fdt_pipeline.loader import reading
 from fdt_pipeline.loader.order import epoch_order
 from fdt_pipeline.shards import ShardError, read_manifest, write_shards
-from fdt_pipeline.shards.columns import index_columns, parsed_labels
 from fdt_pipeline.shards.files import LocalShardFiles
 from fdt_pipeline.shards.index import index_text, parse_index
 from fdt_pipeline.sources import ArraySource
@@ -72,36 +69,6 @@ def test_any_window_can_be_the_first_one_read(shards, first):
 def test_no_more_than_the_shuffle_waits(shards, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1)
     assert max(len(window.chunks) for window in read(shards, 0, 20, 30)) <= 20 + 2 * 30
-
-
-@given(st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=50))
-def test_labels_are_parsed_as_int_does(labels):
-    texts = [str(label).encode() for label in labels]
-    data = np.frombuffer(b"/".join(texts), np.uint8)
-    offsets = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
-    assert parsed_labels(data, offsets, np.array([len(text) for text in texts])).tolist() == labels
-
-
-@pytest.mark.parametrize("text", [b"", b"-1", b"1.", b" 1", b"1\n", b"\xb2", b"1234567890"])
-def test_what_is_no_number_is_minus_one(text):
-    data = np.frombuffer(b"12" + text + b"34", np.uint8)
-    assert parsed_labels(data, np.array([0, 2]), np.array([2, len(text)])).tolist() == [12, -1]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("v1.1 0\n", "expected 'v1.2'"),
-        ("v1.2 2\nnpy 512 1 a.npy cls 1536 1 a.cls\n", "expected 'v1.2' and the number of lines"),
-        ("v1.2 1\nnpy 512 1 a.npy\n", "two members each"),
-        ("v1.2 1\njpg 512 1 a.jpg cls 1536 1 a.cls\n", r"expected the members .npy and .cls, got cls, jpg"),
-        ("v1.2 1\nnpy 512 1 a.npy txt 1536 1 a.txt\n", r"expected the members .npy and .cls, got npy, txt"),
-        ("v1.2 1\nnpy x 1 a.npy cls 1536 1 a.cls\n", "invalid literal"),
-    ],
-)
-def test_an_index_of_other_samples_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        index_columns(text, ("npy",), 1 << 20)
 
 
 def test_a_tar_that_is_cut_while_it_is_read_is_named(copy):

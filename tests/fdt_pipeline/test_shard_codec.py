@@ -1,4 +1,4 @@
-"""Images to bytes and back."""
+"""Images to bytes and back; mean and standard deviation of their pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fdt_pipeline.shards.codec import EXTENSIONS, decode, encode, stored
+from fdt_pipeline.shards.record import PixelStatistics
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -111,3 +112,38 @@ def test_broken_bytes_raise_nothing_but_value_errors(position: int, value: int, 
     data[position % len(data)] = value
     with contextlib.suppress(ValueError):
         assert decode(bytes(data), EXTENSIONS[encoding][0]).dtype == np.uint8
+
+
+SAME_CHANNELS = st.lists(
+    arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3))), min_size=1, max_size=5
+)
+
+
+def gathered(images: list[np.ndarray]) -> PixelStatistics:
+    statistics = PixelStatistics()
+    for image in images:
+        statistics.add(image)
+    return statistics
+
+
+@given(SAME_CHANNELS)
+def test_mean_and_std_are_those_of_all_pixels_of_images_of_any_size_in_any_order(images: list[np.ndarray]) -> None:
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.float64)
+    forward, backward = gathered(images), gathered(images[::-1])
+    np.testing.assert_allclose(forward.mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(forward.std, pixels.std(0), rtol=1e-9, atol=1e-9)
+    assert (forward.mean, forward.std) == (backward.mean, backward.std)
+    counted = PixelStatistics()
+    for image in images:
+        counted.add_counts(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]))
+    assert (counted.mean, counted.std) == (forward.mean, forward.std)
+
+
+def test_white_images_have_mean_255_and_std_0_exactly() -> None:
+    statistics = gathered([np.full((300, 1000, 1), 255, np.uint8)] * 3)
+    assert (statistics.mean, statistics.std) == ((255.0,), (0.0,))
+
+
+def test_a_change_of_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected 3 channels as in the images before, got 1"):
+        gathered([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 1), np.uint8)])

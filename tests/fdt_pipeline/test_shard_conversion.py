@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fdt_pipeline.shards import ShardError, convert_shards, load_shards, read_manifest, verify_shards, write_shards
-from fdt_pipeline.shards.shard_source import read_index
+from fdt_pipeline.shards.conversion import read_index
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage import open_folder
 from tests.folders import content

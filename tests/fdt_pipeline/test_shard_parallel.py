@@ -175,13 +175,6 @@ def test_images_are_resized_to_one_shape(tmp_path: Path, folder: Path) -> None:
     assert load_shards(tmp_path)[0].shape == (111, 16, 16, 3)
 
 
-def test_every_stretch_has_all_classes_even_of_class_sorted_folders(tmp_path: Path, folder: Path) -> None:
-    write_shards(open_source(folder), tmp_path, "png", size=8, on_bad="quarantine", samples_per_shard=20)
-    labels = load_shards(tmp_path)[1]
-    for begin in range(len(labels) - 8):
-        assert set(labels[begin : begin + 8].tolist()) == {0, 1, 2}
-
-
 SCRIPT = """
 import sys
 import numpy as np

@@ -1,9 +1,9 @@
-"""A run that is killed at any moment goes on, and ends with the bytes of one that was not."""
+"""Shards are whole or not there, and a killed run goes on and ends with the bytes of one that was not killed."""
 
 from __future__ import annotations
 
+import errno
 import io
-import json
 import os
 import random
 import signal
@@ -12,14 +12,23 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from fdt_pipeline.shards import load_shards, read_manifest, shard_sets, verify_shards, write_shards
-from fdt_pipeline.sources import ArraySource, open_source
+from fdt_pipeline.shards import (
+    BadSampleError,
+    SourceError,
+    load_shards,
+    read_manifest,
+    shard_sets,
+    verify_shards,
+    write_shards,
+)
+from fdt_pipeline.sources import ArraySource, Source, open_source
 from fdt_pipeline.sources.image_folder import ImageFolder
 from fdt_pipeline.sources.source import Sample
 from tests.folders import content, names
@@ -40,15 +49,17 @@ class StopError(Exception):
     pass
 
 
-def stopped_after(tasks: int, out: Path, **options: object) -> None:
-    """A run that ends when so many samples are done."""
+def stopped_after(
+    tasks: int, out: Path, source: Source = SOURCE, stop: type[BaseException] = StopError, **options: Any
+) -> None:
+    """A run that ends when so many tasks of 10 samples are done."""
 
-    def stop(done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
         if done >= 10 * tasks:
-            raise StopError
+            raise stop
 
-    with pytest.raises(StopError):
-        write_shards(SOURCE, out, samples_per_shard=10, progress=stop, **options)  # type: ignore[arg-type]
+    with pytest.raises(stop):
+        write_shards(source, out, samples_per_shard=10, progress=progress, **options)
 
 
 @pytest.mark.soak
@@ -107,14 +118,6 @@ def test_what_was_damaged_meanwhile_is_done_again(tmp_path: Path, damage: str) -
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_tasks_whose_samples_have_changed_are_done_again(tmp_path: Path) -> None:
-    stopped_after(2, tmp_path / "out")
-    other = ArraySource(255 - SOURCE.images, SOURCE.labels)
-    write_shards(other, tmp_path / "out", samples_per_shard=10, resume=True)
-    write_shards(other, tmp_path / "whole", samples_per_shard=10)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
 def png(value: int, side: int = 2) -> bytes:
     file = io.BytesIO()
     Image.new("L", (side, side), value).save(file, "PNG")
@@ -138,12 +141,8 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
         photos.pipe(f"{place}/{self.key(index)}", png(200, side=3))
         return data
 
-    def stop(done: int, total: int) -> None:
-        raise StopError
-
     monkeypatch.setattr(ImageFolder, "read_file", changed_behind)
-    with pytest.raises(StopError):
-        write_shards(open_source(url), tmp_path / "out", "keep", samples_per_shard=10, progress=stop)
+    stopped_after(1, tmp_path / "out", open_source(url), encoding="keep")
     monkeypatch.undo()
     write_shards(open_source(url), tmp_path / "out", "keep", samples_per_shard=10, resume=True)
     write_shards(open_source(url), tmp_path / "whole", "keep", samples_per_shard=10)
@@ -169,14 +168,14 @@ class Custom:
         return (f"{position}: {self.value}" for position in positions)
 
 
-def test_a_custom_source_that_says_it_has_changed_is_read_again(tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        raise StopError
-
-    with pytest.raises(StopError):
-        write_shards(Custom(1), tmp_path, samples_per_shard=10, progress=stop)
-    write_shards(Custom(2), tmp_path, samples_per_shard=10, resume=True)
-    assert set(load_shards(tmp_path)[0].flat) == {2}
+@pytest.mark.parametrize(
+    ("first", "second"), [(SOURCE, ArraySource(255 - SOURCE.images, SOURCE.labels)), (Custom(1), Custom(2))]
+)
+def test_tasks_whose_samples_have_changed_are_done_again(tmp_path: Path, first: Source, second: Source) -> None:
+    stopped_after(1, tmp_path / "out", first)
+    write_shards(second, tmp_path / "out", samples_per_shard=10, resume=True)
+    write_shards(second, tmp_path / "whole", samples_per_shard=10)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"encoding": "png"}, {"size": 3}, {"max_shard_bytes": 20480}])
@@ -192,14 +191,14 @@ def test_another_plan_is_refused(tmp_path: Path, changed: dict[str, object]) -> 
 
 def test_an_unfinished_run_is_neither_replaced_nor_gone_on_with_unasked(tmp_path: Path) -> None:
     stopped_after(1, tmp_path)
-    with pytest.raises(ValueError, match="holds an unfinished run: go on with --resume, or begin anew with --over"):
+    with pytest.raises(ValueError, match="holds an unfinished run: go on with --resume, or start over with --over"):
         write_shards(SOURCE, tmp_path, samples_per_shard=10)
     write_shards(SOURCE, tmp_path, samples_per_shard=20, overwrite=True)
     assert len(read_manifest(tmp_path).shards) == 2
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--overwrite begins anew and --resume goes on: choose one"):
+    with pytest.raises(ValueError, match="--overwrite starts over and --resume goes on: choose one"):
         write_shards(SOURCE, tmp_path, resume=True, overwrite=True)
 
 
@@ -234,7 +233,7 @@ import os, signal, sys
 import numpy as np
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
-from fdt_pipeline.storage.local import LocalFolder
+from fdt_pipeline.storage.folder import LocalFolder
 calls, name, at = [], sys.argv[2], int(sys.argv[3])
 real = getattr(LocalFolder, name)
 def killed(self, *arguments):
@@ -302,17 +301,120 @@ def _is_running(pid: str) -> bool:
         return False
 
 
-def test_a_record_says_what_the_manifest_will(tmp_path: Path) -> None:
-    stopped_after(1, tmp_path)
-    record = json.loads((tmp_path / ".sharding" / "task-000000.json").read_text())
-    assert record["parts"][0]["num_samples"] == 10
-    assert sum(count for _, count in record["samples_per_class"]) == 10
-
-
 def test_an_unfinished_split_is_not_passed_over(tmp_path: Path) -> None:
     write_shards(SOURCE, tmp_path / "train")
     stopped_after(1, tmp_path / "test")
     assert [folder.url for folder in shard_sets(tmp_path)] == [str(tmp_path / "train"), str(tmp_path / "test")]
     assert verify_shards(tmp_path / "test") == [
-        f"{tmp_path}/test: an unfinished run, no shards yet: go on with python -m tools shard SOURCE OUT --resume"
+        f"{tmp_path}/test: an unfinished run, no shards yet: go on with fdt-pipeline shard SOURCE OUT --resume"
     ]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_run_leaves_what_is_finished_and_no_shard(
+    tmp_path: Path, stop: type[BaseException], workers: int
+) -> None:
+    stopped_after(2, tmp_path, stop=stop, workers=workers)
+    assert names(tmp_path) == [".sharding"]
+    assert not [name for name in names(tmp_path / ".sharding") if name.endswith(".tmp")]
+    with pytest.raises(ValueError, match="an unfinished run, no shards yet"):
+        read_manifest(tmp_path)
+
+
+def test_a_run_that_fails_before_anything_is_finished_leaves_nothing(tmp_path: Path) -> None:
+    broken = ArraySource(SOURCE.images, SOURCE.labels)
+    broken.images = broken.images.astype(np.float32)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="expected an image"):
+        write_shards(broken, tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("fails_at", range(1, 9))
+def test_a_full_disk_says_what_to_do_and_with_room_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """The disk is full at the n-th file that is synced: plan, tar, index, record, tar, index, record, manifest."""
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if sum(name.endswith(".tmp") for name in calls) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not write shards \(No space left on device\).*free space") as caught:
+        write_shards(SOURCE, tmp_path / "out", samples_per_shard=20)
+    monkeypatch.undo()
+    assert caught.value.errno == errno.ENOSPC
+    assert names(tmp_path / "out") in ([], [".sharding"])
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    write_shards(SOURCE, tmp_path / "out", samples_per_shard=20, resume=True)
+    write_shards(SOURCE, tmp_path / "whole", samples_per_shard=20)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+from tests.folders import content, names
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+write_shards(ArraySource(np.zeros((1000, 8, 8), np.uint8), np.zeros(1000, np.int64)), sys.argv[1])
+"""
+
+
+def test_a_write_that_the_kernel_refuses_leaves_nothing(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "could not write shards (File too large)" in result.stderr
+    assert names(tmp_path) == []
+
+
+def test_shards_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    write_shards(SOURCE, tmp_path)
+    with pytest.raises(ValueError, match="holds shards already; replace them with --overwrite"):
+        write_shards(SOURCE, tmp_path, seed=1)
+    assert read_manifest(tmp_path).seed == 0
+
+
+def test_overwriting_removes_stale_shards_and_nothing_else(tmp_path: Path) -> None:
+    write_shards(SOURCE, tmp_path, samples_per_shard=5)
+    for name in ("notes.txt", "shard-list.txt"):
+        (tmp_path / name).touch()
+    write_shards(SOURCE, tmp_path, samples_per_shard=40, overwrite=True)
+    assert names(tmp_path) == ["manifest.json", "notes.txt", "shard-000000.idx", "shard-000000.tar", "shard-list.txt"]
+    assert len(load_shards(tmp_path)[2]) == 40
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=f"^{tmp_path}/file: is a file, expected a folder"):
+                write_shards(SOURCE, out, overwrite=overwrite)
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "cat/1.png"), BadSampleError, "Permission denied: 'cat/1"),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            SourceError,
+            "could not read sample .*Input/output error; fix that",
+        ),
+    ],
+)
+def test_a_failure_to_read_is_not_called_one_of_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError, raised: type[Exception], message: str
+) -> None:
+    """Nor is a disk that fails taken for a bad sample, which a quarantine would leave out."""
+
+    def unreadable(self: ArraySource, index: int) -> None:
+        raise failure
+
+    monkeypatch.setattr(ArraySource, "__getitem__", unreadable)
+    with pytest.raises(raised, match=rf"sample \d+ of the source.*{message}|{message}"):
+        write_shards(SOURCE, tmp_path, on_bad="quarantine" if raised is SourceError else "stop")

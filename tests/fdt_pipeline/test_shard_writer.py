@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import io
 import subprocess
 import sys
 import tarfile
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.shards.codec import decode, encode
 from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
 from tests.folders import content
-from tests.peers import peer
 
 
 def numbered(num_samples: int = 25, channels: int = 3, num_classes: int = 5) -> ArraySource:
@@ -28,84 +23,6 @@ def numbered(num_samples: int = 25, channels: int = 3, num_classes: int = 5) -> 
     images = np.random.default_rng(0).integers(0, 256, (num_samples, 6, 5, channels), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(num_samples)
     return ArraySource(images, np.arange(num_samples) % num_classes)
-
-
-def read_npy(data: bytes) -> np.ndarray:
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-
-
-def read_png(data: bytes) -> np.ndarray:
-    pixels = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
-    return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("encoding", "extension", "read"), [("raw", "npy", read_npy), ("png", "png", read_png)])
-def test_tarfile_reads_back_the_source(
-    tmp_path: Path, encoding: str, extension: str, read: Callable[[bytes], np.ndarray], channels: int
-) -> None:
-    source = numbered(channels=channels)
-    write_shards(source, tmp_path, encoding, samples_per_shard=10)
-    found = {}
-    for path in sorted(tmp_path.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            contents = [tar.extractfile(info).read() for info in tar]  # type: ignore[union-attr]
-            names = tar.getnames()
-        for name, label_name, data, label in zip(names[::2], names[1::2], contents[::2], contents[1::2], strict=True):
-            assert (name, label_name) == (f"{name[:8]}.{extension}", f"{name[:8]}.cls")
-            found[int(name[:8])] = (read(data), int(label))
-    assert sorted(found) == list(range(25))
-    for i, sample in enumerate(source):
-        np.testing.assert_array_equal(found[i][0], sample.image)
-        assert found[i][1] == sample.label
-
-
-@pytest.mark.parametrize(
-    ("encoding", "channels", "decoder"), [("raw", 1, "rgb8"), ("raw", 3, "rgb8"), ("png", 3, "rgb8"), ("png", 1, "l8")]
-)
-def test_webdataset_reads_back_the_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, channels: int, decoder: str
-) -> None:
-    webdataset = peer("webdataset", "test")
-    source = numbered(channels=channels)
-    write_shards(source, tmp_path, encoding, samples_per_shard=10)
-    # webdataset leaves the files that it opens to the garbage collector; what it is given here needs no closing.
-    schemes = importlib.import_module("webdataset.gopen").gopen_schemes
-    monkeypatch.setitem(schemes, "memory", lambda url, mode, bufsize: io.BytesIO(Path(url[7:]).read_bytes()))
-    urls = [f"memory:{path}" for path in sorted(tmp_path.glob("*.tar"))]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode(decoder))
-    assert len(samples) == 25
-    for sample in samples:
-        image, label, _ = source[int(sample["__key__"])]
-        np.testing.assert_array_equal(sample[{"raw": "npy", "png": "png"}[encoding]].reshape(image.shape), image)
-        assert sample["cls"] == label
-
-
-@pytest.mark.dali
-@pytest.mark.parametrize("encoding", ["raw", "png"])
-def test_dali_reads_back_the_source(tmp_path: Path, encoding: str) -> None:
-    fn = pytest.importorskip("nvidia.dali.fn")
-    from nvidia.dali import Pipeline
-
-    source, num_samples = numbered(), 25
-    write_shards(source, tmp_path, encoding, samples_per_shard=10)
-    extension = {"raw": "npy", "png": "png"}[encoding]
-    pipeline = Pipeline(batch_size=num_samples, num_threads=1, device_id=None)
-    with pipeline:
-        image, label = fn.readers.webdataset(
-            paths=[str(path) for path in sorted(tmp_path.glob("*.tar"))],
-            index_paths=[str(path) for path in sorted(tmp_path.glob("*.idx"))],
-            ext=[extension, "cls"],
-            missing_component_behavior="error",
-        )
-        pipeline.set_outputs(fn.decoders.image(image) if encoding == "png" else image, label)
-    pipeline.build()
-    images, labels = pipeline.run()
-    for i in range(num_samples):
-        pixels = images.at(i) if encoding == "png" else read_npy(images.at(i).tobytes())
-        expected = source[int(pixels[0, 0, 0])]
-        np.testing.assert_array_equal(pixels, expected.image)
-        assert int(labels.at(i).tobytes()) == expected.label
 
 
 class Named:
@@ -141,13 +58,6 @@ def test_tar_headers_hold_nothing_of_this_machine(tmp_path: Path) -> None:
     with tarfile.open(path) as tar:
         for info in tar:
             assert (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) == (0, 0, 0, "", "", 0o644)
-
-
-@pytest.mark.parametrize("encoding", ["raw", "png"])
-def test_same_seed_same_bytes_of_every_file(tmp_path: Path, encoding: str) -> None:
-    for name in ("a", "b"):
-        write_shards(numbered(), tmp_path / name, encoding, seed=7, samples_per_shard=10)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_another_seed_is_another_order_of_the_same_samples(tmp_path: Path) -> None:

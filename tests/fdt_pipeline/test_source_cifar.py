@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fdt_pipeline.sources import open_source, source_splits
-from fdt_pipeline.sources.class_names import CIFAR100
+from fdt_pipeline.sources.cifar import CIFAR100
 
 FILES = {
     "cifar10": {**{f"data_batch_{i}": 20 for i in range(1, 6)}, "test_batch": 30},
@@ -141,24 +141,11 @@ def test_the_hundred_names_are_distinct_and_sorted_as_their_labels_are() -> None
 
 
 @pytest.mark.parametrize(("kind", "name"), [("cifar10", "batches.meta.txt"), ("cifar100", "fine_label_names.txt")])
-def test_names_of_a_text_file_are_read(tmp_path: Path, kind: str, name: str) -> None:
-    names = [f"name{i}" for i in range(int(kind[5:]))]
-    (write_binary(tmp_path, kind) / name).write_text("\n".join(names) + "\n\n")
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_a_text_file_is_a_name_that_may_hold_blanks(tmp_path: Path, kind: str, name: str, end: str) -> None:
+    names = [f"class number {i}" for i in range(int(kind[5:]))]
+    (write_binary(tmp_path, kind) / name).write_bytes(end.join([*names, "", ""]).encode())
     assert open_source(tmp_path, split="test").classes == tuple(names)
-
-
-def test_a_name_is_a_line_and_may_hold_blanks(tmp_path: Path) -> None:
-    names = [f"class number {i}" for i in range(10)]
-    (write_binary(tmp_path, "cifar10") / "batches.meta.txt").write_bytes("\r\n".join([*names, ""]).encode())
-    assert open_source(tmp_path, split="test").classes == tuple(names)
-
-
-def test_a_names_file_that_is_not_ascii_is_named(tmp_path: Path) -> None:
-    (write_binary(tmp_path, "cifar10") / "batches.meta.txt").write_bytes(b"cat\nd\xf6g\n")
-    with pytest.raises(
-        ValueError, match=r"batches.meta.txt: expected class names in ASCII, got byte 246 at position 5"
-    ):
-        open_source(tmp_path, split="test")
 
 
 @pytest.mark.parametrize("dump", [dump_python2, dump_python3])
@@ -171,32 +158,39 @@ def test_names_of_a_pickled_file_are_read(tmp_path: Path, kind: str, name: str, 
     assert open_source(tmp_path, split="test").classes == tuple(names)
 
 
-def test_a_names_file_with_a_name_too_few_is_refused(tmp_path: Path) -> None:
-    (write_binary(tmp_path, "cifar10") / "batches.meta.txt").write_text("cat\ndog\n")
-    with pytest.raises(ValueError, match="expected 10 class names, got 2"):
-        open_source(tmp_path, split="test")
-
-
-def test_a_cut_batch_is_named(tmp_path: Path) -> None:
-    path = write_binary(tmp_path, "cifar10") / "data_batch_2.bin"
-    path.write_bytes(path.read_bytes()[:-1])
-    message = r"data_batch_2.bin: the file is cut short: expected a multiple of 3073 bytes, at least 61460, got 61459"
-    with pytest.raises(ValueError, match=message):
-        open_source(tmp_path, split="train")
-
-
-def test_a_missing_batch_is_named(tmp_path: Path) -> None:
-    (write_binary(tmp_path, "cifar10") / "data_batch_3.bin").unlink()
-    with pytest.raises(ValueError, match=r"data_batch_3.bin: the file is missing"):
-        open_source(tmp_path, split="train")
-
-
-def test_a_label_out_of_range_is_named_with_its_file_and_index(tmp_path: Path) -> None:
-    path = write_binary(tmp_path, "cifar10") / "data_batch_4.bin"
+def changed(path: Path, position: int, byte: int) -> None:
     content = bytearray(path.read_bytes())
-    content[3073 * 7] = 10
+    content[position] = byte
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"data_batch_4.bin: label 10 at index 7 is out of range: expected 0..9"):
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("batches.meta.txt", lambda path: path.write_text("cat\ndog\n"), "expected 10 class names, got 2"),
+        (
+            "batches.meta.txt",
+            lambda path: path.write_bytes(b"cat\nd\xf6g\n"),
+            "batches.meta.txt: expected class names in ASCII, got byte 246 at position 5",
+        ),
+        (
+            "data_batch_2.bin",
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            "data_batch_2.bin: the file is cut short: expected a multiple of 3073 bytes, at least 61460, got 61459",
+        ),
+        ("data_batch_3.bin", lambda path: path.unlink(), "data_batch_3.bin: the file is missing"),
+        (
+            "data_batch_4.bin",
+            lambda path: changed(path, 3073 * 7, 10),
+            "data_batch_4.bin: label 10 at index 7 is out of range: expected 0..9",
+        ),
+    ],
+)
+def test_a_broken_binary_file_is_named(
+    tmp_path: Path, name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(write_binary(tmp_path, "cifar10") / name)
+    with pytest.raises(ValueError, match=message):
         open_source(tmp_path, split="train")
 
 

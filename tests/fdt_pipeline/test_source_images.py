@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fdt_pipeline.sources.image_pixels import decode_image, is_gray, plain_census
-from fdt_pipeline.sources.resize import resized
+from fdt_pipeline.sources.image_pixels import decode_image, is_gray, plain_census, resized
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 SMOOTH = np.asarray(Image.fromarray(NOISE[:8, :8]).resize((48, 40)))
@@ -120,10 +119,6 @@ def test_only_files_that_the_rule_does_not_change_may_be_kept(data: bytes, chann
 def test_16_bits_become_8(channels: int, expected: int) -> None:
     """0x1234 is 18.1 of 255 as the whole is rounded; of colors Pillow gives the upper byte, 0x12 = 18."""
     assert (decode_image(png16(channels), channels).pixels == expected).all()
-
-
-def test_what_is_turned_by_exif_is_turned_back() -> None:
-    np.testing.assert_array_equal(decode_image(rotated("PNG"), 3).pixels, np.rot90(SMOOTH, -1))
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])

@@ -19,7 +19,7 @@ fsspec = pytest.importorskip("fsspec")
 from fdt_pipeline.shards import SourceError, write_shards  # noqa: E402
 from fdt_pipeline.sources import ArraySource, open_source  # noqa: E402
 from fdt_pipeline.sources import tree as trees  # noqa: E402
-from fdt_pipeline.sources.remote_tree import RemoteTree  # noqa: E402
+from fdt_pipeline.sources.tree import RemoteTree  # noqa: E402
 from fdt_pipeline.storage import retrying  # noqa: E402
 from fdt_pipeline.storage.remote import RemoteFolder  # noqa: E402
 from tests.web import RESET, web_server  # noqa: E402

@@ -17,7 +17,7 @@ from PIL import Image
 from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.key import source_key_of
 from fdt_pipeline.sources import open_source
-from fdt_pipeline.sources.names import Names
+from fdt_pipeline.sources.image_folder import Names
 
 ODD_NAMES = [
     "a.b.c.jpg",

@@ -268,8 +268,8 @@ class Patience(Event):
         self.happens, self.num_waits = happens, 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        self.num_waits += 1
-        if self.num_waits == 3:
+        self.num_waits += bool(timeout)
+        if timeout and self.num_waits == 3:
             self.happens()
         return super().wait(0)
 
@@ -389,9 +389,23 @@ def test_threads_with_one_small_cache_all_get_their_files(folder: RemoteFolder, 
     assert wrong == []
 
 
-def test_no_room_is_said_with_what_is_needed(folder: RemoteFolder, tmp_path: Path) -> None:
-    cache = Cache(tmp_path, max_bytes=SIZE)
-    with ExitStack() as stack:
-        stack.enter_context(cache.leased(entry(folder, 0)))
-        with pytest.raises(NoRoomError, match=rf"no room for {SIZE} bytes more: up to {SIZE} are allowed"):
-            stack.enter_context(cache.leased(entry(folder, 1), wait=False))
+def test_what_is_in_use_is_not_forgotten_and_no_room_is_said_with_what_is_needed(
+    folder: RemoteFolder, tmp_path: Path
+) -> None:
+    cache, other = Cache(tmp_path, 2 * SIZE), Cache(tmp_path, 2 * SIZE)
+    with cache.leased(entry(folder, 0)) as first, other.leased(entry(folder, 1)) as second:
+        message = rf"no room for {SIZE} bytes more: up to {2 * SIZE} are allowed, and what is there is in use"
+        with pytest.raises(NoRoomError, match=message), cache.leased(entry(folder, 2), wait=False):
+            pass
+        assert first.exists()
+        assert second.exists()
+    with cache.leased(entry(folder, 2), wait=False) as third:
+        assert third.exists()
+
+
+def test_a_file_larger_than_the_cache_is_refused(folder: RemoteFolder, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"more than the cache may hold .* FDT_PIPELINE_SHARD_CACHE_BYTES to more"),
+        Cache(tmp_path, 1000).leased(entry(folder, 0)),
+    ):
+        pass

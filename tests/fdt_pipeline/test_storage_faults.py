@@ -360,7 +360,7 @@ def test_a_web_server_that_does_not_say_sizes_can_be_read(files: Path) -> None:
 
 
 def test_a_web_server_that_hangs_is_given_up(files: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("fdt_pipeline.storage.connecting.READ_SECONDS", 0.3)
+    monkeypatch.setattr("fdt_pipeline.storage.remote.READ_SECONDS", 0.3)
     with web_server(files) as web:
         folder = RemoteFolder(f"{web.url}/set", Retry(2, 0.01, 0.01))
         monkeypatch.setattr(web, "statuses", SleepingList())

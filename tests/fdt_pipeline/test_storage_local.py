@@ -9,6 +9,7 @@ import pytest
 
 from fdt_pipeline.storage import open_folder
 from fdt_pipeline.storage.atomic import atomic_file
+from fdt_pipeline.storage.remote import RemoteFolder
 from tests.folders import names
 
 
@@ -63,3 +64,5 @@ def test_what_can_be_done_with_a_folder(tmp_path: Path) -> None:
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="expected the name of a file below the folder"):
         open_folder(tmp_path).read(name)
+    with pytest.raises(ValueError, match="expected the name of a file below the folder"):
+        RemoteFolder("memory://files").path(name)
