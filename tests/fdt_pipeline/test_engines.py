@@ -44,10 +44,9 @@ def test_more_classes_than_the_native_engine_takes_are_an_error_there_too(asked,
         choose_engine(asked, device, 65_537)
 
 
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_more_classes_than_the_native_engine_takes_are_left_to_torch(many_classes, mode):
+def test_more_classes_than_the_native_engine_takes_are_left_to_torch(many_classes):
     with pytest.warns(UserWarning, match=rf"torch engine is used.* {MANY}"):
-        loader = FDTLoader(many_classes, 10, mode=mode, mix=FDT(max_images=2), augment=None)
+        loader = FDTLoader(many_classes, 10, mix=FDT(max_images=2), augment=None)
     images, targets = next(iter(loader))
     assert loader.engine == "torch"
     assert (images.shape, targets.shape) == ((10, 3, 6, 5), (10, 65_537))
