@@ -108,6 +108,7 @@ def load_pool(
     Errors: ValueError (ShardError where shards are broken); NativeUnavailable where the operators cannot be built.
     """
     check_count("pad", pad, 0)
+    check_count("num_threads", num_threads, 1)
     folder = open_folder(shards)
     manifest = read_manifest(folder)
     if folder.local:  # a remote shard is checked when it is fetched

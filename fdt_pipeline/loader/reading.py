@@ -1,6 +1,6 @@
 """Reading shards for streaming: an epoch's samples, still encoded, in windows.
 
-The order is `stream.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
+The order is `order.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
 wait until their window comes. A sample that is not what its manifest and index say is named, or another one of its
 window takes its place: the next good one.
 
