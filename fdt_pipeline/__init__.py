@@ -23,7 +23,7 @@ from fdt_pipeline.definition.superposition import (
     superpose_targets,
 )
 from fdt_pipeline.native import fn_module
-from fdt_pipeline.native.series import series_argument
+from fdt_pipeline.native.arguments import series_argument
 
 if TYPE_CHECKING:
     from fdt_pipeline.loader.loader import FDTLoader
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fdt_pipeline.loader.pipeline import fdt_pipeline
     from fdt_pipeline.loader.stats import LoaderStats
     from fdt_pipeline.loader.targets import SparseTargets, sparse_targets
-    from fdt_pipeline.native.loading import load as load_operators
+    from fdt_pipeline.native.load import load as load_operators
     from fdt_pipeline.shards import webdataset_files
 
 fn_module.install()  # nvidia.dali.fn.fdt exists from here on; it is built when it is first used
@@ -64,7 +64,7 @@ __all__ = [
 _NEEDS_DALI = {
     "FDTLoader": "loader.loader",
     "fdt_pipeline": "loader.pipeline",
-    "load_operators": "native.loading",
+    "load_operators": "native.load",
     "load_pool": "loader.memory",
 }
 _NEEDS_TORCH = {

@@ -1,4 +1,4 @@
-"""Networks of the paper, tensor normalization, and ways to put it into any model and to fold it out again."""
+"""Networks of the paper, by name and by function."""
 
 from __future__ import annotations
 
@@ -6,43 +6,20 @@ from collections.abc import Callable
 
 from torch import nn
 
-from models.fold import fold_tensor_norm
-from models.insert import insert_tensor_norm
+from fdt_pipeline.tensor_norm import Gradient
 from models.resnet import Stem, resnet, resnet18, resnet34, resnet50, resnet152
 from models.small_resnet import small_resnet
-from models.tensor_norm import (
-    Gradient,
-    ReLUTensorNorm,
-    TensorNorm,
-    count_tensor_norm_sites,
-    relu_tensor_norm,
-    set_tensor_norm_gradient,
-    tensor_norm,
-    tensor_norm_gradient,
-    tensor_norm_layers,
-)
 from models.wide_resnet import wide_resnet, wrn28_10
 
 __all__ = [
-    "Gradient",
-    "ReLUTensorNorm",
     "Stem",
-    "TensorNorm",
     "build_model",
-    "count_tensor_norm_sites",
-    "fold_tensor_norm",
-    "insert_tensor_norm",
-    "relu_tensor_norm",
     "resnet",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet152",
-    "set_tensor_norm_gradient",
     "small_resnet",
-    "tensor_norm",
-    "tensor_norm_gradient",
-    "tensor_norm_layers",
     "wide_resnet",
     "wrn28_10",
 ]
@@ -61,7 +38,7 @@ def build_model(
 ) -> nn.Module:
     """A network by name: f[n in_channels h w] -> logits f[n num_classes].
 
-    ValueError for an unknown name, and for a stem other than the default where the network has but one.
+    ValueError for an unknown name, and for a stem other than the default where the network has only one.
     """
     if name in _WITH_STEM:
         return _WITH_STEM[name](num_classes, in_channels, stem, tensor_norm)

@@ -10,8 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.insert import insert_tensor_norm
-from models.tensor_norm import Gradient
+from fdt_pipeline.tensor_norm import Gradient, insert_tensor_norm
 
 Stem = Literal["cifar", "cifar-pool", "imagenet"]
 

@@ -7,8 +7,7 @@ from collections import OrderedDict
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from models.insert import insert_tensor_norm
-from models.tensor_norm import Gradient
+from fdt_pipeline.tensor_norm import Gradient, insert_tensor_norm
 
 
 def small_resnet(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.tensor_norm import Gradient, ReLUTensorNorm
+from fdt_pipeline.tensor_norm import Gradient, ReLUTensorNorm
 
 
 class _Block(nn.Module):

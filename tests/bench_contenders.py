@@ -12,7 +12,7 @@ from tools.bench.task import NotInstalledError
 
 
 class InMemory:
-    """order(rng, n): which images an epoch has. finish(images u8[n h w c], labels, draw) -> what a batch is made of."""
+    """order(rng, n): the positions of an epoch. batch(loader, rows): (images, targets) of some of them."""
 
     def __init__(self, task, order=None, batch=None):
         self.task = task
@@ -26,6 +26,14 @@ class InMemory:
         for first in range(0, len(order), self.task.batch_size):
             yield self.batch(self, order[first : first + self.task.batch_size])
 
+    def augmented(self, rows):
+        """Shifted by a roll, enough to make batches differ."""
+        images = self.images[rows]
+        return np.roll(images, int(self.rng.integers(8)), axis=2) if self.task.pad else images
+
+    def one_hot(self, labels):
+        return torch.nn.functional.one_hot(labels, self.task.num_classes).float()
+
 
 def standardized(task, pixels):
     """[n h w c] in 0..255 -> f32[n c h w]."""
@@ -36,15 +44,6 @@ def standardized(task, pixels):
 
 def whole_batch(loader, rows):
     return standardized(loader.task, loader.augmented(rows)), torch.from_numpy(loader.labels[rows])
-
-
-def _augmented(loader, rows):
-    """Shifted by a roll, enough to make batches differ."""
-    images = loader.images[rows]
-    return np.roll(images, int(loader.rng.integers(8)), axis=2) if loader.task.pad else images
-
-
-InMemory.augmented = _augmented
 
 
 def mixed_batch(loader, rows, draw_k=None):
@@ -65,41 +64,49 @@ def mixed_batch(loader, rows, draw_k=None):
 def mixup_batch(loader, rows):
     """Pairs of a batch."""
     images, labels = whole_batch(loader, rows)
-    weight = float(loader.rng.uniform(0.1, 0.9))
-    one_hot = torch.nn.functional.one_hot(labels, loader.task.num_classes).float()
+    weight, one_hot = float(loader.rng.uniform(0.1, 0.9)), loader.one_hot(labels)
     return weight * images + (1 - weight) * images.roll(1, 0), weight * one_hot + (1 - weight) * one_hot.roll(1, 0)
 
 
-def whole(task):
-    return InMemory(task)
+def contender(mixing="none", order=None, batch=None, change=None):
+    """A function of a task. change(loader, images, targets): what becomes of every batch."""
+    make = batch or {"none": whole_batch, "mixup": mixup_batch, "fdt": mixed_batch}[mixing]
+
+    def changed(loader, rows):
+        images, targets = make(loader, rows)
+        return change(loader, images, targets) if change else (images, targets)
+
+    def function(task):
+        return InMemory(task, order, changed)
+
+    function.mixing = mixing
+    function.images_per_output = 3.5 if mixing == "fdt" else 1.0
+    return function
+
+
+whole, mixed, mixup = contender(), contender("fdt"), contender("mixup")
+one_hot = contender(change=lambda loader, images, labels: (images, loader.one_hot(labels)))
 
 
 def generated(task):
     """A generator function, which is called for each epoch."""
-    seeds = int.from_bytes(os.urandom(4), "little")
     loader = InMemory(task)
-    loader.rng = np.random.default_rng(seeds)
+    loader.rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     yield from loader
 
 
-def mixed(task):
-    return InMemory(task, batch=mixed_batch)
-
-
-def mixup(task):
-    return InMemory(task, batch=mixup_batch)
-
-
-def one_hot(task):
-    return InMemory(task, batch=_one_hot_batch)
-
-
-def _one_hot_batch(loader, rows):
-    images, labels = whole_batch(loader, rows)
-    return images, torch.nn.functional.one_hot(labels, loader.task.num_classes).float()
-
-
 # Cheats
+
+
+half_of_the_epoch = contender(order=lambda rng, n: rng.permutation(n)[: n // 2])
+with_replacement = contender(order=lambda rng, n: rng.integers(0, n, n))
+never_ends = contender(order=lambda rng, n: np.tile(rng.permutation(n), 3))
+not_shuffled = contender(order=lambda rng, n: np.arange(n))
+shuffled_labels = contender(change=lambda loader, images, labels: (images, labels.roll(1)))
+brighter = contender(change=lambda loader, images, labels: (images + 0.002, labels))  # by half a grey level
+sums_of_a_half = contender("fdt", change=lambda loader, images, targets: (images, targets / 2))
+targets_of_others = contender("fdt", change=lambda loader, images, targets: (images, targets.roll(1, 0)))
+always_two = contender("fdt", batch=lambda loader, rows: mixed_batch(loader, rows, draw_k=lambda low, high: 2))
 
 
 def same_batch(task):
@@ -107,90 +114,28 @@ def same_batch(task):
     return InMemory(task, order=lambda rng, n: np.arange(n) % task.batch_size)
 
 
-def half_of_the_epoch(task):
-    return InMemory(task, order=lambda rng, n: rng.permutation(n)[: n // 2])
+@lambda batch: contender(batch=batch)
+def eight_bits(loader, rows):
+    return torch.from_numpy(loader.images[rows]), torch.from_numpy(loader.labels[rows])
 
 
-def with_replacement(task):
-    return InMemory(task, order=lambda rng, n: rng.integers(0, n, n))
-
-
-def never_ends(task):
-    return InMemory(task, order=lambda rng, n: np.tile(rng.permutation(n), 3))
-
-
-def not_shuffled(task):
-    return InMemory(task, order=lambda rng, n: np.arange(n))
-
-
-def shuffled_labels(task):
-    def batch(loader, rows):
-        images, labels = whole_batch(loader, rows)
-        return images, labels.roll(1)
-
-    return InMemory(task, batch=batch)
-
-
-def eight_bits(task):
-    def batch(loader, rows):
-        return torch.from_numpy(loader.images[rows]), torch.from_numpy(loader.labels[rows])
-
-    return InMemory(task, batch=batch)
-
-
-def brighter(task):
-    """By half a grey level: normalized with another mean."""
-
-    def batch(loader, rows):
-        images, labels = whole_batch(loader, rows)
-        return images + 0.002, labels
-
-    return InMemory(task, batch=batch)
-
-
-def sums_of_a_half(task):
-    def batch(loader, rows):
-        images, targets = mixed_batch(loader, rows)
-        return images, targets / 2
-
-    return InMemory(task, batch=batch)
-
-
-def always_two(task):
-    """FDT that is MixUp."""
-    return InMemory(task, batch=lambda loader, rows: mixed_batch(loader, rows, draw_k=lambda low, high: 2))
-
-
-def first_classes(task):
+@lambda change: contender("fdt", change=change)
+def first_classes(loader, images, targets):
     """Never draws the last class, though half of the weight of each target is its own."""
-
-    def batch(loader, rows):
-        images, targets = mixed_batch(loader, rows)
-        targets[:, 0] += targets[:, -1]
-        targets[:, -1] = 0
-        return images, targets
-
-    return InMemory(task, batch=batch)
+    targets[:, 0] += targets[:, -1]
+    targets[:, -1] = 0
+    return images, targets
 
 
-def targets_of_others(task):
-    def batch(loader, rows):
-        images, targets = mixed_batch(loader, rows)
-        return images, targets.roll(1, 0)
-
-    return InMemory(task, batch=batch)
-
-
-def repeated_sums(task):
+@lambda batch: contender("fdt", batch=batch)
+def repeated_sums(loader, rows):
     """Mixes one batch and gives it again and again."""
-    loader = InMemory(task)
-    made = mixed_batch(loader, np.arange(task.batch_size))
+    if not hasattr(loader, "made"):
+        loader.made = mixed_batch(loader, np.arange(loader.task.batch_size))
+    return loader.made[0][: len(rows)], loader.made[1][: len(rows)]
 
-    def batch(loader, rows):
-        return made[0][: len(rows)], made[1][: len(rows)]
 
-    loader.batch = batch
-    return loader
+# Contenders that fail
 
 
 def not_installed(task):
@@ -201,19 +146,17 @@ def dies(task):
     os._exit(7)
 
 
-def hangs(task):
+def raises(task):
+    raise RuntimeError("out of luck")
+
+
+@lambda change: contender(change=change)
+def hangs(loader, images, labels):
     """After three batches."""
-    loader = InMemory(task)
-    loader.given = 0
-
-    def batch(loader, rows):
-        loader.given += 1
-        if loader.given > 3:
-            _hang(task)
-        return whole_batch(loader, rows)
-
-    loader.batch = batch
-    return loader
+    loader.given = getattr(loader, "given", 0) + 1
+    if loader.given > 3:
+        _hang(loader.task)
+    return images, labels
 
 
 def hangs_closing(task):
@@ -229,19 +172,7 @@ def _hang(task):
     child.wait()
 
 
-def takes_its_time(task):
-    def batch(loader, rows):
-        time.sleep(0.4)
-        return whole_batch(loader, rows)
-
-    return InMemory(task, batch=batch)
-
-
-def raises(task):
-    raise RuntimeError("out of luck")
-
-
-for function in (mixed, sums_of_a_half, always_two, first_classes, targets_of_others, repeated_sums):
-    function.mixing = "fdt"
-    function.images_per_output = 3.5
-mixup.mixing = "mixup"
+@lambda change: contender(change=change)
+def takes_its_time(loader, images, labels):
+    time.sleep(0.4)
+    return images, labels

@@ -1,4 +1,4 @@
-"""Small sources with the native ones' names, a compiler that keeps a diary, and processes that build with it."""
+"""Small sources with the native ones' names, a compiler that logs its runs, and processes that build with it."""
 
 import os
 import shutil
@@ -60,31 +60,31 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_sources(folder, answer=42, operators="int operators_are_here;\n"):
-    """A folder with kernel.cc, core_api.cc, operators.cc (without DALI) and answer.h; a third of a second."""
+    """A folder with kernel.cc, pool_api.cc, operators.cc (without DALI) and answer.h; a third of a second."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"kernel.cc": KERNEL, "core_api.cc": CORE, "operators.cc": operators}
+    files = {"kernel.cc": KERNEL, "pool_api.cc": CORE, "operators.cc": operators}
     for name, text in {**files, "answer.h": f"#pragma once\nconstexpr int kAnswer = {answer};\n"}.items():
         (folder / name).write_text(text)
     return folder
 
 
-class DiaryCompiler:
-    """A script that writes down its process id and its arguments, does something first, and then is g++."""
+class LoggingCompiler:
+    """A script that logs its process id and arguments, runs `first`, and then becomes g++."""
 
     def __init__(self, folder, first="", version=None):
         folder.mkdir()
-        self.path, self.diary = folder / "g++", folder / "diary"
-        self.diary.touch()
+        self.path, self.log = folder / "g++", folder / "log"
+        self.log.touch()
         answers = f"echo {version!r}; exit" if version else f"exec {shutil.which('g++')} $*"
         self.path.write_text(
             f"#!/bin/sh\ncase $1 in --version|-dumpversion) {answers};; esac\n"
-            f'echo $$ $* >> {self.diary}\n{first}\nexec {shutil.which("g++")} "$@"\n'
+            f'echo $$ $* >> {self.log}\n{first}\nexec {shutil.which("g++")} "$@"\n'
         )
         self.path.chmod(0o755)
 
     def runs(self):
         """(process id, arguments) of every run so far but those that ask for the version."""
-        words = [line.split() for line in self.diary.read_text().splitlines()]
+        words = [line.split() for line in self.log.read_text().splitlines()]
         return [(int(first), rest) for first, *rest in words]
 
     def num_links(self):
@@ -108,10 +108,10 @@ def building(sources):
     """Code that builds the core of these sources and prints its path."""
     return f"""
 from pathlib import Path
-from fdt_pipeline.native.library import obtain
+from fdt_pipeline.native.build import obtain
 from fdt_pipeline.native.recipe import core_recipe
 
-print(obtain(core_recipe(sources=Path({str(sources)!r}))).path)
+print(obtain(core_recipe(csrc=Path({str(sources)!r}))).path)
 """
 
 
@@ -121,7 +121,7 @@ def at_once(count, folder, code, **environment):
     wait = f"""
 import os, time
 from pathlib import Path
-import fdt_pipeline.native
+import fdt_pipeline.native.build
 Path({str(folder)!r}, str(os.getpid())).touch()
 while not Path({str(folder)!r}, "go").exists():
     time.sleep(0.01)
@@ -142,7 +142,7 @@ def read_only(folder, but_locks=True):
 import os, sys
 
 def refuse(event, arguments):
-    if event == "fcntl.lockf" and not {but_locks}:
+    if event in ("fcntl.lockf", "fcntl.flock") and not {but_locks}:
         raise AssertionError("a lock was taken")
     if event == "open":
         if not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):

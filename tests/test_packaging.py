@@ -1,8 +1,11 @@
-"""The wheel: what is in it, and that it imports where neither torch nor DALI is."""
+"""The wheel: what is in it, what works without torch or DALI, and that all of it works outside of a checkout."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -41,11 +44,7 @@ def run_bare(site, code):
 def test_the_wheel_ships_fdt_pipeline_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fdt_pipeline"}
-    assert {
-        "fdt_pipeline/definition/superposition.py",
-        "fdt_pipeline/shards/writer.py",
-        "fdt_pipeline/py.typed",
-    } <= set(names)
+    assert {"fdt_pipeline/definition/superposition.py", "fdt_pipeline/py.typed"} <= set(names)
 
 
 def test_the_definition_works_with_numpy_alone(bare_site):
@@ -64,11 +63,97 @@ def test_the_loader_says_what_to_install_where_dali_is_missing(bare_site):
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: the pipeline needs NVIDIA DALI")
 
 
+class Installed:
+    """A virtual environment with the wheel, which finds everything else in the environment of the tests."""
+
+    def __init__(self, wheel, folder):
+        self.folder, self.bin = folder / "empty", folder / "env" / "bin"
+        self.folder.mkdir()
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+        [site] = (folder / "env" / "lib").glob("python*/site-packages")
+        # pip installs the wheel by itself; what it depends on comes after it on the path, the checkout never.
+        command = [sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--no-deps", "--no-index"]
+        subprocess.run([*command, wheel], check=True, capture_output=True)
+        others = [path for path in sys.path if "site-packages" in path] or [sysconfig.get_path("purelib")]
+        (site / "others.pth").write_text("\n".join(others) + "\n")
+
+    def run(self, *command):
+        """What a program of the environment prints, run in an empty folder."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        program = [self.bin / command[0], *command[1:]]
+        done = subprocess.run(program, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def python(self, code):
+        return self.run("python", "-c", code)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    return Installed(wheel, tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def shards(installed):
+    """Made by the installed program, of an .npz in its folder."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.savez(installed.folder / "set.npz", images=images, labels=np.arange(40) % 4)
+    installed.run("fdt-pipeline", "shard", "set.npz", "shards")
+    return installed.folder / "shards"
+
+
+@pytest.mark.process
+def test_the_installed_program_makes_checks_describes_draws_and_converts_shards(installed, shards):
+    assert installed.run("fdt-pipeline", "verify", "shards") == "shards: fine\n"
+    assert json.loads(installed.run("fdt-pipeline", "info", "shards", "--json"))["shape"] == [8, 8, 3]
+    assert installed.run("fdt-pipeline", "index", "shards").endswith("40 samples, unchanged\n")
+    for options in ([], ["--superpose"]):
+        installed.run("fdt-pipeline", "preview", "shards", "--out", "sheet.png", *options)
+        assert (installed.folder / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    installed.run("fdt-pipeline", "convert", "shards", "webp", "--encode", "webp")
+    assert installed.run("python", "-m", "fdt_pipeline", "verify", "webp", "--decode") == "webp: fine\n"
+
+
+@pytest.mark.process
+@pytest.mark.dali
+def test_the_installed_package_builds_its_operators_and_loads_a_batch(installed, shards):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    assert "compiled in" in (built := installed.run("fdt-pipeline", "build")) or "there already" in built
+    assert json.loads(installed.run("fdt-pipeline", "doctor", "--json"))["engine"]["cpu"] == "native"
+    printed = installed.python(
+        "import fdt_pipeline; from fdt_pipeline import FDT, FDTLoader\n"
+        "images, targets = next(iter(FDTLoader('shards', batch_size=10, mix=FDT(), engine='native')))\n"
+        "print(tuple(images.shape), targets.sum(1).round().tolist() == [1.0] * 10, fdt_pipeline.__file__)"
+    )
+    assert printed.startswith("(10, 3, 8, 8) True ")
+    assert str(ROOT) not in printed
+
+
+@pytest.mark.process
+def test_the_installed_package_brings_tensor_normalization_and_the_losses(installed):
+    printed = installed.python(
+        "import torch; import fdt_pipeline.losses\n"
+        "from fdt_pipeline.tensor_norm import ReLUTensorNorm, fold_tensor_norm, insert_tensor_norm\n"
+        "network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())\n"
+        "network = insert_tensor_norm(network)\n"
+        "print(isinstance(network[2], ReLUTensorNorm), fold_tensor_norm(network.eval())[1], fdt_pipeline.losses)"
+    )
+    assert printed.startswith("True 0 <module 'fdt_pipeline.losses'")
+
+
+@pytest.mark.process
+def test_dir_lists_every_public_name(installed):
+    printed = installed.python("import fdt_pipeline; print(set(fdt_pipeline.__all__) - set(dir(fdt_pipeline)))")
+    assert printed == "set()\n"
+
+
 @pytest.mark.process
 def test_models_and_losses_import_without_dali():
     code = (
         "import sys; sys.modules['nvidia.dali'] = None; sys.modules['nvidia'] = None\n"
-        "import models, train.losses, train.attack, train.robustness, train.recipes, fdt_pipeline\n"
+        "import models, fdt_pipeline.losses, train.attack, train.robustness, train.recipes, fdt_pipeline\n"
         "from fdt_pipeline import FDT, Harmonic, draw_plan"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,9 +36,12 @@ from fdt_pipeline.shards import verify_shards, write_shards
 from fdt_pipeline.sources import Source, open_source
 from train.environment import hardware, versions
 
+from .rounds import measure_rounds
+
 NUM_PHOTOS, NUM_FOLDERS = 20_000, 100
 SHARD = 1000
-Contender = Callable[[Path], Any]
+Members = tuple[dict[str, Any], int]  # the image by its extension, and the label
+Write = Callable[[Path], Any]
 
 
 def make_photos(source: Source, folder: Path, num_photos: int = NUM_PHOTOS) -> None:
@@ -51,185 +56,105 @@ def make_photos(source: Source, folder: Path, num_photos: int = NUM_PHOTOS) -> N
         Image.fromarray(mosaic).save(path, quality=75 + quality % 21)
 
 
-def loop(samples: Callable[[], Any]) -> Contender:
+def loop(samples: Callable[[], Iterable[Members]], out: Path) -> None:
     """ShardWriter in a loop, as its documentation has it."""
-
-    def run(out: Path) -> None:
-        out.mkdir()
-        with webdataset.ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD, verbose=0) as sink:
-            for number, (members, label) in enumerate(samples()):
-                sink.write({"__key__": f"{number:08d}", "cls": label, **members})
-
-    return run
+    out.mkdir()
+    with webdataset.ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD, verbose=0) as sink:
+        for number, (members, label) in enumerate(samples()):
+            sink.write({"__key__": f"{number:08d}", "cls": label, **members})
 
 
-def ours(source: Source, encoding: str, workers: int) -> Contender:
-    return lambda out: write_shards(source, out, encoding, samples_per_shard=SHARD, workers=workers)
+def ours(source: Source, encoding: str) -> dict[str, Write]:
+    """write_shards with one worker and with two."""
+
+    def write(workers: int, out: Path) -> None:
+        write_shards(source, out, encoding, samples_per_shard=SHARD, workers=workers)
+
+    return {f"{encoding}, {name}": partial(write, n) for n, name in ((1, "1 worker"), (2, "2 workers"))}
 
 
-def array_contenders(source: Source) -> dict[str, Contender]:
-    def members(extension: str) -> Callable[[], Any]:
-        return lambda: (({extension: image}, label) for image, label, _ in source)  # type: ignore[attr-defined]
-
-    return {
-        "ShardWriter, npy": loop(members("npy")),
-        "raw, 1 worker": ours(source, "raw", 1),
-        "raw, 2 workers": ours(source, "raw", 2),
-        "ShardWriter, png": loop(members("png")),
-        "png, 1 worker": ours(source, "png", 1),
-        "png, 2 workers": ours(source, "png", 2),
-    }
-
-
-def file_contenders(folder: Path) -> dict[str, Contender]:
-    source = open_source(folder, "folder")
+def loops_of_files(folder: Path) -> dict[str, Write]:
     files = sorted((path, int(path.parent.name)) for path in folder.glob("*/*.jpg"))
 
-    def copied() -> Any:
+    def copied() -> Iterator[Members]:
         return (({"jpg": path.read_bytes()}, label) for path, label in files)
 
-    def checked() -> Any:
-        for path, label in files:
-            data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
+    def checked() -> Iterator[Members]:
+        for members, label in copied():
+            with Image.open(io.BytesIO(members["jpg"])) as image:
                 image.load()
-            yield {"jpg": data}, label
+            yield members, label
 
-    def encoded() -> Any:
+    def encoded() -> Iterator[Members]:
         for path, label in files:
             with Image.open(path) as image:
                 yield {"jpg": image.convert("RGB")}, label
 
+    named = {"bytes unseen": copied, "each image decoded": checked, "decoded and encoded": encoded}
+    return {f"ShardWriter, {name}": partial(loop, samples) for name, samples in named.items()}
+
+
+def measure(source: Source, loops: dict[str, Write], encodings: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Samples a second of the loops and of ours in each of the encodings, with [median, least, most] of all ratios."""
+    writers = loops | {name: write for encoding in encodings for name, write in ours(source, encoding).items()}
+    Path("runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir="runs") as scratch:  # on the disk of the checkout: /tmp may be memory
+
+        def rate(write: Write) -> float:
+            begin = time.perf_counter()
+            write(Path(scratch, "out"))
+            os.sync()
+            seconds = time.perf_counter() - begin
+            shutil.rmtree(Path(scratch, "out"))
+            return len(source) / seconds
+
+        rates = measure_rounds({name: partial(rate, write) for name, write in writers.items()}, rounds)
+    ratios = {
+        f"{over} : {under}": [a / b for a, b in zip(rates[over], rates[under], strict=True)]
+        for over, under in product(writers, writers)
+        if over not in loops and over != under
+    }
     return {
-        "ShardWriter, bytes unseen": loop(copied),
-        "ShardWriter, each image decoded": loop(checked),
-        "ShardWriter, decoded and encoded": loop(encoded),
-        "keep, 1 worker": ours(source, "keep", 1),
-        "keep, 2 workers": ours(source, "keep", 2),
+        "samples": len(source),
+        "samples a second: median, least, most": {name: spread(values) for name, values in rates.items()},
+        "ratio: median, least, most": {name: spread(values) for name, values in ratios.items()},
     }
 
 
-def raced(contenders: dict[str, Contender], num_samples: int, rounds: int) -> dict[str, list[float]]:
-    """Samples a second of each round."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory(dir=_scratch()) as place:
-        for round_ in range(rounds + 1):
-            for name, contender in contenders.items():
-                out = Path(place) / "out"
-                begin = time.perf_counter()
-                contender(out)
-                os.sync()
-                if round_:
-                    rates[name].append(num_samples / (time.perf_counter() - begin))
-                    print(f"{name}: {rates[name][-1]:.0f} samples/s", file=sys.stderr)
-                shutil.rmtree(out)
-    return rates
-
-
-def _scratch() -> Path:
-    """On the disk of the checkout: /tmp may be memory."""
-    Path("runs").mkdir(exist_ok=True)
-    return Path("runs")
-
-
-def told(rates: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: _spread(values) for name, values in rates.items()}
-
-
-def ratios(rates: dict[str, list[float]], pairs: dict[str, tuple[str, str]]) -> dict[str, list[float]]:
-    """[median, least, most] of what is taken round by round."""
-    found = {}
-    for name, (first, second) in pairs.items():
-        found[name] = _spread([a / b for a, b in zip(rates[first], rates[second], strict=True)])
-    return found
-
-
-def _spread(values: list[float]) -> list[float]:
+def spread(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.4g}") for value in (median(values), min(values), max(values))]
+
+
+def verified(source: Source, encoding: str, rounds: int = 3) -> dict[str, float]:
+    """Seconds that it takes to verify the shards, with decoding and without."""
+    with tempfile.TemporaryDirectory(dir="runs") as place:
+        manifest = write_shards(source, place, encoding, samples_per_shard=SHARD, overwrite=True)
+
+        def seconds(decode: bool) -> float:
+            begin = time.perf_counter()
+            verify_shards(place, decode=decode)
+            return time.perf_counter() - begin
+
+        checks = {"verify, seconds": partial(seconds, False), "verify --decode, seconds": partial(seconds, True)}
+        found = {name: round(median(values), 3) for name, values in measure_rounds(checks, rounds).items()}
+        return {"MB": round(sum(shard.num_bytes for shard in manifest.shards) / 1e6, 1), **found}
 
 
 # Not ru_maxrss: Linux hands a process the peak of the one that started it.
 _PEAK = """
-import sys
-from tools.__main__ import main
-code = main(sys.argv[1:])
-[line] = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(line.split()[1])
-sys.exit(code)
+import re, sys
+from fdt_pipeline.cli import main
+main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 
 
-def peak_memory(source: Path, kind: str) -> dict[str, float]:
-    """Of the command with one worker, which writes images one by one."""
-    with tempfile.TemporaryDirectory(dir=_scratch()) as place:
-        command = ["shard", str(source), f"{place}/out", "--source", kind, "--workers", "1"]
-        done = subprocess.run([sys.executable, "-c", _PEAK, *command], stdout=subprocess.PIPE, check=True, text=True)
-    return {"peak MB, 1 worker": round(int(done.stdout.split()[-1]) / 1024, 1)}
-
-
-def seconds(work: Callable[[], Any], rounds: int = 3) -> float:
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return round(median(times), 3)
-
-
-def verified(source: Source, encoding: str) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(dir=_scratch()) as place:
-        manifest = write_shards(source, place, encoding, samples_per_shard=SHARD, overwrite=True)
-        return {
-            "MB": round(sum(shard.num_bytes for shard in manifest.shards) / 1e6, 1),
-            "verify, seconds": seconds(lambda: verify_shards(place)),
-            "verify --decode, seconds": seconds(lambda: verify_shards(place, decode=True)),
-        }
-
-
-def measure(cifar: Path, photos: Path, rounds: int) -> dict[str, Any]:
-    arrays = open_source(cifar, "cifar10", "train")
-    if not photos.exists():
-        make_photos(arrays, photos)
-    files = open_source(photos, "folder")
-    of_arrays = raced(array_contenders(arrays), len(arrays), rounds)
-    of_files = raced(file_contenders(photos), len(files), rounds)
-    return {
-        "CIFAR-10 train": {
-            "samples": len(arrays),
-            "samples a second: median, least, most": told(of_arrays),
-            "ratio: median, least, most": ratios(
-                of_arrays,
-                {
-                    "raw, 1 worker : ShardWriter": ("raw, 1 worker", "ShardWriter, npy"),
-                    "raw, 2 workers : ShardWriter": ("raw, 2 workers", "ShardWriter, npy"),
-                    "raw, 2 workers : 1 worker": ("raw, 2 workers", "raw, 1 worker"),
-                    "png, 1 worker : ShardWriter": ("png, 1 worker", "ShardWriter, png"),
-                    "png, 2 workers : ShardWriter": ("png, 2 workers", "ShardWriter, png"),
-                    "png, 2 workers : 1 worker": ("png, 2 workers", "png, 1 worker"),
-                },
-            ),
-            "verify": {encoding: verified(arrays, encoding) for encoding in ("raw", "png", "webp", "jpg")},
-        },
-        "JPEG files": {
-            "samples": len(files),
-            "MB": round(sum(path.stat().st_size for path in photos.glob("*/*.jpg")) / 1e6, 1),
-            "samples a second: median, least, most": told(of_files),
-            "ratio: median, least, most": ratios(
-                of_files,
-                {
-                    f"keep, {workers} : {name}": (f"keep, {workers}", name)
-                    for workers in ("1 worker", "2 workers")
-                    for name in list(of_files)[:3]
-                }
-                | {"keep, 2 workers : 1 worker": ("keep, 2 workers", "keep, 1 worker")},
-            ),
-            "verify": {"keep": verified(files, "keep")},
-            **peak_memory(photos, "folder"),
-        },
-        "rounds": rounds,
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions() | {"webdataset": webdataset.__version__},
-    }
+def peak_memory(photos: Path) -> float:
+    """MB at the highest of `fdt-pipeline shard` with one worker, which writes images one by one."""
+    with tempfile.TemporaryDirectory(dir="runs") as place:
+        command = [sys.executable, "-c", _PEAK, "shard", str(photos), f"{place}/out", "--workers", "1"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return round(int(done.stdout.split()[-1]) / 1024, 1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -239,10 +164,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=5, help="after a warm-up (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    results = measure(arguments.cifar, arguments.photos, arguments.rounds)
+    arrays = open_source(arguments.cifar, "cifar10", "train")
+    if not arguments.photos.exists():
+        make_photos(arrays, arguments.photos)
+    files = open_source(arguments.photos, "folder")
+
+    def members(extension: str) -> Iterator[Members]:
+        return (({extension: arrays[i].image}, arrays[i].label) for i in range(len(arrays)))
+
+    loops: dict[str, Write] = {f"ShardWriter, {word}": partial(loop, partial(members, word)) for word in ("npy", "png")}
+    results = {
+        "CIFAR-10 train": measure(arrays, loops, ("raw", "png"), arguments.rounds)
+        | {"verify": {encoding: verified(arrays, encoding) for encoding in ("raw", "png", "webp", "jpg")}},
+        "JPEG files": measure(files, loops_of_files(arguments.photos), ("keep",), arguments.rounds)
+        | {"verify": {"keep": verified(files, "keep")}, "peak MB, 1 worker": peak_memory(arguments.photos)},
+        "rounds": arguments.rounds,
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions() | {"webdataset": webdataset.__version__},
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -16,19 +16,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 try:
-    from fdt_pipeline.command_line import add_debug, run_verb
-    from train.attack_checks_options import CHECKS_HELP, add_checks
-    from train.export_options import EXPORT_HELP, add_export
+    from fdt_pipeline.cli.command_line import add_debug, run_verb
     from train.recipes import CONTROLS, RECIPES
     from train.reproduce.command import REPRODUCE_HELP, SWEEP_HELP, add_reproduce, add_sweep
 except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use
     sys.exit(130)
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,47 +35,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if not getattr(arguments, "on_ranks", False):
+    if arguments.run is not _fit:
         check_one_process()
     return arguments.run(arguments)
 
 
+def check_one_process() -> None:
+    from fdt_pipeline.loader.order import find_ranks
+
+    world_size = find_ranks(None, None).world_size
+    if world_size > 1:
+        raise ValueError(f"this is one of {world_size} processes: torchrun is for `fit`, run all else without it")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _with_help(argparse.ArgumentParser(prog="python -m train"), __doc__ or "")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__, formatter_class=raw)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    demo = _with_help(verbs.add_parser("demo", help="what runs without a verb, and takes the options"), DEMO_HELP)
-    _demo_options(demo)
-    fit = _with_help(verbs.add_parser("fit", help="train one recipe on shards"), FIT_HELP)
-    _fit_options(fit)
-    robustness = _with_help(verbs.add_parser("robustness", help="attack a trained run"), ROBUSTNESS_HELP)
-    _robustness_options(robustness)
-    checks = verbs.add_parser("checks", help="does the attack find what there is to find?")
-    add_checks(_with_help(checks, CHECKS_HELP))
-    export = verbs.add_parser("export", help="a trained run as safetensors and ONNX, with a model card")
-    add_export(_with_help(export, EXPORT_HELP))
-    reproduce = verbs.add_parser("reproduce", help="a table of the paper beside ours")
-    add_reproduce(_with_help(reproduce, REPRODUCE_HELP))
-    sweep = verbs.add_parser("sweep", help="controls that separate the causes")
-    add_sweep(_with_help(sweep, SWEEP_HELP))
+    for name, add_options, text, description in (
+        ("demo", _demo_options, "what runs without a verb, and takes the options", DEMO_HELP),
+        ("fit", _fit_options, "train one recipe on shards", FIT_HELP),
+        ("robustness", _robustness_options, "attack a trained run", ROBUSTNESS_HELP),
+        ("checks", _checks_options, "does the attack find what there is to find?", CHECKS_HELP),
+        ("export", _export_options, "a trained run as safetensors and ONNX, with a model card", EXPORT_HELP),
+        ("reproduce", add_reproduce, "a table of the paper beside ours", REPRODUCE_HELP),
+        ("sweep", add_sweep, "controls that separate the causes", SWEEP_HELP),
+    ):
+        add_options(verbs.add_parser(name, help=text, description=description, formatter_class=raw))
     add_debug(verbs)
     return parser
 
 
-def check_one_process() -> None:
-    from fdt_pipeline.loader.ranks import find_ranks
-
-    world_size = find_ranks(None, None).world_size
-    if world_size > 1:
-        raise ValueError(
-            f"this is one of {world_size} processes: torchrun is for `fit`, `reproduce` and `sweep`, "
-            "run all else without it"
-        )
-
-
-def _with_help(parser: argparse.ArgumentParser, text: str) -> argparse.ArgumentParser:
-    parser.description = text
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    return parser
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
 
 
 DEMO_HELP = """Shard the Fashion-MNIST subset that comes with the code, train plain and TN + FDT, attack both.
@@ -103,10 +90,6 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_demo, interrupted="the same command goes on from here")
 
 
-def _device_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
@@ -119,7 +102,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 FIT_HELP = f"""Train one recipe on DATA/train, with the accuracy on DATA/test after every epoch.
 
-    python -m tools shard cifar-10-batches-bin shards/cifar10
+    fdt-pipeline shard cifar-10-batches-bin shards/cifar10
     python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10
     python -m train fit --recipe resnet18_tn_fdt --data shards/cifar10 --out runs/c10 --resume
 
@@ -128,11 +111,19 @@ Recipes are MODEL_COLUMN, columns as in the paper's Table 1 (plain, ov, fdt, tn,
 
 In place of COLUMN, controls that separate its causes (recipes.py says what each is):
     {" ".join(CONTROLS)}
+
+A network of your own: --model MODULE:FUNCTION, and --recipe is a COLUMN or a control alone, with the paper's schedule.
+
+    python -m train fit --model my_networks:vgg --recipe tn_fdt --data shards/cifar10 --out runs/vgg
+
+MODULE is imported from the current folder or PYTHONPATH. FUNCTION(num_classes=..., in_channels=...) returns an
+nn.Module: images f32[n in_channels h w] -> logits f32[n num_classes]. Recipes with TN put it after every ReLU.
 """
 
 
 def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help="one of the recipes above")
+    parser.add_argument("--model", metavar="MODULE:FUNCTION", help="what makes a network of your own (see above)")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="SHARDS", help="folder with train/ and test/ shards"
     )
@@ -155,9 +146,7 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         help="torch.compile, in one process (default: long runs on a GPU)",
     )
     _device_option(parser)
-    parser.set_defaults(
-        run=_fit, on_ranks=True, interrupted="the same command with --resume goes on from the last whole epoch"
-    )
+    parser.set_defaults(run=_fit, interrupted="the same command with --resume goes on from the last whole epoch")
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -167,7 +156,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     from train.recipes import make_recipe
     from train.trainer import fit
 
-    changes = {name: getattr(arguments, name) for name in ("epochs", "max_steps", "batch_size", "lr", "seed", "stem")}
+    names = ("model", "epochs", "max_steps", "batch_size", "lr", "seed", "stem")
+    changes = {name: getattr(arguments, name) for name in names}
     recipe = make_recipe(arguments.recipe, **changes, size=tuple(arguments.size) if arguments.size else None)
     recipe = replace(recipe, augment=None) if arguments.no_augment else recipe
     results = fit(
@@ -194,6 +184,15 @@ eps is in the model's input units, (pixel - mean) / 256: 0.1 is 25.6 grey levels
 """
 
 
+def _saved_run_options(parser: argparse.ArgumentParser) -> None:
+    """What every attack on a saved run has."""
+    parser.add_argument("--batch-size", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, metavar="SHARDS", help="default: where the run found them")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures, versions and hardware to F")
+    _device_option(parser)
+
+
 def _robustness_options(parser: argparse.ArgumentParser) -> None:
     from_paper = (0.1, 0.01, 0.001, 0.0001)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder(s) that fit has written")
@@ -205,18 +204,73 @@ def _robustness_options(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("float32", "tf32"),
         help="tf32: on a GPU, behind the first layer (the default there); elsewhere the same as float32",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, metavar="SHARDS", help="default: where the run found them")
-    parser.add_argument("--json", type=Path, metavar="F", help="write the counts, versions and hardware to F")
-    _device_option(parser)
+    _saved_run_options(parser)
     parser.set_defaults(run=_robustness, interrupted="the runs that are done are in the --json file, if one was given")
 
 
 def _robustness(arguments: argparse.Namespace) -> int:
-    from train.robustness_command import robustness_of_runs
+    from train.saved_run import robustness_of_runs
 
     print(robustness_of_runs(arguments))
+    return 0
+
+
+CHECKS_HELP = """Check that the attack finds what there is to find: a robustness that only hides the gradient is none.
+
+    python -m train checks runs/c10 --plain runs/c10_plain --json runs/c10/checks.json
+
+Larger radii (to eps = 1), more steps (to 200), random starts, a single step, random noise, both TN gradients, images
+made against the plain run, a margin loss, Square (no gradient) and AutoAttack (8 grey levels), each with its figures
+and what they say of masked gradients. Needs pip install -e ".[attacks]" beside the extras of this installation.
+"""
+
+
+def _checks_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder that fit has written")
+    parser.add_argument("--plain", type=Path, metavar="RUN2", help="a plain run on the same data, to transfer from")
+    parser.add_argument("--images", type=int, help="the first N test samples (default: 1,000, or all if fewer)")
+    parser.add_argument(
+        "--eps", type=float, help="where attacks are compared, in input units (default: where PGD halves the accuracy)"
+    )
+    parser.add_argument("--steps", type=int, default=40, help="of PGD (default: %(default)s)")
+    parser.add_argument("--restarts", type=int, default=5, help="random starts (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=1000, help="of Square alone (default: %(default)s)")
+    autoattack = parser.add_mutually_exclusive_group()
+    autoattack.add_argument("--grey-levels", type=float, default=8, help="AutoAttack's radius (default: %(default)s)")
+    autoattack.add_argument("--no-autoattack", action="store_true", help="leave AutoAttack out")
+    parser.add_argument("--seed", type=int, default=0, help="of starts, noise and queries (default: %(default)s)")
+    _saved_run_options(parser)
+    parser.set_defaults(run=_checks, interrupted="nothing was written")
+
+
+def _checks(arguments: argparse.Namespace) -> int:
+    from train.attack_checks_run import checks_of_run
+
+    print(checks_of_run(arguments))
+    return 0
+
+
+EXPORT_HELP = """Write a trained run as safetensors and ONNX, with its classes and normalization, and a model card.
+
+    python -m train export runs/c10 --out exported/c10
+
+TN is folded into the weights where that is exact. ONNX Runtime's logits are compared with PyTorch's before anything is
+written. The card has RUN/results.json, RUN/robustness.json and RUN/checks.json, as far as they are there. Needs
+pip install -e ".[export]" beside the extras of this installation.
+"""
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder that fit has written")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
+    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
+    parser.set_defaults(run=_export, interrupted="the same command writes all files again")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from train.export import export_run
+
+    print(export_run(arguments.run_folder, arguments.out, arguments.weights))
     return 0
 
 

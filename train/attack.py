@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.autotuning import autotuned_convolutions
-from train.full_float32 import Precision, attack_precision, full_float32, tf32_behind_first_layer
+from train.precision import Precision, attack_precision, autotuned_convolutions, full_float32, tf32_behind_first_layer
 from train.threat_model import PGD, PixelBounds
 
-__all__ = ["PGD", "AttackPath", "PixelBounds", "pgd_path", "pgd_paths"]
+__all__ = ["PGD", "AttackPath", "PixelBounds", "frozen", "pgd_path", "pgd_paths"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,18 +138,26 @@ def _input_gradient(logits: Tensor, labels: Tensor, leaf: Tensor) -> Tensor:
 def _under_attack(model: nn.Module, device_type: str, precision: Precision) -> Iterator[None]:
     """Eval mode, frozen parameters, the precision; every module's mode and every parameter's flag is put back."""
     exact = attack_precision(precision, device_type) == "float32"  # ValueError for any other name
+    number_format = full_float32(device_type) if exact else tf32_behind_first_layer(model, device_type)
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        number_format = full_float32(device_type) if exact else tf32_behind_first_layer(model, device_type)
-        with torch.inference_mode(False), number_format, autotuned_convolutions(device_type):  # no no_grad either
-            yield
+        with frozen(model), torch.inference_mode(False), number_format, autotuned_convolutions(device_type):
+            yield  # outside of no_grad too, as inference_mode(False) is
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter needs a gradient inside; every parameter's flag is put back."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 

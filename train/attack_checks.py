@@ -1,4 +1,7 @@
-"""Does the attack find what there is to find? Each check is a way in which masked gradients show.
+"""Checks with the paper's attack itself: does it find what there is to find?
+
+Each check is a way in which masked gradients show: radius, steps, random starts, a single step, noise, the gradients of
+TN, transfer.
 
 A defence may only hide the way: the gradient vanishes, or points elsewhere, PGD fails, and the network is no more
 robust than before. Then PGD is beaten by what needs no gradient, gains nothing from a larger radius, or loses to
@@ -9,13 +12,17 @@ another loss. Sources: A. Athalye, N. Carlini, D. Wagner, "Obfuscated Gradients 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from train.threat_model import PixelBounds
+from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
+from train.attack import pgd_path
+from train.precision import full_float32
+from train.threat_model import PGD, PixelBounds
 
 # An attack without gradients, or one of a single step, that leaves fewer images right than PGD does is a sign: by more
 # than this share of the images, or two of them, which is chance and rounding.
@@ -23,6 +30,8 @@ SLACK = 0.02
 # Another loss or more restarts follow the gradient as well, and may do better by some points: 3 to 10 between PGD and
 # AutoAttack are usual on models that mask nothing (F. Croce and M. Hein, ICML 2020, table 2). More is a sign.
 GRADIENT_SLACK = 0.1
+# With eps = 1 every pixel may take any value: what is still right then was not attacked.
+LEFT_AT_ONE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,3 +117,135 @@ def overall(checks: Sequence[Check]) -> str:
     if signs:
         return f"masked: {len(signs)} of {len(checks)} checks show masked gradients ({', '.join(signs)})"
     return f"not masked: none of {len(checks)} checks shows masked gradients"
+
+
+def gradients_of(model: nn.Module) -> tuple[Gradient, ...]:
+    return ("exact", "straight-through") if tensor_norm_layers(model) else ("exact",)
+
+
+def path_right(target: Target, attack: PGD, gradient: Gradient = "exact") -> Tensor:
+    """bool[T+1 n] on the CPU: is the answer right at x^t. Each batch draws a random start of its own."""
+    batches = target.batches()
+    with tensor_norm_gradient(target.model, gradient):
+        paths = [
+            pgd_path(target.model, x, labels, replace(attack, seed=attack.seed * len(batches) + i), target.bounds)
+            for i, (x, labels) in enumerate(batches)
+        ]
+    return torch.cat([path.correct.cpu() for path in paths], dim=1)
+
+
+def paths_right(target: Target, attack: PGD) -> Tensor:
+    """bool[gradient T+1 n], for a model with TN along both gradients."""
+    return torch.stack([path_right(target, attack, gradient) for gradient in gradients_of(target.model)])
+
+
+def throughout(paths: Tensor) -> Tensor:
+    """bool[gradient T+1 n] -> bool[n]: right at every iterate of every path."""
+    return paths.all(1).all(0)
+
+
+def last(paths: Tensor) -> float:
+    """At x^T, along the gradient that leaves less."""
+    return min(share(path[-1]) for path in paths)
+
+
+def growth_in_radius(target: Target, paths: Mapping[float, Tensor]) -> Check:
+    """paths: bool[gradient T+1 n] for each eps, in rising order, up to 1.0."""
+    lasts = {eps: last(path) for eps, path in paths.items()}
+    values = list(lasts.values())
+    rises = any(b > a + target.slack for a, b in pairwise(values))
+    problems = ["accuracy rises with the radius"] * rises
+    if values[-1] > LEFT_AT_ONE:
+        problems.append(f"{100 * values[-1]:.2f} % are right at eps = {max(paths):g}, where any image can be reached")
+    verdict = f"{' and '.join(problems)}: gradients are masked" if problems else "no sign of masked gradients"
+    names = {f"eps {eps:g} ({target.grey_levels(eps):.3g} grey levels)": value for eps, value in lasts.items()}
+    expectation = "the last iterate falls with the radius, to about 0 at eps = 1"
+    return Check("larger radius", expectation, None, names, bool(problems), verdict)
+
+
+def growth_in_steps(target: Target, eps: float, rungs: Sequence[int]) -> Check:
+    """One path, as its step does not depend on its length; `rungs` are the iterates that are looked at, rising."""
+    paths = paths_right(target, PGD(eps, steps=max(rungs)))
+    figures = {f"t = {step}": min(share(path[step]) for path in paths) for step in rungs}
+    values = list(figures.values())
+    masked = any(b > a + target.slack for a, b in pairwise(values))
+    verdict = "accuracy rises with the steps: gradients are masked" if masked else "no sign of masked gradients"
+    expectation = "the accuracy at x^t falls with t, and hardly after x^40"
+    return Check("more steps", expectation, eps, figures, masked, verdict)
+
+
+def random_restarts(target: Target, eps: float, steps: int, pgd: Tensor, restarts: int) -> tuple[Check, Tensor]:
+    """(check, still right bool[n] after `restarts` random starts and the clean one)."""
+    right = pgd.clone()
+    first = None
+    for restart in range(restarts):
+        attack = PGD(eps, steps, random_start=True, seed=target.seed + restart)
+        right &= throughout(paths_right(target, attack))
+        first = share(right) if first is None else first
+    expectation = f"{restarts} random starts take off at most {100 * GRADIENT_SLACK:.0f} points"
+    check = not_beaten("random restarts", expectation, eps, pgd, right, GRADIENT_SLACK, f"{restarts} more starts")
+    return replace(check, figures={**check.figures, "1 more start": first or 0.0}), right
+
+
+def single_step(target: Target, eps: float, pgd: Tensor) -> tuple[Check, Tensor]:
+    """FGSM: all of eps at once, along the sign at x^0."""
+    right = throughout(paths_right(target, PGD(eps, steps=1, rel_step=1.0)))
+    expectation = "one step of eps finds less than many small ones"
+    return not_beaten("single step", expectation, eps, pgd, right, target.slack, "FGSM"), right
+
+
+def random_noise(target: Target, eps: float, pgd: Tensor, clean: Tensor, draws: int = 10) -> tuple[Check, Tensor]:
+    """Corners of the ball, drawn `draws` times; the best for the attacker counts."""
+    right = clean.clone()
+    generator = torch.Generator().manual_seed(target.seed)
+    for _ in range(draws):
+        sign = torch.randint(0, 2, target.x.shape, generator=generator) * 2 - 1
+        noisy = target.bounds.clip(target.x + eps * sign.to(target.x))
+        right &= answers_right(target.model, target, noisy)
+    no_better = share(pgd) >= share(right) - target.slack
+    harms = share(right) < share(clean) - target.slack
+    masked = no_better and harms
+    verdict = "PGD finds no more than noise does: gradients are masked" if masked else "no sign of masked gradients"
+    if no_better and not harms:
+        verdict = "neither finds anything at this radius, so this says nothing"
+    figures = {"clean": share(clean), "noise": share(right), "PGD": share(pgd)}
+    expectation = f"the worst of {draws} random corners of the ball is far weaker than PGD"
+    return Check("random noise", expectation, eps, figures, masked, verdict), right
+
+
+def tensor_norm_gradients(eps: float, paths: Tensor, slack: float) -> Check:
+    """paths bool[2 T+1 n]: along the exact and the straight-through gradient. The reported PGD follows both."""
+    exact, straight = (share(path.all(0)) for path in paths)
+    difference = straight - exact
+    if abs(difference) <= slack:
+        verdict = "no sign of masked gradients: both find about as much"
+    else:
+        weak, strong = ("straight-through", "exact") if difference > 0 else ("exact", "straight-through")
+        verdict = (
+            f"the {weak} gradient misses {100 * abs(difference):.2f} points that the {strong} one finds: an attack "
+            "along it alone would overstate robustness; PGD here follows both"
+        )
+    figures = {"exact": exact, "straight-through": straight}
+    return Check("TN gradient", "both gradients of TN find about as much", eps, figures, False, verdict)
+
+
+def transfer(target: Target, source: nn.Module, eps: float, steps: int, pgd: Tensor) -> tuple[Check, Tensor]:
+    """source: another model of the same classes and input, whose adversarial images the target is shown."""
+    attack = PGD(eps, steps)
+    points = [pgd_path(source, x, labels, attack, target.bounds).adversarial for x, labels in target.batches()]
+    right = answers_right(target.model, target, torch.cat(points)) & answers_right(target.model, target, target.x)
+    expectation = "images made against the plain model fool this one less than its own"
+    return not_beaten("transfer", expectation, eps, pgd, right, target.slack, "transfer from the plain model"), right
+
+
+@torch.no_grad()
+def answers_right(model: nn.Module, target: Target, x: Tensor) -> Tensor:
+    """bool[n] on the CPU, in eval mode and full float32: does the model give x f32[n c h w] the target's labels."""
+    model.eval()
+    size = target.batch_size
+    with full_float32(x.device.type):
+        parts = [
+            (model(images).argmax(1) == labels).cpu()
+            for images, labels in zip(x.split(size), target.labels.split(size), strict=True)
+        ]
+    return torch.cat(parts)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.tensor_norm import tensor_norm_gradient
+from fdt_pipeline.tensor_norm import tensor_norm_gradient
+from train.attack import frozen
 from train.attack_checks import GRADIENT_SLACK, Check, Target, not_beaten, share
-from train.full_float32 import full_float32
+from train.precision import full_float32
 
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 QUERIES = 5000  # of Square in AutoAttack
@@ -135,14 +136,12 @@ def autoattack(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> tuple[Ch
 def _as_a_library_needs_it(target: Target, warnings: list[str]) -> Iterator[None]:
     """Eval mode, frozen parameters, exact TN gradient, full float32; random state and flags are put back."""
     model, device = target.model.eval(), target.x.device
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     collect = _Collect(warnings)
     logger = logging.getLogger("auto-attack")
     logger.addHandler(collect)
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
         with (
+            frozen(model),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             tensor_norm_gradient(model, "exact"),
             full_float32(device.type),
@@ -150,8 +149,6 @@ def _as_a_library_needs_it(target: Target, warnings: list[str]) -> Iterator[None
             yield
     finally:
         logger.removeHandler(collect)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 class _Collect(logging.Handler):

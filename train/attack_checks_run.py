@@ -1,23 +1,35 @@
-"""All checks of one model, in order, and where they are compared."""
+"""`python -m train checks`: is a trained run's robustness real, or does it hide from the attack?
+
+All checks of one model in order, and the radius at which they are compared.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from models.tensor_norm import tensor_norm_layers
+from fdt_pipeline import FDTLoader
+from fdt_pipeline.tensor_norm import tensor_norm_layers
+from train import attack_checks as own
 from train import attack_checks_autoattack as peers
-from train import attack_checks_pgd as own
 from train.attack_checks import Check, Target, overall, share
-from train.threat_model import PGD
+from train.environment import hardware, versions
+from train.files import prepare_json, write_json
+from train.saved_run import SavedRun, first_samples, open_run
+from train.setup import pick_device
+from train.threat_model import PGD, PixelBounds
 
 RADII = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RUNGS = (10, 20, 40, 100, 200)
+NUM_IMAGES = 1000  # that are attacked, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -140,3 +152,59 @@ def _compared_at(paths: dict[float, Tensor], clean: float) -> float:
 @torch.no_grad()
 def _num_classes(target: Target) -> int:
     return target.model.eval()(target.x[:1]).shape[1]
+
+
+def checks_of_run(arguments: argparse.Namespace) -> str:
+    """-> the last lines; each check is printed as it is done. ValueError as from `robustness`."""
+    peers.import_autoattack()
+    device = pick_device(arguments.device)
+    settings = Settings(
+        arguments.eps,
+        arguments.steps,
+        arguments.restarts,
+        arguments.queries,
+        None if arguments.no_autoattack else arguments.grey_levels,
+    )
+    if arguments.json:
+        prepare_json(arguments.json)
+    run = open_run(arguments.run_folder, device, arguments.weights)
+    plain = _plain_model(arguments.plain, run, device) if arguments.plain else None
+    loader = run.test_loader(arguments.data, arguments.batch_size)
+    with tqdm(desc=f"checks of {run.name}", unit="check") as bar:
+
+        def tell(text: str) -> None:
+            tqdm.write(f"{text}\n")
+            bar.update()
+
+        report = run_checks(_target(run, loader, arguments), settings, plain, tell)
+    if arguments.json:
+        content = {
+            "run": str(arguments.run_folder),
+            "weights": arguments.weights,
+            "made_from": run.made_from(loader),
+            "epoch": run.epoch,
+            "recipe": run.config["recipe"],
+            "settings": vars(settings),
+            "plain": str(arguments.plain) if arguments.plain else None,
+            **report.to_dict(),
+            "hardware": hardware(device),
+            "versions": {**versions(), "pyautoattack": peers.import_autoattack().__version__},
+        }
+        write_json(arguments.json, content)
+    return report.summary()
+
+
+def _target(run: SavedRun, loader: FDTLoader, arguments: argparse.Namespace) -> Target:
+    count = min(NUM_IMAGES, loader.num_samples) if arguments.images is None else arguments.images
+    parts = list(first_samples(loader, count))
+    images, labels = (torch.cat(field) for field in zip(*parts, strict=True))
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
+    return Target(run.model, images, labels, bounds, arguments.batch_size, arguments.seed)
+
+
+def _plain_model(folder: Path, run: SavedRun, device: torch.device) -> nn.Module:
+    plain = open_run(folder, device)
+    for name in ("classes", "in_channels"):
+        if plain.config[name] != run.config[name]:
+            raise ValueError(f"{folder} has other {name} than {run.name}: --plain takes a run on the same data")
+    return plain.model

@@ -1,7 +1,12 @@
-"""Controls on clean images: label smoothing as soft as FDT's targets, and mixup. They change a batch before the step.
+"""Controls that separate the causes of FDT's and TN's effects: label smoothing, mixup, and PONO in TN's place.
 
 FDT does two things at once, it mixes images and it softens targets. Smoothing the labels of whole images until they
-have the mean entropy of FDT's targets does the second alone; mixup is the mixing that came before it.
+have the mean entropy of FDT's targets does the second alone; mixup is the mixing that came before it. Both change a
+batch of clean images before the step.
+
+Positional normalization (PONO) takes from each pixel its mean over the channels, as TN does, and divides by their
+deviation. It stands after every ReLU, with the exact gradient, without the moment shortcut of its paper: B. Li, F. Wu,
+K. Weinberger, S. Belongie, "Positional Normalization", NeurIPS 2019, arXiv 1907.04312.
 """
 
 from __future__ import annotations
@@ -12,12 +17,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdt_pipeline.definition.superposition import FDT
 from train.recipes import Recipe
 
 BatchChange = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+PONO_EPS = 1e-5  # added to the variance, as its authors' code does
 
 
 def make_batch_change(recipe: Recipe, num_classes: int) -> BatchChange:
@@ -25,24 +31,18 @@ def make_batch_change(recipe: Recipe, num_classes: int) -> BatchChange:
 
     Mixup draws from (seed, step) alone, so a resumed run draws what an undisturbed one does.
     """
-    smoothing = label_smoothing_of(recipe, num_classes)
-    alpha = recipe.mixup
+    alpha, smoothing = recipe.mixup, None
+    if recipe.label_smoothing == "fdt-entropy":
+        smoothing = smoothing_with_entropy(mean_target_entropy(FDT(), num_classes), num_classes)
 
     def change(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        if smoothing:
+        if smoothing is not None:
             targets = smooth_targets(targets, smoothing)
         if alpha is not None:
             images, targets = mix_pairs(images, targets, alpha, np.random.default_rng([recipe.seed, step]))
         return images, targets
 
     return change
-
-
-def label_smoothing_of(recipe: Recipe, num_classes: int) -> float:
-    """The share that is spread over all classes; "fdt-entropy" is solved for the paper's FDT."""
-    if recipe.label_smoothing == "fdt-entropy":
-        return smoothing_with_entropy(mean_target_entropy(FDT(), num_classes), num_classes)
-    return float(recipe.label_smoothing or 0)
 
 
 def mean_target_entropy(fdt: FDT, num_classes: int) -> float:
@@ -84,3 +84,37 @@ def _entropy(weights: np.ndarray) -> float:
     """Of weights that sum to 1, in nats; 0 log 0 is 0."""
     positive = weights[weights > 0]
     return float(-(positive * np.log(positive)).sum())
+
+
+def positional_norm(x: Tensor) -> Tensor:
+    """f[n z ...] -> f[n z ...] in x's dtype, z >= 2: zero mean and unit deviation over z; float32 inside."""
+    if x.dim() < 2 or x.shape[1] < 2:
+        raise ValueError(f"positional norm needs [n channels ...] with 2 or more channels, got shape {tuple(x.shape)}")
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(full, dim=1, keepdim=True)
+    return ((full - mean) * torch.rsqrt(variance + PONO_EPS)).to(x.dtype)
+
+
+class PositionalNorm(nn.Module):
+    """`positional_norm` as a layer, without parameters or state."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return positional_norm(x)
+
+
+def insert_positional_norm(model: nn.Module) -> nn.Module:
+    """Put it after every nn.ReLU of a network of this package: changes the model in place and returns it.
+
+    ValueError where there is no nn.ReLU: functional ones are not looked for.
+    """
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.ReLU
+    ]
+    if not places:
+        raise ValueError(f"found no nn.ReLU in {type(model).__name__}: build it without tensor_norm")
+    for parent, name in places:
+        setattr(parent, name, nn.Sequential(getattr(parent, name), PositionalNorm()))
+    return model

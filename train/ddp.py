@@ -1,9 +1,13 @@
-"""One run on several processes: `torchrun --nproc-per-node 2 -m train fit ...`; `reproduce` and `sweep` likewise.
+"""One run on several processes: `torchrun --nproc-per-node 2 -m train fit ...`.
 
 The recipe's batch is the global one, and every rank takes an equal share of it. Resident global batches are the same
 for any number of ranks, the mean over the ranks of means over equal shares is the mean over the batch, and batch
 normalization takes its statistics over all ranks: so a step is, within rounding, the one that a single process takes.
 In one process everything here does nothing.
+
+Batch normalization is torch's SyncBatchNorm on GPUs, which refuses CPU tensors; on CPUs it is the definition, in two
+passes, with sums over the ranks that autograd sees through. Statistics of each rank alone would tie a recipe's result
+to the number of its ranks: 100 images on four ranks are 25 a rank.
 """
 
 from __future__ import annotations
@@ -11,19 +15,16 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from fdt_pipeline.loader.ranks import Ranks, find_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
-from train.ddp_batch_norm import synchronize_batch_norm
-from train.losses import cross_entropy
+from fdt_pipeline.loader.order import Ranks, find_ranks
 from train.recipes import Recipe
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def this_rank() -> Ranks:
 
 
 def is_first_rank() -> bool:
-    """The one that writes files and prints."""
+    """Whether this process is the one that writes files and prints."""
     return this_rank().rank == 0
 
 
@@ -102,7 +103,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The same shape, on every rank."""
+    """f[...] -> f[...], the sum on every rank."""
     if this_rank().world_size > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -110,13 +111,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Unchanged, bit for bit, in one process."""
+    """f[...] -> f[...], the mean on every rank; in one process the values themselves."""
     world_size = this_rank().world_size
     return sum_over_ranks(values) / world_size if world_size > 1 else values
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` gives on the first rank, on every rank: the others need not see its files."""
+    """The result of `make` on the first rank, given to every rank: the others need not see its files."""
     if this_rank().world_size == 1:
         return make()
     values: list[Any] = [make() if is_first_rank() else None]
@@ -124,34 +125,71 @@ def from_first_rank(make: Callable[[], T]) -> T:
     return values[0]
 
 
-def from_each_rank(value: T) -> list[T]:
-    """What the ranks have, in their order, on every rank."""
-    world_size = this_rank().world_size
-    if world_size == 1:
-        return [value]
-    values: list[Any] = [None] * world_size
-    dist.all_gather_object(values, value)
-    return values
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """In place; parameters and buffers stay the same objects under the same names.
+
+    ValueError for batch normalization of a kind that is not synchronized here, which would be wrong in silence.
+    """
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats and module.momentum):
+            raise ValueError(
+                f"{name} is a {module}: only an affine BatchNorm2d with running statistics is synchronized"
+            )
+        if device.type == "cuda":
+            made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        else:
+            made = _adopted(module)
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, made)
 
 
-def evaluation_options() -> dict[str, Any]:
-    """For FDTLoader: with several ranks, batches as many on each, and weight 0 for what only fills up the last."""
-    return {"last_batch": "fill", "weights": True} if this_rank().world_size > 1 else {}
+def _adopted(module: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    made = SynchronizedBatchNorm2d(module.num_features, module.eps, module.momentum)
+    made._parameters, made._buffers = module._parameters, module._buffers
+    return made.train(module.training)
 
 
-@torch.no_grad()
-def evaluate_over_ranks(
-    model: nn.Module, loader: FDTLoader, number_format: AbstractContextManager[Any]
-) -> tuple[float, float]:
-    """`setup.evaluate` with a loader of `evaluation_options()`: the same figures on every rank, each sample counted
-    once."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=loader.device)
-    with number_format:
-        for images, labels, weights in loader:
-            logits = model(images).float()
-            right = (logits.argmax(1) == labels).to(weights.dtype)
-            loss = cross_entropy(logits, labels, reduction="none")
-            sums += torch.stack([(weights * right).sum(), (weights * loss).sum()])
-    accuracy, loss = (sum_over_ranks(sums) / loader.num_samples).tolist()
-    return accuracy, loss
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """In training, statistics over f32[n c h w] of all ranks, which must have equal shares."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        count = dist.get_world_size() * x.numel() // x.shape[1]
+        mean = _sum(x) / count
+        centred = x - mean
+        variance = _sum(centred.square()) / count  # not E[x^2] - mean^2, which loses digits where |mean| >> deviation
+        self._track(mean.detach().flatten(), variance.detach().flatten() * (count / max(count - 1, 1)))
+        scale = self.weight.view(-1, 1, 1) * torch.rsqrt(variance + self.eps)
+        return centred * scale + self.bias.view(-1, 1, 1)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.lerp_(value, self.momentum)  # type: ignore[union-attr, arg-type]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+
+
+def _sum(x: Tensor) -> Tensor:
+    """f32[n c h w] -> f32[1 c 1 1]: over the images and pixels of all ranks."""
+    return _SumOverRanks.apply(x.sum((0, 2, 3), keepdim=True))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The loss of every rank depends on the sum, so what they owe to it is summed on the way back as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _all_reduced(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _all_reduced(gradient)
+
+
+def _all_reduced(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x

@@ -6,7 +6,6 @@ same command goes on after Ctrl-C.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +56,7 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(out / "settings.json", settings)
-    log, device, seconds = _logger(out), pick_device(device_name), _Stopwatch(out / "seconds.json")
+    device, seconds = pick_device(device_name), _Stopwatch(out / "seconds.json")
     shards = out / "shards"
     for split in SPLITS:
         with seconds.of(f"shard {split}"):
@@ -66,20 +65,17 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
             _verify(shards / split)
     draw_batch(FDTLoader(shards / "train", 100, mix=FDT(), channels=3, seed=settings.seed), out / "batch.png")
     for recipe in NAMES:
-        log.info("training %s", recipe)
         made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)
         with seconds.of(f"fit {recipe}"):
             fit(made, shards, out / recipe, resume=True, device=device_name)
     rows = {}
     for recipe, name in NAMES.items():
-        log.info("attacking %s", recipe)
         with seconds.of(f"attack {recipe}"):
             rows[name] = _attack(out / recipe, shards, settings, device)
     table = format_table(rows)
     draw_paths(rows, out / "robustness.png")
     write_text(out / "table.md", table)
     write_json(out / "results.json", _results(out, settings, rows, seconds.seconds, hardware(device)))
-    log.info("table.md, results.json, robustness.png and batch.png are in %s", out)
     return table
 
 
@@ -128,17 +124,6 @@ def _results(
         "hardware": machine,
         "versions": versions(),
     }
-
-
-def _logger(out: Path) -> logging.Logger:
-    """Lines for demo.log, which a later start of the same demo goes on with."""
-    logger = logging.getLogger(f"train.demo.{out.resolve()}")
-    if not logger.handlers:
-        handler = logging.FileHandler(out / "demo.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    return logger
 
 
 class _Stopwatch:

@@ -1,80 +1,111 @@
 """`python -m train export`: a trained run as files that others can use: weights, ONNX, what goes in, what to expect.
 
-model.safetensors   the state_dict, for `build_model`
-model.onnx          images f32[n c h w], standardized -> logits f32[n num_classes]; n, h and w are open
+model.safetensors   the state_dict, for the function that makes the network
+model.onnx          images f32[n c h w], standardized -> logits f32[n num_classes]; n is open, and h and w are, too, but
+                    for networks of the user's own. TN is folded into the weights where that is exact, and written as
+                    plain operators where it is not
 config.json         recipe, classes, and the normalization of the input
 README.md           the model card
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fdt_pipeline.loader.options import PAPER_STD, checked_output
 from fdt_pipeline.storage.atomic import atomic_file
-from train.export_card import model_card
-from train.export_onnx import largest_difference, to_onnx
-from train.export_results import results_of
-from train.files import CONFIG, check_folder, hash_weights, read_json, write_json, write_text
-from train.saved_run import SavedRun, open_run
-from train.setup import make_model
+from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
+from train.export_card import Results, model_card
+from train.files import CONFIG, RESULTS, check_folder, fitting, read_json, write_json, write_text
+from train.precision import full_float32
+from train.robust_accuracy import Robustness
+from train.saved_run import CHECKS, SavedRun, open_run
+from train.setup import is_own
 
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
 CARD = "README.md"
+ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`, or of the demo
+# Of ONNX Runtime to PyTorch: absolute where logits are below 1, else as a share of the largest of them.
+TOLERANCE = 1e-4
 
 
 def export_run(folder: Path, out: Path, weights: str = "final") -> str:
-    """-> what was written, in a line. ImportError without the extra; ValueError where `folder` holds no run, or results
-    of other weights; RuntimeError where ONNX Runtime does not give the model's logits."""
+    """-> what was written, in a line.
+
+    ImportError without the extra; ValueError where `folder` holds no run, or results of other weights; RuntimeError
+    where ONNX Runtime does not give the model's logits.
+    """
     _check_installed()
     check_folder(out)
     run = open_run(folder, torch.device("cpu"), weights)
-    config = exported_config(run)
-    found = results_of(folder, run, weights)
-    channels, size = len(config["input"]["mean"]), config["input"]["size"]
-    onnx, num_folded = to_onnx(run.model, channels, tuple(size) if size else (32, 32))
-    difference = largest_difference(run.model, onnx, _example_images(config))
+    with fitting(folder / CONFIG):
+        config = exported_config(run)
+    results = results_of(folder, run, weights)
+    images = _example_images(config)
+    onnx, num_folded = to_onnx(run.model, images.shape[1:], open_size=not is_own(config["recipe"]["model"]))
+    difference = largest_difference(run.model, onnx, images)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in ((WEIGHTS, _safetensors(run)), (ONNX, onnx)):
         with atomic_file(out / name) as file:
             file.write(content)
     write_json(out / CONFIG, config)
-    write_text(out / CARD, model_card(run, config, found, num_folded, difference))
+    write_text(out / CARD, model_card(run, config, results, num_folded, difference))
     return f"{run.name}, epoch {run.epoch}: {WEIGHTS}, {ONNX}, {CONFIG} and {CARD} are in {out}"
 
 
 def exported_config(run: SavedRun) -> dict[str, Any]:
     """JSON values: all that it takes to build the model and to make its input."""
-    recipe, channels = run.config["recipe"], run.config["in_channels"]
-    output = checked_output(channels, None, None, PAPER_STD, torch.float32, False)  # as the loaders of `fit` have it
-    normalization = {"mean": list(output.mean), "std": list(output.std)}
+    config = run.config
     return {
-        "recipe": recipe,
-        "classes": run.config["classes"],
-        "in_channels": channels,
+        **{name: config[name] for name in ("recipe", "classes", "in_channels")},
         "epoch": run.epoch,
         "weights": run.weights,
-        "input": {"pixels": "0..255, RGB, n c h w", "size": recipe["size"], **normalization},
+        "input": {"pixels": "0..255, RGB, n c h w", "size": config["image_size"], **config["normalization"]},
     }
 
 
-def load_exported(folder: Path) -> nn.Module:
-    """The model of an exported folder, from its safetensors, in evaluation mode. ValueError for other weights than its
-    configuration names."""
-    from safetensors.torch import load_file
+def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
+    """ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards."""
+    training, robustness, checks = (
+        read_json(folder / name) if (folder / name).exists() else None for name in (RESULTS, ROBUSTNESS, CHECKS)
+    )
+    row = None if robustness is None else _row(robustness, run, folder / ROBUSTNESS)
+    if training is not None and weights == "final":
+        _check(folder / RESULTS, training, run, weights)
+    for name, content in ((ROBUSTNESS, row), (CHECKS, checks)):
+        if content is not None:
+            _check(folder / name, content.get("made_from", {}), run, weights)
+    return Results(training, Robustness.from_dict(row) if row else None, checks)
 
-    config = read_json(folder / CONFIG)
-    model = make_model(config["recipe"], len(config["classes"]), config["in_channels"], torch.device("cpu"))
-    state = load_file(folder / WEIGHTS)
-    if config.get("weights") not in (None, hash_weights(state)):  # older folders name none
-        raise ValueError(f"{folder / WEIGHTS} does not hold the weights that {CONFIG} names: export the run again")
-    model.load_state_dict(state)
-    return model.eval()
+
+def _row(content: Mapping[str, Any], run: SavedRun, path: Path) -> Mapping[str, Any]:
+    """The run's own among several models; the demo's file holds nothing else."""
+    if "models" not in content:
+        return content
+    same = [model for model in content["models"].values() if Path(model["run"]).resolve() == path.parent.resolve()]
+    named = [model for model in content["models"].values() if model["recipe"]["name"] == run.name]
+    found = same or named
+    if len(found) != 1:
+        raise ValueError(f"{path} holds {len(found)} models like {run.name}: make it again with this run alone")
+    return found[0]
+
+
+def _check(path: Path, made_from: Mapping[str, Any], run: SavedRun, weights: str) -> None:
+    if made_from.get("weights") != run.weights:
+        raise ValueError(
+            f"{path} is not of the {weights} weights (epoch {run.epoch}): make it again with --weights {weights}, or "
+            "move it away"
+        )
+    if path.name != RESULTS and made_from.get("shards") != run.config["shards"].get("test"):
+        raise ValueError(f"{path} is not of the run's test shards: make it again without --data, or move it away")
 
 
 def _safetensors(run: SavedRun) -> bytes:
@@ -88,8 +119,7 @@ def _safetensors(run: SavedRun) -> bytes:
 def _example_images(config: dict[str, Any]) -> torch.Tensor:
     """Five of random pixels, standardized."""
     mean, std = (torch.tensor(config["input"][name]).view(-1, 1, 1) for name in ("mean", "std"))
-    height, width = config["input"]["size"] or (32, 32)
-    pixels = 255 * torch.rand(5, len(mean), height, width, generator=torch.Generator().manual_seed(0))
+    pixels = 255 * torch.rand(5, len(mean), *config["input"]["size"], generator=torch.Generator().manual_seed(0))
     return (pixels - mean) / std
 
 
@@ -103,3 +133,77 @@ def _check_installed() -> None:
         raise ImportError(
             f'export needs {error.name}: pip install -e ".[export]", beside the extras of this installation'
         ) from error
+
+
+class PlainTensorNorm(nn.Module):
+    """Eq. 1 in operators that every exporter knows: f32[n z h w] -> f32[n z h w], for inference."""
+
+    def __init__(self, relu: bool, channel_dim: int = 1) -> None:
+        super().__init__()
+        self.relu, self.channel_dim = relu, channel_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu() if self.relu else x
+        return x - x.mean(self.channel_dim, keepdim=True)
+
+
+def for_inference(model: nn.Module) -> tuple[nn.Module, int]:
+    """(a copy on the CPU in evaluation mode that gives the same logits within rounding, number of TN sites folded)."""
+    duplicate = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+    if not tensor_norm_layers(duplicate):
+        return duplicate, 0
+    folded, num_folded = fold_tensor_norm(duplicate)
+    for name, layer in list(folded.named_modules()):
+        if isinstance(layer, TensorNorm):
+            parent, _, own = name.rpartition(".")
+            plain = PlainTensorNorm(isinstance(layer, ReLUTensorNorm), layer.channel_dim or 1)
+            setattr(folded.get_submodule(parent), own, plain)
+    return folded, num_folded
+
+
+def to_onnx(model: nn.Module, shape: tuple[int, ...], open_size: bool = True) -> tuple[bytes, int]:
+    """(the file, number of TN sites folded) for images of `shape` (c, h, w), or of any size with `open_size`."""
+    ready, num_folded = for_inference(model)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            ready,
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "n", 2: "h", 3: "w"} if open_size else {0: "n"},),
+        )
+    return program.model_proto.SerializeToString(), num_folded  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def largest_difference(model: nn.Module, onnx: bytes, images: Tensor) -> float:
+    """Of ONNX Runtime's logits to the model's, for images f32[n c h w]; RuntimeError where it is above TOLERANCE."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its warnings are about what it optimizes
+    session: Any = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": images.cpu().contiguous().numpy()})[0])
+    with full_float32(images.device.type):
+        expected = model.eval()(images).cpu()
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise RuntimeError(
+            f"ONNX Runtime differs from PyTorch by {difference:.2g} in logits up to {largest:.2g}, more than "
+            f"{TOLERANCE:g}: the file is not written"
+        )
+    return difference
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs a line for each optional package that is not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from train.export_results import Results
+from train.robust_accuracy import Robustness
 from train.robustness_table import format_table
 from train.saved_run import SavedRun
+from train.setup import is_own
 
 SHOWN_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of a run, each None where it was not measured: results.json, its row, the report of the checks."""
+
+    training: Mapping[str, Any] | None = None
+    robustness: Robustness | None = None
+    checks: Mapping[str, Any] | None = None
 
 
 def model_card(
@@ -30,14 +41,8 @@ def model_card(
 def _head(run: SavedRun, config: Mapping[str, Any]) -> str:
     recipe, classes = config["recipe"], config["classes"]
     shown = ", ".join(map(str, classes[:SHOWN_CLASSES])) + (", ..." if len(classes) > SHOWN_CLASSES else "")
-    methods = [
-        name
-        for name, on in (
-            ("tensor normalization", recipe["tensor_norm"]),
-            ("Full Distribution Training", recipe["fdt"]),
-        )
-        if on
-    ]
+    methods = ["tensor normalization"] * bool(recipe["tensor_norm"])
+    methods += ["Full Distribution Training"] * bool(recipe["fdt"])
     trained = f"trained with {' and '.join(methods)}" if methods else "trained without tensor normalization and FDT"
     return (
         "---\nlibrary_name: pytorch\ntags:\n- image-classification\n- full-distribution-training\n- onnx\n---\n\n"
@@ -48,35 +53,30 @@ def _head(run: SavedRun, config: Mapping[str, Any]) -> str:
 
 def _files(num_folded: int, difference: float, config: Mapping[str, Any]) -> str:
     folded = f"; {num_folded} sites of tensor normalization are folded into its weights" if num_folded else ""
+    opened = "n is open" if is_own(config["recipe"]["model"]) else "n, h and w are open"
     return (
         "## Files\n\n"
         f"- `model.onnx`: images f32[n {config['in_channels']} h w], standardized, to logits "
-        f"f32[n {len(config['classes'])}]; n, h and w are open{folded}. ONNX Runtime's logits differ from PyTorch's by "
+        f"f32[n {len(config['classes'])}]; {opened}{folded}. ONNX Runtime's logits differ from PyTorch's by "
         f"at most {difference:.1e}.\n"
-        "- `model.safetensors`: the weights as they were trained, for fdt-pipeline's `build_model`.\n"
+        "- `model.safetensors`: the weights as they were trained, for the lines below.\n"
         "- `config.json`: recipe, all classes, and the normalization of the input."
     )
 
 
 def _use(config: Mapping[str, Any]) -> str:
-    recipe, given = config["recipe"], config["input"]
-    size = f", resized to {given['size'][0]} x {given['size'][1]}" if given["size"] else ""
+    given = config["input"]
+    height, width = given["size"]
     mean, std = (tuple(given[name]) for name in ("mean", "std"))
-    arguments = (
-        f"{recipe['model']!r}, num_classes={len(config['classes'])}, in_channels={config['in_channels']}, "
-        f"stem={recipe['stem']!r}, tensor_norm={recipe['tensor_norm']!r}"
-    )
-    inserted = "insert_positional_norm(model)\n" if recipe.get("norm") == "pono" else ""
-    imported = "from models.positional_norm import insert_positional_norm\n" if inserted else ""
     return f"""## Use
 
-Pixels in 0..255, RGB{size}:
+Pixels in 0..255, RGB, {height} x {width} in training:
 
 ```python
 import numpy as np
 import onnxruntime
 
-pixels = np.zeros((1, {config["in_channels"]}, {", ".join(map(str, given["size"] or (32, 32)))}), np.float32)
+pixels = np.zeros((1, {config["in_channels"]}, {height}, {width}), np.float32)
 mean, std = np.array([{mean}, {std}], np.float32).reshape(2, -1, 1, 1)
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 [logits] = session.run(None, {{"images": (pixels - mean) / std}})
@@ -85,12 +85,16 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 In a checkout of fdt-pipeline:
 
 ```python
-from safetensors.torch import load_file
+from pathlib import Path
 
-from models import build_model
-{imported}
-model = build_model({arguments})
-{inserted}model.load_state_dict(load_file("model.safetensors"))
+import torch
+from safetensors.torch import load_file
+from train.files import read_json
+from train.setup import make_model
+
+config = read_json(Path("config.json"))
+model = make_model(config["recipe"], {len(config["classes"])}, {config["in_channels"]}, torch.device("cpu"))
+model.load_state_dict(load_file("model.safetensors"))
 model.eval()
 ```"""
 
@@ -117,9 +121,7 @@ def _robustness(run: SavedRun, results: Results) -> str:
         text = "Not measured: `python -m train robustness RUN --json RUN/robustness.json` before the export."
     else:
         text = format_table({run.name: results.robustness}).rstrip()
-    without = ", ".join(results.without_weights)
-    unknown = f"\n\nWeights not recorded in {without}: taken to be these, as the epoch is the same." if without else ""
-    return f"## Robustness\n\n{text}\n\n{_checks(results)}{unknown}"
+    return f"## Robustness\n\n{text}\n\n{_checks(results)}"
 
 
 def _checks(results: Results) -> str:

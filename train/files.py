@@ -1,4 +1,8 @@
-"""What a run leaves on disk: written under a temporary name and renamed, so that a final name is always whole."""
+"""What a run leaves on disk: its files and its log.
+
+Files are written under a temporary name and renamed, so that a final name is always whole. The log is log.jsonl and
+TensorBoard, one record each for the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from fdt_pipeline.storage.atomic import atomic_file
 
@@ -36,6 +42,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): delete it, and make it again") from None
+
+
+def prepare_json(path: Path) -> None:
+    """OSError now, rather than after an hour of attacks, if the file cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path.with_name(f"{path.name}.try")):
+        pass
+    path.with_name(f"{path.name}.try").unlink()
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -93,3 +107,56 @@ def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None
     ]
     if differing:
         raise ValueError(f"the checkpoint is of another {what}: {'; '.join(differing)}. Use another --out, or go back")
+
+
+class RunLog:
+    """Appends records {"step", "epoch", ...}. What a killed run logged after its checkpoint (step) is dropped."""
+
+    def __init__(self, out: Path, resume_step: int) -> None:
+        path = out / LOG
+        records = _records(path)
+        kept = [record for record in records if record["step"] <= resume_step] if resume_step else []
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
+
+    def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
+        record: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **values}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+class NoLog(AbstractContextManager["NoLog"]):
+    """In the place of a log, on the ranks that write no files."""
+
+    def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a kill may have cut the last one."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+            break
+        records.append(record)
+    return records

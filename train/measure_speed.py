@@ -22,10 +22,7 @@ from train.environment import hardware, versions
 from train.files import write_json
 from train.robustness_table import markdown_table
 from train.setup import pick_device
-from train.speed.attacks import attack_speed, import_foolbox
-from train.speed.rounds import Figure
-from train.speed.tensor_norm import peak_memory, step_time
-from train.speed.waiting import waiting_share
+from train.speed import Figure, attack_speed, import_foolbox, peak_memory, step_time, waiting_share
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,7 @@ def draw_paths(rows: Mapping[str, Robustness], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy at x^t, %; dotted: Eq-7 mean", fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_batch(loader: FDTLoader, path: Path) -> None:
@@ -52,7 +51,7 @@ def draw_batch(loader: FDTLoader, path: Path) -> None:
         text = describe_target(target.tolist(), loader.classes)
         panel.text(0, -0.03, text, fontsize=7.5, va="top", transform=panel.transAxes)
     figure.suptitle("Superposed training images, each with the weights of its soft target", fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def describe_target(target: Sequence[float], classes: Sequence[str], lines: int = 4) -> str:
@@ -71,7 +70,8 @@ def to_pixels(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """A PNG, under its name only when it is whole."""
     data = BytesIO()
     figure.savefig(data, format="png", dpi=110)
     with atomic_file(path) as file:

@@ -15,19 +15,18 @@ from typing import Any, Literal
 from fdt_pipeline.definition.series import Power
 from fdt_pipeline.definition.superposition import FDT, Augment
 
-Column = Callable[["Recipe"], "Recipe"]
-
 
 @dataclass(frozen=True)
 class Recipe:
     """All that a run depends on, beside its data and its machine.
 
+    model: a name of `models.build_model`, or MODULE:FUNCTION for a network of the user's own (setup.py).
     epochs, lr_drop_every: in epochs; the learning rate is divided by 10 every lr_drop_every of them.
     max_steps: stop after so many optimizer steps, or None. channels: 3 repeats gray images, as the paper does.
     size: (height, width) to resize images to, needed where they differ in size; they are then streamed.
     tensor_norm: None, "straight-through" (the paper's backward pass) or "exact". loss_eps: Algorithm 4's threshold.
     norm: "pono" takes TN's place after every ReLU (mean and deviation per pixel, arXiv 1907.04312).
-    label_smoothing: share of a target that is spread over all classes; "fdt-entropy": as soft as FDT's on average.
+    label_smoothing: "fdt-entropy" spreads a share of a target over all classes: as soft as FDT's targets on average.
     mixup: a of its weight ~ Beta(a, a), one a batch (arXiv 1710.09412). Both are for whole images, without fdt.
     """
 
@@ -37,7 +36,7 @@ class Recipe:
     tensor_norm: Literal["straight-through", "exact"] | None = None
     norm: Literal["pono"] | None = None
     fdt: FDT | None = None
-    label_smoothing: float | Literal["fdt-entropy"] | None = None
+    label_smoothing: Literal["fdt-entropy"] | None = None
     mixup: float | None = None
     augment: Augment | None = field(default_factory=Augment)
     loss: Literal["cross-entropy", "multi-label"] = "cross-entropy"
@@ -62,16 +61,16 @@ class Recipe:
             raise ValueError(f"lr must be above 0, got {self.lr}")
         if self.loss != "multi-label" and self.loss_eps != Recipe.loss_eps:
             raise ValueError(f"loss_eps is the multi-label loss's, got {self.loss_eps} with {self.loss}: leave it out")
+        if ":" in self.model and self.stem != Recipe.stem:
+            raise ValueError(f"stems are of the ResNets here, got stem {self.stem!r} with {self.model}: leave it out")
         self._check_controls()
 
     def _check_controls(self) -> None:
         if self.norm is not None and (self.norm != "pono" or self.tensor_norm is not None):
             raise ValueError(f'norm must be "pono" without tensor_norm, got {self.norm!r} with {self.tensor_norm!r}')
         smoothing = self.label_smoothing
-        if isinstance(smoothing, str) and smoothing != "fdt-entropy":
-            raise ValueError(f'label_smoothing must be a share or "fdt-entropy", got {smoothing!r}')
-        if isinstance(smoothing, float | int) and not 0 <= smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {smoothing}")
+        if smoothing not in (None, "fdt-entropy"):
+            raise ValueError(f'label_smoothing must be "fdt-entropy" or None, got {smoothing!r}')
         if self.mixup is not None and not self.mixup > 0:
             raise ValueError(f"mixup must be above 0, the a of Beta(a, a), got {self.mixup}")
         if self.fdt is not None and (smoothing is not None or self.mixup is not None):
@@ -86,63 +85,25 @@ class Recipe:
         return values
 
 
-def plain(base: Recipe) -> Recipe:
-    """Whole images, cross entropy (Algorithm 3)."""
-    return replace(base, name=f"{base.name}_plain")
-
-
-def ov(base: Recipe) -> Recipe:
-    """Overlays: FDT's images, but one hard label, the dominant image's class."""
-    return replace(base, name=f"{base.name}_ov", fdt=FDT(targets="dominant"))
-
-
-def fdt(base: Recipe) -> Recipe:
-    """Full Distribution Training with the multi-label loss (Algorithms 2 and 4)."""
-    return replace(base, name=f"{base.name}_fdt", fdt=FDT(), loss="multi-label")
-
-
-def tn(base: Recipe) -> Recipe:
-    """Tensor normalization after every ReLU (Algorithm 1)."""
-    return replace(base, name=f"{base.name}_tn", tensor_norm="straight-through")
-
-
-def tn_fdt(base: Recipe) -> Recipe:
-    """Both."""
-    return replace(fdt(base), name=f"{base.name}_tn_fdt", tensor_norm="straight-through")
-
-
-def label_smoothing(base: Recipe) -> Recipe:
-    """Control: targets as soft as FDT's on clean images, so what is left of FDT's effect is the mixing."""
-    return replace(base, name=f"{base.name}_label_smoothing", label_smoothing="fdt-entropy")
-
-
-def mixup(base: Recipe) -> Recipe:
-    """Control: two images a sum with random weights, classes may meet; a = 1, as its paper takes for CIFAR."""
-    return replace(base, name=f"{base.name}_mixup", mixup=1.0)
-
-
-def fdt_k2(base: Recipe) -> Recipe:
-    """Control: always two images, 2/3 and 1/3, and never a clean one."""
-    return replace(fdt(base), name=f"{base.name}_fdt_k2", fdt=FDT(min_images=2, max_images=2))
-
-
-def tn_exact(base: Recipe) -> Recipe:
-    """Control: TN with the gradient of what it computes, in place of the paper's straight-through one."""
-    return replace(base, name=f"{base.name}_tn_exact", tensor_norm="exact")
-
-
-def pono(base: Recipe) -> Recipe:
-    """Control: positional normalization in TN's place."""
-    return replace(base, name=f"{base.name}_pono", norm="pono")
-
-
-def power_series(gamma: float) -> Column:
-    """Control: FDT with weights i**-gamma (over their sum) in place of 1/i."""
-
-    def column(base: Recipe) -> Recipe:
-        return replace(fdt(base), name=f"{base.name}_fdt_gamma{gamma:g}", fdt=FDT(series=Power(gamma)))
-
-    return column
+_FDT: dict[str, Any] = {"fdt": FDT(), "loss": "multi-label"}
+# The paper's columns, as changes to the recipe of a network.
+COLUMNS: dict[str, dict[str, Any]] = {
+    "plain": {},  # whole images, cross entropy (Algorithm 3)
+    "ov": {"fdt": FDT(targets="dominant")},  # overlays: FDT's images, but one hard label, the dominant image's class
+    "fdt": _FDT,  # Full Distribution Training with the multi-label loss (Algorithms 2 and 4)
+    "tn": {"tensor_norm": "straight-through"},  # tensor normalization after every ReLU (Algorithm 1)
+    "tn_fdt": {**_FDT, "tensor_norm": "straight-through"},
+}
+GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup (arXiv 2204.03323)
+CONTROLS: dict[str, dict[str, Any]] = {
+    "label_smoothing": {"label_smoothing": "fdt-entropy"},  # as soft as FDT on clean images: what is left is the mixing
+    "mixup": {"mixup": 1.0},  # two images a sum, random weights, classes may meet; a = 1, as its paper takes for CIFAR
+    "fdt_k2": {**_FDT, "fdt": FDT(min_images=2, max_images=2)},  # always two images, 2/3 and 1/3, never a clean one
+    "tn_exact": {"tensor_norm": "exact"},  # the gradient of what TN computes, in place of the straight-through one
+    "pono": {"norm": "pono"},  # positional normalization in TN's place
+    # Weights i**-gamma (over their sum) in place of 1/i.
+    **{f"fdt_gamma{gamma:g}": {**_FDT, "fdt": FDT(series=Power(gamma))} for gamma in GAMMAS},
+}
 
 
 def resnet34() -> Recipe:
@@ -176,25 +137,35 @@ def demo() -> Recipe:
 
 
 BASES: tuple[Callable[[], Recipe], ...] = (resnet18, resnet34, resnet152, wrn28_10, small, demo)
-COLUMNS: tuple[Column, ...] = (plain, ov, fdt, tn, tn_fdt)
-RECIPES = tuple(f"{base.__name__}_{column.__name__}" for base in BASES for column in COLUMNS)
-GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup (arXiv 2204.03323)
-CONTROLS: dict[str, Column] = {
-    **{column.__name__: column for column in (label_smoothing, mixup, fdt_k2, tn_exact, pono)},
-    **{f"fdt_gamma{gamma:g}": power_series(gamma) for gamma in GAMMAS},
-}
+RECIPES = tuple(f"{base.__name__}_{column}" for base in BASES for column in COLUMNS)
 
 
-def make_recipe(name: str, **changes: Any) -> Recipe:
+def make_recipe(name: str, model: str | None = None, **changes: Any) -> Recipe:
     """The recipe MODEL_COLUMN or MODEL_CONTROL with changes to its fields; None changes nothing.
 
-    A change of epochs alone keeps the share of the run after which the learning rate drops.
+    With a model of the user's own, MODULE:FUNCTION, name is COLUMN or CONTROL alone, and the schedule is the paper's. A
+    change of epochs alone keeps the share of the run after which the learning rate drops.
     """
-    columns = {column.__name__: column for column in COLUMNS} | CONTROLS
-    made = next((c(b()) for b in BASES for key, c in columns.items() if name == f"{b.__name__}_{key}"), None)
-    if made is None:
-        raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; controls: {', '.join(CONTROLS)}")
+    base, column = _split(name) if model is None else (_own(model), name)
+    columns = COLUMNS | CONTROLS
+    if column not in columns:
+        raise ValueError(f"with --model, --recipe is one of {', '.join(columns)}, got {name!r}")
     changes = {field: value for field, value in changes.items() if value is not None}
     if "epochs" in changes and "lr_drop_every" not in changes:
-        changes["lr_drop_every"] = max(1, round(made.lr_drop_every * changes["epochs"] / made.epochs))
-    return replace(made, **changes)
+        changes["lr_drop_every"] = max(1, round(base.lr_drop_every * changes["epochs"] / base.epochs))
+    return replace(base, name=f"{base.name}_{column}", **{**columns[column], **changes})
+
+
+def _split(name: str) -> tuple[Recipe, str]:
+    for base in BASES:
+        for column in COLUMNS | CONTROLS:
+            if name == f"{base.__name__}_{column}":
+                return base(), column
+    raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(RECIPES)}; controls: {', '.join(CONTROLS)}")
+
+
+def _own(model: str) -> Recipe:
+    module, separator, function = model.partition(":")
+    if not (module and separator and function):
+        raise ValueError(f"expected --model MODULE:FUNCTION, got {model!r}; for a network of ours leave it out")
+    return Recipe(function, model)

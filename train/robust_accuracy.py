@@ -7,7 +7,7 @@ iterate and the worst over the iterates are therefore kept beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -18,6 +18,12 @@ class AttackCounts:
     num_images: int
     correct: tuple[int, ...]
     correct_throughout: int
+
+    def __add__(self, other: AttackCounts) -> AttackCounts:
+        """Of the same attack on both sets of images."""
+        correct = tuple(a + b for a, b in zip(self.correct, other.correct, strict=True))
+        throughout = self.correct_throughout + other.correct_throughout
+        return AttackCounts(self.num_images + other.num_images, correct, throughout)
 
     @property
     def path(self) -> list[float]:
@@ -85,7 +91,7 @@ class RobustnessAtEps:
 class Robustness:
     """A model's accuracy on clean images and, for each radius, under attack with `steps` steps.
 
-    precision: "float32", or "tf32" behind the first layer (full_float32.py).
+    precision: "float32", or "tf32" behind the first layer (precision.py).
     """
 
     num_images: int
@@ -94,6 +100,29 @@ class Robustness:
     clip_pixels: bool
     radii: tuple[RobustnessAtEps, ...]
     precision: str = "float32"
+
+    def __add__(self, other: Robustness) -> Robustness:
+        """Of the same attacks on both sets of images; ValueError where the attacks differ."""
+        if self._attacks() != other._attacks():
+            raise ValueError(f"expected counts of the attacks {self._attacks()}, got {other._attacks()}")
+        radii = tuple(
+            RobustnessAtEps(
+                a.eps,
+                {name: attack + b.attacks[name] for name, attack in a.attacks.items()},
+                a.correct_throughout + b.correct_throughout,
+            )
+            for a, b in zip(self.radii, other.radii, strict=True)
+        )
+        return replace(
+            self,
+            num_images=self.num_images + other.num_images,
+            num_correct=self.num_correct + other.num_correct,
+            radii=radii,
+        )
+
+    def _attacks(self) -> tuple[int, bool, str, list[tuple[float, list[str]]]]:
+        radii = [(radius.eps, list(radius.attacks)) for radius in self.radii]
+        return self.steps, self.clip_pixels, self.precision, radii
 
     @property
     def clean(self) -> float:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from models.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
 from train.attack import PGD, PixelBounds, pgd_paths
-from train.full_float32 import Precision, attack_precision
+from train.precision import Precision, attack_precision
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.robustness_table import format_table
 
@@ -32,7 +31,6 @@ def evaluate_robustness(
     *,
     steps: int = 40,
     clip_pixels: bool = True,
-    gradients: Sequence[Gradient] | None = None,
     device: torch.device | str | None = None,
     together: bool | None = None,
     precision: Precision | None = None,
@@ -40,28 +38,29 @@ def evaluate_robustness(
 ) -> Robustness:
     """Attacks every batch (images f32[n c h w], labels i64[n]) once for each eps and TN gradient; reads `batches` once.
 
-    For tensors in memory pass `zip(images.split(100), labels.split(100))`. `gradients` defaults to exact and
-    straight-through where the model has TN layers, else to exact. `device`, where the batches are moved to, defaults to
-    the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU, which a batch of
-    100 does not fill. `precision` is "tf32" on a GPU by default (full_float32.py says what that is), else "float32",
-    and is in the result. `progress` is told after each attack how many image-steps it took (n * steps), as tqdm.update
-    wants it; their total is images * steps * radii * gradients, each one pass forward and back.
+    A model with TN layers is attacked along the exact and the straight-through gradient, any other along the exact one.
+    For tensors in memory pass `zip(images.split(100), labels.split(100))`. `device`, where the batches are moved to,
+    defaults to the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU,
+    which a batch of 100 does not fill. `precision` is "tf32" on a GPU by default (precision.py says what that is), else
+    "float32", and is in the result. After each attack `progress` is called with the image-steps that it took (n *
+    steps), as tqdm.update wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     attacks = _attacks(eps_values, steps, clip_pixels)
-    names = _gradients(model, gradients)
+    names: list[Gradient] = ["exact", "straight-through"] if tensor_norm_layers(model) else ["exact"]
     device = _device_of(model) if device is None else torch.device(device)
     precision = attack_precision(precision, device.type)
-    tally = _Tally(len(attacks), len(names), steps)
-    for x, labels in _batches(batches):
-        x, labels = x.to(device), labels.to(device)
-        groups = _groups(attacks, x.device.type == "cuda" if together is None else together)
-        tally.add(_attack_batch(model, x, labels, groups, names, bounds, precision, progress))
-    return tally.result(attacks, names, precision)
-
-
-def _groups(attacks: Sequence[PGD], together: bool) -> list[list[PGD]]:
-    """The attacks that share a batch."""
-    return [list(attacks)] if together else [[attack] for attack in attacks]
+    if isinstance(batches, Tensor):
+        raise ValueError("expected batches of (images, labels), got a tensor; pass [(images, labels)]")
+    together = device.type == "cuda" if together is None else together
+    groups = [attacks] if together else [[attack] for attack in attacks]  # the attacks that share a batch
+    whole: Robustness | None = None
+    for x, labels in batches:
+        correct = _attack_batch(model, x.to(device), labels.to(device), groups, names, bounds, precision, progress)
+        counts = _counts(correct, attacks, names, precision)
+        whole = whole + counts if whole else counts
+    if whole is None:
+        raise ValueError("expected at least one batch, got none; was the iterable used up before?")
+    return whole
 
 
 def _attack_batch(
@@ -85,62 +84,29 @@ def _attack_batch(
     return torch.stack(rows).unflatten(0, (len(gradients), -1))
 
 
-class _Tally:
-    """Counts over the batches; `correct` i64[gradient eps T+1]."""
+def _counts(correct: Tensor, attacks: Sequence[PGD], gradients: Sequence[str], precision: Precision) -> Robustness:
+    """Of one batch, from bool[gradient eps T+1 n].
 
-    def __init__(self, num_eps: int, num_gradients: int, steps: int) -> None:
-        self.num_images = 0
-        self.num_correct = 0
-        self.correct = torch.zeros(num_gradients, num_eps, steps + 1, dtype=torch.int64)
-        self.throughout = torch.zeros(num_gradients, num_eps, dtype=torch.int64)
-        self.throughout_all = torch.zeros(num_eps, dtype=torch.int64)
-
-    def add(self, correct: Tensor) -> None:
-        """Clean is x^0 of the first attack, and part of every worst case: so worst <= clean on any hardware."""
-        correct = correct.cpu()
-        clean = correct[0, 0, 0]
-        throughout = correct.all(dim=2) & clean
-        self.num_images += len(clean)
-        self.num_correct += int(clean.sum())
-        self.correct += correct.sum(dim=3)
-        self.throughout += throughout.sum(dim=2)
-        self.throughout_all += throughout.all(dim=0).sum(dim=1)
-
-    def result(self, attacks: Sequence[PGD], gradients: Sequence[str], precision: Precision) -> Robustness:
-        if self.num_images == 0:
-            raise ValueError("expected at least one batch, got none; was the iterable used up before?")
-        radii = []
-        for e, attack in enumerate(attacks):
-            counts = {
-                name: AttackCounts(self.num_images, tuple(self.correct[g, e].tolist()), int(self.throughout[g, e]))
-                for g, name in enumerate(gradients)
-            }
-            radii.append(RobustnessAtEps(attack.eps, counts, int(self.throughout_all[e])))
-        first = attacks[0]
-        return Robustness(self.num_images, self.num_correct, first.steps, first.clip_pixels, tuple(radii), precision)
-
-
-def _batches(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
-    if isinstance(batches, Tensor):
-        raise ValueError("expected batches of (images, labels), got a tensor; pass [(images, labels)]")
-    return batches
+    Clean is x^0 of the first attack, and part of every worst case: so worst <= clean on any hardware.
+    """
+    correct = correct.cpu()
+    clean = correct[0, 0, 0]
+    throughout = correct.all(dim=2) & clean  # bool[gradient eps n]
+    radii = []
+    for e, attack in enumerate(attacks):
+        counts = {
+            name: AttackCounts(len(clean), tuple(correct[g, e].sum(1).tolist()), int(throughout[g, e].sum()))
+            for g, name in enumerate(gradients)
+        }
+        radii.append(RobustnessAtEps(attack.eps, counts, int(throughout[:, e].all(0).sum())))
+    first = attacks[0]
+    return Robustness(len(clean), int(clean.sum()), first.steps, first.clip_pixels, tuple(radii), precision)
 
 
 def _attacks(eps_values: Sequence[float], steps: int, clip_pixels: bool) -> list[PGD]:
     if not eps_values or len(set(eps_values)) != len(eps_values):
         raise ValueError(f"expected one or more different eps_values, got {list(eps_values)}")
     return [PGD(eps, steps, clip_pixels=clip_pixels) for eps in eps_values]
-
-
-def _gradients(model: nn.Module, gradients: Sequence[Gradient] | None) -> list[Gradient]:
-    normalized = bool(tensor_norm_layers(model))
-    if gradients is None:
-        return ["exact", "straight-through"] if normalized else ["exact"]
-    if not gradients or len(set(gradients)) != len(gradients) or not set(gradients) <= set(get_args(Gradient)):
-        raise ValueError(f"expected different gradients out of {get_args(Gradient)}, got {list(gradients)}")
-    if "straight-through" in gradients and not normalized:
-        raise ValueError("expected gradients None or ['exact'] for a model without TN layers, got 'straight-through'")
-    return list(gradients)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -1,7 +1,8 @@
-"""A run that has been trained, opened again: its model with the weights, and its test samples."""
+"""Runs that have been trained, opened again: the model with its weights, its test samples, and the attack on it."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
-from models import tensor_norm_layers
-from train.files import BEST, CHECKPOINT, CONFIG, check_same, fitting, hash_weights, read_checkpoint, read_json
-from train.full_float32 import Precision
-from train.robustness import EPS_VALUES, Robustness, evaluate_robustness
-from train.setup import fingerprint, make_model, output_options, test_folder
+from fdt_pipeline.tensor_norm import tensor_norm_layers
+from train.environment import hardware, versions
+from train.files import (
+    BEST,
+    CHECKPOINT,
+    CONFIG,
+    check_same,
+    fitting,
+    hash_weights,
+    prepare_json,
+    read_checkpoint,
+    read_json,
+    write_json,
+)
+from train.precision import Precision
+from train.robustness import EPS_VALUES, Robustness, evaluate_robustness, format_table
+from train.setup import fingerprint, make_model, output_options, pick_device, test_folder
 from train.threat_model import PixelBounds
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
+CHECKS = "checks.json"  # of `python -m train checks RUN --json RUN/checks.json`
 
 
 @dataclass
@@ -76,9 +90,8 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
     with fitting(run / CONFIG):
         model = make_model(config["recipe"], len(config["classes"]), config["in_channels"], device)
     state = read_checkpoint(run / WEIGHTS[weights])
-    if "recipe" in state:  # best.pt of older runs has none
-        check_same("recipe", _as_json(state["recipe"]), config["recipe"])
     with fitting(run / WEIGHTS[weights]):
+        check_same("recipe", _as_json(state["recipe"]), config["recipe"])
         model.load_state_dict(state["model"])
         epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
     return SavedRun(config, model.eval(), epoch, hash_weights(state["model"]), device)
@@ -125,3 +138,52 @@ def first_samples(loader: FDTLoader, num_images: int) -> Iterator[tuple[Tensor, 
         left -= len(labels)
         if left <= 0:
             return
+
+
+def robustness_of_runs(arguments: argparse.Namespace) -> str:
+    """-> the table. ValueError for a folder that holds no run, or eps, steps or images out of range."""
+    device = pick_device(arguments.device)
+    if arguments.json:
+        prepare_json(arguments.json)
+    runs = [open_run(folder, device, arguments.weights) for folder in arguments.runs]
+    loaders = [run.test_loader(arguments.data, arguments.batch_size) for run in runs]
+    rows: dict[str, Robustness] = {}
+    names = _row_names(runs, arguments.runs)
+    for run, loader, name in zip(runs, loaders, names, strict=True):
+        rows[name] = attack_run(
+            run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images, arguments.precision
+        )
+        if arguments.json:  # after every run, so that an interruption loses one at most
+            write_json(arguments.json, _report(arguments, rows, runs, loaders, device))
+    return format_table(rows)
+
+
+def _row_names(runs: Sequence[SavedRun], folders: Sequence[Path]) -> list[str]:
+    """The recipe's name, with the folder where several runs are of one recipe."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("a run was given twice: name each folder once")
+    recipes = [run.name for run in runs]
+    return [
+        name if recipes.count(name) == 1 else f"{name} ({folder})"
+        for name, folder in zip(recipes, folders, strict=True)
+    ]
+
+
+def _report(
+    arguments: argparse.Namespace,
+    rows: dict[str, Robustness],
+    runs: list[SavedRun],
+    loaders: list[FDTLoader],
+    device: torch.device,
+) -> dict[str, Any]:
+    models = {
+        name: {
+            "run": str(folder),
+            "made_from": run.made_from(loader),
+            "epoch": run.epoch,
+            "recipe": run.config["recipe"],
+            **row.to_dict(),
+        }
+        for (name, row), run, loader, folder in zip(rows.items(), runs, loaders, arguments.runs, strict=False)
+    }
+    return {"weights": arguments.weights, "models": models, "hardware": hardware(device), "versions": versions()}

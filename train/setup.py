@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
+from fdt_pipeline.losses import cross_entropy, multi_label_loss
+from fdt_pipeline.tensor_norm import insert_tensor_norm
 from models import build_model
-from models.positional_norm import insert_positional_norm
-from train.ddp import evaluate_over_ranks, evaluation_options, share_of_batch
-from train.full_float32 import full_float32
-from train.losses import cross_entropy, multi_label_loss
+from train.controls import insert_positional_norm
+from train.ddp import share_of_batch, sum_over_ranks
+from train.precision import autocast, full_float32
 from train.recipes import Recipe
 
 
@@ -38,7 +40,8 @@ def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool)
     """Training batches as the recipe asks for them, or the samples in order; channels_last, as convolutions want it."""
     common = output_options(device, recipe.channels, recipe.size)
     if not train:
-        return FDTLoader(shards, 200, train=False, **evaluation_options(), **common)
+        # Each rank has as many batches, with weight 0 for what only fills up the last one.
+        return FDTLoader(shards, 200, train=False, last_batch="fill", weights=True, **common)
     batch_size = share_of_batch(recipe)
     return FDTLoader(
         shards, batch_size, mix=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
@@ -62,18 +65,56 @@ def fingerprint(loader: FDTLoader) -> str:
     return loader.manifest.sha256
 
 
+def is_own(model: str) -> bool:
+    """Whether a recipe's model is MODULE:FUNCTION, a network of the user's own."""
+    return ":" in model
+
+
 def make_model(recipe: Mapping[str, Any], num_classes: int, in_channels: int, device: torch.device) -> nn.Module:
     """The network of `Recipe.to_dict()`: weights depend on torch's global generator alone, which the caller seeds."""
-    model = build_model(
-        recipe["model"],
-        num_classes=num_classes,
-        in_channels=in_channels,
-        stem=recipe["stem"],
-        tensor_norm=recipe["tensor_norm"],
-    )
-    if recipe.get("norm") == "pono":  # not in the configuration of runs from before the controls
+    if is_own(recipe["model"]):
+        model = _own_model(recipe["model"], num_classes, in_channels)
+        if recipe["tensor_norm"] is not None:
+            model = insert_tensor_norm(model, recipe["tensor_norm"])
+    else:
+        model = build_model(recipe["model"], num_classes, in_channels, recipe["stem"], recipe["tensor_norm"])
+    if recipe["norm"] == "pono":
         insert_positional_norm(model)
     return model.to(device).to(memory_format=torch.channels_last)
+
+
+def _own_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """What FUNCTION(num_classes=..., in_channels=...) returns; ValueError where MODULE:FUNCTION is no such function."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the model {name} cannot be imported ({error}): expected MODULE:FUNCTION, with MODULE in the current "
+            "folder or on PYTHONPATH"
+        ) from error
+    arguments = {"num_classes": num_classes, "in_channels": in_channels}
+    called = f"{attribute}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"the model {name} cannot be called as {called}: {error}") from error
+    model = function(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected that {called} of {name} returns an nn.Module, got {type(model).__name__}")
+    return model
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module, shape: Sequence[int], num_classes: int, device: torch.device) -> None:
+    """ValueError unless the model takes images of `shape` (c, h, w) and gives logits of num_classes."""
+    try:
+        logits = model.eval()(torch.zeros(2, *shape, device=device))
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot take images f32[n {' '.join(map(str, shape))}]: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        found = f"f32{list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"expected logits f32[2 {num_classes}] of the model for two images, got {found}")
 
 
 def make_loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
@@ -82,34 +123,20 @@ def make_loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
     return cross_entropy
 
 
-def amp_dtype(device: torch.device) -> torch.dtype | None:
-    """Mixed precision is for GPUs: bfloat16 where it is native, else float16 with a scaled loss."""
-    if device.type != "cuda":
-        return None
-    native = torch.cuda.get_device_capability(device)[0] >= 8  # is_bf16_supported() counts emulation as support
-    return torch.bfloat16 if native else torch.float16
-
-
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    dtype = amp_dtype(device)
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: FDTLoader, precise: bool = True) -> tuple[float, float]:
-    """(accuracy, mean cross entropy in nats) over every sample of the loader once, in eval mode.
+    """(accuracy, mean cross entropy in nats) over every sample of the test loader once, in eval mode.
 
-    In full float32 where `precise`, else as a training step computes: on an H100 eight times as fast, for curves.
+    In full float32 where `precise`, else as a training step computes: on an H100 eight times as fast, for curves. Every
+    rank has the same figures.
     """
-    number_format = full_float32(loader.device.type) if precise else autocast(loader.device)
-    if loader.world_size > 1:
-        return evaluate_over_ranks(model, loader, number_format)
     model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=loader.device)  # on the device, so that no batch waits for it
-    loss = torch.zeros((), dtype=torch.float64, device=loader.device)
-    with number_format:
-        for images, labels in loader:
+    sums = torch.zeros(2, dtype=torch.float64, device=loader.device)  # on the device, so that no batch waits for it
+    with full_float32(loader.device.type) if precise else autocast(loader.device):
+        for images, labels, weights in loader:
             logits = model(images).float()
-            correct += (logits.argmax(1) == labels).sum()
-            loss += cross_entropy(logits, labels, reduction="sum")
-    return int(correct) / loader.num_samples, float(loss) / loader.num_samples
+            right = (logits.argmax(1) == labels).to(weights.dtype)
+            loss = cross_entropy(logits, labels, reduction="none")
+            sums += torch.stack([(weights * right).sum(), (weights * loss).sum()])
+    accuracy, loss = (sum_over_ranks(sums) / loader.num_samples).tolist()
+    return accuracy, loss

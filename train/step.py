@@ -1,22 +1,23 @@
-"""One optimizer step, as fast as the device allows, without ever waiting for a GPU.
+"""One optimizer step, as fast as the device allows, without ever waiting for a GPU; and noticing that a run diverges.
 
 On a GPU: mixed precision, cuDNN's algorithms chosen by trial, the pass forward and back as one CUDA graph (at batch 100
-the launches of some 500 kernels would take longer than the kernels), SGD as one kernel for many weights. On a CPU none
-of it.
+the launches of some 500 kernels would take longer than the kernels), SGD as one kernel for many weights. A CPU takes
+the plain step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from train.autotuning import autotuned_convolutions
-from train.cuda_graph import GraphedPass
-from train.losses import kl_to_target
-from train.setup import amp_dtype, autocast
+from fdt_pipeline.losses import kl_to_target
+from train.accelerate import GraphedPass
+from train.ddp import mean_over_ranks
+from train.precision import amp_dtype, autocast, autotuned_convolutions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,3 +79,35 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     optimizer.load_state_dict(dict(state))
     for group, fused in zip(optimizer.param_groups, own, strict=True):
         group["fused"] = fused
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged."""
+
+
+def checked_figures(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
+    """(step, loss f32[], KL f32[]) -> numbers, fetched together, as each fetch waits for a GPU.
+
+    Means over the ranks, so that all of them stop at the same step. NonFiniteLossError for the first step whose loss is
+    none.
+    """
+    if not waiting:
+        return
+    figures = mean_over_ranks(torch.stack([torch.stack([loss, kl]) for _, loss, kl in waiting])).tolist()
+    for (step, _, _), (loss, kl) in zip(waiting, figures, strict=True):
+        check_finite(step, "loss of", loss)
+        yield step, loss, kl
+
+
+def check_weights(model: nn.Module, step: int) -> None:
+    """The last update of an epoch is not followed by a loss that would show what it did."""
+    values = [value for value in model.state_dict().values() if value.is_floating_point()]
+    check_finite(step, "largest weight after", float(torch.stack([value.abs().max() for value in values]).max()))
+
+
+def check_finite(step: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            f"the {what} step {step} is {value}: lower the learning rate (--lr), or look at the data; "
+            "the checkpoint of the epoch before is kept, if there was one"
+        )

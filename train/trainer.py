@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from train.compiling import Compiled, network_of_step
+from fdt_pipeline.losses import check_eps
+from train.accelerate import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.ddp import data_parallel, from_first_rank, is_first_rank, process_group, this_rank
-from train.divergence import check_finite, check_weights, checked_figures
 from train.environment import hardware, versions
 from train.files import (
     BEST,
     CHECKPOINT,
     CONFIG,
     RESULTS,
+    NoLog,
+    RunLog,
     check_folder,
     check_same,
     fitting,
@@ -34,12 +36,12 @@ from train.files import (
     write_checkpoint,
     write_json,
 )
-from train.logs import NoLog, RunLog
-from train.losses import check_eps
 from train.recipes import Recipe
 from train.setup import (
+    check_logits,
     evaluate,
     fingerprint,
+    is_own,
     make_loader,
     make_loss,
     make_model,
@@ -47,7 +49,15 @@ from train.setup import (
     test_folder,
     train_folder,
 )
-from train.step import TrainStep, load_optimizer, make_optimizer, make_scaler
+from train.step import (
+    TrainStep,
+    check_finite,
+    check_weights,
+    checked_figures,
+    load_optimizer,
+    make_optimizer,
+    make_scaler,
+)
 
 # Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
@@ -82,7 +92,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
-    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see compiling.py.
+    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see accelerate.py.
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards, and
     for compile_it on several ranks.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
@@ -128,6 +138,8 @@ class Run:
         self.change = make_batch_change(recipe, self.loader.num_classes)
         torch.manual_seed(recipe.seed)
         self.model = make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
+        if is_own(recipe.model):
+            check_logits(self.model, self.loader.shape, self.loader.num_classes, device)
         self.network = data_parallel(self.model, device)
         self.optimizer = make_optimizer(self.model, recipe.lr, recipe.momentum, recipe.weight_decay, device)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_drop_every, gamma=0.1)
@@ -240,6 +252,8 @@ class Run:
             "recipe": self.recipe.to_dict(),
             "classes": self.loader.classes,
             "in_channels": self.loader.shape[0],
+            "image_size": list(self.loader.shape[1:]),
+            "normalization": {"mean": list(self.loader.mean), "std": list(self.loader.std)},
             "data": str(self.data.resolve()),
             "shards": self._fingerprint(),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -22,10 +23,9 @@ from fdt_pipeline.loader.graphs import (
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.reading import Window
 from fdt_pipeline.loader.running import DaliOptions, run_pipeline
-from fdt_pipeline.native import processor
-from fdt_pipeline.native.core import MOST_CLASSES, NativePool
-from fdt_pipeline.native.loading import load
-from fdt_pipeline.native.unavailable import NativeUnavailable
+from fdt_pipeline.native import NativeUnavailable, processor
+from fdt_pipeline.native.load import load
+from fdt_pipeline.native.pool import MOST_CLASSES, NativePool
 from fdt_pipeline.sources.source import I64
 
 
@@ -75,8 +75,10 @@ class NativeResident:
         """As `ResidentEngine` has it."""
         options = self.dali.arguments(self.batch_size, num_batches)
         pipeline = resident_pipeline(self.arguments[mixes], dali_device(self.device), **options)
-        for batch, outputs in run_pipeline(pipeline, inputs, lambda batch: {"ids": batch.ids}):
-            yield batch, *_finished(outputs, self.mixing)
+        # Closed, not dropped: Python ignores a Ctrl-C that comes while it ends a generator that was dropped.
+        with closing(run_pipeline(pipeline, inputs, lambda batch: {"ids": batch.ids})) as made:
+            for batch, outputs in made:
+                yield batch, *_finished(outputs, self.mixing)
 
 
 class NativeStreaming:
@@ -96,8 +98,9 @@ class NativeStreaming:
         """As `StreamingEngine` has it."""
         options = self.dali.arguments(self.window, num_batches)
         pipeline = streaming_pipeline(self.decoding, self.arguments[mixes], dali_device(self.device), **options)
-        for batch, outputs in run_pipeline(pipeline, inputs, _fields):
-            yield batch, *_finished(outputs, self.mixing)
+        with closing(run_pipeline(pipeline, inputs, _fields)) as made:
+            for batch, outputs in made:
+                yield batch, *_finished(outputs, self.mixing)
 
 
 def _fields(batch: WindowBatch) -> dict[str, object]:

@@ -18,8 +18,8 @@ import torch
 from fdt_pipeline.dali import import_dali
 from fdt_pipeline.definition.superposition import image_range
 from fdt_pipeline.loader.options import Mixing
-from fdt_pipeline.native.core import NativePool
-from fdt_pipeline.native.series import series_argument
+from fdt_pipeline.native.arguments import series_argument
+from fdt_pipeline.native.pool import NativePool
 
 _dali = import_dali()
 from nvidia.dali import pipeline_def  # noqa: E402

@@ -281,10 +281,8 @@ class FDTLoader:
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
         cursor = self._next
-        self._next, self._reached = (
-            Cursor(cursor.epoch + 1, mixing=self._is_mixing),
-            cursor,
-        )  # should the first one fail
+        self._next = Cursor(cursor.epoch + 1, mixing=self._is_mixing)
+        self._reached = cursor  # should the first batch fail
         with closing(epochs.batches(cursor, self._stats)) as parts:
             while True:
                 start = time.perf_counter()
@@ -382,11 +380,13 @@ class FDTLoader:
         engine: ResidentEngine
         in_order = not self.options.train
         if self.engine == "native":
-            pool = read_pool(self.shards, self.manifest, self.options.augment.pad, self.device)
+            pool = read_pool(
+                self.shards, self.manifest, self.options.augment.pad, self.device, self.options.num_threads
+            )
             engine = NativeResident(self._mixing, self.device, pool, self.batch_size, self._dali, in_order)
         else:
             with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
-                images, labels, _ = load_shards(self.shards, progress)
+                images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
             engine = TorchResident(self._mixing, images, Pool(labels, self.num_classes), self._dali, in_order)
         return ResidentEpochs(engine, self.batching)
 

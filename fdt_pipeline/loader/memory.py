@@ -12,8 +12,7 @@ from fdt_pipeline.definition.superposition import FDT, Pool
 from fdt_pipeline.loader.options import check_count, checked_device
 from fdt_pipeline.loader.order import local_world_size
 from fdt_pipeline.machine import available_memory, total_memory
-from fdt_pipeline.native.core import HOST, Core, NativePool
-from fdt_pipeline.native.loading import symbols
+from fdt_pipeline.native.pool import HOST, NativePool
 from fdt_pipeline.shards import Manifest, check_shards, iterate_shards, read_manifest
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.storage import Folder, open_folder
@@ -91,39 +90,48 @@ def choose_window(
 
 
 def load_pool(
-    shards: str | os.PathLike[str], *, pad: int = 4, device: str | torch.device = "cpu", num_threads: int | None = None
+    shards: str | os.PathLike[str],
+    *,
+    pad: int = 4,
+    device: str | torch.device = "cpu",
+    num_threads: int | None = None,
+    name: str | None = None,
 ) -> NativePool:
-    """Read a set into memory, for `fn.fdt.superpose_resident(ids, pool=load_pool(...).name)` in a pipeline of your own.
+    """Read a set into memory for `fn.fdt.superpose_resident(ids, pool=pool.name)` in a pipeline of your own.
 
-    shards: folder or URL of shards whose images have one shape. pad: the largest shift that plans may ask for. device:
-    "cpu" or "cuda", where the operator draws from. num_threads: that read and check shards (default: up to 4).
+        pool = load_pool("shards/train")  # keep it: the operator finds it by its name when the pipeline is built
+
+    shards: folder or URL of shards whose images have one shape. pad: the largest shift that plans may ask for.
+    device: "cpu" or "cuda", where the operator draws from. num_threads: that read and check shards (default: up to 4).
+    name: the pool's, for a pipeline that was serialized with it; by default one that no other pool has.
     The memory is free once the returned object and all operators that use it are gone.
     Errors: ValueError (ShardError where shards are broken); NativeUnavailable where the operators cannot be built.
     """
     check_count("pad", pad, 0)
+    check_count("num_threads", num_threads, 1)
     folder = open_folder(shards)
     manifest = read_manifest(folder)
     if folder.local:  # a remote shard is checked when it is fetched
         check_shards(folder, manifest)
-    return read_pool(folder, manifest, pad, checked_device(device), num_threads)
+    return read_pool(folder, manifest, pad, checked_device(device), num_threads, name)
 
 
 def read_pool(
-    folder: Folder, manifest: Manifest, pad: int, device: torch.device, num_threads: int | None = None
+    folder: Folder,
+    manifest: Manifest,
+    pad: int,
+    device: torch.device,
+    num_threads: int | None = None,
+    name: str | None = None,
 ) -> NativePool:
     """Every shard read, and its sha256 checked. On the way to a GPU a few shards at a time are in the host's memory."""
     if manifest.shape is None:
         raise ValueError(f"{folder.url} holds images of different sizes, and a pool's have one: shard them at one size")
     index = (device.index or 0) if device.type == "cuda" else HOST
-    pool = native_core().begin_pool(manifest.num_samples, manifest.shape, pad, index)
+    pool = NativePool.begin(manifest.num_samples, manifest.shape, pad, index)
     labels = np.empty(manifest.num_samples, np.int64)
     with progress_bar(f"load {folder.url}", "images", delay=2) as progress:
-        for shard in iterate_shards(folder, manifest, progress):
+        for shard in iterate_shards(folder, manifest, progress, num_threads):
             pool.set_images(shard.first, shard.images)
             labels[shard.first : shard.first + len(shard.labels)] = shard.labels
-    return pool.finish(Pool(labels, len(manifest.classes)))
-
-
-def native_core() -> Core:
-    """The C functions of the operators that are loaded."""
-    return Core(symbols())
+    return pool.finish(Pool(labels, len(manifest.classes)), name)

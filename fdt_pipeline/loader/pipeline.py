@@ -40,9 +40,9 @@ from fdt_pipeline.loader.options import (
 from fdt_pipeline.loader.order import Batching, EpochOrder, epoch_order, find_ranks
 from fdt_pipeline.loader.prefetch import Prefetcher
 from fdt_pipeline.loader.reading import Window, read_windows
-from fdt_pipeline.native.core import NativePool
-from fdt_pipeline.native.loading import load
-from fdt_pipeline.native.unavailable import NativeUnavailable
+from fdt_pipeline.native import NativeUnavailable
+from fdt_pipeline.native.load import load
+from fdt_pipeline.native.pool import NativePool
 from fdt_pipeline.shards import Manifest, check_hashes, check_shards, read_manifest
 from fdt_pipeline.shards.files import ShardFiles, files_of
 from fdt_pipeline.shards.progress import progress_bar
@@ -214,7 +214,7 @@ def _pool(folder: Folder, manifest: Manifest, options: Options) -> NativePool:
     key = manifest.sha256, options.augment.pad, options.device
     pool = _pools.get(key)
     if pool is None:
-        pool = _pools[key] = read_pool(folder, manifest, options.augment.pad, options.device)
+        pool = _pools[key] = read_pool(folder, manifest, options.augment.pad, options.device, options.num_threads)
     return pool
 
 

@@ -1,6 +1,6 @@
 """Reading shards for streaming: an epoch's samples, still encoded, in windows.
 
-The order is `stream.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
+The order is `order.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
 wait until their window comes. A sample that is not what its manifest and index say is named, or another one of its
 window takes its place: the next good one.
 
@@ -30,7 +30,7 @@ from fdt_pipeline.sources.source import I64, U8
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 CHUNK_BYTES = 4 << 20  # bytes that are read at once, if no single sample is larger
-_MORE = "`python -m tools verify` says more"
+_MORE = "`fdt-pipeline verify` says more"
 
 # (shard, number in it) -> why: samples that are known to be bad beside those that the reader itself finds.
 KnownBad = Mapping[tuple[str, int], str]

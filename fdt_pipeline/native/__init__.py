@@ -1,44 +1,26 @@
 """The native engine: DALI operators in C++ and CUDA, compiled for the installed DALI when they are first needed.
 
-    from fdt_pipeline import native
-
-    native.load()  # from here on nvidia.dali.fn.fdt.superpose and fn.fdt.superpose_resident exist
-
-Order of reading: `recipe` (what is compiled, and how), `library` (from a recipe to a file in the cache), `loading`.
-Nothing is built, loaded or looked for when this is imported, and what looks and builds is imported when asked for.
+Order of reading: `recipe` (what is compiled, and how), `build` (from a recipe to a library in the cache), `load` (the
+library in this process), `pool` (images for the operators to draw from).
+Importing any of them builds, loads and looks for nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-if TYPE_CHECKING:
-    from fdt_pipeline.native.library import Library, build, build_core, library_path
-    from fdt_pipeline.native.loading import load, symbols
-    from fdt_pipeline.native.unavailable import NativeUnavailable
-    from fdt_pipeline.native.verdict import Availability, availability
+import os
 
-__all__ = [
-    "Availability",
-    "Library",
-    "NativeUnavailable",
-    "availability",
-    "build",
-    "build_core",
-    "library_path",
-    "load",
-    "symbols",
-]
-
-_HOMES = {
-    "library": ("Library", "build", "build_core", "library_path"),
-    "loading": ("load", "symbols"),
-    "unavailable": ("NativeUnavailable",),
-    "verdict": ("Availability", "availability"),
-}
+SWITCH = "FDT_PIPELINE_NATIVE"
+WAY_OUT = 'on a CPU engine="torch" runs without it; fdt-pipeline doctor says what is found here'
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"fdt_pipeline.native.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class NativeUnavailable(ImportError):  # noqa: N818 (it need not be an error: there is another engine)
+    """The native engine cannot be used here; the message says why, and what to do."""
+
+
+def require_turned_on() -> None:
+    """NativeUnavailable where $FDT_PIPELINE_NATIVE is 0; ValueError where it is neither 0, 1 nor empty."""
+    value = os.environ.get(SWITCH, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{SWITCH} must be 0 (off) or 1 (on, as without it), got {value!r}")
+    if value == "0":
+        raise NativeUnavailable(f'the native engine is turned off by {SWITCH}=0: unset it, or use engine="torch"')

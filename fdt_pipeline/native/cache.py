@@ -1,6 +1,6 @@
-"""Where built libraries are kept, and how one is known to be whole.
+"""Where built libraries are kept, and how a whole one is recognized.
 
-A file is named PRODUCT-WHAT-TOOLCHAIN-SHA256.so: two halves of a key (recipe.py) and the hash of its own bytes. So a
+A file is named PRODUCT-WHAT-TOOLCHAIN-SHA256.so: the two halves of a recipe's key and the hash of its own bytes. So a
 library appears whole by one rename, a damaged one is noticed before it is loaded (loading it could end in SIGBUS), and
 looking takes neither a lock nor the right to write. The folder may be deleted at any time.
 """
@@ -11,14 +11,15 @@ import hashlib
 import os
 import stat
 import tempfile
+import warnings
 from pathlib import Path
 
+from fdt_pipeline.native import WAY_OUT, NativeUnavailable
 from fdt_pipeline.native.recipe import Recipe
-from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
 from fdt_pipeline.storage.atomic import sync_folder
 
 VARIABLE = "FDT_PIPELINE_CACHE"
-_DIGITS = 32  # of the SHA-256, in names
+LOCK = "build.lock"
 
 
 def cache_folder() -> Path:
@@ -26,70 +27,73 @@ def cache_folder() -> Path:
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else _home() / ".cache") / "fdt_pipeline"
-
-
-def _home() -> Path:
-    """A container's user may have none: then /, as Docker has it."""
     home = os.path.expanduser("~")
-    return Path(home if os.path.isabs(home) else "/")
+    home = home if os.path.isabs(home) else "/"  # a container's user may have none
+    return (Path(base) if os.path.isabs(base) else Path(home, ".cache")) / "fdt_pipeline"
 
 
 def temporary_folder() -> Path:
-    """For this user alone, below the system's folder for temporary files; it need not exist."""
+    """This user's own folder below the system's temporary one; it need not exist."""
     return Path(tempfile.gettempdir()) / f"fdt_pipeline-{os.getuid()}"
 
 
-def make_temporary_folder() -> Path:
-    """NativeUnavailable where somebody else has been there before us: code is loaded from it."""
-    folder = temporary_folder()
+def find(recipe: Recipe) -> Path | None:
+    """The newest whole library of this recipe, or None."""
+    temporary = temporary_folder()
+    for folder in [cache_folder(), *([temporary] if _is_private(temporary) else [])]:
+        try:
+            files = sorted(folder.glob(f"{recipe.name}-*.so"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+            found = next(filter(_is_whole, files), None)
+        except OSError:  # no folder, no right to read it, or a file was removed meanwhile
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def writable_folder() -> Path:
+    """The cache, or with a warning this user's temporary folder. NativeUnavailable where neither can be written to."""
+    folder = cache_folder()
+    problem = why_not_writable(folder)
+    if problem is None:
+        return folder
+    temporary = temporary_folder()
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        temporary.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise NativeUnavailable(
-            f"neither {cache_folder()} nor {folder} can be written to ({error.strerror}): set {VARIABLE}; {WAY_OUT}"
+            f"neither {folder} nor {temporary} can be written to ({error.strerror}): set {VARIABLE}; {WAY_OUT}"
         ) from error
-    if not is_private(folder):
+    if not _is_private(temporary):  # somebody else was there first, and code is loaded from it
         raise NativeUnavailable(
-            f"{folder} is not a folder of this user alone (mode 0700), so no code is loaded from it: "
+            f"{temporary} is not a folder of this user alone (mode 0700), so no code is loaded from it: "
             f"remove it, or set {VARIABLE} to a folder that can be written to; {WAY_OUT}"
         )
-    return folder
+    warnings.warn(
+        f"the cache {folder} cannot be written to ({problem}) and does not have the native operators for what is "
+        f"installed here: they are built in {temporary}; set {VARIABLE} to a folder that lasts",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return temporary
 
 
-def is_private(folder: Path) -> bool:
-    """A true folder (no link to one), owned by us, that nobody else may enter."""
+def why_not_writable(folder: Path) -> str | None:
+    """None if files can be made in it, or where it will be made. By trying: root may write where access() says no."""
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-
-
-def places() -> list[Path]:
-    """Where a library may be found, the best first."""
-    temporary = temporary_folder()
-    return [cache_folder(), *([temporary] if is_private(temporary) else [])]
-
-
-def find(recipe: Recipe, folder: Path) -> Path | None:
-    """The newest whole library of this recipe in a folder, or None."""
-    toolchain = recipe.toolchain_key or "*"
-    names = f"{recipe.what['product']}-{recipe.what_key}-{toolchain}-*.so"
-    try:
-        files = sorted(folder.glob(names), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        return next((file for file in files if is_whole(file)), None)
-    except OSError:  # no folder, no right to read it, or removed while we looked
-        return None
-
-
-def is_whole(library: Path) -> bool:
-    """Whether a library has the hash that its name says; 2 ms a megabyte."""
-    return library.stem.rpartition("-")[2] == _hash(library)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        return error.strerror or str(error)
+    lock = folder / LOCK
+    if os.path.lexists(lock) and not os.access(lock, os.W_OK):  # in this order, as another may make it meanwhile
+        return "its lock belongs to somebody else"
+    return None
 
 
 def publish(library: Path, recipe: Recipe, folder: Path) -> Path:
-    """Move a new library, which lies on the same file system, to where `find` finds it, in one step."""
+    """Move a new library, which is on the same file system, to where `find` finds it, in one step."""
     with library.open("rb+") as file:
         os.fsync(file.fileno())
     place = folder / f"{recipe.name}-{_hash(library)}.so"
@@ -101,9 +105,23 @@ def publish(library: Path, recipe: Recipe, folder: Path) -> Path:
 def remove_damaged(recipe: Recipe, folder: Path) -> None:
     """To be called by the holder of the lock."""
     for file in folder.glob(f"{recipe.name}-*.so"):
-        if not is_whole(file):
+        if not _is_whole(file):
             file.unlink(missing_ok=True)
 
 
+def _is_private(folder: Path) -> bool:
+    """Whether this is a true folder (no link to one) of this user that nobody else may enter."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library has the hash that its name says; 2 ms a megabyte."""
+    return library.stem.rpartition("-")[2] == _hash(library)
+
+
 def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""What is found here, for `python -m fdt_pipeline doctor`: facts first, then what follows from them."""
+"""What is found here, for `fdt-pipeline doctor`: facts first, then what follows from them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from importlib import metadata
 
 from fdt_pipeline import dali
 from fdt_pipeline.machine import available_cpus
-from fdt_pipeline.native import cache, processor
-from fdt_pipeline.native.compiler import find_compiler
+from fdt_pipeline.native import WAY_OUT, NativeUnavailable, cache, processor
+from fdt_pipeline.native.build import Availability, availability
 from fdt_pipeline.native.driver import Driver, Nvrtc, find_driver, find_nvrtc
-from fdt_pipeline.native.headers import find_headers
-from fdt_pipeline.native.library import why_not_writable
-from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
-from fdt_pipeline.native.verdict import Availability, availability
+from fdt_pipeline.native.gpu_check import check_operators
+from fdt_pipeline.native.toolchain import find_compiler, find_headers
 
 Facts = Mapping[str, object]
 
 
-def examine() -> dict[str, Facts]:
-    """Every finding by its name; each has "text", the line that a person reads, and values for a program."""
+def examine(gpu: bool = False) -> dict[str, Facts]:
+    """Every finding by its name; each has "text", the line that a person reads, and values for a program.
+
+    gpu: compare the operators on the GPU with the definition as well, which builds them if need be.
+    """
     native, driver, nvrtc = availability(), find_driver(), find_nvrtc()
     findings = {
         "Python": _python(),
@@ -35,11 +36,12 @@ def examine() -> dict[str, Facts]:
         "cache": _cache(),
         "library": _library(native),
     }
-    return {**findings, "engine": _engine(native, _why(native, findings), driver, nvrtc)}
+    findings["engine"] = _engine(native, _why(native, findings), driver, nvrtc)
+    return {**findings, "GPU check": _gpu_check(driver)} if gpu else findings
 
 
 def _why(native: Availability, findings: Mapping[str, Facts]) -> str:
-    """The reason, but for one that a line above has told."""
+    """The reason, or the line above that has it."""
     reason = _without_way_out(native.reason)
     above = next((name for name, facts in findings.items() if reason in str(facts["text"])), None)
     return reason if above is None else f"see {above}"
@@ -51,8 +53,8 @@ def _without_way_out(problem: object) -> str:
 
 
 def is_usable(findings: Mapping[str, Facts]) -> bool:
-    """Whether FDTLoader will take the native engine on the CPU at least."""
-    return findings["engine"]["cpu"] == "native"
+    """Whether FDTLoader will take the native engine on the CPU, and the GPU has passed its check, if asked for."""
+    return findings["engine"]["cpu"] == "native" and bool(findings.get("GPU check", {"passed": True})["passed"])
 
 
 def report(findings: Mapping[str, Facts]) -> str:
@@ -132,7 +134,7 @@ def _cpu() -> Facts:
 
 def _cache() -> Facts:
     folder = cache.cache_folder()
-    problem = why_not_writable(folder)
+    problem = cache.why_not_writable(folder)
     used = folder if problem is None else cache.temporary_folder()
     text = f"{folder}, " + ("writable" if problem is None else f"not writable ({problem})\nbuilds go to {used}")
     return {"text": text, "folder": str(folder), "writable": problem is None, "builds_go_to": str(used)}
@@ -146,7 +148,7 @@ def _library(native: Availability) -> Facts:
 
 
 def _engine(native: Availability, why: str, driver: Driver, nvrtc: Nvrtc | None) -> Facts:
-    """Which engine FDTLoader(engine="auto") will take, by device, and why."""
+    """Which engine FDTLoader(engine="auto") will take on each device, and why."""
     cpu = "native" if native else "torch"
     cuda, why_on_gpu = _engine_on_gpu(native, driver, nvrtc)
     text = f'device="cpu": {cpu}, {why}\ndevice="cuda": {cuda or "none"}, {why_on_gpu}'
@@ -157,8 +159,16 @@ def _engine_on_gpu(native: Availability, driver: Driver, nvrtc: Nvrtc | None) ->
     if not driver.gpus:
         return None, "no GPU"
     if not native:
-        return "torch", "for the same reason"
+        return None, "for the same reason"
     if nvrtc is None:
-        return "torch", "as NVRTC is missing"
-    gpu = driver.gpus[0]
-    return "native", f"if its check passes; compiled by NVRTC {nvrtc.version} for compute capability {gpu.capability}"
+        return None, "as NVRTC is missing"
+    return "native", f"compiled by NVRTC {nvrtc.version} for compute capability {driver.gpus[0].capability}"
+
+
+def _gpu_check(driver: Driver) -> Facts:
+    if not driver.gpus:
+        return {"text": "not run: no GPU", "passed": False}
+    try:
+        return {"text": f"passed: {check_operators()}", "passed": True}
+    except Exception as problem:  # DALI's errors are RuntimeErrors of any kind
+        return {"text": f"FAILED: {problem}", "passed": False}

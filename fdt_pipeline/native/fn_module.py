@@ -24,7 +24,7 @@ class FdtModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in OPERATORS:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}: it has {', '.join(OPERATORS)}")
-        from fdt_pipeline.native.loading import load
+        from fdt_pipeline.native.load import load
 
         load()
         if name not in vars(self):

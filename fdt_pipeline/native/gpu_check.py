@@ -1,60 +1,127 @@
-"""Is the GPU's kernel right on this machine? Asked in a process of its own, once, before a loader relies on it.
+"""Whether the operators are right on this machine's GPU: their outputs beside the definition in NumPy.
 
-The check (csrc/gpu_check.cc) compares plans, images and targets with the CPU's. A kernel that goes wrong on a GPU can
-spoil the CUDA context of its process: so the process is not the user's. A yes is kept in the cache, by library, GPU and
-driver; a no is not, as another program may have taken the GPU's memory.
-
-    python -m fdt_pipeline.native.gpu_check [INDEX]     prints what was compared; exit 0 right, 1 wrong
+`fdt-pipeline doctor --gpu` runs it, all the way from DALI to the kernel.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from fdt_pipeline.native import cache
-from fdt_pipeline.native.loading import load, symbols
-from fdt_pipeline.native.unavailable import WAY_OUT, NativeUnavailable
+import numpy as np
+import numpy.typing as npt
 
-_TIME_LIMIT = 300  # seconds; NVRTC takes 0.6 a kernel
+from fdt_pipeline import dali
+from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.superposition import FDT, Augment, Pool, standardize, superpose_images
+from fdt_pipeline.native.load import load
+from fdt_pipeline.native.pool import HOST, U8, NativePool
 
-
-def require_checked_gpu(index: int, gpu: str) -> None:
-    """NativeUnavailable unless the check of GPU `index` passes, or has passed; gpu: what tells it and its driver."""
-    mark = _mark(load(), index, gpu)
-    if mark.exists():
-        return
-    command = [sys.executable, "-m", "fdt_pipeline.native.gpu_check", str(index)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        raise NativeUnavailable(_refusal(gpu, f"it took more than {_TIME_LIMIT} s")) from None
-    if done.returncode:
-        raise NativeUnavailable(_refusal(gpu, (done.stdout + done.stderr).strip()[-2000:] or "it was killed"))
-    try:
-        mark.touch()
-    except OSError:  # a cache that cannot be written to: the next process checks again
-        return
+Array = npt.NDArray[Any]
+SEED, EPOCH, MEAN, STD = 0x0123456789ABCDEF, 5, 122.0, 256.0
+TOLERANCE, HALF_STEP = 2e-6, 2.0**-11  # a half has 11 bits
 
 
-def _mark(library: Path, index: int, gpu: str) -> Path:
-    known = hashlib.sha256(f"{library.name} {index} {gpu}".encode()).hexdigest()[:16]
-    return cache.cache_folder() / f"gpu-{known}.checked"
+@dataclass(frozen=True)
+class Case:
+    """Each image leads one output; one more output is padding."""
+
+    num_classes: int
+    num_images: int
+    shape: tuple[int, int, int]
+    augment: Augment
+    targets: str = "soft"
+    channels: int = 3
+    half: bool = False
+    channels_last: bool = False
 
 
-def _refusal(gpu: str, reason: str) -> str:
-    return f"the native engine's check of {gpu} failed ({reason}); {WAY_OUT}"
+CASES = (
+    Case(10, 30, (32, 32, 3), Augment(4), half=True),
+    Case(300, 300, (9, 17, 1), Augment(2), "dominant", channels_last=True),  # long sums, of gray images
+    Case(2_000, 60, (33, 17, 3), Augment(5, flip=False), "label"),  # most classes are empty
+    Case(7, 35, (40, 64, 4), Augment(0), channels=4),
+)
 
 
-def main(index: int) -> int:
-    message = ctypes.create_string_buffer(4096)
-    status = symbols().fdt_gpu_self_check(index, message, len(message))
-    print(message.value.decode(errors="replace"))
-    return int(status != 0)
+def check_operators(device: str = "gpu", device_id: int | None = 0) -> str:
+    """What was compared. RuntimeError says what differs; DALI's own errors and NativeUnavailable pass through."""
+    dali.import_dali()
+    load()
+    for case in CASES:
+        images = np.random.default_rng(0).integers(0, 256, (case.num_images, *case.shape), np.uint8)
+        labels = Pool(np.arange(case.num_images) * 7 % case.num_classes, case.num_classes)
+        resident, window = _outputs(case, images, labels, device, device_id)
+        expected = _definition(case, images, labels)
+        _compare(f"superpose_resident on the {device}", case, resident, expected)
+        _compare(f"superpose on the {device}", case, window, expected)
+    return "both operators give the definition's targets, and its images within 2e-6"
 
 
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int | None) -> list[list[Array]]:
+    """[images, targets] of one batch by each operator."""
+    fn, types = import_module("nvidia.dali.fn"), import_module("nvidia.dali.types")
+    pool = NativePool.begin(len(images), case.shape, case.augment.pad, HOST if device_id is None else device_id)
+    pool.set_images(0, images)
+    pool.finish(labels)
+    n = case.num_images
+    numbers = np.stack([np.full(n + 1, EPOCH), np.append(np.arange(n), -1)], axis=1)
+    arguments = {
+        "plan_seed": SEED,
+        "pad": case.augment.pad,
+        "flip": case.augment.flip,
+        "targets": case.targets,
+        "mean": MEAN,
+        "std": STD,
+        "channels": case.channels,
+        "dtype": types.FLOAT16 if case.half else types.FLOAT,
+        "output_layout": "HWC" if case.channels_last else "CHW",
+        "device": device,
+    }
+
+    def fed(batch: Array) -> Any:
+        return fn.external_source(lambda: batch, batch=True)
+
+    def graph() -> tuple[Any, ...]:
+        ids, u8, classes = fed(numbers), fed(_padded(images)), fed(np.append(labels.labels, 0))
+        u8 = u8.gpu() if device == "gpu" else u8
+        resident = fn.fdt.superpose_resident(ids, pool=pool.name, anchor="index", **arguments)
+        window = fn.fdt.superpose(u8, classes, ids, num_classes=case.num_classes, anchor="epoch", **arguments)
+        return (*resident, *window)
+
+    pipeline_def = import_module("nvidia.dali").pipeline_def
+    pipeline = pipeline_def(graph)(batch_size=n + 1, num_threads=2, device_id=device_id, prefetch_queue_depth=1)
+    pipeline.build()
+    found = [np.array((o.as_cpu() if device == "gpu" else o).as_array()) for o in pipeline.run()]
+    return [found[:2], found[2:]]
+
+
+def _definition(case: Case, images: U8, labels: Pool) -> list[Array]:
+    """[images in float64, targets], with zeros at the end for the padding."""
+    fdt = FDT(anchor="epoch", targets="dominant" if case.targets == "dominant" else "soft")
+    numbers = np.arange(case.num_images)
+    plans = draw_plans(SEED, EPOCH, numbers, labels, fdt, case.augment, numbers)
+    sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in numbers])
+    pixels = standardize(np.broadcast_to(sums, (*sums.shape[:3], case.channels)), [MEAN] * case.channels, STD)
+    pixels = _padded(pixels if case.channels_last else pixels.transpose(0, 3, 1, 2))
+    if case.targets == "label":
+        return [pixels, np.append(labels.labels, -1)]
+    return [pixels, _padded(batch_targets(plans, case.num_classes, fdt.targets))]
+
+
+def _padded(batch: Array) -> Array:
+    return np.concatenate([batch, np.zeros_like(batch[:1])])
+
+
+def _compare(name: str, case: Case, got: list[Array], expected: list[Array]) -> None:
+    images, targets = expected
+    allowed = TOLERANCE + (HALF_STEP * np.abs(images) if case.half else 0)
+    right = {"image": np.abs(got[0].astype(np.float64) - images) <= allowed, "target": got[1] == targets}
+    for part, elements in right.items():
+        wrong = ~elements.reshape(len(elements), -1).all(axis=1)
+        if wrong.any():
+            raise RuntimeError(
+                f"{name}: the {part} of output {wrong.argmax()} is not the definition's ({case.num_classes} classes, "
+                f"images of {case.shape})"
+            )

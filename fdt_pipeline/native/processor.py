@@ -1,4 +1,4 @@
-"""The instruction sets that kernel.cc is compiled for, and the one that this machine will use."""
+"""The levels of the instruction set that kernel.cc is compiled for, and the one that this machine will use."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def level() -> str | None:
 
 
 def found_levels(flags: frozenset[str]) -> list[str]:
-    """Those that a processor with these flags has whole, the highest last."""
+    """The levels that a processor with these flags has in full, the highest last."""
     return list(takewhile(lambda name: _NEEDS[name] <= flags, _NEEDS))
 
 

@@ -21,16 +21,22 @@ def test_each_is_shorter_than_60_lines_and_has_its_line_in_the_table(script):
     assert f"examples/{script.name} SHARDS`" in row
 
 
+def assert_same_run(whole, num_steps, *parts):
+    """What these parts print, the later ones counting where they overlap, is what the whole run does."""
+    assert list(whole.losses) == list(range(1, num_steps + 1))
+    assert {step: loss for part in parts for step, loss in part.losses.items()} == whole.losses
+    assert parts[-1].accuracy == whole.accuracy
+
+
 @pytest.mark.process
 def test_plain_goes_on_after_its_last_checkpoint_as_if_it_had_not_been_stopped(few_shards, tmp_path):
-    whole = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "whole.pt")
-    assert list(whole.losses) == list(range(1, 11))
-    stopped = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--steps", 8, "--checkpoint", "parts.pt")
+    def plain(checkpoint, *arguments):
+        return run_example("plain", few_shards, tmp_path, "--epochs", 2, "--checkpoint", checkpoint, *arguments)
+
+    stopped, resumed = plain("parts.pt", "--steps", 8), plain("parts.pt")
     assert list(stopped.losses) == list(range(1, 9))
-    resumed = run_example("plain", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "parts.pt")
     assert list(resumed.losses) == [7, 8, 9, 10]
-    assert {**stopped.losses, **resumed.losses} == whole.losses
-    assert resumed.accuracy == whole.accuracy
+    assert_same_run(plain("whole.pt"), 10, stopped, resumed)
 
 
 EPOCHS = 21  # of 4 steps: the last step is one that is saved
@@ -101,28 +107,24 @@ def test_lightnings_checkpoints_resume_in_mid_epoch_and_at_the_end_of_one(few_sh
     def fit(checkpoint, *arguments):
         return run_example("lightning_fit", few_shards, tmp_path, "--checkpoint", tmp_path / checkpoint, *arguments)
 
-    whole = fit("whole/run.ckpt", "--epochs", 4)
-    assert list(whole.losses) == list(range(1, 17))
     stopped = fit("parts/run.ckpt", "--epochs", 4, "--steps", 5)
     middle = fit("parts/run.ckpt", "--epochs", 3)
     assert list(middle.losses) == list(range(4, 13))
     end = fit("parts/run.ckpt", "--epochs", 4)
     assert list(end.losses) == [13, 14, 15, 16]
-    assert {**stopped.losses, **middle.losses, **end.losses} == whole.losses
-    assert end.accuracy == whole.accuracy
+    assert_same_run(fit("whole/run.ckpt", "--epochs", 4), 16, stopped, middle, end)
 
 
 @pytest.mark.peer
 def test_accelerates_saved_state_goes_on_in_mid_epoch(few_shards, tmp_path):
     needs("accelerate")
-    whole = run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "whole")
-    assert list(whole.losses) == list(range(1, 9))
-    stop = ("--epochs", 2, "--steps", 6)
-    stopped = run_example("accelerate_fit", few_shards, tmp_path, *stop, "--checkpoint", "parts")
-    resumed = run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", "parts")
+
+    def fit(*arguments):
+        return run_example("accelerate_fit", few_shards, tmp_path, "--epochs", 2, "--checkpoint", *arguments)
+
+    stopped, resumed = fit("parts", "--steps", 6), fit("parts")
     assert list(resumed.losses) == [7, 8]
-    assert {**stopped.losses, **resumed.losses} == whole.losses
-    assert resumed.accuracy == whole.accuracy
+    assert_same_run(fit("whole"), 8, stopped, resumed)
 
 
 @pytest.mark.peer

@@ -1,4 +1,4 @@
-"""How the three command lines, `python -m fdt_pipeline`, `tools` and `train`, end."""
+"""How the command lines, `fdt-pipeline`, `python -m tools` and `python -m train`, end."""
 
 import argparse
 import runpy
@@ -6,21 +6,21 @@ import sys
 
 import pytest
 
-from fdt_pipeline.__main__ import main as native
-from fdt_pipeline.command_line import run_verb
+from fdt_pipeline.cli import main as cli
+from fdt_pipeline.cli.command_line import run_verb
 from tools.__main__ import main as tools
 from train.__main__ import main as train
 
 
 @pytest.mark.parametrize(
     ("main", "command"),
-    [(native, ["build"]), (tools, ["info", "no/such/shards"]), (train, ["robustness", "no/such/run"])],
+    [
+        (cli, ["info", "no/such/shards"]),
+        (tools, ["bench", "no/such/shards"]),
+        (train, ["robustness", "no/such/run"]),
+    ],
 )
-def test_debug_shows_where_an_error_comes_from_and_without_it_there_is_one_line(main, command, monkeypatch, capsys):
-    def fails(force):
-        raise ValueError("no/such/build")
-
-    monkeypatch.setattr("fdt_pipeline.__main__.build", fails)
+def test_debug_shows_where_an_error_comes_from_and_without_it_there_is_one_line(main, command, capsys):
     assert main(command) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -60,7 +60,7 @@ def test_ctrl_c_says_how_to_go_on_where_the_verb_can(capsys):
 
 @pytest.mark.parametrize(
     ("package", "imported"),
-    [("fdt_pipeline", "fdt_pipeline.native.doctor"), ("tools", "tools.bench.command"), ("train", "train.recipes")],
+    [("fdt_pipeline", "fdt_pipeline.cli.index"), ("tools", "tools.bench.command"), ("train", "train.recipes")],
 )
 def test_ctrl_c_during_the_imports_ends_without_a_traceback(package, imported, monkeypatch):
     class Interrupted:
@@ -70,8 +70,8 @@ def test_ctrl_c_during_the_imports_ends_without_a_traceback(package, imported, m
 
     for name in (imported, imported.rpartition(".")[0] + ".__main__", f"{package}.__main__"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    if package == "tools":
-        monkeypatch.delattr("tools.bench.command", raising=False)
+    if imported != "train.recipes":
+        monkeypatch.delattr(imported, raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(package, run_name="__main__")

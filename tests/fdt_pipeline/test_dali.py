@@ -14,18 +14,20 @@ def test_one_wheel_is_installed_and_imports():
     assert dali.version().split(".")[0] in ("1", "2")
 
 
-def test_without_a_wheel_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(dali, "installed_wheels", list)
+BOTH = ["nvidia-dali-cuda110", "nvidia-dali-cuda130"]
+
+
+@pytest.mark.parametrize(
+    ("wheels", "match"),
+    [
+        ([], r"needs NVIDIA DALI.*pip install nvidia-dali-cuda130 \(or"),
+        (BOTH, rf"{BOTH[0]} and {BOTH[1]} are installed.*pip uninstall -y {BOTH[0]}"),
+    ],
+)
+def test_no_wheel_or_two_are_an_error_that_says_what_to_do(monkeypatch, wheels, match):
+    monkeypatch.setattr(dali, "installed_wheels", lambda: wheels)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ImportError, match=r"needs NVIDIA DALI.*pip install nvidia-dali-cuda130 \(or") as error:
-        dali.import_dali()
-    assert "\n" not in str(error.value)
-
-
-def test_two_wheels_are_refused_with_what_to_remove(monkeypatch):
-    monkeypatch.setattr(dali, "installed_wheels", lambda: ["nvidia-dali-cuda110", "nvidia-dali-cuda130"])
-    expected = r"nvidia-dali-cuda110 and nvidia-dali-cuda130 are installed.*pip uninstall -y nvidia-dali-cuda110"
-    with pytest.raises(ImportError, match=expected) as error:
+    with pytest.raises(ImportError, match=match) as error:
         dali.import_dali()
     assert "\n" not in str(error.value)
 

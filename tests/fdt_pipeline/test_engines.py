@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from fdt_pipeline import FDT, FDTLoader, fdt_pipeline
-from fdt_pipeline.loader import engines
 from fdt_pipeline.loader.engines import choose_engine
-from fdt_pipeline.native.unavailable import NativeUnavailable
+from fdt_pipeline.native import NativeUnavailable
 
 pytestmark = pytest.mark.dali
 
@@ -21,7 +20,8 @@ def no_compiler(monkeypatch):
     def fail():
         raise NativeUnavailable("g++ is missing: install it")
 
-    monkeypatch.setattr(engines, "load", fail)
+    monkeypatch.setattr("fdt_pipeline.loader.engines.load", fail)
+    monkeypatch.setattr("fdt_pipeline.loader.pipeline.load", fail)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -44,10 +44,9 @@ def test_more_classes_than_the_native_engine_takes_are_an_error_there_too(asked,
         choose_engine(asked, device, 65_537)
 
 
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_more_classes_than_the_native_engine_takes_are_left_to_torch(many_classes, mode):
+def test_more_classes_than_the_native_engine_takes_are_left_to_torch(many_classes):
     with pytest.warns(UserWarning, match=rf"torch engine is used.* {MANY}"):
-        loader = FDTLoader(many_classes, 10, mode=mode, mix=FDT(max_images=2), augment=None)
+        loader = FDTLoader(many_classes, 10, mix=FDT(max_images=2), augment=None)
     images, targets = next(iter(loader))
     assert loader.engine == "torch"
     assert (images.shape, targets.shape) == ((10, 3, 6, 5), (10, 65_537))
@@ -56,6 +55,12 @@ def test_more_classes_than_the_native_engine_takes_are_left_to_torch(many_classe
 def test_a_pipeline_has_no_other_engine_for_them(many_classes):
     with pytest.raises(ValueError, match=MANY):
         fdt_pipeline(many_classes, batch_size=10, num_threads=1, device_id=None)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_a_pipeline_has_no_engine_without_a_compiler(numbered_shards):
+    with pytest.raises(NativeUnavailable, match=r"fdt_pipeline needs the native .*: g\+\+ is missing"):
+        fdt_pipeline(numbered_shards, batch_size=46, num_threads=1, device_id=None)
 
 
 @pytest.mark.parametrize("engine", ["auto", "native", "torch", "fdt_pipeline"])

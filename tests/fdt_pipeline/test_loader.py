@@ -123,12 +123,6 @@ def test_breaking_off_and_iterating_twice_at_once_change_no_batch(numbered_shard
         assert_same(found, one)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_batches_stay_as_they_were_when_the_next_are_made(numbered_shards, mode):
-    kept = [(batch, [field.clone() for field in batch]) for batch in FDTLoader(numbered_shards, 32, mode=mode)]
-    assert_same([batch for batch, _ in kept], [then for _, then in kept])
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
 def test_dtype_and_layout_are_as_asked(numbered_shards, mode, dtype):

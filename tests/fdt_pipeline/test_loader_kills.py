@@ -65,7 +65,8 @@ def test_a_killed_trainer_ends_with_the_weights_of_one_that_was_not(numbered_sha
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     assert Trainer(processes, numbered_shards, tmp_path / "whole", mode).end() == (0, NUM_STEPS)
-    whole, checkpoint = torch.load(tmp_path / "whole" / "checkpoint.pt"), tmp_path / "killed" / "checkpoint.pt"
+    whole = as_lists(torch.load(tmp_path / "whole" / "checkpoint.pt"))
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
     kills = lives = steps = 0
     while kills < KILLS or checkpoint.exists():
         trainer = Trainer(processes, numbered_shards, checkpoint.parent, mode)
@@ -77,23 +78,15 @@ def test_a_killed_trainer_ends_with_the_weights_of_one_that_was_not(numbered_sha
         assert steps <= NUM_STEPS, "a step that was in a checkpoint was done again"
         if exit_code == 0:
             assert steps >= NUM_STEPS - lives, "steps were left out"
-            assert_equal(torch.load(checkpoint), whole)
+            assert as_lists(torch.load(checkpoint)) == whole
             checkpoint.unlink()
             lives = steps = 0
 
 
-def assert_equal(found, expected):
-    """Trees of dictionaries and lists with tensors as leaves, bit for bit."""
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key in expected:
-            assert_equal(found[key], expected[key])
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_equal(one, other)
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
+def as_lists(tree):
+    """The same with tensors as lists of numbers, which are equal bit for bit or not at all."""
+    if isinstance(tree, dict):
+        return {key: as_lists(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [as_lists(value) for value in tree]
+    return tree.tolist() if isinstance(tree, torch.Tensor) else tree

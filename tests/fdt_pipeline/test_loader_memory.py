@@ -11,7 +11,7 @@ from nvidia.dali import fn, pipeline_def, types
 from fdt_pipeline import FDT, Augment, FDTLoader, load_pool
 from fdt_pipeline.loader.memory import is_small_window
 from fdt_pipeline.loader.stats import enough_samples
-from fdt_pipeline.shards import ShardError, load_shards, write_shards
+from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import PIXELS, joined, members_of, overwrite
 from tests.numbered import NUM_SAMPLES, numbered_images
@@ -29,8 +29,8 @@ def of_ones_own(pool, epoch):
 
 def test_a_pool_is_drawn_from_by_its_name_in_a_pipeline_of_ones_own(numbered_shards):
     """The operator keeps the images, whatever becomes of the object that had them read."""
-    pool = load_pool(numbered_shards, pad=2)
-    assert np.array_equal(pool.images(), load_shards(numbered_shards)[0])
+    pool = load_pool(numbered_shards, pad=2, num_threads=2, name="mine")
+    assert pool.name == "mine"
     pipeline = of_ones_own(pool.name, 4)
     pipeline.build()
     del pool
@@ -61,6 +61,7 @@ def damaged(folder):
         (damaged, {}, ShardError, r"shard-000000\.tar: .*sha256"),
         (damaged, {"pad": -1}, ValueError, "pad must be 0 or more, got -1"),
         (damaged, {"pad": 1.5}, ValueError, "pad must be a whole number, got 1.5"),
+        (damaged, {"num_threads": 0}, ValueError, "num_threads must be 1 or more, got 0"),
         (damaged, {"device": "tpu"}, ValueError, 'device must be "cpu" or "cuda"'),
     ],
 )

@@ -1,14 +1,11 @@
-"""Operators that were built against the installed DALI come to life in it; they are a stand-in, of one operator."""
+"""Operators that were built against the installed DALI are loaded into it; a stand-in of one operator plays them."""
 
 import shutil
 
 import pytest
 
-from fdt_pipeline import native
-from fdt_pipeline.native import driver, library, loading
-from fdt_pipeline.native.compiling import BuildFailed
+from fdt_pipeline.native import NativeUnavailable, build, driver, load
 from fdt_pipeline.native.recipe import operator_recipe
-from fdt_pipeline.native.unavailable import NativeUnavailable
 from tests.native_stand_in import DALI_OPERATORS, PATIENCE, start, write_sources
 
 pytestmark = pytest.mark.dali
@@ -30,11 +27,9 @@ import os, time
 from functools import partial
 from pathlib import Path
 import numpy as np
-from fdt_pipeline import native
-from fdt_pipeline.native import library, recipe, verdict
+from fdt_pipeline.native import build, load, recipe
 
-stand_in = partial(recipe.operator_recipe, Path({str(sources)!r}))
-library.operator_recipe = verdict.operator_recipe = stand_in
+build.operator_recipe = partial(recipe.operator_recipe, Path({str(sources)!r}))
 recipe.import_module("nvidia.dali")
 
 def answer():
@@ -60,9 +55,9 @@ def answer():
 
 @needs_compiler
 def test_the_operator_is_in_dali_after_load_and_later_processes_compile_nothing(run):
-    """Which takes them 0.02 s on an idle machine."""
-    assert run("native.load(); print(*answer())") == ["42"]
-    assert run("library.compile_library = None; native.load(); print(*answer())") == ["42"]
+    """Loading takes them 0.02 s on an idle machine."""
+    assert run("load.load(); print(*answer())") == ["42"]
+    assert run("build.compile_library = None; load.load(); print(*answer())") == ["42"]
 
 
 @pytest.mark.process
@@ -76,11 +71,11 @@ def test_asking_dali_for_the_operator_loads_it(run):
 def test_threads_and_forks_share_one_load(run):
     code = """
 import threading
-threads = [threading.Thread(target=native.load) for _ in range(4)]
+threads = [threading.Thread(target=load.load) for _ in range(4)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]
 child = os.fork()
 if child == 0:
-    os._exit(0 if native.load().exists() and native.symbols().fdt_answer() == 42 else 1)
+    os._exit(0 if load.load().exists() and load.symbols().fdt_answer() == 42 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *answer())
 """
     assert run(code) == ["0", "42"]
@@ -88,10 +83,10 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *answer())
 
 @pytest.mark.process
 @needs_compiler
-def test_the_library_is_told_where_nvrtc_is(run):
+def test_the_library_gets_the_path_of_nvrtc(run):
     code = """
 from ctypes import c_char_p
-core = native.symbols()
+core = load.symbols()
 core.fdt_nvrtc_path.restype = c_char_p
 print(core.fdt_answer(), core.fdt_nvrtc_path().decode() or None)
 """
@@ -101,62 +96,62 @@ print(core.fdt_answer(), core.fdt_nvrtc_path().decode() or None)
 @pytest.mark.process
 @needs_compiler
 def test_availability_knows_what_has_been_built(run):
-    assert run("native.load(); print(native.availability().usable, native.availability().library)") == [
-        "True",
-        run("print(native.library_path())")[0],
-    ]
+    code = "print(build.availability().usable, build.availability().library, load.load())"
+    run("load.load(); print(1)")
+    usable, library, loaded = run(code)
+    assert (usable, library) == ("True", loaded)
 
 
-def test_the_switch_turns_it_off(monkeypatch):
-    monkeypatch.setattr(loading, "_process", loading._Process())
+@pytest.fixture
+def fresh(monkeypatch):
+    """As if this process had loaded nothing."""
+    monkeypatch.setattr(load, "_process", load._Process())
+
+
+def test_the_switch_turns_it_off(fresh, monkeypatch):
     monkeypatch.setenv("FDT_PIPELINE_NATIVE", "0")
-    assert not native.availability()
-    assert "FDT_PIPELINE_NATIVE=0" in native.availability().reason
+    assert not build.availability()
+    assert "FDT_PIPELINE_NATIVE=0" in build.availability().reason
     with pytest.raises(NativeUnavailable, match="turned off by FDT_PIPELINE_NATIVE=0"):
-        native.load()
-
-
-def test_the_switch_has_two_positions(monkeypatch):
+        load.load()
     monkeypatch.setenv("FDT_PIPELINE_NATIVE", "off")
     with pytest.raises(ValueError, match=r"must be 0 \(off\) or 1 .* got 'off'"):
-        native.availability()
+        build.availability()
 
 
-def test_a_build_that_failed_is_not_tried_again_in_the_same_process(monkeypatch):
+def test_a_build_that_failed_is_not_tried_again_in_the_same_process(fresh, monkeypatch):
     asked = []
 
     def fail():
         asked.append(1)
-        raise BuildFailed("the compiler's words")
+        raise build.BuildFailed("the compiler's words")
 
-    monkeypatch.setattr(loading, "_process", loading._Process())
-    monkeypatch.setattr(loading, "library_path", fail)
+    monkeypatch.setattr(load, "build", fail)
     for _ in range(2):
         with pytest.raises(NativeUnavailable, match="the compiler's words"):
-            native.load()
+            load.load()
     assert len(asked) == 1
 
 
 @needs_compiler
-def test_a_library_that_cannot_be_loaded_is_named_with_the_way_out(tmp_path, monkeypatch):
+def test_a_library_that_cannot_be_loaded_is_named_with_the_way_out(fresh, tmp_path, monkeypatch):
     (tmp_path / "nothing.so").write_text("not a library")
-    monkeypatch.setattr(loading, "_process", loading._Process())
-    monkeypatch.setattr(loading, "library_path", lambda: tmp_path / "nothing.so")
+    monkeypatch.setattr(load, "build", lambda: build.Library(tmp_path / "nothing.so"))
     with pytest.raises(NativeUnavailable, match=r"nothing\.so.*build --force"):
-        native.load()
+        load.load()
 
 
 @needs_compiler
 def test_after_a_failed_build_the_engine_does_not_count_as_available(tmp_path, monkeypatch):
     sources = write_sources(tmp_path / "sources", operators="#error no such thing\n")
     monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("fdt_pipeline.native.verdict.operator_recipe", lambda: operator_recipe(sources))
-    assert native.availability().reason.startswith("not built yet")
-    with pytest.raises(BuildFailed):
-        library.obtain(operator_recipe(sources))
-    found = native.availability()
+    monkeypatch.setattr(build, "operator_recipe", lambda: operator_recipe(sources))
+    assert build.availability().reason.startswith("not built yet")
+    with pytest.raises(build.BuildFailed):
+        build.build()
+    found = build.availability()
     assert not found
-    assert "the last build failed, python -m fdt_pipeline build tries again" in found.reason
+    assert "the last build failed, fdt-pipeline build tries again" in found.reason
     assert "no such thing" in found.reason
 
 
@@ -165,8 +160,7 @@ def test_nvrtc_is_never_of_a_later_major_version_than_the_driver(tmp_path, monke
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     monkeypatch.setattr(driver, "nvidia_folders", lambda: [tmp_path])
-    monkeypatch.setattr(driver, "cuda_library", lambda: None)
+    monkeypatch.setattr(driver, "driver_version", lambda: None)
     assert driver.nvrtc_path() == str(tmp_path / "cu13/lib/libnvrtc.so.13")
-    monkeypatch.setattr(driver, "cuda_library", object)
-    monkeypatch.setattr(driver, "version_of", lambda cuda: "12.8")
+    monkeypatch.setattr(driver, "driver_version", lambda: "12.8")
     assert driver.nvrtc_path() == str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12")

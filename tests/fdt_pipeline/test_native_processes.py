@@ -4,8 +4,6 @@ Every process here ends itself with all its stacks on stderr should it hang.
 """
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from fdt_pipeline import FDT, Augment
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
 from fdt_pipeline.definition.superposition import Pool, superpose_images
 from fdt_pipeline.shards import load_shards
+from tests import native_stand_in
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
@@ -22,16 +21,23 @@ IMPORTS = (
     "from nvidia.dali import fn, pipeline_def\nimport fdt_pipeline",
 )
 GRAPHS = """
-import faulthandler, os, signal, sys, threading, time
+import faulthandler, functools, os, signal, sys, threading, time
 from pathlib import Path
 import numpy as np
 faulthandler.dump_traceback_later(290, exit=True)
+from fdt_pipeline.shards import load_shards
+from tests.native_pools import load_arrays
 FOLDER = Path({folder!r})
+
+@functools.cache
+def pool():
+    images, labels, _ = load_shards(FOLDER)
+    return load_arrays(images, labels, 7)
 
 @pipeline_def(batch_size=8, num_threads=2, device_id=None, prefetch_queue_depth=3)
 def resident():
     ids = fn.external_source(lambda info: np.array([0, info.idx_in_epoch]), batch=False)
-    return tuple(fn.fdt.superpose_resident(ids, pool=str(FOLDER), plan_seed=5, pad=2, flip=True))
+    return tuple(fn.fdt.superpose_resident(ids, pool=pool().name, plan_seed=5, pad=2, flip=True))
 
 @pipeline_def(batch_size=8, num_threads=2, device_id=None, prefetch_queue_depth=3)
 def streaming():
@@ -56,12 +62,7 @@ def first(graph):
 
 
 def start(folder, code, imports=IMPORTS[0]):
-    return subprocess.Popen(
-        [sys.executable, "-W", "default", "-c", imports + GRAPHS.format(folder=str(folder)) + code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return native_stand_in.start(imports + GRAPHS.format(folder=str(folder)) + code)
 
 
 def ended(process):
@@ -75,8 +76,8 @@ def ended(process):
 @pytest.mark.parametrize("imports", IMPORTS)
 def test_the_operators_are_in_dali_after_the_import_alone(numbered_shards, tmp_path, imports):
     code = f"""
-np.savez({str(tmp_path / "resident.npz")!r}, *first(resident))
 np.savez({str(tmp_path / "streaming.npz")!r}, *first(streaming))
+np.savez({str(tmp_path / "resident.npz")!r}, *first(resident))
 """
     assert ended(start(numbered_shards, code, imports))[0] == 0
     images, labels, _ = load_shards(numbered_shards)
@@ -102,8 +103,7 @@ def test_a_serialized_pipeline_runs_in_another_process_once_that_has_loaded_the_
     write = f"Path({str(file)!r}).write_bytes(streaming().serialize())\nprint(*first(streaming)[1].ravel())"
     read = f"""
 from nvidia.dali import Pipeline
-from fdt_pipeline import native
-native.load()
+fdt_pipeline.load_operators()
 pipeline = Pipeline.deserialize(filename={str(file)!r}, batch_size=8, num_threads=2)
 print(*first(lambda: pipeline)[1].ravel())
 """
@@ -201,7 +201,6 @@ print(before, in_a_child(lambda: same(first({graph}), expected)), same(first({gr
 
 @pytest.mark.process
 def test_spawned_processes_run_pipelines_of_their_own(numbered_shards, tmp_path):
-    script = tmp_path / "spawning.py"
     body = """
 def digest(name):
     return [float(part.sum(dtype=np.float64)) for part in first(globals()[name])]
@@ -209,12 +208,13 @@ def digest(name):
 if __name__ == "__main__":
     import multiprocessing
     expected = [digest(name) for name in ("resident", "streaming")]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        print(pool.map(digest, ("resident", "streaming")) == expected)
+    with multiprocessing.get_context("spawn").Pool(2) as workers:
+        print(workers.map(digest, ("resident", "streaming")) == expected)
 """
+    script = tmp_path / "spawning.py"
     script.write_text(IMPORTS[0] + GRAPHS.format(folder=str(numbered_shards)) + body)
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    code, output, errors = ended(process)
+    run = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, {str(script)!r}]))"
+    code, output, errors = ended(native_stand_in.start(run, PYTHONPATH=native_stand_in.ROOT))
     assert (code, output) == (0, "True\n"), errors
 
 
@@ -231,31 +231,6 @@ except KeyboardInterrupt:
     print("interrupted")
 """
     assert ended(start(numbered_shards, code))[:2] == (0, "interrupted\n")
-
-
-@pytest.mark.process
-def test_operators_that_name_one_folder_share_one_pool(tmp_path):
-    """48 MiB of zeros: eight operators take that once."""
-    code = f"""
-from fdt_pipeline.shards import write_shards
-from fdt_pipeline.sources import ArraySource
-write_shards(ArraySource(np.zeros((64, 512, 512, 3), np.uint8), np.arange(64) % 7), {str(tmp_path / "big")!r})
-
-def resident_bytes():
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def large(seed):
-    ids = fn.external_source(lambda info: np.array([0, info.idx_in_epoch]), batch=False)
-    return tuple(fn.fdt.superpose_resident(ids, pool={str(tmp_path / "big")!r}, plan_seed=seed, max_images=2))
-
-kept = [started(lambda: large(0))]
-before = resident_bytes()
-kept += [started(lambda: large(seed)) for seed in range(1, 8)]
-print((resident_bytes() - before) / 2**20)
-"""
-    grown = float(ended(start(tmp_path, code))[1])
-    assert grown < 7 * 10  # a sum is 3 MiB and is held some times over; a copy of the pool would be 7 * 48
 
 
 @pytest.mark.process

@@ -1,8 +1,6 @@
 """The native operators and loaders over a long time: memory and threads stay what they were."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,26 +8,40 @@ import pytest
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.memory import steady_growth
+from tests.native_stand_in import start
 from tests.numbered import numbered_images
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.soak, pytest.mark.dali]
 
 PRELUDE = """
-import ctypes, faulthandler, gc, os
+import faulthandler, gc, os
 import numpy as np
 import fdt_pipeline
 from nvidia.dali import fn, pipeline_def
+from tests.native_pools import load_arrays
 faulthandler.dump_traceback_later(500, exit=True)
 
-def resident_mebibytes():
+def report():
     gc.collect()
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    mebibytes = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    print(mebibytes, len(os.listdir("/proc/self/task")))
 
-def constant(batch):
+def every_time(batch):
     return fn.external_source(lambda info: batch, batch=True, batch_info=True)
 
-def threads():
-    return len(os.listdir("/proc/self/task"))
+images, labels = np.zeros((400, 8, 8, 3), np.uint8), np.arange(400) % 10
+
+@pipeline_def(batch_size=8, num_threads=2, device_id=None)
+def graph(pool):
+    source = lambda info: np.stack([np.full(8, info.iteration), np.arange(8)], axis=1)
+    ids = fn.external_source(source, batch=True, batch_info=True)
+    if pool is None:
+        window = every_time(images[:8]), every_time(labels[:8] % 5)
+        return tuple(fn.fdt.superpose(*window, ids, num_classes=10, pad=2, flip=True))
+    return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, pad=2, flip=True, anchor="epoch"))
+
+def load(kind):
+    return load_arrays(images, labels, 10) if kind == "resident" else None
 """
 
 
@@ -43,88 +55,57 @@ def small_shards(tmp_path_factory):
 
 def figures(code):
     """MiB and threads at four times in a fresh process, as memory that others freed would hide a leak."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    memory, threads = zip(*([float(word) for word in line.split()] for line in done.stdout.splitlines()), strict=True)
+    process = start(PRELUDE + code)
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    memory, threads = zip(*([float(word) for word in line.split()] for line in output.splitlines()), strict=True)
     assert len(memory) == 4
     return memory, threads
 
 
-ITERATIONS = """
-@pipeline_def(batch_size=8, num_threads=2, device_id=None)
-def graph():
-    source = lambda info: np.stack([np.full(8, info.iteration), np.arange(8)], axis=1)
-    ids = fn.external_source(source, batch=True, batch_info=True)
-    {graph}
-
-pipeline = graph()
+@pytest.mark.parametrize("kind", ["resident", "window"])
+def test_ten_thousand_iterations_take_no_more_memory(kind):
+    memory, threads = figures(f"""
+pool = load({kind!r})
+pipeline = graph(pool)
 pipeline.build()
-def run(n):
+for n in (1_000, 4_000, 4_000, 4_000):
     for _ in range(n): pipeline.run()
-    print(resident_mebibytes(), threads())
-for n in (1_000, 4_000, 4_000, 4_000): run(n)
-"""
-GRAPHS = {
-    "resident": "return tuple(fn.fdt.superpose_resident(ids, pool={folder!r}, pad=2, flip=True, anchor='epoch'))",
-    "window": """images, labels = constant(np.zeros((8, 8, 8, 3), np.uint8)), constant(np.arange(8) % 5)
-    return tuple(fn.fdt.superpose(images, labels, ids, num_classes=10, pad=2, flip=True))""",
-}
-
-
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_ten_thousand_iterations_take_no_more_memory(small_shards, graph):
-    code = ITERATIONS.format(graph=GRAPHS[graph].format(folder=str(small_shards)))
-    memory, threads = figures(code)
+    report()
+""")
     assert steady_growth(memory) < 0.8  # MiB, of 200 bytes an iteration
     assert len({*threads}) == 1
 
 
-PIPELINES = """
-source = lambda info: np.stack([np.zeros(8, np.int64), np.arange(8)], axis=1)
-
-@pipeline_def(batch_size=8, num_threads=2, device_id=None)
-def graph():
-    ids = fn.external_source(source, batch=True, batch_info=True)
-    {graph}
-
-def make(n):
-    for _ in range(n):
-        pipeline = graph()
+@pytest.mark.parametrize("kind", ["resident", "window"])
+def test_a_hundred_pipelines_made_and_dropped_leave_neither_memory_nor_threads(kind):
+    """The pool, too, is loaded and freed each time."""
+    memory, threads = figures(f"""
+for _ in range(4):
+    for _ in range(33):
+        pool = load({kind!r})
+        pipeline = graph(pool)
         pipeline.build()
         pipeline.run()
-    del pipeline
-    print(resident_mebibytes(), threads())
-for _ in range(4): make(33)
-"""
-
-
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_a_hundred_pipelines_made_and_dropped_leave_neither_memory_nor_threads(small_shards, graph):
-    """The pool, too, is read and let go of each time."""
-    code = PIPELINES.format(graph=GRAPHS[graph].format(folder=str(small_shards)))
-    memory, threads = figures(code)
+    del pipeline, pool
+    report()
+""")
     assert steady_growth(memory) < 3  # MiB
     assert threads[-1] <= threads[0]
 
 
-LOADERS = """
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_a_hundred_loaders_made_and_dropped_leave_neither_memory_nor_threads(small_shards, mode):
+    memory, threads = figures(f"""
 from itertools import islice
 from fdt_pipeline import FDTLoader
 
-def make(n):
-    for i in range(n):
-        loader = FDTLoader({folder!r}, 32, mode={mode!r}, engine="native", seed=i)
+for _ in range(4):
+    for i in range(33):
+        loader = FDTLoader({str(small_shards)!r}, 32, mode={mode!r}, engine="native", seed=i)
         list(islice(loader, 2))
     del loader
-    print(resident_mebibytes(), threads())
-for _ in range(4): make(33)
-"""
-
-
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_a_hundred_loaders_made_and_dropped_leave_neither_memory_nor_threads(small_shards, mode):
-    memory, threads = figures(LOADERS.format(folder=str(small_shards), mode=mode))
+    report()
+""")
     assert steady_growth(memory) < 3  # MiB
     assert threads[-1] <= threads[0]

@@ -17,12 +17,7 @@ KNOWN_ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_philox_gives_the_published_vectors(counter, key, expected):
-    assert philox4x32(counter, key).tolist() == expected
-
-
-def test_philox_of_a_batch_equals_one_by_one():
+def test_philox_gives_the_published_vectors_all_at_once():
     counters = np.array([counter for counter, _, _ in KNOWN_ANSWERS])
     keys = np.array([key for _, key, _ in KNOWN_ANSWERS])
     assert philox4x32(counters, keys).tolist() == [expected for _, _, expected in KNOWN_ANSWERS]
@@ -54,11 +49,11 @@ def test_permutation_holds_every_index_once(seed, n):
 
 def test_permutations_of_three_are_equally_likely():
     counts = {}
-    for epoch in range(6000):
+    for epoch in range(3000):
         order = tuple(permutation(3, Stream.EPOCH_ORDER, epoch, 3))
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 6
-    chi_square = sum((count - 1000) ** 2 / 1000 for count in counts.values())
+    chi_square = sum((count - 500) ** 2 / 500 for count in counts.values())
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
 
 

@@ -1,13 +1,9 @@
 """fdt_pipeline(...) under DALI's own iterators: the outputs of FDTLoader, with every supported DALI."""
 
 import gc
-import os
 import shutil
-import subprocess
-import sys
 import threading
 
-import numpy as np
 import pytest
 import torch
 from nvidia.dali.plugin.pytorch import DALIClassificationIterator, DALIGenericIterator, LastBatchPolicy
@@ -271,19 +267,6 @@ def test_a_checkpoint_after_the_last_batch_neither_loses_nor_repeats_one(resumab
     assert_same([pair(batch) for batch in resumed] or [pair(batch) for batch in resumed], rest(whole))
 
 
-@each_mode
-def test_a_pipelines_own_checkpoints_resume(numbered_shards, mode):
-    options = {"mode": mode, "enable_checkpointing": True}
-    pipeline = make(numbered_shards, **options)
-    pipeline.build()
-    pipeline.run()
-    resumed = make(numbered_shards, checkpoint=pipeline.checkpoint(), **options)
-    resumed.build()
-    for _ in range(3):
-        for one, other in zip(pipeline.run(), resumed.run(), strict=True):
-            assert np.array_equal(np.array(one.as_array()), np.array(other.as_array()))
-
-
 def test_the_pipelines_of_a_process_share_one_set_in_memory(numbered_shards, monkeypatch):
     reads = []
     monkeypatch.setattr(pipeline_function, "read_pool", lambda *arguments: reads.append(1) or read_pool(*arguments))
@@ -353,82 +336,3 @@ def test_a_small_window_is_warned_of(numbered_shards):
         make(numbered_shards, 20, mode="streaming")
     for options in ({"mix": None}, {"mix": FDT(max_images=3)}):
         make(numbered_shards, 20, mode="streaming", **options)
-
-
-BEGIN = """
-import faulthandler, gc, os, sys, threading
-faulthandler.dump_traceback_later(40, exit=True)
-import numpy as np
-from nvidia.dali.plugin.pytorch import DALIGenericIterator
-from fdt_pipeline import FDT, fdt_pipeline
-
-def started(**options):
-    options = {{"batch_size": 46, "num_threads": 2, "device_id": None, "mode": {mode!r}, **options}}
-    iterator = DALIGenericIterator(fdt_pipeline({shards!r}, **options), ["images", "targets"])
-    next(iterator)
-    return iterator
-"""
-
-
-def run(shards, mode, code, **environment):
-    """(exit code, what it printed, its errors); it ends itself with all its stacks on stderr should it hang."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN.format(shards=str(shards), mode=mode) + code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert "Timeout" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-ENDS = {
-    "an iterator that is kept": "kept = started()",
-    "one in a cycle": "kept = [started()]\nkept.append(kept)\ndel kept",
-    "an exception in mid-epoch": "kept = started()\nraise ValueError('in mid-epoch')",
-    "a reader that waits": """
-from fdt_pipeline.loader import pipeline as made
-read = made.read_windows
-def slowly(*arguments):
-    for window in read(*arguments):
-        yield window
-        threading.Event().wait(0.3)
-made.read_windows = slowly
-kept = started()
-""",
-}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(("mode", "end"), [(MODES[0], next(iter(ENDS))), *((MODES[1], end) for end in ENDS)])
-def test_the_interpreter_exits_in_mid_epoch_and_does_not_hang(numbered_shards, mode, end):
-    code, _, errors = run(numbered_shards, mode, ENDS[end])
-    assert code == (1 if end == "an exception in mid-epoch" else 0), errors
-    assert errors.count("Traceback") == code, errors
-
-
-@pytest.mark.soak
-def test_hundreds_of_pipelines_dropped_in_mid_epoch_leave_no_threads(numbered_shards):
-    """Each has five or more. One that has just ended may still be counted."""
-    code = """
-def threads():
-    gc.collect()
-    return len(os.listdir("/proc/self/task"))
-
-for mode in ("resident", "streaming"):
-    started(mode=mode)
-    before = threads()
-    for _ in range(100): started(mode=mode)
-    print(threads() - before < 5)
-"""
-    assert run(numbered_shards, "auto", code)[:2] == (0, "True\nTrue\n")
-
-
-@pytest.mark.process
-def test_without_the_native_operators_there_is_no_such_pipeline(numbered_shards):
-    code, _, errors = run(numbered_shards, "resident", "started()", FDT_PIPELINE_NATIVE="0")
-    assert code == 1
-    assert "NativeUnavailable: fdt_pipeline needs the native operators" in errors
-    assert "turned off by FDT_PIPELINE_NATIVE=0" in errors

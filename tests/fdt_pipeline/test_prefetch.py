@@ -7,7 +7,7 @@ from weakref import ref
 
 import pytest
 
-from fdt_pipeline.loader.prefetch import Prefetcher
+from fdt_pipeline.loader.prefetch import Prefetcher, prefetched
 
 COLLECTED_ON_ITS_OWN_THREAD = """
 import faulthandler, gc, threading, weakref
@@ -40,21 +40,19 @@ def test_its_owner_may_be_collected_on_the_very_thread_that_reads():
     assert done.returncode == 0, done.stderr
 
 
-def test_items_come_in_their_order_and_then_the_end():
-    ahead = Prefetcher((number for number in range(20)), 3)
+@pytest.mark.parametrize("depth", [0, 3])
+def test_items_come_in_their_order_and_then_the_error_or_the_end(depth):
+    def items(then):
+        yield from range(20)
+        if then:
+            raise then
+
+    ahead, failing, found = prefetched(items(None), depth), prefetched(items(OSError("gone")), depth), []
     assert list(ahead) == list(range(20))
     assert list(ahead) == []
-
-
-def test_an_error_comes_after_what_was_made_before_it():
-    def items():
-        yield 1
-        raise OSError("gone")
-
-    ahead = Prefetcher(items(), 3)
-    assert next(ahead) == 1
     with pytest.raises(OSError, match="gone"):
-        next(ahead)
+        found.extend(failing)  # keeps what came before the error
+    assert found == list(range(20))
 
 
 def test_closing_ends_thread_and_generator_even_if_nobody_takes_what_was_made():

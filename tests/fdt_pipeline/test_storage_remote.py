@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import fdt_pipeline.storage.cache
+from fdt_pipeline.cli import main
 from fdt_pipeline.shards import ShardError, convert_shards, load_shards, read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.files import CachedShardFiles
 from fdt_pipeline.sources import ArraySource, open_source, source_splits
@@ -28,7 +29,6 @@ from tests.folders import content
 from tests.object_store import Fault, Proxy, object_store
 from tests.peers import needs
 from tests.web import web_server
-from tools.__main__ import main
 
 pytestmark = pytest.mark.peer
 

@@ -48,15 +48,6 @@ def test_targets_sum_to_one(seed, pool, fdt):
     assert superpose_targets(plan, 7)[plan.classes[0]] == superpose_targets(plan, 7).max()
 
 
-@given(SEEDS, st.integers(0, 100), st.integers(0, 1000), POOLS)
-def test_a_plan_is_a_function_of_seed_epoch_and_index_alone(seed, epoch, index, pool):
-    first = draw_plan(seed, epoch, index, pool, FDT(), Augment())
-    draw_plan(seed, epoch, index + 1, pool, FDT(), Augment())
-    again = draw_plan(seed, epoch, index, pool, FDT(), Augment())
-    for name in ("images", "dy", "dx", "flip"):
-        assert (getattr(first, name) == getattr(again, name)).all()
-
-
 @settings(max_examples=25)
 @given(SEEDS, POOLS, OPTIONS)
 def test_pixels_that_encode_the_class_become_the_target(seed, pool, fdt):

@@ -35,24 +35,6 @@ def test_images_are_within_2e_6_of_the_float64_sums(shape, classes, augment):
         assert np.abs(batch[i].numpy() - expected.transpose(2, 0, 1)).max() < 2e-6
 
 
-def test_layout_dtype_and_repeated_gray_change_no_value():
-    images, pool = random_pool(50, (12, 10, 1), 5)
-    plans = draw_plans(2, 0, np.arange(16), pool, FDT(), Augment())
-    resident = ImagePool(torch.from_numpy(images), 4)
-    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
-    plain = superpose(resident, plans, Output(mean, std, 3))
-    last = superpose(resident, plans, Output(mean, std, 3, channels_last=True))
-    half = superpose(resident, plans, Output(mean, std, 3, dtype=torch.float16))
-    gray = superpose(resident, plans, Output((0.0,), (1.0,), 1))
-    assert plain.shape == (16, 3, 12, 10)
-    assert plain.is_contiguous()
-    assert last.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(plain, last)
-    assert torch.equal(half, plain.half())
-    for channel in range(3):
-        assert torch.allclose(plain[:, channel], (gray[:, 0] - mean[channel]) / std[channel], atol=1e-6)
-
-
 def test_result_does_not_depend_on_how_a_batch_is_cut():
     images, pool = random_pool(300, (64, 64, 3), 30)  # 12 kB an image: several chunks a batch
     resident = ImagePool(torch.from_numpy(images), 4)

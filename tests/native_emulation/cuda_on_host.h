@@ -138,12 +138,4 @@ inline uint16_t emulated_half(float value) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13));
 }
 
-// With one of these two, a kernel that is wrong: what compares it with the CPU must find it.
-#ifdef FDT_EMULATE_WRONG_PLANS
-#define __ldg(from) (*(from) / 2)
-#endif
-#ifdef FDT_EMULATE_WRONG_PIXELS
-#define __funnelshift_r(low, high, bits) __funnelshift_r(low, high, 0)
-#endif
-
 #endif  // TESTS_CUDA_ON_HOST_H_

@@ -41,11 +41,6 @@ void store(void **a) {
   fdt_store(argument<uint32_t *>(a[0]), argument<uint32_t>(a[1]), argument<fdt::gpu::Chunk>(a[2]));
 }
 
-void draw(void **a) {
-  fdt_draw_plans(argument<fdt::gpu::Parameters>(a[0]), argument<fdt::gpu::PlanEntry *>(a[1]),
-                 argument<uint32_t *>(a[2]), argument<uint32_t>(a[3]));
-}
-
 template <void (*kernel)(fdt::gpu::Parameters)>
 void superpose(void **a) {
   kernel(argument<fdt::gpu::Parameters>(a[0]));
@@ -53,7 +48,6 @@ void superpose(void **a) {
 
 Kernel kernels[] = {
     {"fdt_store", store},
-    {"fdt_draw_plans", draw},
     {"fdt_superpose_1_1", superpose<fdt_superpose_1_1>},
     {"fdt_superpose_1_2", superpose<fdt_superpose_1_2>},
     {"fdt_superpose_1_3", superpose<fdt_superpose_1_3>},

@@ -7,13 +7,12 @@ import torch
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests import bench_contenders
-from tools.bench.checks import check, write_check_sets
-from tools.bench.checks.epoch import Epoch, take_epoch, to_u8_range
-from tools.bench.checks.law import check_law
-from tools.bench.checks.sets import CODES, PER_CODE, levels
-from tools.bench.entries import find_entry
-from tools.bench.errors import RefusedError
-from tools.bench.options import Options
+from tools.bench.checks import check, take_epoch, to_u8_range
+from tools.bench.contenders import find_entry
+from tools.bench.laws import check_law
+from tools.bench.running import Options
+from tools.bench.subsets import CODES, PER_CODE, levels, write_check_sets
+from tools.bench.task import RefusedError
 
 pytestmark = pytest.mark.soak
 
@@ -113,7 +112,7 @@ def test_images_that_are_not_the_sets_are_refused_with_jpegs_too(jpeg_task, tmp_
 
 
 def test_the_sample_has_as_many_images_of_each_class_and_they_are_the_sets(task, tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.bench.checks.sets.SAMPLES", 60)
+    monkeypatch.setattr("tools.bench.subsets.SAMPLES", 60)
     small = options(task.shards, tmp_path).task()
     images, labels, _ = load_shards(write_check_sets(small).sample)
     known = {image.tobytes(): label for image, label in zip(*load_shards(task.shards)[:2], strict=True)}
@@ -159,16 +158,15 @@ def test_a_batch_of_another_form_is_refused(task, batch, reason):
 
 
 def law_of(draw, mixing, classes=20, batches=40, size=64):
-    """Epochs with targets drawn by `draw(rng)`, an array of weights that are spread over random classes."""
-    rng, epoch = np.random.default_rng(0), Epoch()
+    """Check batches of targets drawn by `draw(rng)`, an array of weights that are spread over random classes."""
+    rng, drawn = np.random.default_rng(0), []
     for _ in range(batches):
         targets = np.zeros((size, classes), np.float32)
         for target in targets:
             weights = draw(rng)
             target[rng.permutation(classes)[: len(weights)]] = weights
-        epoch.targets.append(targets)
-    epoch.keys = list(range(batches * size))
-    check_law([epoch], mixing, [10] * classes)
+        drawn.append(targets)
+    check_law(list(range(batches * size)), drawn, mixing, [10] * classes)
 
 
 def even(k):
@@ -202,7 +200,3 @@ def test_pixels_are_recovered_from_standardized_images(task):
     pixels = torch.rand(4, 3, 12, 10) * 255
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (task.mean, task.std))
     assert torch.allclose(to_u8_range((pixels - mean) / std, task), pixels, atol=1e-4)
-
-
-def test_the_work_of_a_check_lies_apart_from_that_of_the_race(task, sets):
-    assert sets.sample.is_relative_to(task.work / "check")

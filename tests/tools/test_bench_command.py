@@ -1,4 +1,4 @@
-"""`python -m tools bench` from its options to its files, with seats that need no time."""
+"""`python -m tools bench` from its options to its files, with workers that need no time."""
 
 import json
 
@@ -13,15 +13,13 @@ from tests.numbered import numbered_images
 from tools.__main__ import main
 from tools.bench.checks import check
 from tools.bench.command import REPEATS
-from tools.bench.contenders import ENTRIES
-from tools.bench.entries import find_entry
-from tools.bench.noise import Noise, spread
-from tools.bench.options import Options
-from tools.bench.relabelling import relabelled
-from tools.bench.running import Bench
-from tools.bench.seat import SeatProcess
+from tools.bench.contenders import ENTRIES, find_entry
+from tools.bench.race import Noise
+from tools.bench.running import Bench, Options
+from tools.bench.subsets import relabelled
 from tools.bench.task import Entry
 from tools.bench.training import Trainer
+from tools.bench.worker import WorkerHandle
 
 MODULE = "tests.bench_contenders"
 USED = {"cpu": 0.1, "memory": 1e8, "peak": 2e8, "from_storage": 0, "by_read": 10, "gpu": 0, "rests": True}
@@ -30,8 +28,8 @@ USED = {"cpu": 0.1, "memory": 1e8, "peak": 2e8, "from_storage": 0, "by_read": 10
 RATES = {"whole": 1000.0, "mixed": 500.0}
 
 
-class QuickSeat:
-    """Its rate is told by its name; checks are real."""
+class QuickWorker:
+    """A worker whose rate depends on its name alone; checks are real."""
 
     def __init__(self, spec, timeout):
         self.spec = spec
@@ -46,7 +44,7 @@ class QuickSeat:
         return check(find_entry(self.spec.contender), self.spec.task, sets)
 
     def turn(self, seconds):
-        rate = self.rate * (1 - self.spec.lost) * float(np.exp(0.01 * self.rng.normal()))
+        rate = self.rate * float(np.exp(0.01 * self.rng.normal()))
         times = {"p50": 0.1, "p95": 0.2, "p99": 0.3, "seconds": 1.0, "waited": 0.5}
         return {"rate": rate, "images": 100, "taken": 110, "batches": 1, "epoch": 0, **times, **USED}
 
@@ -56,9 +54,8 @@ class QuickSeat:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("tools.bench.commands.Bench", lambda options: Bench(options, QuickSeat))
-    monkeypatch.setattr("tools.bench.commands.SeatProcess", QuickSeat)
-    monkeypatch.setattr("tools.bench.noise.works", lambda: {"arithmetic": lambda: None})
+    monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, QuickWorker))
+    monkeypatch.setattr("tools.bench.race.noise_works", lambda: {"arithmetic": lambda: None})
 
 
 @pytest.fixture
@@ -109,10 +106,10 @@ def test_a_cheat_is_refused_by_name_is_not_timed_and_makes_the_command_fail(shar
 
 
 def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, tmp_path, quick, monkeypatch, capsys):
-    def new_seat(spec, timeout):
-        return SeatProcess(spec, timeout) if spec.contender.endswith("hangs") else QuickSeat(spec, timeout)
+    def new_worker(spec, timeout):
+        return WorkerHandle(spec, timeout) if spec.contender.endswith("hangs") else QuickWorker(spec, timeout)
 
-    monkeypatch.setattr("tools.bench.commands.Bench", lambda options: Bench(options, new_seat))
+    monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, new_worker))
     out = tmp_path / "bench.json"
     assert bench(shards, tmp_path, "--timeout", 0.1, "--json", out, contenders=("hangs", "whole")) == 1
     reason = "it gave no batch for 0.1 s and was stopped; --timeout S waits longer"
@@ -123,15 +120,12 @@ def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, 
     assert len(whole["turns"]) == REPEATS
 
 
-def test_what_is_not_installed_alone_is_no_failure(shards, tmp_path, quick):
-    assert bench(shards, tmp_path, contenders=("whole", "not_installed")) == 0
-
-
 def test_contenders_for_gpus_are_left_out_on_a_cpu(shards, tmp_path, quick, monkeypatch, capsys):
     entry = Entry("gpu alone", "none", lambda task: None, needs_gpu=True)
-    monkeypatch.setattr("tools.bench.entries.ENTRIES", (entry,))
+    monkeypatch.setattr("tools.bench.contenders.ENTRIES", (entry,))
     assert bench(shards, tmp_path, "--contenders", "gpu alone") == 0
     assert "gpu alone: left out: it runs on GPUs alone" in capsys.readouterr().out
+    assert bench(shards, tmp_path, contenders=("whole", "not_installed")) == 0, "nor is a missing library a failure"
 
 
 def test_sweeps_race_on_other_classes_and_in_other_batches(shards, tmp_path, quick):
@@ -172,15 +166,9 @@ def test_a_trainer_takes_labels_and_soft_targets(shards, tmp_path, monkeypatch):
     assert torch.equal(*map(weights, networks))
 
 
-def test_the_self_test_holds_on_an_honest_machine(shards, tmp_path, quick, capsys):
-    assert bench(shards, tmp_path, "--self-test", "--repeats", 8) == 0
-    assert capsys.readouterr().out.count("yes") == 2
-
-
-def test_the_self_test_exits_1_where_it_does_not_hold(shards, tmp_path, quick, capsys, monkeypatch):
-    monkeypatch.setattr("tools.bench.commands.LOST", 0.0)
-    assert bench(shards, tmp_path, "--self-test") == 1
-    assert "NO" in capsys.readouterr().out
+def test_without_shards_there_is_nothing_to_race_on(capsys):
+    assert main(["bench"]) == 2
+    assert "expected SHARDS" in capsys.readouterr().err
 
 
 def test_the_list_names_every_contender(capsys):
@@ -218,11 +206,6 @@ def test_wrong_options_are_an_error_of_one_line(shards, tmp_path, quick, capsys,
     assert message in error[0]
 
 
-def test_without_shards_there_is_nothing_to_race_on(capsys):
-    assert main(["bench"]) == 2
-    assert "expected SHARDS" in capsys.readouterr().err
-
-
 def test_mixed_sizes_need_a_size(tmp_path, quick):
     with pytest.raises(ValueError, match="--size"):
         Options(mixed_sizes(tmp_path), (), 4, 1, 6, 1.0, tmp_path).task()
@@ -243,20 +226,19 @@ def mixed_sizes(folder):
 
 
 def test_relabelled_images_are_the_same_with_other_classes(numbered_shards, tmp_path):
-    options = Options(numbered_shards, (), 4, 1, 6, 1.0, tmp_path)
-    folder = relabelled(options, 23)
+    folder = relabelled(numbered_shards, 23, tmp_path)
     manifest = read_manifest(folder)
     assert manifest.samples_per_class == (10,) * 23
     images, labels, _ = load_shards(folder)
     before = [image.tobytes() for image in load_shards(numbered_shards)[0]]
     assert sorted(image.tobytes() for image in images) == sorted(before)
     assert [before.index(image.tobytes()) % 23 for image in images] == labels.tolist()
-    assert relabelled(options, 23) == folder
+    assert relabelled(numbered_shards, 23, tmp_path) == folder
 
 
 def test_encoded_images_are_relabelled_byte_by_byte(tmp_path):
     write_shards(ArraySource(numbered_images(30), np.arange(30) % 3), tmp_path / "shards", "jpg")
-    folder = relabelled(Options(tmp_path / "shards", (), 4, 1, 6, 1.0, tmp_path), 5)
+    folder = relabelled(tmp_path / "shards", 5, tmp_path)
     decoded = [sorted(image.tobytes() for image in load_shards(where)[0]) for where in (tmp_path / "shards", folder)]
     assert decoded[0] == decoded[1]
     assert read_manifest(folder).samples_per_class == (6,) * 5
@@ -269,4 +251,3 @@ def test_the_noise_of_a_machine_is_how_much_longer_the_same_work_took(quick):
         noise.measure()
     assert noise.seconds["arithmetic"] == [1, 2, 1, 1]
     assert noise.to_dict()["arithmetic"]["spread"] == 1
-    assert spread([]) == 0

@@ -23,10 +23,10 @@ from fdt_pipeline.definition.superposition import augment_image
 from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
-from tools.bench.contenders import ENTRIES
+from tools.bench.contenders import ENTRIES, find_entry
+from tools.bench.contenders.data_loader import draw_mixture, index_classes
 from tools.bench.contenders.images import image_files, made_once
-from tools.bench.contenders.superposing import draw_mixture, index_classes
-from tools.bench.task import Contender, Entry, NotInstalledError, Task
+from tools.bench.task import Contender, NotInstalledError, Task
 
 pytest.importorskip("nvidia.dali")
 pytestmark = [
@@ -59,14 +59,9 @@ def _skip(module: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
 
 
-def entry(name: str) -> Entry:
-    [found] = [entry for entry in ENTRIES if entry.name == name]
-    return found
-
-
 @contextmanager
 def made(name: str, task: Task) -> Iterator[Contender]:
-    contender = entry(name).make(task)
+    contender = find_entry(name).make(task)
     try:
         yield contender
     finally:
@@ -102,13 +97,14 @@ def numbered(request: pytest.FixtureRequest, folder: Path) -> Path:
     return folder / request.param
 
 
-@pytest.fixture(scope="module")
-def flat(folder: Path) -> Path:
-    """Flat images, 33 of each class, whose level is 10 (class + 1)."""
+@pytest.fixture(scope="module", params=["raw", "png"])
+def flat(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """Flat images, 33 of each class, whose level is 10 (class + 1), as arrays and as image files."""
     labels = np.arange(231) % NUM_CLASSES
     images = np.broadcast_to(10 * (labels + 1).astype(np.uint8)[:, None, None, None], (231, HEIGHT, WIDTH, 3))
-    write_shards(ArraySource(images.copy(), labels), folder / "flat", samples_per_shard=60)
-    return folder / "flat"
+    shards = folder / f"flat-{request.param}"
+    write_shards(ArraySource(images.copy(), labels), shards, request.param, samples_per_shard=60)
+    return shards
 
 
 def labels_of(targets: torch.Tensor) -> np.ndarray:
@@ -149,7 +145,7 @@ def test_images_are_shifted_over_zeros_flipped_and_standardized(name: str, folde
         images, _ = epoch(contender)
     pixels = (images * torch.tensor(std).reshape(1, 3, 1, 1) + torch.tensor(mean).reshape(1, 3, 1, 1)).round()
     seen = {bytes(each) for each in pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy().reshape(len(pixels), -1)}
-    shifts = [pad] if name.endswith("no shift") else range(2 * pad + 1)
+    shifts = range(2 * pad + 1)
     possible = {
         augment_image(image, dy, dx, flip, pad).tobytes() for dy in shifts for dx in shifts for flip in (False, True)
     }
@@ -164,21 +160,11 @@ def test_an_output_is_the_sum_that_its_target_says(name: str, flat: Path) -> Non
     assert images.dtype == targets.dtype == torch.float32
     assert targets.shape == (len(images), NUM_CLASSES)
     assert (targets >= 0).all()
+    if find_entry(name).mixing == "mixup":
+        numbers = (targets > 0).sum(1)
+        assert numbers.max() == 2
+        assert (numbers == 2).float().mean() > 0.5
     torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
-    levels = targets @ (10.0 * torch.arange(1, NUM_CLASSES + 1))
-    torch.testing.assert_close(images, levels[:, None, None, None].expand_as(images), rtol=0, atol=1e-3)
-
-
-@contenders("mixup", "fdt in the batch", "fdt")
-def test_image_files_are_mixed_as_well(name: str, folder: Path) -> None:
-    """Of images of one pixel's worth of colour, as a superposition of files is hard to take apart."""
-    shards = folder / "flat-png"
-    if not shards.exists():
-        levels = np.arange(1, NUM_CLASSES + 1, dtype=np.uint8) * 10
-        images = np.tile(levels[:, None, None, None], (12, HEIGHT, WIDTH, 3))
-        write_shards(ArraySource(images, np.arange(84) % NUM_CLASSES), shards, "png", samples_per_shard=30)
-    with made(name, task(shards)) as contender:
-        images, targets = epoch(contender)
     levels = targets @ (10.0 * torch.arange(1, NUM_CLASSES + 1))
     torch.testing.assert_close(images, levels[:, None, None, None].expand_as(images), rtol=0, atol=1e-3)
 
@@ -191,15 +177,6 @@ def test_the_number_of_images_in_a_sum_is_uniform_and_their_weights_are_harmonic
     assert stats.chisquare(np.bincount(numbers, minlength=NUM_CLASSES + 1)[1:]).pvalue > ALPHA
     for number, target in zip(numbers, targets, strict=True):
         np.testing.assert_allclose(np.sort(target)[::-1][:number], Harmonic().weights(number), atol=1e-6)
-
-
-@contenders("mixup")
-def test_mixup_mixes_two_images(name: str, flat: Path) -> None:
-    with made(name, task(flat)) as contender:
-        _, targets = epoch(contender)
-    numbers = (targets > 0).sum(1)
-    assert numbers.max() == 2
-    assert (numbers == 2).float().mean() > 0.5
 
 
 def test_classes_are_drawn_in_the_order_of_uniform_images_among_the_classes_left() -> None:
@@ -215,20 +192,18 @@ def test_classes_are_drawn_in_the_order_of_uniform_images_among_the_classes_left
     assert stats.chisquare(np.bincount(members, minlength=8)[3:]).pvalue > ALPHA
 
 
-def test_names_are_unique_and_ours_is_the_first() -> None:
+def test_ours_is_the_first_and_each_says_how_many_images_an_output_takes() -> None:
+    """A sum of FDT takes half of all classes and one."""
     names = [entry.name for entry in ENTRIES]
     assert len(set(names)) == len(names)
     assert names[0] == "ours, resident, native, FDT"
-    assert [entry.name for entry in ENTRIES if entry.needs_gpu] == ["GPU, as airbench"]
-
-
-def test_a_sum_takes_half_of_all_classes_and_one() -> None:
     for entry in ENTRIES:
-        expected = {"none": 1.0, "mixup": 2.0}.get(entry.mixing, 50.5)
-        assert entry.images_per_output(100) == expected, entry.name
+        assert entry.images_per_output(100) == {"none": 1.0, "mixup": 2.0}.get(entry.mixing, 50.5), entry.name
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in ENTRIES if not entry.needs_gpu])
+@pytest.mark.parametrize(
+    "name", [entry.name for entry in ENTRIES if entry.name not in ("GPU, as airbench", "DataLoader, FDT over the set")]
+)
 def test_a_missing_library_is_named_with_what_to_install(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,14 +212,13 @@ def test_a_missing_library_is_named_with_what_to_install(
     for module in [missing, *(loaded for loaded in sys.modules if loaded.startswith(f"{missing}."))]:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(NotInstalledError, match="pip install"):
-        entry(name).make(task(tmp_path / "set"))
+        find_entry(name).make(task(tmp_path / "set"))
 
 
 def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(folder: Path) -> None:
     names = [
         "DALI, webdataset",
         "DataLoader, torchvision",
-        "DataLoader, torchvision, PIL",
         "ours, streaming, native, no FDT",
     ]
     shards = folder / "sizes"
@@ -254,9 +228,9 @@ def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(fold
             images, targets = epoch(contender)
         assert images.shape == (20, 3, 4, 4), name
         np.testing.assert_allclose(images.mean((1, 2, 3)), 10.0 * labels_of(targets), err_msg=name)
-    for name in ("DALI, from memory", "ours, resident, torch, no FDT"):
+    for name in ("DALI, from memory", "ours, resident, native, no FDT"):
         with pytest.raises(ValueError, match="size"):
-            entry(name).make(task(shards, size=(4, 4)))
+            find_entry(name).make(task(shards, size=(4, 4)))
 
 
 class _OfManySizes(ArraySource):
@@ -281,7 +255,7 @@ def test_files_are_taken_out_of_the_shards_once_and_byte_for_byte(folder: Path, 
     assert Path(files[0].path).stat().st_mtime_ns == before
 
 
-def test_what_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+def test_what_was_cut_short_is_made_again(tmp_path: Path) -> None:
     def fail(out: Path) -> None:
         out.write_text("half")
         raise KeyboardInterrupt

@@ -1,14 +1,17 @@
-"""What is printed, and the pages that are made of results."""
+"""What is printed and drawn, and the pages that are made of results."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.bench_results import contender, results, steady
 from tools.__main__ import main
-from tools.bench.markdown import filled, read_results, rendered
-from tools.bench.report import number, report, table
+from tools.bench.plot import draw
+from tools.bench.report import filled, number, read_results, rendered, report
+from tools.tables import markdown_table, text_table
 
 ROOT = Path(__file__).parents[2]
 NOISY = [50, 60, 100, 100, 140, 150]
@@ -29,15 +32,10 @@ def row(found, name, with_text="/"):
     return next(line for line in report(found) if line.startswith(name) and with_text in line)
 
 
-def test_outputs_and_source_images_are_told(two):
+def test_rates_ratios_and_source_images_are_printed(two):
     assert row(two, "ours").split()[1] == "1,000"
     assert "5,500" in row(two, "ours")
-    assert two["contenders"][1]["summary"]["source_images_per_second"] == 500
-
-
-def test_ratios_are_to_the_first(two):
-    assert two["contenders"][0]["summary"]["ratio"]["median"] == 1
-    assert two["contenders"][1]["summary"]["ratio"]["median"] == 0.5
+    assert [one["summary"]["ratio"]["median"] for one in two["contenders"][:2]] == [1, 0.5]
 
 
 def test_a_result_whose_interval_is_too_wide_says_so_instead_of_a_number(two):
@@ -47,21 +45,14 @@ def test_a_result_whose_interval_is_too_wide_says_so_instead_of_a_number(two):
     assert " 100 " not in line.replace("..", "")
 
 
-def test_what_is_not_installed_is_listed_with_the_reason(two):
-    assert "ffcv: not installed: pip install ffcv" in list(report(two))
-
-
-def test_notes_and_noise_are_told(two):
+def test_notes_noise_and_who_is_missing_or_busy_are_printed(two):
+    two["contenders"][1]["summary"]["rests"] = False
     lines = list(report(two))
+    assert "ffcv: not installed: pip install ffcv" in lines
     assert "noisy: it is a shaky one" in lines
+    assert any(line.startswith("theirs: worked on while others were measured") for line in lines)
     assert any(line.startswith("noise") and "arithmetic 2.0 %" in line for line in lines)
     assert any(line.startswith("interval") and "96.9 %" in line for line in lines)
-
-
-def test_who_does_not_rest_is_told():
-    found = results(contender("a", steady(1)))
-    found["contenders"][0]["summary"]["rests"] = False
-    assert any("worked on while others were measured" in line for line in report(found))
 
 
 def test_costs_are_of_all_images_from_rest_to_rest():
@@ -86,8 +77,9 @@ def test_numbers_have_three_digits(value, text):
     assert number(value) == text
 
 
-def test_columns_are_aligned():
-    assert list(table([("a", "bb"), ("ccc", "d")])) == ["a    bb", "ccc   d"]
+def test_the_first_column_is_to_the_left_and_others_to_the_right():
+    assert list(text_table([("a", "bb"), ("ccc", "d")])) == ["a    bb", "ccc   d"]
+    assert list(markdown_table([("a", "bb"), ("ccc", "d")])) == ["| a | bb |", "|---|---:|", "| ccc | d |"]
 
 
 def write(path, found):
@@ -95,29 +87,17 @@ def write(path, found):
     return path
 
 
-def test_a_page_is_filled_from_its_files_and_from_nothing_else(two, tmp_path):
-    write(tmp_path / "a.json", two)
-    page = "before\n<!-- bench a.json -->\nold\n<!-- /bench -->\nafter\n"
-    new = filled(page, tmp_path)
-    assert new.startswith("before\n<!-- bench a.json -->\n")
-    assert new.endswith("<!-- /bench -->\nafter\n")
-    assert "old" not in new
-    assert "| ours | 1,000 [980 .. 1,020] | 1 [1 .. 1] | 5,500 |" in new
-    assert "ffcv: not installed (pip install ffcv)" in new
-    assert filled(new, tmp_path) == new
-
-
-def test_a_block_of_several_files_has_all_of_them(two, tmp_path):
+def test_a_block_of_a_page_has_all_of_its_files_and_nothing_else(two, tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.json", two)
-    new = filled("<!-- bench a.json b.json -->\n<!-- /bench -->", tmp_path)
-    assert new.count("| ours |") == 2
+    page = "before\n<!-- bench a.json b.json -->\nold\n<!-- /bench -->\nafter\n"
+    new = filled(page, tmp_path)
+    assert new.startswith("before\n<!-- bench a.json b.json -->\n")
+    assert new.endswith("<!-- /bench -->\nafter\n")
+    assert "old" not in new
+    assert new.count("| ours | 1,000 [980 .. 1,020] | 1 [1 .. 1] | 5,500 |") == 2
+    assert "ffcv: not installed (pip install ffcv)" in new
     assert "[b.json](b.json)" in new
-
-
-def test_a_page_without_a_block_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no block"):
-        filled("nothing", tmp_path)
 
 
 def test_files_that_are_no_results_are_an_error(tmp_path):
@@ -127,16 +107,30 @@ def test_files_that_are_no_results_are_an_error(tmp_path):
             read_results(tmp_path / "a.json")
 
 
-def test_the_command_prints_markdown_and_fills_pages(two, tmp_path, capsys):
-    path, page = write(tmp_path / "a.json", two), tmp_path / "page.md"
+def test_the_command_prints_markdown(two, tmp_path, capsys):
+    path = write(tmp_path / "a.json", two)
     assert main(["bench", "--render", str(path)]) == 0
     assert capsys.readouterr().out == rendered([str(path)])
-    page.write_text("<!-- bench a.json -->\n<!-- /bench -->\n")
-    assert main(["bench", "--into", str(page)]) == 0
-    assert "| ours |" in page.read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "tools/README.md"])
 def test_the_blocks_of_our_pages_agree_with_the_committed_results(page):
     text = (ROOT / page).read_text()
+    assert "<!-- bench " in text
     assert filled(text, (ROOT / page).parent) == text
+
+
+def drawn(found, tmp_path):
+    draw(found, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert np.asarray(image.convert("L")).std() > 10
+        return image.size
+
+
+def test_a_picture_has_bars_of_what_was_measured_and_a_panel_for_each_sweep(tmp_path):
+    many = [contender(f"contender {i}", steady(10**i), mixing) for i, mixing in enumerate(["none", "fdt", "mixup"])]
+    many.append(contender("b", [], status="failed", reason="x"))
+    width, height = drawn(results(*many), tmp_path)
+    assert width > 900
+    sweeps = {"classes": {str(c): [contender("a", steady(100 / c))] for c in (10, 100, 1000)}, "batch_sizes": {}}
+    assert drawn(results(*many, sweeps=sweeps), tmp_path)[1] > height + 300

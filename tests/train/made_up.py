@@ -1,14 +1,21 @@
 """Records with figures that are made up, as the runs of a table leave them."""
 
 from train.environment import versions
-from train.reproduce.record import make_record, write_record
-from train.reproduce.rows import Row
-from train.reproduce.running import write_plan
+from train.reproduce import running
+from train.reproduce import settings as table_settings
+from train.reproduce.paper import Row
+from train.reproduce.record import make_record, write_plan, write_record
 from train.reproduce.settings import Settings, recipe_of
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 
 STEPS = 5
 TINY = Settings("table1", "small", epochs=2, attack_images=1000, attack_steps=STEPS)
+# The small scale from ROOT alone, smaller still, attacked 25 images at a time: (module, name, value).
+SMALLER = (
+    (table_settings, "BUNDLED", {}),
+    (table_settings, "PER_CLASS", {"train": 20, "test": 8}),
+    (running, "BATCH_SIZE", {"cpu": 25}),
+)
 HARDWARE = {"device": "cpu", "cpu": "made up", "cores": 2, "memory_gib": 1.0}
 
 

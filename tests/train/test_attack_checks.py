@@ -10,12 +10,20 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models import ReLUTensorNorm
+from fdt_pipeline.tensor_norm import ReLUTensorNorm
 from tests.peers import needs
 from train.__main__ import main
-from train.attack_checks import Target, not_beaten, overall, share
+from train.attack_checks import (
+    Target,
+    growth_in_radius,
+    not_beaten,
+    overall,
+    path_right,
+    random_noise,
+    share,
+    tensor_norm_gradients,
+)
 from train.attack_checks_autoattack import AutoAttackStages, UnitPixels, import_autoattack
-from train.attack_checks_pgd import growth_in_radius, path_right, random_noise, tensor_norm_gradients
 from train.attack_checks_run import Settings, run_checks
 from train.recipes import make_recipe
 from train.saved_run import open_run
@@ -240,7 +248,7 @@ def test_random_starts_differ_from_batch_to_batch(monkeypatch):
         seeds.append(attack.seed)
         return type("Path", (), {"correct": torch.ones(2, len(x), dtype=torch.bool)})
 
-    monkeypatch.setattr("train.attack_checks_pgd.pgd_path", noting)
+    monkeypatch.setattr("train.attack_checks.pgd_path", noting)
     target = target_of(nn.Identity(), batch_size=12)
     for seed in (0, 1):
         path_right(target, PGD(0.1, steps=1, random_start=True, seed=seed))

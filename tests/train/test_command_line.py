@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tools.__main__ import main as tools
+from fdt_pipeline.cli import main as cli
 from train.__main__ import main
 from train.recipes import RECIPES
 from train.saved_run import open_run
@@ -77,7 +77,7 @@ def test_runs_of_one_recipe_have_a_row_each(trained, tmp_path, capsys):
 
 
 def test_an_unwritable_json_is_told_before_the_attack(trained, capsys, monkeypatch):
-    monkeypatch.setattr("train.robustness_command.attack_run", None)
+    monkeypatch.setattr("train.saved_run.attack_run", None)
     assert main(["robustness", str(trained[1]), "--json", "/proc/no/such.json"]) == 2
     assert "/proc/no" in capsys.readouterr().err
 
@@ -92,7 +92,7 @@ def test_images_of_different_sizes_are_trained_on_and_attacked_at_one_size(tmp_p
             pixels = generator.integers(0, 80, (40 + number % 7, 36, 3), np.uint8) + 80 * (np.arange(3) == label)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
     shards, run = str(tmp_path / "shards"), str(tmp_path / "run")
-    assert tools(["shard", str(tmp_path / "photos"), shards]) == 0
+    assert cli(["shard", str(tmp_path / "photos"), shards]) == 0
     fit = ["fit", "--recipe", "small_tn_fdt", "--data", shards, "--batch-size", "20", "--epochs", "2"]
     assert main([*fit, "--out", str(tmp_path / "unsized")]) == 2
     assert "different sizes" in capsys.readouterr().err

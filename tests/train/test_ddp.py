@@ -17,11 +17,11 @@ from torch import nn
 from tests import train_on_ranks
 from train import ddp
 from train.__main__ import main
-from train.ddp_batch_norm import synchronize_batch_norm
+from train.ddp import synchronize_batch_norm
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
 from train.recipes import make_recipe
 from train.saved_run import open_run
-from train.setup import evaluate
+from train.setup import evaluate, make_loader
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,9 @@ def test_evaluation_on_two_ranks_counts_every_sample_once(few_shards, tmp_path):
     out = tmp_path / "run"
     train_on_two_ranks(few_shards, out, torch.float32, "small_plain", 100, 1)
     saved = open_run(out, CPU)
-    accuracy, loss = evaluate(saved.model, saved.test_loader())
+    accuracy, loss = evaluate(
+        saved.model, make_loader(make_recipe("small_plain"), few_shards / "test", CPU, train=False)
+    )
     [logged] = [record for record in records(out) if record["kind"] == "test"]
     assert logged["accuracy"] == accuracy
     assert logged["loss"] == pytest.approx(loss, rel=1e-6)
@@ -123,27 +125,30 @@ def test_compile_is_refused_under_torchrun(monkeypatch, few_shards, tmp_path, ca
     assert "--compile is for one process: leave it out under torchrun" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("world_size", "last"), [(1, ()), (2, (torch.ones(4),))])
 @pytest.mark.parametrize(("precise", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_evaluation_has_the_precision_asked_for_on_any_number_of_ranks(world_size, last, precise, dtype, monkeypatch):
+def test_evaluation_has_the_precision_asked_for_and_counts_by_weight(precise, dtype, monkeypatch):
     class Loader(list):
-        device, num_samples = CPU, 4
+        device, num_samples = CPU, 3
 
-    loader = Loader([(torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), *last)])
-    loader.world_size = world_size
-    monkeypatch.setattr("train.setup.amp_dtype", lambda device: torch.bfloat16)
+    images, labels, weights = torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 1, 1, 0])
+    monkeypatch.setattr("train.precision.amp_dtype", lambda device: torch.bfloat16)
     seen, model = [], nn.Linear(2, 3)
     model.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
-    evaluate(model, loader, precise)
+    accuracy, _ = evaluate(model, Loader([(images, labels, weights)]), precise)
     assert seen == [dtype]
+    if precise:
+        assert accuracy == pytest.approx(float((model(images[:3]).argmax(1) == 0).double().mean()))
 
 
-@pytest.mark.parametrize("verb", [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"]])
+@pytest.mark.parametrize(
+    "verb",
+    [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"], ["sweep", "--out", "x"]],
+)
 def test_torchrun_is_for_what_trains(monkeypatch, capsys, verb):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(verb) == 2
-    assert "torchrun is for `fit`, `reproduce` and `sweep`" in capsys.readouterr().err
+    assert "torchrun is for `fit`, run all else without it" in capsys.readouterr().err
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):

@@ -1,6 +1,5 @@
 """An exported run gives the logits of the run, in ONNX Runtime and from its safetensors, and says what it is."""
 
-import json
 import re
 import shutil
 import sys
@@ -9,13 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model, tensor_norm_layers
+from fdt_pipeline.tensor_norm import tensor_norm_layers
+from models import build_model
 from tests.peers import needs
 from train.__main__ import main
-from train.export import CARD, ONNX, WEIGHTS, export_run, exported_config, load_exported
-from train.export_card import model_card
-from train.export_onnx import for_inference, largest_difference, to_onnx
-from train.export_results import results_of
+from train.export import CARD, ONNX, WEIGHTS, export_run, for_inference, largest_difference, to_onnx
 from train.files import CONFIG, read_json, write_json
 from train.recipes import make_recipe
 from train.robustness import evaluate_robustness
@@ -51,7 +48,7 @@ def as_if_trained(model):
 def test_onnx_runtime_gives_the_logits_of_every_base_model(name, tensor_norm, sites):
     torch.manual_seed(0)
     model = as_if_trained(build_model(name, 10, tensor_norm=tensor_norm)).to(memory_format=torch.channels_last)
-    onnx, folded = to_onnx(model, 3)
+    onnx, folded = to_onnx(model, (3, 32, 32))
     assert folded == sites
     for shape in ((1, 3, 32, 32), (3, 3, 28, 24)):  # number and size of the images are open
         assert largest_difference(model, onnx, torch.randn(shape)) < 1e-4
@@ -69,7 +66,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_a_file_of_another_model_is_noticed():
-    onnx, _ = to_onnx(as_if_trained(build_model("small", 10)), 3)
+    onnx, _ = to_onnx(as_if_trained(build_model("small", 10)), (3, 32, 32))
     with pytest.raises(RuntimeError, match="ONNX Runtime differs from PyTorch by"):
         largest_difference(as_if_trained(build_model("small", 10)), onnx, torch.randn(2, 3, 32, 32))
 
@@ -101,28 +98,23 @@ def exported(trained, tmp_path_factory):
     return out
 
 
-def test_safetensors_give_the_very_logits_of_the_run(trained, exported):
-    run = open_run(trained, CPU)
-    images, _ = next(iter(run.test_loader()))
-    with torch.no_grad():
-        assert torch.equal(load_exported(exported)(images), run.model(images))
-
-
 def test_the_exported_onnx_file_gives_the_logits_of_the_run(trained, exported):
     run = open_run(trained, CPU)
     images, _ = next(iter(run.test_loader()))
     assert largest_difference(run.model, (exported / ONNX).read_bytes(), images) < 1e-4
 
 
-def test_the_cards_own_lines_run_and_give_the_same_logits(exported, monkeypatch):
+def test_the_cards_own_lines_run_and_give_the_same_logits(trained, exported, monkeypatch):
     monkeypatch.chdir(exported)
     onnx_lines, torch_lines = re.findall(r"```python\n(.*?)```", (exported / CARD).read_text(), re.DOTALL)
     names = {}
     exec(onnx_lines, names)
     exec(torch_lines, names)
     standardized = torch.from_numpy((names["pixels"] - names["mean"]) / names["std"])
+    images, _ = next(iter(open_run(trained, CPU).test_loader()))
     with torch.no_grad():
         expected = names["model"](standardized)
+        assert torch.equal(names["model"](images), open_run(trained, CPU).model(images))
     torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, rtol=0, atol=1e-4)
 
 
@@ -155,23 +147,11 @@ def test_what_was_not_measured_is_said(trained, tmp_path):
     assert "was not checked for masked gradients" in card
 
 
-@pytest.mark.parametrize("name", ["robustness.json", "checks.json"])
-def test_figures_of_other_weights_are_refused(trained, tmp_path, name):
-    run = shutil.copytree(trained, tmp_path / "run")
-    content = json.loads((run / name).read_text().replace('"epoch": 1', '"epoch": 0'))
-    write_json(run / name, content)
-    with pytest.raises(ValueError, match=rf"{name} is not of the final weights \(epoch 1\): make it again"):
-        export_run(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("field", "message"), [("weights", "is not of the final weights"), ("shards", "is not of the run's test shards")]
 )
 @pytest.mark.parametrize("name", ["robustness.json", "checks.json"])
-def test_figures_of_other_weights_of_the_same_epoch_or_of_other_shards_are_refused(
-    trained, tmp_path, name, field, message
-):
+def test_figures_of_other_weights_or_of_other_shards_are_refused(trained, tmp_path, name, field, message):
     run = shutil.copytree(trained, tmp_path / "run")
     value = read_json(run / "checks.json")["made_from"][field]
     (run / name).write_text((run / name).read_text().replace(value, "0" * 64))
@@ -184,23 +164,6 @@ def test_the_results_of_a_run_that_was_made_again_are_refused(trained, tmp_path)
     write_json(run / "results.json", {**read_json(run / "results.json"), "weights": "0" * 64})
     with pytest.raises(ValueError, match=r"results\.json is not of the final weights"):
         export_run(run, tmp_path / "out")
-
-
-def test_older_figures_without_a_hash_are_taken_by_their_epoch_and_the_card_says_so(trained, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    checks = read_json(run / "checks.json")
-    del checks["made_from"]
-    write_json(run / "checks.json", checks)
-    saved = open_run(run, CPU)
-    card = model_card(saved, exported_config(saved), results_of(run, saved, "final"), 0, 0.0)
-    assert "Weights not recorded in checks.json" in card
-
-
-def test_weights_that_are_not_the_exported_ones_are_refused(exported, tmp_path):
-    other = shutil.copytree(exported, tmp_path / "other")
-    write_json(other / CONFIG, {**read_json(other / CONFIG), "weights": "0" * 64})
-    with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights that config\.json names"):
-        load_exported(other)
 
 
 def test_several_models_of_one_recipe_are_refused(trained, tmp_path):

@@ -7,11 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.train.made_up import TINY, made_up_record, write_table
-from train.reproduce.configuration import differing_fields
-from train.reproduce.merging import merge
-from train.reproduce.record import read_records
+from train.reproduce.paper import Row
+from train.reproduce.record import differing_fields, merge, read_records, write_record
 from train.reproduce.report import write_report
-from train.reproduce.rows import Row
 
 FDT = Row("cifar10", "small", "fdt")
 
@@ -91,8 +89,6 @@ def test_folders_of_other_settings_are_refused_with_the_field(one, tmp_path):
 
 
 def test_a_report_of_mixed_records_is_refused(one):
-    from train.reproduce.record import write_record
-
     write_record(one, changed(made_up_record(seed=2), "training.recipe.lr", 0.2))
     with pytest.raises(ValueError, match=r"recipe\.lr"):
         write_report(one)

@@ -13,16 +13,19 @@ import torch
 
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
-from tests.table_on_ranks import SMALLER
+from tests.train.made_up import SMALLER
 from train import trainer
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json
-from train.reproduce import chunked_attack, data
-from train.reproduce.chunked_attack import PROGRESS, add_counts, attack_in_chunks
-from train.reproduce.data import draw_subset
+from train.recipes import make_recipe
+from train.reproduce import running
+from train.reproduce import settings as table_settings
+from train.reproduce.command import select_columns
 from train.reproduce.record import read_records
-from train.reproduce.settings import Settings
+from train.reproduce.running import PROGRESS, attack_in_batches
+from train.reproduce.settings import Settings, draw_subset
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
+from train.step import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,7 +90,7 @@ def test_the_same_command_shows_the_same_table_and_runs_nothing(undisturbed, roo
     assert "ours, Eq. 7, 2 seeds" in first
 
 
-def test_an_attack_in_chunks_counts_what_one_attack_counts(undisturbed, root):
+def test_an_attack_in_batches_counts_what_one_attack_counts(undisturbed, root):
     from train.saved_run import attack_run, open_run
 
     for record in read_records(undisturbed):
@@ -106,7 +109,7 @@ def test_interruptions_in_runs_and_attacks_change_nothing(undisturbed, root, tmp
     command = [*TABLE, "--data", str(root), "--out", str(out)]
     step, attack, steps, chunks = (
         trainer.Run._step,
-        chunked_attack.evaluate_robustness,
+        running.evaluate_robustness,
         iter(range(99)),
         iter(range(99)),
     )
@@ -122,7 +125,7 @@ def test_interruptions_in_runs_and_attacks_change_nothing(undisturbed, root, tmp
         return attack(*arguments, **options)
 
     monkeypatch.setattr(trainer.Run, "_step", broken_step)
-    monkeypatch.setattr(chunked_attack, "evaluate_robustness", broken_attack)
+    monkeypatch.setattr(running, "evaluate_robustness", broken_attack)
     assert main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not (out / "report.md").exists()
@@ -141,7 +144,7 @@ def test_a_table_killed_in_the_middle_of_a_run_comes_out_the_same(undisturbed, r
 import os
 import signal
 import torch
-from tests.table_on_ranks import SMALLER
+from tests.train.made_up import SMALLER
 from train import trainer
 from train.__main__ import main
 
@@ -190,7 +193,6 @@ def test_autoattack_that_was_run_later_is_added_to_the_record(undisturbed, root,
     for other in (
         {**content, "made_from": {**made_from, "weights": "0" * 64}},
         {**content, "made_from": {**made_from, "shards": "0" * 64}},
-        {**content, "weights": "best", "made_from": {}},  # an older version's
     ):
         (run / "checks.json").write_text(json.dumps(other))
         assert main([*TABLE, "--data", str(root), "--out", str(out)]) == 2
@@ -227,18 +229,18 @@ def attack(undisturbed, tmp_path):
     run = shutil.copytree(undisturbed / "runs" / "cifar10-small-plain" / "seed0", tmp_path / "run")
     settings = Settings.from_dict(read_json(undisturbed / "plan.json")["settings"])
     shards = undisturbed / "data" / "cifar10"
-    return run / PROGRESS, lambda: attack_in_chunks(run, shards, settings, torch.device("cpu"), show=False)[0]
+    return run / PROGRESS, lambda: attack_in_batches(run, shards, settings, torch.device("cpu"), show=False)[0]
 
 
 def test_an_attack_that_has_ended_is_not_made_again(attack, monkeypatch):
-    monkeypatch.setattr(chunked_attack, "evaluate_robustness", None)
+    monkeypatch.setattr(running, "evaluate_robustness", None)
     path, attack_once_more = attack
     assert attack_once_more().to_dict() == read_json(path)["robustness"]
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": "0" * 64}, {"shards": "0" * 64}, {"precision": "tf32"}, {"steps": 3}, {"num_images": 40}, None],
+    [{"weights": "0" * 64}, {"shards": "0" * 64}, {"steps": 3}, None],
 )
 def test_an_attack_on_other_weights_samples_or_settings_is_made_again(attack, change, capsys):
     path, attack_once_more = attack
@@ -274,11 +276,16 @@ def test_a_table_does_not_go_on_with_other_shards(undisturbed, root, tmp_path, c
         (["table1", "--data", "x", "--seeds", "0"], "1 or more seeds"),
         (["table1", "--data", "x", "--eps", "0.1", "0.1"], "one or more different eps"),
         (["table1", "--data", "x", "--images", "0"], "1 or more images"),
+        (["sweep"], "expected --data SHARDS, or --report"),
+        (["sweep", "--data", "no/shards"], "no/shards"),
+        (["sweep", "--report", "--data", "x"], "leave out --data"),
+        (["sweep", "--data", "x/cifar10", "--model", "resnet3"], "there is no recipe 'resnet3_plain'"),
     ],
 )
 def test_bad_input_exits_2(root, tmp_path, arguments, message, capsys):
-    arguments = [str(root) if argument == "x" else argument for argument in arguments]
-    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    arguments = [str(root / argument[2:]) if argument[0] == "x" else argument for argument in arguments]
+    verb = [] if arguments[0] == "sweep" else ["reproduce"]
+    assert main([*verb, *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -306,19 +313,64 @@ def test_counts_of_two_batches_add_up_and_other_attacks_are_refused():
         attacks = {"exact": AttackCounts(num_images, correct, correct[-1])}
         return Robustness(num_images, correct[0], len(correct) - 1, True, (RobustnessAtEps(0.1, attacks, correct[-1]),))
 
-    whole = add_counts(counts(10, 9, 5, 2), counts(5, 4, 4, 4))
+    whole = counts(10, 9, 5, 2) + counts(5, 4, 4, 4)
     assert whole.clean == 13 / 15
     assert whole.radii[0].attacks["exact"].path == [13 / 15, 9 / 15, 6 / 15]
     assert whole.radii[0].worst == 6 / 15
     with pytest.raises(ValueError, match="expected counts of the attacks"):
-        add_counts(counts(10, 9, 5), counts(10, 9, 5, 2))
+        counts(10, 9, 5) + counts(10, 9, 5, 2)
 
 
 def test_the_scripts_of_the_small_scale_use_the_bundled_images(tmp_path, monkeypatch):
     monkeypatch.undo()
-    assert data.missing_data(None, "fashion-mnist", "small") is None
-    folder = data.data_folder(None, "fashion-mnist", "small", tmp_path)
+    assert table_settings.missing_data(None, "fashion-mnist", "small") is None
+    folder = table_settings.data_folder(None, "fashion-mnist", "small", tmp_path)
     images, labels, _ = load_shards(folder / "test")
     assert images.shape == (1000, 28, 28, 1)
     assert Path(folder) == tmp_path / "data" / "fashion-mnist"
     assert np.bincount(labels).tolist() == [100] * 10
+
+
+SWEEP = ["sweep", "--epochs", "1", "--images", "20", "--steps", "2", "--device", "cpu"]
+
+
+def test_the_sweep_has_the_papers_columns_and_every_control():
+    columns = select_columns(None)
+    assert columns[:5] == ["plain", "ov", "fdt", "tn", "tn_fdt"]
+    assert {"label_smoothing", "mixup", "fdt_k2", "tn_exact", "pono", "fdt_gamma0.5", "fdt_gamma4"} <= {*columns}
+    assert select_columns(["fdt*"])[:2] == ["fdt", "fdt_k2"]
+    with pytest.raises(ValueError, match="--only cutmix names no column; columns: plain, ov"):
+        select_columns(["cutmix"])
+
+
+def test_a_sweep_is_run_drawn_and_drawn_again(few_shards, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "sweep"
+    command = [*SWEEP, "--data", str(few_shards), "--out", str(out), "--only", "plain", "fdt", "fdt_gamma2", "pono"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "PONO - plain" in shown
+    records = read_records(out)
+    assert [record.row.column for record in records] == ["fdt", "fdt_gamma2", "plain", "pono"]
+    assert {record.row.dataset for record in records} == {few_shards.name}
+    assert {path.suffix for path in out.iterdir() if path.is_file()} == {".json", ".md", ".png"}
+    monkeypatch.setattr("train.reproduce.running.fit", None)
+    assert main(command) == 0  # all is there
+    assert main(["sweep", "--report", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == 2 * shown
+
+
+@pytest.mark.parametrize("name", ["svhn", "digits"])
+def test_the_augmentation_is_an_option_and_not_the_name_of_the_folder(few_shards, tmp_path, monkeypatch, name, capsys):
+    (tmp_path / "shards").mkdir()
+    data = shutil.copytree(few_shards, tmp_path / "shards" / name)
+    recipes = []
+
+    def fit(recipe, *arguments, **options):
+        recipes.append(recipe)
+        raise NonFiniteLossError
+
+    monkeypatch.setattr("train.reproduce.running.fit", fit)
+    for options in ([], ["--no-augment"]):
+        out = tmp_path / f"sweep{len(options)}"
+        assert main([*SWEEP, "--data", str(data), "--out", str(out), "--only", "plain", *options]) == 1
+    assert [recipe.augment for recipe in recipes] == [make_recipe("small_plain").augment, None]

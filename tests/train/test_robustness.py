@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
 from train.attack import PGD, PixelBounds, pgd_path
 from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
 
@@ -195,9 +195,7 @@ def test_options_reach_the_attack() -> None:
     x = torch.where(x > 0, BOUNDS.high, BOUNDS.low)  # every pixel at an end of its range, so that clipping matters
     for clip in (True, False):
         expected = pgd_path(model, x, labels, PGD(0.3, STEPS, clip_pixels=clip), BOUNDS).correct.sum(1).tolist()
-        result = evaluate_robustness(
-            model, [(x, labels)], BOUNDS, [0.3], steps=STEPS, clip_pixels=clip, gradients=["exact"], device="cpu"
-        )
+        result = evaluate_robustness(model, [(x, labels)], BOUNDS, [0.3], steps=STEPS, clip_pixels=clip, device="cpu")
         assert list(result.at(0.3).attacks["exact"].correct) == expected
         assert (result.steps, result.clip_pixels) == (STEPS, clip)
 
@@ -269,21 +267,17 @@ def test_data_that_cannot_be_evaluated_is_refused() -> None:
 
 
 def test_attacks_that_make_no_sense_are_refused_before_the_data_is_read() -> None:
-    plain, normalized = conv_net(normalized=False), conv_net(normalized=True)
+    model = conv_net(normalized=False)
 
     def unread() -> Iterator[tuple[Tensor, Tensor]]:
         raise AssertionError
         yield
 
-    for model, options, message in [
-        (plain, {"eps_values": []}, "one or more different eps_values"),
-        (plain, {"eps_values": [0.1, 0.1]}, "one or more different eps_values"),
-        (plain, {"eps_values": [-0.1]}, "expected a finite eps >= 0"),
-        (plain, {"steps": 0}, "expected steps >= 1"),
-        (plain, {"gradients": ["straight-through"]}, "for a model without TN layers"),
-        (normalized, {"gradients": []}, "expected different gradients"),
-        (normalized, {"gradients": ["exact", "exact"]}, "expected different gradients"),
-        (normalized, {"gradients": ["none"]}, "expected different gradients"),
+    for options, message in [
+        ({"eps_values": []}, "one or more different eps_values"),
+        ({"eps_values": [0.1, 0.1]}, "one or more different eps_values"),
+        ({"eps_values": [-0.1]}, "expected a finite eps >= 0"),
+        ({"steps": 0}, "expected steps >= 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluate_robustness(model, unread(), BOUNDS, **options)  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fdt_pipeline.losses import cross_entropy, kl_to_target
 from models import build_model
-from train.autotuning import autotuned_convolutions
-from train.cuda_graph import GraphedPass
-from train.losses import cross_entropy, kl_to_target
+from train.accelerate import FEWEST_STEPS, Compiled, GraphedPass, network_of_step
+from train.precision import autotuned_convolutions
 from train.step import TrainStep, load_optimizer, make_optimizer
 
 CPU = torch.device("cpu")
@@ -172,3 +172,51 @@ def test_convolutions_are_autotuned_inside_a_step_on_a_gpu_alone(device, inside)
     with autotuned_convolutions(device):
         assert torch.backends.cudnn.benchmark == inside
     assert torch.backends.cudnn.benchmark == before
+
+
+def losses(model, network):
+    """Of four steps with one batch, which `network` is called in, in place of the model."""
+    step = train_step(model)
+    step.network = network
+    (batch,) = batches(1)
+    return [float(step(*batch)[0]) for _ in range(4)]
+
+
+@pytest.mark.compile
+def test_a_compiled_step_trains_the_model_as_the_plain_one_does():
+    model = tiny_model()
+    other = copy.deepcopy(model)
+    plain, compiled = losses(model, model), losses(other, Compiled(other))
+    assert compiled == pytest.approx(plain, abs=1e-4)
+    assert compiled[-1] < compiled[0]
+    for name, value in model.state_dict().items():  # running statistics too
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_what_does_not_compile_is_called_as_it_is_with_the_reason(monkeypatch):
+    def failing(model):
+        def call(images):
+            raise RuntimeError("Failed to find C compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    model, other = tiny_model(), tiny_model()
+    expected = losses(model, model)
+    with pytest.warns(UserWarning, match=r"torch.compile failed here \(RuntimeError: Failed to find C compiler\)"):
+        found = losses(other, Compiled(other))
+    assert found == expected
+
+
+def test_long_runs_on_a_gpu_are_compiled_unless_asked_otherwise(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    model = torch.nn.Identity()
+
+    def chosen(device, num_steps, asked=None):
+        return isinstance(network_of_step(model, device, num_steps, asked), Compiled)
+
+    assert chosen(torch.device("cuda"), FEWEST_STEPS)
+    assert not chosen(torch.device("cuda"), FEWEST_STEPS - 1)
+    assert not chosen(CPU, FEWEST_STEPS)
+    assert chosen(CPU, 1, True)
+    assert not chosen(torch.device("cuda"), FEWEST_STEPS, False)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from ..verb import verb_parser
-from .spec import MODELS, TIMEOUT
-from .summary import TOO_WIDE
-from .task import Mixing
+from fdt_pipeline.cli.command_line import verb_parser
+from fdt_pipeline.machine import available_cpus
+from fdt_pipeline.storage.atomic import atomic_file
+
+from .task import MIXING, MODELS, TIMEOUT
 
 _DESCRIPTION = """Race data loaders on the images in SHARDS: ours, and what one would use instead.
 
@@ -31,7 +34,7 @@ def add_parser(verbs: Any) -> None:
     _add_choice(parser)
     _add_measuring(parser)
     _add_outputs(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_run)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -41,28 +44,36 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         "--contender", action="append", default=[], metavar="MODULE:FUNCTION",
         help="a function of a Task that gives batches (images, targets); may be given again",
     )  # fmt: skip
-    group.add_argument("--mixing", nargs="+", default=[], choices=get_args(Mixing), help="only those that mix so")
+    group.add_argument("--mixing", nargs="+", default=[], choices=tuple(MIXING), help="only those that mix so")
     group.add_argument("--list", action="store_true", help="list the contenders that there are, and end")
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is measured")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--workers", type=int, metavar="N", help="processes or threads of each (default: the CPUs)")
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=available_cpus(),
+        metavar="N",
+        help="processes or threads of each (default: the CPUs)",
+    )
     group.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help="rounds (default: %(default)s)")
     group.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="of a turn (default: %(default)s)")
     group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
     group.add_argument("--model", choices=MODELS, help="train it too: alone, and on each loader")
-    group.add_argument("--classes", type=int, nargs="+", default=[], metavar="C", help="race again on so many classes")
-    group.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="race again in such batches")
     group.add_argument(
-        "--widest", type=float, default=TOO_WIDE, metavar="SHARE",
+        "--classes", type=int, nargs="+", default=[], metavar="C", help="race again on the same images in C classes"
+    )
+    group.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="race again in batches of N")
+    group.add_argument(
+        "--widest", type=float, default=0.25, metavar="SHARE",
         help="an interval that reaches farther from its median is too noisy (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--timeout", type=float, default=TIMEOUT, metavar="S",
-        help="stop a contender that gives no batch for so many seconds (default: %(default)s)",
+        help="stop a contender that gives no batch for S seconds (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--work", type=Path, default=Path("runs/bench"), help="for others' formats (default: %(default)s)"
@@ -73,16 +84,69 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what comes out")
     group.add_argument("--json", type=Path, metavar="OUT", help="write all raw numbers")
     group.add_argument("--plot", type=Path, metavar="OUT.png", help="draw them")
-    group.add_argument(
-        "--self-test", action="store_true", help="race one against itself and a planted slowdown; exit 1"
-    )
     group.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two --json files; 1 on a regression")
     group.add_argument("--bound", type=float, default=0.05, metavar="SHARE", help="of --compare (default: %(default)s)")
     group.add_argument("--render", type=Path, nargs="+", metavar="FILE", help="print --json files as Markdown")
-    group.add_argument("--into", type=Path, metavar="PAGE.md", help="make the page's bench blocks anew")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    from .commands import run  # torchvision, scipy: not for the other verbs
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list()
+    if arguments.compare:
+        return _compare(arguments.compare[0], arguments.compare[1], arguments.bound)
+    if arguments.render:
+        from .report import rendered
 
-    return run(arguments)
+        print(rendered(list(map(str, arguments.render))), end="")
+        return 0
+    if arguments.shards is None:
+        raise ValueError("expected SHARDS, a folder of one set of shards")
+    return _bench(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    """Race, print, and write what was asked for; 1 where a contender was refused or failed."""
+    from .contenders import choose  # torch, torchvision: not for the other verbs
+    from .report import report
+    from .running import Bench, Options
+
+    names = {field.name for field in fields(Options)} - {"contenders", "classes", "batch_sizes", "size"}
+    options = Options(
+        **{name: getattr(arguments, name) for name in names},
+        contenders=tuple(choose(arguments.contenders, arguments.contender, arguments.mixing)),
+        classes=tuple(arguments.classes),
+        batch_sizes=tuple(arguments.batch_sizes),
+        size=tuple(arguments.size) if arguments.size else None,
+    )
+    results = Bench(options).run(["python", "-m", "tools", *arguments.argv])
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(arguments.json) as file:
+            file.write((json.dumps(results, indent=1) + "\n").encode("ascii"))
+    print("\n".join(report(results)))
+    if arguments.plot:
+        from .plot import draw
+
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        draw(results, arguments.plot)
+    return 1 if any(one["status"] in ("refused", "failed") for one in results["contenders"]) else 0
+
+
+def _list() -> int:
+    from .contenders import ENTRIES
+
+    width = max((len(entry.name) for entry in ENTRIES), default=0)
+    for entry in ENTRIES:
+        print(f"{entry.name:{width}}  {MIXING[entry.mixing]:16}  {entry.note}".rstrip())
+    return 0
+
+
+def _compare(old: Path, new: Path, bound: float) -> int:
+    from .comparing import compare, describe_changes, lost
+    from .report import read_results
+
+    before, after = read_results(old), read_results(new)
+    changes = compare(before, after)
+    print("\n".join(describe_changes(before, after, changes, bound)))
+    slower = any(change.verdict(bound) == "regression" for change in changes)
+    return 1 if slower or lost(before, after) else 0

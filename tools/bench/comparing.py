@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .interval import estimate
-from .report import measured, table
-from .summary import rates
+from ..tables import text_table
+from .intervals import estimate, measured, rates
 
 SAME = ("data", "options")
 # Options that change no rate.
@@ -18,7 +17,10 @@ Contenders = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Change:
-    """ratio: the later rate over the former; low and high: what it is beyond noise, from the two intervals' ends."""
+    """How a contender's rate has changed.
+
+    ratio: the later rate over the former; low and high: the least and most that it can be, from the intervals' ends.
+    """
 
     name: str
     ratio: float
@@ -33,7 +35,7 @@ class Change:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """What both have measured. Of one machine, images a second; of two, what each has to its first contender.
+    """The changes of what both have measured: images a second on one machine, ratios to the first contender on two.
 
     ValueError where the two do not measure the same.
     """
@@ -50,7 +52,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
-    """Contenders that were measured before, and are refused or fail now -> why."""
+    """Contenders that were measured before and are refused or fail now, each with the reason."""
     names = {one["name"] for one in measured(before["contenders"])}
     return {
         one["name"]: f"{one['status']}: {one['reason']}"
@@ -74,7 +76,7 @@ def _check_same(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def _values(results: dict[str, Any], own_machine: bool) -> dict[str, list[float]]:
-    """name -> rates of the rounds, or their ratios to the first contender's of the same race."""
+    """Name -> rates of the rounds, or on two machines their ratios to the first contender's of the same race."""
     found = {}
     for race, contenders in _races(results):
         for contender in measured(contenders):
@@ -84,7 +86,7 @@ def _values(results: dict[str, Any], own_machine: bool) -> dict[str, list[float]
 
 
 def _races(results: dict[str, Any]) -> Iterator[tuple[str, Contenders]]:
-    """What their names begin with, and who raced."""
+    """The races of a result: what names begin with in the comparison, and the contenders."""
     yield "", results["contenders"]
     yield "training: ", results["training"]
     for name, sweep in results["sweeps"].items():
@@ -92,15 +94,17 @@ def _races(results: dict[str, Any]) -> Iterator[tuple[str, Contenders]]:
             yield f"{name.replace('_', ' ')}, {value}: ", contenders
 
 
-def told(before: dict[str, Any], after: dict[str, Any], changes: list[Change], bound: float) -> Iterator[str]:
+def describe_changes(
+    before: dict[str, Any], after: dict[str, Any], changes: list[Change], bound: float
+) -> Iterator[str]:
     """Lines for people to read."""
     if before["machine"] != after["machine"]:
-        yield "Two machines: compared is what each contender has to the first one of its own run."
+        yield "Two machines: the ratios to the first contender of each run are compared."
     rows = [("contender", "after : before", "interval", "")]
     for change in changes:
         between = f"{change.low:.3f} .. {change.high:.3f}"
         rows.append((change.name, f"{change.ratio:.3f}", between, change.verdict(bound)))
-    yield from table(rows)
+    yield from text_table(rows)
     yield from (f"{name}: regression: {reason}" for name, reason in lost(before, after).items())
     for name, versions in sorted(_changed(before["versions"], after["versions"]).items()):
         yield f"{name}: {versions[0]} -> {versions[1]}"

@@ -25,7 +25,7 @@ SIDE, QUALITY, IMAGES = 224, 90, 10_000
 
 
 def write_jpeg_set(shards: Path, out: Path, num_images: int = IMAGES, overwrite: bool = False) -> Manifest:
-    """As many of each class, the first of them in the order of the shards. ValueError where a class has too few."""
+    """Write the first images of each class in the order of the shards. ValueError where a class has too few."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         files = Path(scratch)
         for number, (image, name) in enumerate(_chosen(shards, num_images)):

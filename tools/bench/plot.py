@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fdt_pipeline.storage.atomic import atomic_file
+from fdt_pipeline.cli.page import save_figure
 
-from .report import measured, number
+from .intervals import measured
+from .report import number
 from .task import MIXING
 
 COLOURS = {"none": "#8c8c8c", "mixup": "#4c9f70", "fdt in the batch": "#e0923a", "fdt": "#3b6fb6"}
@@ -21,8 +22,9 @@ SWEEPS = {"classes": "classes in the set, C", "batch_sizes": "images in a batch"
 MARKERS = "osD^vP*X<>"
 
 
+@rc_context({"font.size": 8})
 def draw(results: dict[str, Any], path: Path) -> None:
-    """A PNG with the bars, and a panel for each sweep."""
+    """Draw the bars, and a panel for each sweep, as a PNG."""
     contenders = sorted(measured(results["contenders"]), key=_median)
     sweeps = {name: sweep for name, sweep in results["sweeps"].items() if sweep}
     heights = [1.1 + 0.34 * len(contenders), *(3.8 for _ in sweeps)]
@@ -32,10 +34,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for panel, (name, sweep) in zip(panels[1:], sweeps.items(), strict=True):
         _lines(panel, sweep, SWEEPS[name])
     figure.suptitle(_title(results), fontsize=9)
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    with atomic_file(path) as file:
-        file.write(data.getvalue())
+    save_figure(figure, path, dpi=110)
 
 
 def _median(contender: dict[str, Any]) -> float:
@@ -52,20 +51,17 @@ def _bars(panel: Any, contenders: list[dict[str, Any]]) -> None:
         panel.barh(place, rate["median"], xerr=error, color=COLOURS[mixing], height=0.7, capsize=3,
                    hatch="//" if rate["too_noisy"] else None, edgecolor="white")  # fmt: skip
         text = "too noisy" if rate["too_noisy"] else number(rate["median"])
-        panel.annotate(text, (rate["high"], place), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    panel.set_yticks(range(len(contenders)), [contender["name"] for contender in contenders], fontsize=8)
+        panel.annotate(text, (rate["high"], place), (5, 0), textcoords="offset points", va="center")
+    panel.set_yticks(range(len(contenders)), [contender["name"] for contender in contenders])
     panel.set_xscale("log")
     panel.set_xlim(least / 2, most * 3)
     panel.set_ylim(-0.6, len(contenders) - 0.4)
     _plain_numbers(panel.xaxis)
-    panel.set_xlabel("images a second, logarithmic: median, with the interval of the rounds", fontsize=8)
-    panel.tick_params(axis="x", labelsize=8)
+    panel.set_xlabel("images a second, logarithmic: median, with the interval of the rounds")
     panel.grid(axis="x", alpha=0.3)
     panel.set_axisbelow(True)
     kinds = [kind for kind in MIXING if any(one["mixing"] == kind for one in contenders)]
-    panel.legend(
-        [Patch(color=COLOURS[kind]) for kind in kinds], [MIXING[kind] for kind in kinds], fontsize=8, loc="lower right"
-    )
+    panel.legend([Patch(color=COLOURS[kind]) for kind in kinds], [MIXING[kind] for kind in kinds], loc="lower right")
 
 
 def _plain_numbers(axis: Any) -> None:
@@ -94,9 +90,8 @@ def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> No
     panel.set_xticks(values, [f"{value:,}" for value in values])
     panel.minorticks_off()
     _plain_numbers(panel.yaxis)
-    panel.set_xlabel(label, fontsize=8)
-    panel.set_ylabel("microseconds an image", fontsize=8)
-    panel.tick_params(labelsize=8)
+    panel.set_xlabel(label)
+    panel.set_ylabel("microseconds an image")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
 

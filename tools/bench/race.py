@@ -1,19 +1,23 @@
-"""Interleaved rounds: in each, every contender has its turn, while the others rest."""
+"""A race: contenders are set up once, and have their turns in interleaved rounds, while the others are idle."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import FailedError, RefusedError
-from .seat import Seat
-from .task import NotInstalledError
+import numpy as np
+
+from ..rounds import turn_order
+from .intervals import rounded
+from .task import FailedError, NotInstalledError, RefusedError
+from .worker import WorkerHandle
 
 FIRST_EPOCH = 5  # times the seconds of a turn, at most
-Say = Callable[[str], None]
 
 
 def say(text: str) -> None:
@@ -22,8 +26,10 @@ def say(text: str) -> None:
 
 @dataclass
 class Raced:
-    """check: what was seen before. start: set-up and first epoch. turns: one a round, the warm-up round left out.
-    status: "measured", "refused", "not installed", "failed" or "left out", with the reason."""
+    """What a contender did. check: what was seen before. start: set-up and first epoch. turns: one a round.
+
+    status: "measured", "refused", "not installed", "failed" or "left out", with the reason.
+    """
 
     check: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
@@ -33,54 +39,77 @@ class Raced:
 
 
 def race(
-    makers: Mapping[str, Callable[[], Seat]],
+    makers: Mapping[str, Callable[[], WorkerHandle]],
     repeats: int,
     seconds: float,
     each_round: Callable[[], None] = lambda: None,
-    say: Say = say,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Raced]:
-    """name -> what it did. The first round touches memory for the first time and is left out. Whoever fails is out."""
+    """Name -> what the contender did. A contender that fails is dropped.
+
+    The first round touches memory for the first time and is left out.
+    """
     raced = {name: Raced() for name in makers}
     with ExitStack() as stack:
-        seats: dict[str, Seat] = {}
+        workers: dict[str, WorkerHandle] = {}
         for name, make in makers.items():
             say(f"{name}: set up")
             with caught(raced[name]):
-                seats[name] = make()
-                stack.callback(_close, seats[name], raced[name])
-                raced[name].start = seats[name].start(FIRST_EPOCH * seconds)
+                workers[name] = make()
+                stack.callback(_close, workers[name], raced[name])
+                raced[name].start = workers[name].start(FIRST_EPOCH * seconds)
         for number in range(repeats + 1):
             each_round()
-            for name in turn_order([name for name in seats if raced[name].status == "measured"], number):
+            for name in turn_order([name for name in workers if raced[name].status == "measured"], number):
                 with caught(raced[name]):
-                    turn = seats[name].turn(seconds)
+                    turn = workers[name].turn(seconds)
                     say(f"round {number} of {repeats}: {name}: {turn['rate']:.0f} images/s")
                     if number:
                         raced[name].turns.append(turn)
     return raced
 
 
-def _close(seat: Seat, raced: Raced) -> None:
-    """The first reason why it is not measured stays."""
+def _close(worker: WorkerHandle, raced: Raced) -> None:
+    """Close a worker. The first reason why it is not measured stays."""
     with caught(raced if raced.status == "measured" else Raced()):
-        seat.close()
-
-
-def turn_order(names: Sequence[str], number: int) -> Iterator[str]:
-    """Another one first in every round, and every other round backwards, so that nobody always follows the same."""
-    first = number % max(1, len(names))
-    turned = [*names[first:], *names[:first]]
-    return iter(turned[::-1] if number % 2 else turned)
+        worker.close()
 
 
 @contextmanager
 def caught(raced: Raced) -> Iterator[None]:
-    """Notes why it is not measured."""
+    """Note why a contender is not measured."""
     try:
         yield
-    except RefusedError as error:
-        raced.status, raced.reason = "refused", str(error)
-    except NotInstalledError as error:
-        raced.status, raced.reason = "not installed", str(error)
-    except FailedError as error:
-        raced.status, raced.reason = "failed", str(error)
+    except (RefusedError, NotInstalledError, FailedError) as error:
+        kinds = {RefusedError: "refused", NotInstalledError: "not installed", FailedError: "failed"}
+        raced.status, raced.reason = kinds[type(error)], str(error)
+
+
+def noise_works() -> dict[str, Callable[[], object]]:
+    """A tenth of a second of arithmetic and of memory traffic, on one core."""
+    text, array = bytes(64 << 20), np.ones(16 << 20, np.float32)
+    return {
+        "arithmetic": lambda: hashlib.blake2b(text).digest(),
+        "memory": lambda: [array.copy() for _ in range(4)],
+    }
+
+
+class Noise:
+    """How steady the machine is: seconds of the same work, once a round."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._works, self._clock = noise_works(), clock
+        self.seconds: dict[str, list[float]] = {name: [] for name in self._works}
+
+    def measure(self) -> None:
+        for name, work in self._works.items():
+            begin = self._clock()
+            work()
+            self.seconds[name].append(rounded(self._clock() - begin))
+
+    def to_dict(self) -> dict[str, object]:
+        """spread: (most - least) / least, 0 on a quiet machine."""
+        return {
+            name: {"seconds": values, "spread": rounded(max(values) / min(values) - 1) if values else 0.0}
+            for name, values in self.seconds.items()
+        }

@@ -1,22 +1,27 @@
-"""What a process and all that it has started use, as Linux counts it in /proc."""
+"""What a process and all that it has started use, by psutil; and waiting until they are idle."""
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+import psutil  # type: ignore[import-untyped]
+
+WINDOW, BUSY = 0.1, 0.2  # seconds, and the share of one core from which on a process tree is not idle
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a tree of processes. cpu: seconds, in user and in kernel mode, of those too that have ended and were waited
-    for. memory: bytes in RAM now, a page that several share counted once (PSS). peak: the sum of the processes' peaks,
-    shared pages in each (RSS). from_storage: bytes that were not in the page cache; by_read: bytes that read() gave,
-    from files, pipes and sockets (what is memory-mapped is in neither, unless it came from storage)."""
+    """What a tree of processes uses.
+
+    cpu: seconds in user and in kernel mode, those of ended children included. memory: bytes in RAM now, a page that
+    several share counted once (PSS). peak: the sum of the processes' peaks, with shared pages in each (RSS).
+    from_storage: bytes that were not in the page cache. by_read: bytes that read() gave, from files, pipes and sockets
+    (a memory-mapped file is in neither, unless it came from storage).
+    """
 
     cpu: float
     memory: int
@@ -25,55 +30,59 @@ class Usage:
     by_read: int
 
     def since(self, before: Usage) -> dict[str, Any]:
-        """What has grown since, and the memory as it is."""
+        """What has grown since `before`, and the memory as it is."""
         grown = {key: getattr(self, key) - getattr(before, key) for key in ("cpu", "from_storage", "by_read")}
         return {**asdict(self), **grown}
 
 
-def usage_of(pid: int) -> Usage:
-    """A process that ends meanwhile is left out."""
+def usage() -> Usage:
+    """What this process and its descendants use. A process that ends meanwhile is left out."""
     cpu, memory, peak, from_storage, by_read = 0.0, 0, 0, 0, 0
-    for process in tree_of(pid):
-        cpu += _cpu(process)
-        memory += 1024 * _field(process / "smaps_rollup", "Pss:")
-        peak += 1024 * _field(process / "status", "VmHWM:")
-        from_storage += _field(process / "io", "read_bytes:")
-        by_read += _field(process / "io", "rchar:")
+    for process in process_tree():
+        try:
+            with process.oneshot():
+                times, files = process.cpu_times(), process.io_counters()
+                pss, highest = process.memory_full_info().pss, _peak(process.pid)
+        except (psutil.Error, OSError):
+            continue
+        cpu += times.user + times.system + times.children_user + times.children_system
+        memory, peak = memory + pss, peak + highest
+        from_storage, by_read = from_storage + files.read_bytes, by_read + files.read_chars
     return Usage(cpu, memory, peak, from_storage, by_read)
 
 
-def cpu_of(pid: int) -> float:
-    return sum(map(_cpu, tree_of(pid)))
+def process_tree() -> list[psutil.Process]:
+    """This process and its descendants."""
+    own = psutil.Process()
+    return [own, *own.children(recursive=True)]
 
 
-def tree_of(pid: int) -> Iterator[Path]:
-    """/proc/PID of the process and of its descendants."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (fields := _stat(folder)):
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
-    found = [pid]
-    for process in found:
-        found += children.get(process, [])
-        yield Path("/proc", str(process))
+def _peak(pid: int) -> int:
+    """The largest resident size of a process so far, which psutil does not know on Linux."""
+    with open(f"/proc/{pid}/status") as file:
+        return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:")), 0)
 
 
-def _cpu(process: Path) -> float:
-    """utime, stime, cutime, cstime."""
-    return sum(map(int, _stat(process)[11:15])) / _TICKS
+def wait_until_idle(patience: float = PATIENCE) -> bool:
+    """Wait until this process and its descendants have filled their queues; False if they never rest."""
+    end = time.monotonic() + patience
+    before = _cpu_seconds()
+    while time.monotonic() < end:
+        time.sleep(WINDOW)
+        now = _cpu_seconds()
+        if now - before <= WINDOW * BUSY:
+            return True
+        before = now
+    return False
 
 
-def _stat(process: Path) -> list[str]:
-    """From the third field on, the state: the name before it may hold blanks. Empty where the process has ended."""
-    return _read(process / "stat").rpartition(")")[2].split()
+def _cpu_seconds() -> float:
+    return sum(_seconds_of_each())
 
 
-def _field(path: Path, name: str) -> int:
-    return next((int(line.split()[1]) for line in _read(path).splitlines() if line.startswith(name)), 0)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+def _seconds_of_each() -> Iterator[float]:
+    for process in process_tree():
+        try:
+            yield sum(process.cpu_times()[:4])
+        except psutil.Error:
+            continue

@@ -18,8 +18,21 @@ MIXING: dict[Mixing, str] = {
 }
 
 
+TIMEOUT = 300.0  # seconds without a batch until a contender is stopped; building the native engine takes 12
+MODELS = ("resnet34", "resnet18", "small")
+Batch = tuple[Any, Any]
+
+
 class NotInstalledError(ImportError):
-    """What a contender needs is not there; the message says what to install."""
+    """A library that a contender needs is missing; the message says what to install."""
+
+
+class RefusedError(Exception):
+    """A contender does not do what it is asked for; the message says what was expected and what came."""
+
+
+class FailedError(Exception):
+    """A contender raised an error, or its process died; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Contender(Protocol):
     is a multiple of it.
     """
 
-    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, shuffled; the last one may be smaller or left out."""
         ...
 
@@ -86,3 +99,17 @@ class Entry:
     images_per_output: Callable[[int], float] = lambda num_classes: 1.0
     needs_gpu: bool = False
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a worker process runs.
+
+    contender: its name, or module:function. kind: the loader alone, the model alone (the contender does not matter
+    then), or the loader feeding the model.
+    """
+
+    contender: str
+    task: Task
+    kind: Literal["loader", "model", "both"] = "loader"
+    model: str | None = None

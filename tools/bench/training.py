@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, get_args
 
 import torch
 
+from fdt_pipeline.losses import cross_entropy
 from models import Stem, build_model
-from train.losses import cross_entropy
 from train.step import TrainStep, make_optimizer, make_scaler
 
-from .entries import SameBatch
-from .task import Task
+from .task import Batch, Task
 
 PHOTO = 64  # pixels a side, from which on a ResNet gets its stem for photographs
 IMAGENET: Stem = "imagenet"
@@ -44,9 +45,17 @@ class Trainer:
             torch.cuda.synchronize()
 
 
-def same_batch(task: Task) -> SameBatch:
-    """Random images with soft targets, on the task's device."""
-    generator = torch.Generator().manual_seed(task.seed)
-    images = torch.randn(task.batch_size, *task.shape, generator=generator).to(memory_format=torch.channels_last)
-    targets = torch.rand(task.batch_size, task.num_classes, generator=generator)
-    return SameBatch(images.to(task.device), (targets / targets.sum(1, keepdim=True)).to(task.device))
+class SameBatch:
+    """The bound of a model without a loader: one batch of random images with soft targets, again and again."""
+
+    def __init__(self, task: Task) -> None:
+        generator = torch.Generator().manual_seed(task.seed)
+        images = torch.randn(task.batch_size, *task.shape, generator=generator).to(memory_format=torch.channels_last)
+        targets = torch.rand(task.batch_size, task.num_classes, generator=generator)
+        self._batch = images.to(task.device), (targets / targets.sum(1, keepdim=True)).to(task.device)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        return repeat(self._batch)
+
+    def close(self) -> None:
+        """It holds nothing that must be closed."""

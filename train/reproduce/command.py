@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ REPRODUCE_HELP = """Train and attack the rows of a table of the paper, and print
     python -m train reproduce table1 --report --out runs/both
 
 --data ROOT holds shards: ROOT/cifar10/{train,test}, and so cifar100, fashion-mnist and svhn. What is not there is
-listed as missing. The same command goes on where it was stopped, in the middle of a run or of an attack too, and
-under torchrun (torchrun --nproc-per-node 2 -m train reproduce ...) its processes share each run and attack.
+listed as missing. The same command goes on where it was stopped, in the middle of a run or of an attack too. Several
+machines share a table by --only and --first-seed, and --merge puts their results together.
 --scale small: a small network on 5,000 images, Fashion-MNIST's from the checkout and CIFAR-10's drawn from ROOT.
 PAPER.md says what the switches of the readings stand for.
 """
@@ -28,6 +30,7 @@ gamma 0.5 to 4, TN with its exact gradient, and PONO in TN's place. The same com
 """
 # Thirty runs and attacks took 56 minutes on two slow cores (results/table1-small); 40 epochs would have taken 75.
 SMALL_EPOCHS, SMALL_IMAGES = 25, 500
+SWEEP_IMAGES = 1000
 INTERRUPTED = "the same command goes on from the last whole epoch, or the last images attacked"
 
 
@@ -57,7 +60,7 @@ def add_reproduce(parser: argparse.ArgumentParser) -> None:
         ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
     ):
         parser.add_argument(flag, choices=choices, help=text)
-    parser.set_defaults(run=_reproduce, on_ranks=True, interrupted=INTERRUPTED)
+    parser.set_defaults(run=_reproduce, interrupted=INTERRUPTED)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +70,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
     parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
     _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
-    parser.set_defaults(run=_sweep, on_ranks=True, interrupted=INTERRUPTED)
+    parser.set_defaults(run=_sweep, interrupted=INTERRUPTED)
 
 
 def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> None:
@@ -85,20 +88,18 @@ def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> Non
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from train.ddp import is_first_rank
-    from train.reproduce.data import data_folder, missing_data
-    from train.reproduce.merging import merge
+    from train.reproduce.paper import select_rows, table_rows
+    from train.reproduce.record import merge
     from train.reproduce.report import write_report
-    from train.reproduce.rows import select_rows, table_rows
     from train.reproduce.running import run_rows
+    from train.reproduce.settings import data_folder, missing_data
 
     out = arguments.out
     diverged: list[str] = []
     if arguments.merge or arguments.report:
         _refuse_options(arguments)
     if arguments.merge:
-        if is_first_rank():
-            merge(arguments.merge, out)
+        merge(arguments.merge, out)
     elif not arguments.report:
         rows = select_rows(table_rows(arguments.table, arguments.scale), arguments.only)
         reasons = {row.dataset: missing_data(arguments.data, row.dataset, arguments.scale) for row in rows}
@@ -115,8 +116,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             arguments.device,
             retry_diverged=arguments.retry_diverged,
         )
-    if is_first_rank():
-        print(write_report(out, arguments.table), end="")
+    print(write_report(out, arguments.table), end="")
     return 1 if diverged else 0
 
 
@@ -151,8 +151,7 @@ def _attack_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from train.ddp import is_first_rank
-    from train.reproduce.sweep import run_sweep, write_sweep_report
+    from train.reproduce.report import write_sweep_report
 
     diverged: list[str] = []
     if arguments.report:
@@ -160,24 +159,48 @@ def _sweep(arguments: argparse.Namespace) -> int:
     else:
         if arguments.data is None:
             raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
-        diverged = run_sweep(
-            arguments.data,
-            arguments.model,
-            arguments.only,
-            _seeds(arguments),
-            {
-                "epochs": arguments.epochs,
-                "augment": False if arguments.no_augment else None,
-                "attack_images": arguments.images,
-                **_attack_settings(arguments),
-            },
-            arguments.out,
-            arguments.device,
-            arguments.retry_diverged,
-        )
-    if is_first_rank():
-        print(write_sweep_report(arguments.out), end="")
+        diverged = _run_sweep(arguments)
+    print(write_sweep_report(arguments.out), end="")
     return 1 if diverged else 0
+
+
+def _run_sweep(arguments: argparse.Namespace) -> list[str]:
+    """The sweep's rows, on the shards DATA/{train,test}; -> the names of the runs that diverged."""
+    from fdt_pipeline.shards import read_manifest
+    from train.recipes import make_recipe
+    from train.reproduce.paper import Row
+    from train.reproduce.running import run_rows
+    from train.reproduce.settings import Settings
+
+    data, model, images = arguments.data, arguments.model, arguments.images
+    num_samples = read_manifest(data / "test").num_samples
+    make_recipe(f"{model}_plain")  # says which models there are
+    return run_rows(
+        [Row(data.resolve().name, model, column) for column in select_columns(arguments.only)],
+        _seeds(arguments),
+        Settings(
+            "sweep",
+            epochs=arguments.epochs,
+            augment=False if arguments.no_augment else None,
+            attack_images=min(SWEEP_IMAGES, num_samples) if images is None else images,
+            **_attack_settings(arguments),
+        ),
+        {},
+        lambda _: data,
+        arguments.out,
+        arguments.device,
+        retry_diverged=arguments.retry_diverged,
+    )
+
+
+def select_columns(patterns: Sequence[str] | None) -> list[str]:
+    """The sweep's columns that any of the patterns names; ValueError for a pattern that names none."""
+    from train.reproduce.report import ALL_COLUMNS
+
+    for pattern in patterns or ():
+        if not any(fnmatchcase(column, pattern) for column in ALL_COLUMNS):
+            raise ValueError(f"--only {pattern} names no column; columns: {', '.join(ALL_COLUMNS)}")
+    return [c for c in ALL_COLUMNS if not patterns or any(fnmatchcase(c, pattern) for pattern in patterns)]
 
 
 def _seeds(arguments: argparse.Namespace) -> range:

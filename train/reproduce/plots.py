@@ -1,19 +1,20 @@
-"""The pictures of a report, drawn from the records alone."""
+"""The pictures of a report, drawn from the records alone: attack paths, learning curves, and the sweep's two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fdt_pipeline.storage.atomic import atomic_file
+from train.plots import save_figure
+from train.reproduce.claims import Kind, Measure, Results, deviation, label
 from train.reproduce.record import Record
-from train.reproduce.results import Results, label
+from train.reproduce.tables import largest_radii
 
 # The paper's columns, then the controls; told apart by shape as well (MARKERS), as there are more than hues.
 COLORS = {
@@ -33,6 +34,7 @@ COLORS = {
     "fdt_gamma4": "#08306b",
 }
 MARKERS = {"tn_exact": "s", "pono": "s", "label_smoothing": "D", "mixup": "D", "fdt_k2": "D"}
+KINDS: tuple[tuple[Kind, str], ...] = (("mean", "Eq. 7 mean"), ("last", "last iterate"))
 
 
 def draw_attack_paths(results: Results, eps_values: Sequence[float], path: Path) -> None:
@@ -49,7 +51,7 @@ def draw_attack_paths(results: Results, eps_values: Sequence[float], path: Path)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy at $x^t$, %")
     _legend(figure, panels[0], f"{results.title}: along the attack's path")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning_curves(results: Results, path: Path) -> None:
@@ -68,7 +70,7 @@ def draw_learning_curves(results: Results, path: Path) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
     _legend(figure, left, f"{results.title}: learning curves")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _with_records(results: Results) -> list[tuple[str, tuple[Record, ...]]]:
@@ -92,8 +94,75 @@ def _legend(figure: Figure, panel: Axes, title: str) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
 
 
-def save(figure: Figure, path: Path) -> None:
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    with atomic_file(path) as file:
-        file.write(data.getvalue())
+def draw_clean_against_robust(results: Results, eps_values: Sequence[float], path: Path) -> None:
+    """Panels: the two largest radii by Eq. 7 and by the last iterate; a point a column, mean over the seeds."""
+    radii = largest_radii(eps_values)
+    figure = Figure(figsize=(6.2 * len(radii), 9.5), layout="constrained")
+    panels = figure.subplots(len(KINDS), len(radii), squeeze=False, sharex=True)
+    names = [column for column, records in results.columns.items() if records]
+    for line, (kind, text) in zip(panels, KINDS, strict=True):
+        for panel, eps in zip(line, radii, strict=True):
+            for number, column in enumerate(names, 1):
+                _draw_point(panel, results, column, Measure(kind, eps), number)
+            panel.set_title(f"eps = {eps:g} ({eps * 256:.3g} grey levels)", fontsize=10)
+            panel.set_ylabel(f"{text}, %")
+            panel.grid(alpha=0.3)
+            panel.margins(0.12)
+            low, high = panel.get_ylim()
+            panel.set_ylim(max(low, -0.5), max(high, 1))  # also where nothing is right any more
+    for panel in panels[-1]:
+        panel.set_xlabel("clean accuracy, %")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.suptitle(f"{results.title}: clean against robust; bars are standard deviations over the seeds", fontsize=11)
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    save_figure(figure, path)
+
+
+def _draw_point(panel: Axes, results: Results, column: str, measure: Measure, number: int) -> None:
+    """With its number beside it, as there are more columns than colours to tell apart."""
+    clean, robust = results.values(column, Measure("clean")), results.values(column, measure)
+    x, y = fmean(clean), fmean(robust)
+    panel.errorbar(
+        x,
+        y,
+        xerr=deviation(clean),
+        yerr=deviation(robust),
+        fmt=MARKERS.get(column, "^" if "gamma" in column else "o"),
+        color=COLORS.get(column),
+        label=f"{number}  {label(column)}",
+        markersize=7,
+        markeredgecolor="#222222",
+        markeredgewidth=0.5,
+        elinewidth=0.9,
+    )
+    panel.annotate(str(number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9)
+
+
+def draw_weight_series(
+    results: Results, gamma_of: Mapping[str, float], eps_values: Sequence[float], path: Path
+) -> None:
+    """Clean and Eq.-7 accuracy of FDT against gamma, its weights being i^-gamma; the dotted line is plain training."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    panel = figure.subplots()
+    columns = sorted((c for c in gamma_of if results.columns.get(c)), key=gamma_of.__getitem__)
+    measures = [(Measure("clean"), "clean"), *((Measure("mean", eps), f"Eq. 7, eps {eps:g}") for eps in eps_values)]
+    for number, (measure, text) in enumerate(measures):
+        values = [results.values(column, measure) for column in columns]
+        panel.errorbar(
+            [gamma_of[column] for column in columns],
+            [fmean(found) for found in values],
+            yerr=[deviation(found) or 0 for found in values],
+            color=f"C{number}",
+            marker="o",
+            markersize=4,
+            label=text,
+        )
+        plain = results.values("plain", measure)
+        if plain:
+            panel.axhline(fmean(plain), color=f"C{number}", linestyle=":", linewidth=1)
+    panel.set_xlabel("gamma: image i weighs i^-gamma (1 is the paper's)")
+    panel.set_ylabel("accuracy, %; dotted: plain training")
+    panel.grid(alpha=0.3)
+    panel.set_title(f"{results.title}: accuracy against the weight series", fontsize=11)
+    figure.legend(loc="outside right upper", frameon=False)
+    save_figure(figure, path)

@@ -1,20 +1,28 @@
-"""The result of one row and seed as one JSON file: all that tables, plots and the report are made from."""
+"""A folder of results: plan.json, and in records/ a JSON file for each row and seed; what may stand in one table.
+
+Tables, plots and the report are made from these files alone. In one table seed, hardware and versions may differ, and
+are listed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from train.files import LOG, fitting, read_json, write_text
-from train.reproduce.rows import Row
+from train.files import LOG, check_folder, fitting, read_json, write_json, write_text
+from train.reproduce.paper import Row
+from train.reproduce.settings import Settings
 from train.robust_accuracy import Robustness
 
 FORMAT = 1
 RECORDS = "records"
+PLAN = "plan.json"
+# Two machines disagree in the last bits, so they train different weights from one seed; these are what a seed gave.
+FIGURES = ("curves", "robustness", "training.final", "training.best", "training.accuracies")
 
 
 @dataclass(frozen=True)
@@ -95,3 +103,137 @@ def learning_curves(run: Path) -> dict[str, list[float]]:
 def _rounded(values: Iterable[float]) -> list[float]:
     """To five places: they are for a picture."""
     return [round(value, 5) for value in values]
+
+
+def write_plan(
+    out: Path,
+    settings: Settings,
+    rows: Sequence[Row],
+    missing: Mapping[str, str],
+    diverged: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """plan.json: the settings of this folder, and what of its rows cannot be had. -> the diverged runs so far.
+
+    ValueError, naming the fields, where the folder has other settings. Rows asked for before stay in the plan.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / PLAN
+    old = read_json(path) if path.exists() else {"settings": settings.to_dict(), "missing": {}, "diverged": {}}
+    check_settings(old["settings"], settings.to_dict(), str(out), "the command")
+    asked = {row.dataset for row in rows}
+    kept = {name: reason for name, reason in old["missing"].items() if name not in asked}
+    noted = dict(old["diverged"] if diverged is None else diverged)
+    gone = {name: reason for name, reason in missing.items() if name in asked}
+    write_json(path, {"settings": settings.to_dict(), "missing": {**kept, **gone}, "diverged": noted})
+    return noted
+
+
+def read_plan(out: Path, table: str | None = None) -> dict[str, Any]:
+    """ValueError where `out` holds no table, or another one than `table`."""
+    if not (out / PLAN).is_file():
+        raise ValueError(f"{out} holds no table: make one with `python -m train reproduce table1 --out {out} ...`")
+    plan = dict(read_json(out / PLAN))
+    held = plan["settings"]["table"]
+    if table is not None and table != held:
+        raise ValueError(f"{out} holds {held}, not {table}")
+    return plan
+
+
+def merge(folders: Sequence[Path], out: Path) -> None:
+    """Copies the records of `folders` to `out`, beside those that it has. ValueError, and nothing is written, where
+    they are not of one configuration (see `check_mixable`)."""
+    check_folder(out)
+    sources = [*folders, *([out] if (out / PLAN).is_file() else [])]
+    plans = {str(folder): read_plan(folder) for folder in sources}
+    first, *others = plans
+    for other in others:
+        check_settings(plans[first]["settings"], plans[other]["settings"], first, other)
+    records = check_mixable([(str(folder), record) for folder in sources for record in read_records(folder)])
+    done = {record.row.dataset for record in records}
+    names = {f"{record.row.key} seed {record.seed}" for record in records}
+    missing = {name: reason for plan in plans.values() for name, reason in plan["missing"].items() if name not in done}
+    diverged = {name: why for plan in plans.values() for name, why in plan["diverged"].items() if name not in names}
+    out.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        write_record(out, record.content)
+    write_json(out / PLAN, {"settings": plans[first]["settings"], "missing": missing, "diverged": diverged})
+
+
+def check_settings(old: Mapping[str, Any], new: Mapping[str, Any], old_name: str, new_name: str) -> None:
+    """ValueError that names every field in which two folders differ."""
+    fields = differing_fields(old, new)
+    if fields:
+        text = "; ".join(f"{name} is {a!r} in {old_name} and {b!r} in {new_name}" for name, a, b in fields)
+        raise ValueError(f"these are results of different settings: {text}. Use a folder for each")
+
+
+def check_mixable(records: Sequence[tuple[str, Record]]) -> list[Record]:
+    """(folder, record) -> one record a row and seed.
+
+    ValueError, naming the fields, where rows differ in settings, recipe (but for the seed), precision or shards, and
+    where a row and seed is there twice with other figures.
+    """
+    kept: dict[str, tuple[str, Record]] = {}
+    first: dict[str, tuple[str, Record]] = {}
+    for folder, record in records:
+        for scope, part in _parts(record).items():
+            where, known = first.setdefault(scope, (folder, record))
+            _refuse(
+                differing_fields(_parts(known)[scope], part), f"{where} ({known.name})", f"{folder} ({record.name})"
+            )
+        if record.name in kept:
+            where, known = kept[record.name]
+            fields = differing_fields(_figures(known), _figures(record))
+            _refuse(fields, f"{where} ({known.name})", f"{folder} ({record.name})", same_seed=True)
+        if record.name not in kept or kept[record.name][1].autoattack is None:  # the same figures, and perhaps more
+            kept[record.name] = (folder, record)
+    return [record for _, record in kept.values()]
+
+
+def differing_fields(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in a, value in b) of the leaves of two JSON values that differ; None where one lacks it."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        names = sorted({*a, *b})
+        dotted = [(name, f"{prefix}.{name}" if prefix else str(name)) for name in names]
+        return [field for name, path in dotted for field in differing_fields(a.get(name), b.get(name), path)]
+    return [] if a == b else [(prefix, a, b)]
+
+
+def _parts(record: Record) -> dict[str, dict[str, Any]]:
+    """What must agree, by the records among which: of a table, of a data set, of a row."""
+    content, training = record.content, record.content["training"]
+    recipe = {name: value for name, value in training["recipe"].items() if name != "seed"}
+    attacked = content["autoattack"]
+    more = {"autoattack": {"autoattack": {name: attacked[name] for name in ("eps", "num_images")}}} if attacked else {}
+    return {
+        **more,
+        "table": {
+            "settings": content["settings"],
+            "precision": content["precision"],
+            "attack precision": content["robustness"].get("precision", "float32"),
+        },
+        f"data {record.row.dataset}": {"shards": training["shards"], "num_images": content["robustness"]["num_images"]},
+        f"row {record.row.key}": {"recipe": recipe},
+    }
+
+
+def _figures(record: Record) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in FIGURES:
+        value: Any = record.content
+        for part in name.split("."):
+            value = value[part]
+        found[name] = value
+    return found
+
+
+def _refuse(fields: list[tuple[str, Any, Any]], a_name: str, b_name: str, same_seed: bool = False) -> None:
+    if fields:
+        text = "; ".join(f"{name} is {_short(a)} in {a_name} and {_short(b)} in {b_name}" for name, a, b in fields)
+        what = "one row and seed has two results" if same_seed else "results of different configurations"
+        raise ValueError(f"{what}: {text}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

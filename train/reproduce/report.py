@@ -1,6 +1,6 @@
-"""report.md: the paper's table beside ours, verdicts, pictures, every seed, and where the numbers come from.
+"""report.md: the paper's table beside ours, or the sweep's controls; verdicts, pictures, seeds, where they come from.
 
-It is made from plan.json and records/ alone, so whoever has these can make it again.
+It is made from plan.json and records/ alone, so anybody who has these can make it again.
 """
 
 from __future__ import annotations
@@ -10,21 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from train.files import write_text
-from train.reproduce.claims import judge
-from train.reproduce.configuration import check_mixable
-from train.reproduce.plots import draw_attack_paths, draw_learning_curves
-from train.reproduce.record import Record, read_records
-from train.reproduce.results import Results, data_title, grouped
-from train.reproduce.rows import table_rows
-from train.reproduce.running import read_plan
+from train.recipes import CONTROLS, GAMMAS
+from train.reproduce.claims import Results, data_title, grouped, judge
+from train.reproduce.paper import COLUMNS, Row, table_rows
+from train.reproduce.plots import (
+    draw_attack_paths,
+    draw_clean_against_robust,
+    draw_learning_curves,
+    draw_weight_series,
+)
+from train.reproduce.record import Record, check_mixable, read_plan, read_records
 from train.reproduce.settings import Settings
-from train.reproduce.tables import READING, comparison_table, odd_cell_notes, seeds_table, summary_table, verdict_table
+from train.reproduce.tables import (
+    READING,
+    comparison_table,
+    odd_cell_notes,
+    seeds_table,
+    separation_table,
+    summary_table,
+    verdict_table,
+)
 
 REPORT = "report.md"
 SMALL = (
     "**Scaled down, and no reproduction of the paper's figures:** a network of 78,042 parameters, 5,000 training and "
     "1,000 test images a data set, and a schedule of {epochs} epochs stand beside the paper's ResNet-34, 50,000 images "
     "and 150 epochs. What can be compared are the differences between the columns."
+)
+ALL_COLUMNS = (*COLUMNS, *CONTROLS)
+# The weights' exponent by column; Harmonic is i^-1.
+GAMMA_OF = {"fdt": 1.0, **{f"fdt_gamma{gamma:g}": gamma for gamma in GAMMAS}}
+MEANING = (
+    "*Label smoothing* gives clean images targets of the mean entropy of FDT's: the soft targets without the mixing. "
+    "*Mixup* sums two images with a random weight. *FDT, K = 2* always sums two, 2/3 and 1/3. *FDT, gamma = G* weighs "
+    "image i by i^-G (FDT itself is G = 1). *TN, exact gradient* trains with the gradient of what TN computes. *PONO* "
+    "divides by the deviation as well, and has its exact gradient."
 )
 
 
@@ -57,6 +77,33 @@ def write_report(out: Path, table: str | None = None) -> str:
     return "\n\n".join([*(line for part in parts for line in part), *notes, summary, *absent]) + "\n"
 
 
+def write_sweep_report(out: Path) -> str:
+    """Writes report.md and its pictures; returns the table, for a terminal."""
+    plan = read_plan(out, "sweep")
+    settings = Settings.from_dict(plan["settings"])
+    records = check_mixable([(str(out), record) for record in read_records(out)])
+    places = sorted({(record.row.dataset, record.row.model) for record in records})
+    groups = grouped([Row(*place, column) for place in places for column in ALL_COLUMNS], records)
+    text = ["# Controls: what FDT's and TN's effects are made of", MEANING, *READING[:2]]
+    text += ["Remake this page: `python -m train sweep --report --out DIR`."]
+    tables = []
+    for group in groups:
+        part = [
+            f"## {group.title}",
+            comparison_table(group, settings.eps_values, beside_paper=False),
+            separation_table(group, settings.eps_values),
+        ]
+        tables += part
+        text += [*part, *_sweep_pictures(group, settings.eps_values, out)]
+    absent = absent_rows(groups, plan)
+    text += absent
+    text += ["## Every seed"]
+    text += [seeds_table(group, settings.eps_values) for group in groups]
+    text += ["## Where the numbers come from", *provenance(records)]
+    write_text(out / REPORT, "\n\n".join(text) + "\n")
+    return "\n\n".join([*tables, *absent]) + "\n"
+
+
 def _title(settings: Settings) -> str:
     name = {"table1": "Table 1", "table2": "Table 2"}[settings.table]
     return f"{name} of the paper, beside ours" + (" at a small scale" if settings.scale == "small" else "")
@@ -85,6 +132,16 @@ def _pictures(group: Results, eps_values: Sequence[float], out: Path) -> list[st
         f"![{group.title}: accuracy along the attack's path]({name}-paths.png)",
         f"![{group.title}: learning curves]({name}-learning.png)",
     ]
+
+
+def _sweep_pictures(group: Results, eps_values: Sequence[float], out: Path) -> list[str]:
+    name = f"{group.dataset}-{group.model}"
+    draw_clean_against_robust(group, eps_values, out / f"{name}-clean-robust.png")
+    pictures = [f"![{group.title}: clean against robust accuracy]({name}-clean-robust.png)"]
+    if sum(bool(group.columns.get(column)) for column in GAMMA_OF) > 1:
+        draw_weight_series(group, GAMMA_OF, eps_values, out / f"{name}-weights.png")
+        pictures.append(f"![{group.title}: accuracy against the weights' exponent]({name}-weights.png)")
+    return pictures
 
 
 def has_records(group: Results) -> bool:
@@ -147,8 +204,6 @@ def _autoattack_part(records: Sequence[Record]) -> str:
 def _machine(record: Record) -> str:
     hardware, versions = record.content["training"]["hardware"], record.content["training"]["versions"]
     place = hardware.get("gpu") or f"{hardware['cores']} cores of {hardware['cpu']}"
-    ranks = record.content["training"].get("ranks", 1)
-    place = place if ranks == 1 else f"{ranks} processes on {place}"
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "commit")
     return f"{place}, {record.content['precision']}; commit {versions['commit'] or 'unknown'}; {packages}"
 

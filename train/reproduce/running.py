@@ -1,36 +1,49 @@
 """Train and attack the rows of a table, seed by seed, going on where it was stopped.
 
-Under torchrun all ranks do each row together (train/ddp.py), and the first one alone writes: the others must see its
-files, as ranks of one machine do.
+The attack goes a batch at a time, with the counts so far on disk: a killed attack goes on.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from fdt_pipeline.shards import read_manifest
-from train.ddp import from_first_rank, is_first_rank, process_group, share_of_batch
-from train.divergence import NonFiniteLossError
-from train.files import check_folder, read_json, write_json
-from train.reproduce.autoattack import autoattack_of
-from train.reproduce.chunked_attack import attack_in_chunks
-from train.reproduce.configuration import check_settings
-from train.reproduce.record import RECORDS, learning_curves, make_record, read_record, record_name, write_record
-from train.reproduce.rows import Row
+from train.files import check_folder, fitting, read_json, write_json
+from train.precision import amp_dtype, attack_precision
+from train.reproduce.paper import Row
+from train.reproduce.record import (
+    RECORDS,
+    check_settings,
+    learning_curves,
+    make_record,
+    read_record,
+    record_name,
+    write_plan,
+    write_record,
+)
 from train.reproduce.settings import Settings, recipe_of
-from train.setup import amp_dtype, pick_device, test_folder, train_folder
+from train.robust_accuracy import Robustness
+from train.robustness import evaluate_robustness
+from train.saved_run import CHECKS, first_samples, open_run
+from train.setup import pick_device, test_folder, train_folder
+from train.step import NonFiniteLossError
+from train.threat_model import PixelBounds
 from train.trainer import fit
 
 RUNS = "runs"
-PLAN = "plan.json"
-
-Folders = Callable[[str], Path]
+PROGRESS = "attack.json"
+# On a GPU 250 images of 32x32 at four radii in one batch keep ResNet-34 busy, and take some 8 GB; on a CPU a batch is
+# what a kill may lose.
+BATCH_SIZE = {"cpu": 100, "cuda": 250}
+LAST_STAGE = "Square"  # AutoAttack's: each of its four attacks is on what the ones before have left
 
 
 def run_rows(
@@ -38,9 +51,9 @@ def run_rows(
     seeds: Sequence[int],
     settings: Settings,
     missing: Mapping[str, str],
-    folder_of: Folders,
+    folder_of: Callable[[str], Path],
     out: Path,
-    device: str | None = None,
+    device_name: str | None = None,
     show: bool = True,
     retry_diverged: bool = False,
 ) -> list[str]:
@@ -51,35 +64,25 @@ def run_rows(
     other settings or other shards.
     """
     check_folder(out)
-    for row in rows:
-        share_of_batch(recipe_of(row, settings, 0))
-    with process_group(pick_device(device)) as device_of_rank:
-        diverged = from_first_rank(partial(write_plan, out, settings, rows, missing))
-        names = []
-        for row, seed in in_order(rows, seeds, missing):
-            name = f"{row.key} seed {seed}"
-            names.append(name)
-            data = from_first_rank(partial(folder_of, row.dataset))
-            if from_first_rank((out / RECORDS / record_name(row, seed)).exists):
-                if is_first_rank():
-                    go_on_with_record(out, row, seed, data)
-                continue
-            if name in diverged and not retry_diverged:
-                if is_first_rank():
-                    print(f"{name} diverged before: --retry-diverged trains it again", file=sys.stderr)
-                continue
-            try:
-                record = run_one(row, seed, settings, data, out, device_of_rank, show)
-            except NonFiniteLossError as error:  # on all ranks, at the same step
-                diverged[name] = str(error)
-                if is_first_rank():
-                    print(f"{name}: {error}", file=sys.stderr)
-            else:
-                diverged.pop(name, None)
-                if is_first_rank():
-                    write_record(out, record)
-            if is_first_rank():
-                write_plan(out, settings, rows, missing, diverged)
+    device = pick_device(device_name)
+    diverged = write_plan(out, settings, rows, missing)
+    names = []
+    for row, seed in in_order(rows, seeds, missing):
+        name, data = f"{row.key} seed {seed}", folder_of(row.dataset)
+        names.append(name)
+        if (out / RECORDS / record_name(row, seed)).exists():
+            go_on_with_record(out, row, seed, data)
+            continue
+        if name in diverged and not retry_diverged:
+            print(f"{name} diverged before: --retry-diverged trains it again", file=sys.stderr)
+            continue
+        try:
+            write_record(out, run_one(row, seed, settings, data, out, device, show))
+            diverged.pop(name, None)
+        except NonFiniteLossError as error:
+            diverged[name] = str(error)
+            print(f"{name}: {error}", file=sys.stderr)
+        write_plan(out, settings, rows, missing, diverged)
     return [name for name in names if name in diverged]
 
 
@@ -96,7 +99,7 @@ def run_one(
     """The record of one row and seed."""
     run = out / RUNS / row.key / f"seed{seed}"
     training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type, show_progress=show)
-    robustness, attack_seconds = attack_in_chunks(run, data, settings, device, show)
+    robustness, attack_seconds = attack_in_batches(run, data, settings, device, show)
     return make_record(
         row,
         seed,
@@ -121,35 +124,91 @@ def go_on_with_record(out: Path, row: Row, seed: int, data: Path) -> None:
         write_record(out, {**record.content, "autoattack": found})
 
 
-def write_plan(
-    out: Path,
-    settings: Settings,
-    rows: Sequence[Row],
-    missing: Mapping[str, str],
-    diverged: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """plan.json: the settings of this folder, and what of its rows cannot be had. -> the diverged runs so far.
+def autoattack_of(run: Path, training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `python -m train checks` has found with AutoAttack; None without RUN/checks.json, or AutoAttack in it.
 
-    ValueError, naming the fields, where the folder has other settings. Rows asked for before stay in the plan.
+    -> {"accuracy", "num_images", "eps" in input units, "masked": whether any of the checks shows masked gradients,
+    "weights": their sha256}. training is results.json. ValueError for checks of other weights than the final ones, or
+    of other samples than the test shards.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / PLAN
-    old = read_json(path) if path.exists() else {"settings": settings.to_dict(), "missing": {}, "diverged": {}}
-    check_settings(old["settings"], settings.to_dict(), str(out), "the command")
-    asked = {row.dataset for row in rows}
-    kept = {name: reason for name, reason in old["missing"].items() if name not in asked}
-    noted = dict(old["diverged"] if diverged is None else diverged)
-    gone = {name: reason for name, reason in missing.items() if name in asked}
-    write_json(path, {"settings": settings.to_dict(), "missing": {**kept, **gone}, "diverged": noted})
-    return noted
+    path = run / CHECKS
+    if not path.exists():
+        return None
+    report = read_json(path)
+    try:
+        found = report["made_from"]
+        expected = {"weights": training["weights"], "shards": training["shards"]["test"]}
+        if found != expected:
+            raise ValueError(
+                f"{path} is of other weights or other samples ({found}) than the run's final ones and its test shards "
+                f"({expected}): make it again without --weights and --data, or move it away"
+            )
+        for check in report["checks"]:
+            if check["name"] == "AutoAttack":
+                counted = {"num_images": report["num_images"], "eps": check["eps"], "masked": report["masked"]}
+                return {"accuracy": check["figures"][LAST_STAGE], **counted, "weights": found["weights"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a report of `python -m train checks` ({error}): make it again") from error
+    return None
 
 
-def read_plan(out: Path, table: str | None = None) -> dict[str, Any]:
-    """ValueError where `out` holds no table, or another one than `table`."""
-    if not (out / PLAN).is_file():
-        raise ValueError(f"{out} holds no table: make one with `python -m train reproduce table1 --out {out} ...`")
-    plan = dict(read_json(out / PLAN))
-    held = plan["settings"]["table"]
-    if table is not None and table != held:
-        raise ValueError(f"{out} holds {held}, not {table}")
-    return plan
+def attack_in_batches(
+    run: Path, data: Path, settings: Settings, device: torch.device, show: bool
+) -> tuple[Robustness, float]:
+    """-> (counts, seconds); goes on with what RUN/attack.json has of these weights, samples and settings, if anything.
+
+    Counts of batches add up, so the result is the one of an undisturbed attack.
+    """
+    saved, batch_size = open_run(run, device), BATCH_SIZE[device.type]
+    loader = saved.test_loader(data, batch_size)
+    num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
+    made_from = {
+        **saved.made_from(loader),
+        "precision": attack_precision(None, device.type),
+        "batch_size": batch_size,
+        "num_images": num_images,
+        "eps_values": list(settings.eps_values),
+        "steps": settings.attack_steps,
+        "clip_pixels": settings.clip_pixels,
+    }
+    whole, seconds = _so_far(run / PROGRESS, made_from)
+    done = whole.num_images if whole else 0
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
+    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image", disable=not show) as bar:
+        for batch in _after(done, first_samples(loader, num_images)):
+            start = time.perf_counter()
+            counts = evaluate_robustness(
+                saved.model,
+                [batch],
+                bounds,
+                settings.eps_values,
+                steps=settings.attack_steps,
+                clip_pixels=settings.clip_pixels,
+                device=device,
+            )
+            whole = whole + counts if whole else counts
+            seconds += time.perf_counter() - start
+            write_json(run / PROGRESS, {"made_from": made_from, "robustness": whole.to_dict(), "seconds": seconds})
+            bar.update(whole.num_images - bar.n)
+    assert whole is not None  # num_images is 1 or more
+    return whole, seconds
+
+
+def _after(done: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that come after the first `done` images."""
+    passed = 0
+    for images, labels in batches:
+        passed += len(labels)
+        if passed > done:
+            yield images, labels
+
+
+def _so_far(path: Path, made_from: dict[str, Any]) -> tuple[Robustness | None, float]:
+    found = read_json(path) if path.exists() else None
+    if found is None:
+        return None, 0.0
+    if found.get("made_from") != made_from:
+        print(f"{path} is of other weights, samples or settings: attacking again", file=sys.stderr)
+        return None, 0.0
+    with fitting(path):
+        return Robustness.from_dict(found["robustness"]), found["seconds"]

@@ -1,17 +1,52 @@
-"""The paper's table beside ours, every seed, and the verdicts, as Markdown that a terminal can show."""
+"""The tables of a report, as Markdown that a terminal can show: ours beside the paper's, verdicts, seeds, controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
 
-from train.reproduce.claims import CONFIDENCE_TEXT, KEEPS_WITHIN, Verdict
-from train.reproduce.differences import Difference, deviation
+from train.recipes import GAMMAS
+from train.reproduce.claims import (
+    CONFIDENCE_TEXT,
+    KEEPS_WITHIN,
+    Difference,
+    Kind,
+    Measure,
+    Results,
+    Verdict,
+    deviation,
+    difference,
+    label,
+)
 from train.reproduce.paper import ODD_CELLS
-from train.reproduce.results import Kind, Measure, Results, label
 from train.robustness_table import markdown_table
 
 FIGURES: tuple[tuple[Kind, str], ...] = (("mean", "ours, Eq. 7"), ("last", "last iterate"), ("worst", "worst"))
+NUM_RADII = 2  # the largest ones: below, nothing but clean accuracy shows
+# The soft targets alone, and older mixing: do they do what FDT does to plain training? Other weights, another K: is it
+# 1/i that does it? Another gradient, another norm: is it TN?
+COMPARED = (
+    ("fdt", "plain"),
+    ("label_smoothing", "plain"),
+    ("label_smoothing", "fdt"),
+    ("mixup", "plain"),
+    ("mixup", "fdt"),
+    ("fdt_k2", "fdt"),
+    *((f"fdt_gamma{gamma:g}", "fdt") for gamma in GAMMAS),
+    ("tn", "plain"),
+    ("tn_exact", "tn"),
+    ("pono", "plain"),
+    ("pono", "tn"),
+)
+READING = [
+    "Accuracies in percent, mean ± standard deviation over the seeds (ddof 1). Clean: all test images, final epoch.",
+    "Eq. 7 is a mean over the attack's path from radius 0 to eps, not robustness at eps; last iterate: t = T; worst: "
+    "right at every iterate, t = 0 too. Models with TN are attacked along both gradients of TN, and the worse counts.",
+    f"Verdicts: difference of the means in points, its standard error (Welch, seeds unpaired) and {CONFIDENCE_TEXT} "
+    f"interval. A claim holds if the whole interval is above 0 (FDT keeps accuracy: above -{KEEPS_WITHIN}), does not "
+    "hold if all of it is below, and is undecided otherwise. The error is of the seeds alone: all columns and seeds "
+    "are attacked on the same images, and other images would shift all of them.",
+]
 
 
 def comparison_table(results: Results, eps_values: Sequence[float], beside_paper: bool = True) -> str:
@@ -135,12 +170,23 @@ def with_error(found: Difference | None) -> str:
     return f"{found.value:+.2f}" + ("" if found.standard_error is None else f" ± {found.standard_error:.2f}")
 
 
-READING = [
-    "Accuracies in percent, mean ± standard deviation over the seeds (ddof 1). Clean: all test images, final epoch.",
-    "Eq. 7 is a mean over the attack's path from radius 0 to eps, not robustness at eps; last iterate: t = T; worst: "
-    "right at every iterate, t = 0 too. Models with TN are attacked along both gradients of TN, and the worse counts.",
-    f"Verdicts: difference of the means in points, its standard error (Welch, seeds unpaired) and {CONFIDENCE_TEXT} "
-    f"interval. A claim holds if the whole interval is above 0 (FDT keeps accuracy: above -{KEEPS_WITHIN}), does not "
-    "hold if all of it is below, and is undecided otherwise. The error is of the seeds alone: all columns and seeds "
-    "are attacked on the same images, and other images would shift all of them.",
-]
+def largest_radii(eps_values: Sequence[float]) -> list[float]:
+    return sorted(eps_values, reverse=True)[:NUM_RADII]
+
+
+def separation_table(results: Results, eps_values: Sequence[float]) -> str:
+    """Differences of the means in points, each with its standard error where both columns have two seeds."""
+    radii = largest_radii(eps_values)
+    measures = [("clean", Measure("clean"))]
+    for eps in radii:
+        measures += [(f"Eq. 7, eps {eps:g}", Measure("mean", eps)), (f"last, eps {eps:g}", Measure("last", eps))]
+    lines = [
+        [f"{label(a)} - {label(b)}", *(_difference_cell(results, a, b, measure) for _, measure in measures)]
+        for a, b in COMPARED
+        if results.columns.get(a) and results.columns.get(b)
+    ]
+    return "\n".join(markdown_table(["difference", *(name for name, _ in measures)], lines))
+
+
+def _difference_cell(results: Results, a: str, b: str, measure: Measure) -> str:
+    return with_error(difference(results.values(a, measure), results.values(b, measure)))

@@ -31,59 +31,17 @@ void look_up(void *library, const char *name, Function &function) {
   if (!function) throw std::runtime_error(std::string(name) + " is missing: the NVIDIA driver or NVRTC is too old");
 }
 
-#define FDT_LOOK_UP(name) look_up(library, #name, table.name)
+#define FDT_LOOK_UP(result, name, arguments) look_up(library, #name, table.name);
 
 CudaDriver load_driver() {
   void *library = open_library(given_or(cuda_path, {"libcuda.so.1"}),
                                "the GPU engine needs NVIDIA's driver, and libcuda.so.1 does not load:");
   CudaDriver table;
-  FDT_LOOK_UP(cuInit);
-  FDT_LOOK_UP(cuGetErrorString);
-  FDT_LOOK_UP(cuDeviceGet);
-  FDT_LOOK_UP(cuDeviceGetAttribute);
-  FDT_LOOK_UP(cuDevicePrimaryCtxRetain);
-  FDT_LOOK_UP(cuCtxGetCurrent);
-  FDT_LOOK_UP(cuCtxGetDevice);
-  FDT_LOOK_UP(cuCtxPushCurrent_v2);
-  FDT_LOOK_UP(cuCtxPopCurrent_v2);
-  FDT_LOOK_UP(cuCtxSynchronize);
-  FDT_LOOK_UP(cuModuleLoadData);
-  FDT_LOOK_UP(cuModuleGetFunction);
-  FDT_LOOK_UP(cuLaunchKernel);
-  FDT_LOOK_UP(cuMemAlloc_v2);
-  FDT_LOOK_UP(cuMemFree_v2);
-  FDT_LOOK_UP(cuMemcpyHtoD_v2);
-  FDT_LOOK_UP(cuMemcpyDtoH_v2);
-  FDT_LOOK_UP(cuStreamSynchronize);
+  FDT_CUDA_FUNCTIONS(FDT_LOOK_UP)
   const int error = table.cuInit(0);
   if (error) throw std::runtime_error("the NVIDIA driver does not start (cuInit: error " + std::to_string(error) + ")");
   return table;
 }
-
-void load_builtins(const Nvrtc &table);
-
-Nvrtc load_nvrtc() {
-  void *library = open_library(
-      given_or(nvrtc_path, {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"}),
-      "the GPU engine needs NVRTC (pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12), which does not load:");
-  Nvrtc table;
-  FDT_LOOK_UP(nvrtcGetErrorString);
-  FDT_LOOK_UP(nvrtcGetNumSupportedArchs);
-  FDT_LOOK_UP(nvrtcGetSupportedArchs);
-  FDT_LOOK_UP(nvrtcCreateProgram);
-  FDT_LOOK_UP(nvrtcCompileProgram);
-  FDT_LOOK_UP(nvrtcGetProgramLogSize);
-  FDT_LOOK_UP(nvrtcGetProgramLog);
-  FDT_LOOK_UP(nvrtcGetCUBINSize);
-  FDT_LOOK_UP(nvrtcGetCUBIN);
-  FDT_LOOK_UP(nvrtcGetPTXSize);
-  FDT_LOOK_UP(nvrtcGetPTX);
-  FDT_LOOK_UP(nvrtcDestroyProgram);
-  load_builtins(table);
-  return table;
-}
-
-#undef FDT_LOOK_UP
 
 // NVRTC looks for the file of its built-in functions by name alone, which fails where it lies in a wheel's folder; so
 // the one beside it is loaded first.
@@ -97,6 +55,18 @@ void load_builtins(const Nvrtc &table) {
     globfree(&found);
   }
 }
+
+Nvrtc load_nvrtc() {
+  void *library = open_library(
+      given_or(nvrtc_path, {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"}),
+      "the GPU engine needs NVRTC (pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12), which does not load:");
+  Nvrtc table;
+  FDT_NVRTC_FUNCTIONS(FDT_LOOK_UP)
+  load_builtins(table);
+  return table;
+}
+
+#undef FDT_LOOK_UP
 
 }  // namespace
 

@@ -11,45 +11,53 @@ namespace fdt {
 using CudaPointer = unsigned long long;  // CUdeviceptr
 
 // The functions of libcuda that are used, with CUDA's handles as void pointers and its errors as numbers.
-struct CudaDriver {
-  int (*cuInit)(unsigned flags);
-  int (*cuGetErrorString)(int error, const char **text);
-  int (*cuDeviceGet)(int *device, int number);
-  int (*cuDeviceGetAttribute)(int *value, int attribute, int device);
-  int (*cuDevicePrimaryCtxRetain)(void **context, int device);
-  int (*cuCtxGetCurrent)(void **context);
-  int (*cuCtxGetDevice)(int *device);
-  int (*cuCtxPushCurrent_v2)(void *context);
-  int (*cuCtxPopCurrent_v2)(void **context);
-  int (*cuCtxSynchronize)();
-  int (*cuModuleLoadData)(void **module, const void *image);
-  int (*cuModuleGetFunction)(void **function, void *module, const char *name);
-  int (*cuLaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                        unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **parameters,
-                        void **extra);
-  int (*cuMemAlloc_v2)(CudaPointer *pointer, size_t bytes);
-  int (*cuMemFree_v2)(CudaPointer pointer);
-  int (*cuMemcpyHtoD_v2)(CudaPointer to, const void *from, size_t bytes);
-  int (*cuMemcpyDtoH_v2)(void *to, CudaPointer from, size_t bytes);
-  int (*cuStreamSynchronize)(void *stream);
-};
+#define FDT_CUDA_FUNCTIONS(F)                                                                                         \
+  F(int, cuInit, (unsigned flags))                                                                                    \
+  F(int, cuGetErrorString, (int error, const char **text))                                                            \
+  F(int, cuDeviceGet, (int *device, int number))                                                                      \
+  F(int, cuDeviceGetAttribute, (int *value, int attribute, int device))                                               \
+  F(int, cuDevicePrimaryCtxRetain, (void **context, int device))                                                      \
+  F(int, cuCtxGetCurrent, (void **context))                                                                           \
+  F(int, cuCtxGetDevice, (int *device))                                                                               \
+  F(int, cuCtxPushCurrent_v2, (void *context))                                                                        \
+  F(int, cuCtxPopCurrent_v2, (void **context))                                                                        \
+  F(int, cuCtxSynchronize, ())                                                                                        \
+  F(int, cuModuleLoadData, (void **module, const void *image))                                                        \
+  F(int, cuModuleGetFunction, (void **function, void *module, const char *name))                                      \
+  F(int, cuLaunchKernel,                                                                                              \
+    (void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,           \
+     unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **extra))                         \
+  F(int, cuMemAlloc_v2, (CudaPointer *pointer, size_t bytes))                                                         \
+  F(int, cuMemFree_v2, (CudaPointer pointer))                                                                         \
+  F(int, cuMemcpyHtoD_v2, (CudaPointer to, const void *from, size_t bytes))                                           \
+  F(int, cuMemcpyDtoH_v2, (void *to, CudaPointer from, size_t bytes))                                                 \
+  F(int, cuStreamSynchronize, (void *stream))
 
 // The same for NVRTC, which compiles CUDA at run time.
-struct Nvrtc {
-  const char *(*nvrtcGetErrorString)(int error);
-  int (*nvrtcGetNumSupportedArchs)(int *num);
-  int (*nvrtcGetSupportedArchs)(int *archs);
-  int (*nvrtcCreateProgram)(void **program, const char *source, const char *name, int num_headers,
-                            const char *const *headers, const char *const *header_names);
-  int (*nvrtcCompileProgram)(void *program, int num_options, const char *const *options);
-  int (*nvrtcGetProgramLogSize)(void *program, size_t *size);
-  int (*nvrtcGetProgramLog)(void *program, char *log);
-  int (*nvrtcGetCUBINSize)(void *program, size_t *size);
-  int (*nvrtcGetCUBIN)(void *program, char *image);
-  int (*nvrtcGetPTXSize)(void *program, size_t *size);
-  int (*nvrtcGetPTX)(void *program, char *image);
-  int (*nvrtcDestroyProgram)(void **program);
+#define FDT_NVRTC_FUNCTIONS(F)                                                                                        \
+  F(const char *, nvrtcGetErrorString, (int error))                                                                   \
+  F(int, nvrtcGetNumSupportedArchs, (int *num))                                                                       \
+  F(int, nvrtcGetSupportedArchs, (int *archs))                                                                        \
+  F(int, nvrtcCreateProgram,                                                                                          \
+    (void **program, const char *source, const char *name, int num_headers, const char *const *headers,               \
+     const char *const *header_names))                                                                                \
+  F(int, nvrtcCompileProgram, (void *program, int num_options, const char *const *options))                           \
+  F(int, nvrtcGetProgramLogSize, (void *program, size_t *size))                                                       \
+  F(int, nvrtcGetProgramLog, (void *program, char *log))                                                              \
+  F(int, nvrtcGetCUBINSize, (void *program, size_t *size))                                                            \
+  F(int, nvrtcGetCUBIN, (void *program, char *image))                                                                 \
+  F(int, nvrtcGetPTXSize, (void *program, size_t *size))                                                              \
+  F(int, nvrtcGetPTX, (void *program, char *image))                                                                   \
+  F(int, nvrtcDestroyProgram, (void **program))
+
+#define FDT_DECLARE(result, name, arguments) result(*name) arguments;
+struct CudaDriver {
+  FDT_CUDA_FUNCTIONS(FDT_DECLARE)
 };
+struct Nvrtc {
+  FDT_NVRTC_FUNCTIONS(FDT_DECLARE)
+};
+#undef FDT_DECLARE
 
 // std::runtime_error where a library or one of its functions is missing: it says which, and what to install.
 const CudaDriver &cuda_driver();

@@ -76,11 +76,6 @@ void GpuPool::set_images(size_t first, size_t num, const uint8_t *images) {
   pixels.write(images, num * size, first * size);
 }
 
-void GpuPool::get_images(size_t first, size_t num, uint8_t *images) const {
-  const auto size = static_cast<size_t>(shape.size());
-  check_cuda(cuda_driver().cuMemcpyDtoH_v2(images, pixels.address() + first * size, num * size), "copy from the GPU");
-}
-
 void GpuPool::set_classes(const ClassIndex &classes) {
   summary = sizes_of(classes);
   starts = copy_of(bounds(classes));
@@ -198,31 +193,6 @@ void GpuSuperpose::run_window(const uint8_t *const *pixels, const Shape &shape, 
     set(p.table, at, table_at);
   if (ids_at != SIZE_MAX) set(p.ids, at, ids_at);
   launch(kernels, p, shape, n, stream);
-}
-
-std::vector<uint32_t> GpuSuperpose::draw_plans(const GpuPool &pool, const Id *ids, int64_t n,
-                                               std::vector<gpu::PlanEntry> &entries) {
-  gpu::Parameters p = parameters(pool.shape, pool.summary);
-  const GpuKernels &kernels = gpu_kernels(static_cast<int>(pool.shape.c), output_.channels);
-  set_pool(p, pool);
-  upload_.begin();
-  const size_t place = add_ids(p, ids, n, pool.n);
-  if (place != SIZE_MAX) set(p.ids, upload_.send(kernels, nullptr), place);
-  // Zeros, as rows are fetched whole, and most have fewer images than they have room for.
-  const GpuMemory all = copy_of(std::vector<gpu::PlanEntry>(static_cast<size_t>(n) * p.highest)),
-                  sizes(static_cast<size_t>(n) * sizeof(uint32_t));
-  CudaPointer to = all.address(), sizes_to = sizes.address();
-  uint32_t most = p.highest;
-  void *arguments[] = {&p, &to, &sizes_to, &most};
-  check_cuda(cuda_driver().cuLaunchKernel(kernels.draw_plans, static_cast<unsigned>(n), 1, 1, 32, 1, 1,
-                                          bytes_of(gpu::drawing_words(p.num_classes)), nullptr, arguments, nullptr),
-             "launch the drawing of plans");
-  std::vector<uint32_t> k(static_cast<size_t>(n));
-  check_cuda(cuda_driver().cuMemcpyDtoH_v2(k.data(), sizes.address(), sizes.size()), "draw plans on the GPU");
-  std::vector<gpu::PlanEntry> rows(static_cast<size_t>(n) * most);
-  check_cuda(cuda_driver().cuMemcpyDtoH_v2(rows.data(), all.address(), all.size()), "draw plans on the GPU");
-  for (size_t i = 0; i < k.size(); i++) entries.insert(entries.end(), &rows[i * most], &rows[i * most] + k[i]);
-  return k;
 }
 
 }  // namespace fdt

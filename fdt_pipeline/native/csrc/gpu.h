@@ -22,7 +22,6 @@ class GpuPool {
  public:
   GpuPool(size_t n, const Shape &shape);                             // room for them
   void set_images(size_t first, size_t num, const uint8_t *images);  // u8[num h w c] on the host
-  void get_images(size_t first, size_t num, uint8_t *images) const;
   void set_classes(const ClassIndex &classes);
   const size_t n;
   const Shape shape;
@@ -43,10 +42,6 @@ class GpuSuperpose {
   // The same from images that lie anywhere on the GPU: pixels[i] is u8[h w c], of the class that `classes` says.
   void run_window(const uint8_t *const *pixels, const Shape &shape, const ClassIndex &classes, const Id *ids, int64_t n,
                   void *images, void *targets, void *stream);
-
-  // Plans alone, back on the host: the constituents of all, one after the other, and how many each has. For tests;
-  // waits.
-  std::vector<uint32_t> draw_plans(const GpuPool &pool, const Id *ids, int64_t n, std::vector<gpu::PlanEntry> &entries);
 
  private:
   gpu::Parameters parameters(const Shape &shape, const ClassIndex &classes) const;

@@ -103,7 +103,6 @@ GpuKernels load_kernels(int c, int channels) {
     check_cuda(cuda_driver().cuModuleGetFunction(&function, module, name.c_str()), "find a function in the GPU kernel");
   };
   look_up(kernels.store, "fdt_store");
-  look_up(kernels.draw_plans, "fdt_draw_plans");
   look_up(kernels.superpose, superpose_name(c, channels));
   return kernels;
 }

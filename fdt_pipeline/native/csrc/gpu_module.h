@@ -8,7 +8,7 @@ namespace fdt {
 
 // Kernels (superpose.cu) as functions of the driver API, in one context.
 struct GpuKernels {
-  void *store, *draw_plans, *superpose;
+  void *store, *superpose;
 };
 
 // Those for images of c channels and outputs of `channels`, in the current context; compiled at their first use and

@@ -49,33 +49,12 @@ void superpose(Workspace &space, const Output &output, const Source *sources, in
   }
 }
 
-template <int num>
-void plain_sums(const uint8_t *const *images, const float *given, int64_t size, float *sums) {
-  const uint8_t *pixels[num];
-  Floats weights[num];
-  for (int j = 0; j < num; j++) {
-    pixels[j] = images[j];
-    weights[j] = all(given[j]);
-  }
-  for (int64_t x = 0; x < size; x += kStep) {
-    Floats sum = load(sums + x);
-    for (int j = 0; j < num; j++) sum = multiply_add(weights[j], to_floats(load_bytes(pixels[j] + x)), sum);
-    store(sums + x, sum);
-  }
-}
-
-void yardstick(const uint8_t *const *images, const float *weights, int64_t num_images, int64_t size, float *sums) {
-  int64_t at = 0;
-  for (; at + 4 <= num_images; at += 4) plain_sums<4>(images + at, weights + at, size, sums);
-  for (; at < num_images; at++) plain_sums<1>(images + at, weights + at, size, sums);
-}
-
 }  // namespace
 
 extern const Kernels table;
 #define FDT_TEXT_(x) #x
 #define FDT_TEXT(x) FDT_TEXT_(x)
-const Kernels table = {FDT_TEXT(FDT_ISA), superpose, philox_blocks, draw_classes, take_class, to_planes, yardstick};
+const Kernels table = {FDT_TEXT(FDT_ISA), superpose, philox_blocks, draw_classes, take_class, to_planes};
 
 }  // namespace FDT_ISA
 }  // namespace fdt

@@ -94,8 +94,6 @@ struct Kernels {
   void (*take_class)(const ClassSums &sums, uint32_t label, uint32_t count);
   // u8[h w c] -> u8[c h w]
   void (*to_planes)(const uint8_t *pixels, const Shape &shape, uint8_t *planes);
-  // The yardstick: sums[i] += sum_j weights[j] * images[j][i] over four images at a time, nothing else.
-  void (*yardstick)(const uint8_t *const *images, const float *weights, int64_t num_images, int64_t size, float *sums);
 };
 
 // The machine's own, or what $FDT_PIPELINE_ISA names.

@@ -13,52 +13,47 @@ namespace {
 // The counters and keys of as many blocks as there are lanes, each word in 64 bits: only the lower 32 count.
 #if defined(__AVX512F__)
 constexpr uint32_t kWords = 8;
-using Wide = __m512i;
-inline Wide wide(uint64_t value) { return _mm512_set1_epi64(static_cast<int64_t>(value)); }
-inline Wide load_wide(const uint64_t *from) { return _mm512_loadu_si512(from); }
-inline Wide multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
-inline Wide high_half(Wide a) { return _mm512_srli_epi64(a, 32); }
-inline Wide exclusive_or(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
+typedef uint64_t Wide __attribute__((vector_size(64)));
+inline Wide multiply(Wide a, Wide b) {
+  return reinterpret_cast<Wide>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
 inline void store_low(uint32_t *to, Wide a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi64_epi32(a));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi64_epi32(reinterpret_cast<__m512i>(a)));
 }
 #elif defined(__AVX2__)
 constexpr uint32_t kWords = 4;
-using Wide = __m256i;
-inline Wide wide(uint64_t value) { return _mm256_set1_epi64x(static_cast<int64_t>(value)); }
-inline Wide load_wide(const uint64_t *from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)); }
-inline Wide multiply(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
-inline Wide high_half(Wide a) { return _mm256_srli_epi64(a, 32); }
-inline Wide exclusive_or(Wide a, Wide b) { return _mm256_xor_si256(a, b); }
+typedef uint64_t Wide __attribute__((vector_size(32)));
+inline Wide multiply(Wide a, Wide b) {
+  return reinterpret_cast<Wide>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
 inline void store_low(uint32_t *to, Wide a) {
-  const Wide low = _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+  const __m256i lanes = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+  const __m256i low = _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(a), lanes);
   _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm256_castsi256_si128(low));
 }
 #else
 constexpr uint32_t kWords = 1;
 using Wide = uint64_t;
-inline Wide wide(uint64_t value) { return value; }
-inline Wide load_wide(const uint64_t *from) { return *from; }
 inline Wide multiply(Wide a, Wide b) { return (a & 0xFFFFFFFF) * b; }
-inline Wide high_half(Wide a) { return a >> 32; }
-inline Wide exclusive_or(Wide a, Wide b) { return a ^ b; }
 inline void store_low(uint32_t *to, Wide a) { *to = static_cast<uint32_t>(a); }
 #endif
 static_assert(kPhiloxBlocks % kWords == 0, "blocks come in whole groups");
 
 void philox_blocks(uint64_t seed, uint32_t stream, uint32_t epoch, uint32_t index, uint32_t first, uint32_t n,
                    uint32_t stride, uint32_t *words) {
+  const auto wide = [](uint64_t value) { return value - Wide{}; };
   const Wide m0 = wide(0xD2511F53u), m1 = wide(0xCD9E8D57u);
   const uint32_t whole = (n + kPhiloxBlocks - 1) / kPhiloxBlocks * kPhiloxBlocks;
   for (uint32_t done = 0; done < whole; done += kWords) {
     uint64_t blocks[kWords];
     for (uint32_t i = 0; i < kWords; i++) blocks[i] = first + done + i;
-    Wide c0 = load_wide(blocks), c1 = wide(index), c2 = wide(epoch), c3 = wide(stream);
+    Wide c0, c1 = wide(index), c2 = wide(epoch), c3 = wide(stream);
+    std::memcpy(&c0, blocks, sizeof c0);
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
       const Wide p0 = multiply(c0, m0), p1 = multiply(c2, m1);
-      c0 = exclusive_or(exclusive_or(high_half(p1), c1), wide(k0));
-      c2 = exclusive_or(exclusive_or(high_half(p0), c3), wide(k1));
+      c0 = (p1 >> 32) ^ c1 ^ k0;
+      c2 = (p0 >> 32) ^ c3 ^ k1;
       c1 = p1;
       c3 = p0;
     }

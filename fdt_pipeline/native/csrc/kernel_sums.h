@@ -48,7 +48,7 @@ inline void add_rows(const Pass &pass, int64_t first, int64_t last, const uint8_
                      const Floats *weights, const Source *sources) {
   for (int64_t y = first; y < last; y++) {
     if (pass.fetched && (y & 3) < num) __builtin_prefetch(pass.fetched[y & 3] + (y - pass.first) * kStep, 0, 2);
-    Floats sum = begin ? zeros() : load(pass.sums.first + (y - pass.first) * pass.sums.row);
+    Floats sum = begin ? Floats{} : load(pass.sums.first + (y - pass.first) * pass.sums.row);
     for (int j = 0; j < num; j++) {
       const uint8_t *from = pixels[j] + y * pass.row;
       Mask mask = masks[j];
@@ -71,7 +71,7 @@ template <bool begin, bool end>
 inline void add_nothing(const Pass &pass, int64_t first, int64_t last) {
   if (!begin && !end) return;
   for (int64_t y = first; y < last; y++)
-    keep<end>(pass, y, begin ? zeros() : load(pass.sums.first + (y - pass.first) * pass.sums.row));
+    keep<end>(pass, y, begin ? Floats{} : load(pass.sums.first + (y - pass.first) * pass.sums.row));
 }
 
 // Rows first .. last - 1 of a tile, all channels. out: null, or where the image begins if these are its last sources.

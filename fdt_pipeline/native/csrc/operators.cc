@@ -163,7 +163,7 @@ class SuperposeResident : public Resumable<Backend> {
         anchor_(one_of<Anchor>(spec, "anchor",
                                {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}, {"index", Anchor::kIndex}})),
         pool_(fdt::find_pool(
-            spec.GetArgument<std::string>("pool"), arguments_.plans.pad, spec.GetArgument<int>("num_threads"),
+            spec.GetArgument<std::string>("pool"), arguments_.plans.pad,
             std::is_same<Backend, GPUBackend>::value ? spec.GetArgument<int>("device_id") : fdt::kHost)),
         output_(arguments_.output(pool_->shape().c)),
         series_(arguments_.series, arguments_.plans.highest(pool_->classes)) {
@@ -313,15 +313,16 @@ in proportion to the number of their images, then an image of the class uniforml
 
 Outputs: images, FLOAT or FLOAT16 of shape (channels, h, w) or (h, w, channels), and targets (see ``targets``).
 
-Errors: a pool that is not there, or is not as its manifest says; ids or arguments out of range.)")
+Errors: a pool that this process does not have, or that is in another device's memory; ids or arguments out of range.)")
     .NumInput(1)
     .NumOutput(2)
     .InputDox(0, "ids", "TensorList of int64 of shape (2,), on the CPU",
               "(epoch, index) of every output. An index below 0 is padding, an output of zeros (as a label: -1).")
     .InputDevice(0, InputDevice::CPU)
     .AddArg("pool",
-            R"(A folder of raw shards, as ``python -m tools shard`` writes them: read once into huge pages of the
-host's memory, or into the GPU's, and shared by all operators of the device that name it with the same ``pad``.)",
+            R"(The name of a pool in the memory of the operator's device: ``pool.name``, where ``pool =
+fdt_pipeline.load_pool(shards, pad=4)`` is kept until the pipeline is built. Any number of operators may share it. A
+pipeline that is deserialized in another process needs a pool of the same name there.)",
             DALI_STRING)
     .AddOptionalArg("anchor",
                     R"(Which image comes first in a sum, with the largest weight. ``"random"``: any, as in the paper.

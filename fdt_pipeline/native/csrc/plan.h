@@ -54,7 +54,7 @@ struct Constituent {
 // The weights F_1..F_k of a sum of k images, k <= most().
 class WeightSeries {
  public:
-  // "harmonic", or what fdt_pipeline.native.series makes of any series: "terms:" and "table:" with hexadecimal numbers.
+  // "harmonic", or what native/arguments.py makes of any series: "terms:" and "table:" with hexadecimal numbers.
   // std::invalid_argument for anything else, or if it gives no weights for sums of `most` images.
   WeightSeries(const std::string &text, uint32_t most);
   float operator()(uint32_t k, uint32_t i) const {  // 1 <= k <= most(), 0 <= i < k

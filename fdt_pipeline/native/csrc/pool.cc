@@ -1,19 +1,15 @@
 #include "pool.h"
 
 #include <sys/mman.h>
-#include <sys/stat.h>
 
-#include <algorithm>
-#include <locale>
 #include <map>
 #include <mutex>
 #include <new>
-#include <sstream>
 #include <stdexcept>
-#include <tuple>
 #include <utility>
 
 #include "gpu.h"
+#include "text.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -94,18 +90,6 @@ void Pool::set_images(size_t first, size_t num, const uint8_t *pixels) {
   for (size_t i = 0; i < num; i++) set_image(first + i, pixels + i * static_cast<size_t>(shape_.size()));
 }
 
-void Pool::get_images(size_t first, size_t num, uint8_t *pixels) const {
-  if (gpu_) {
-    const CurrentContext current(context_);
-    return gpu_->get_images(first, num, pixels);
-  }
-  for (size_t i = 0; i < num; i++, pixels += shape_.size()) {
-    const uint8_t *planes = image(first + i);
-    for (int64_t channel = 0; channel < shape_.c; channel++)
-      for (int64_t at = 0; at < shape_.plane(); at++) pixels[at * shape_.c + channel] = *planes++;
-  }
-}
-
 void Pool::set_labels(const int64_t *labels, uint32_t num_classes) {
   classes.assign(labels, size_, num_classes);
   if (!gpu_) return;
@@ -117,9 +101,7 @@ namespace {
 
 struct Registry {
   std::mutex mutex;
-  std::map<std::string, std::shared_ptr<const Pool>> registered;
-  // Sets that were read, by their identity, padding and device; kept by those who use them.
-  std::map<std::tuple<std::string, int64_t, int>, std::weak_ptr<const Pool>> sets;
+  std::map<std::string, std::shared_ptr<const Pool>> pools;
 };
 
 // Never destroyed: operators may outlive the static objects of this library when the interpreter exits.
@@ -130,49 +112,36 @@ Registry &registry() {
 
 std::string name_of(int device) { return device == kHost ? "the host" : "GPU " + std::to_string(device); }
 
-// The set that a folder holds now, whatever its name: its manifest's file, and when that was written. "" for none.
-std::string identity(const std::string &folder) {
-  struct stat state;
-  if (stat((folder + "/manifest.json").c_str(), &state) != 0) return "";
-  std::ostringstream text;
-  text.imbue(std::locale::classic());
-  text << state.st_dev << ' ' << state.st_ino << ' ' << state.st_size << ' ' << state.st_ctim.tv_sec << ' '
-       << state.st_ctim.tv_nsec;
-  return text.str();
-}
-
 }  // namespace
 
 void register_pool(const std::string &name, std::shared_ptr<const Pool> pool) {
   Registry &all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
-  all.registered[name] = std::move(pool);
+  if (!all.pools.emplace(name, std::move(pool)).second)
+    throw std::invalid_argument("this process has a pool \"" + name + "\" already: close it, or choose another name");
 }
 
 void unregister_pool(const std::string &name) {
   Registry &all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
-  all.registered.erase(name);
+  all.pools.erase(name);
 }
 
-std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int num_threads, int device) {
+std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int device) {
   Registry &all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
-  const auto found = all.registered.find(name);
-  if (found != all.registered.end()) {
-    if (found->second->pad() < pad)
-      throw std::invalid_argument("pool \"" + name + "\" was made for a pad of up to " +
-                                  std::to_string(found->second->pad()) + " pixels, got " + std::to_string(pad));
-    if (found->second->device() != device)
-      throw std::invalid_argument("pool \"" + name + "\" is in the memory of " + name_of(found->second->device()) +
-                                  ", the operator is for " + name_of(device) + ": load a pool there");
-    return found->second;
-  }
-  const std::string set = identity(name);
-  if (set.empty()) return read_shards(name, pad, num_threads);  // which says what is missing
-  std::weak_ptr<const Pool> &kept = all.sets[std::make_tuple(set, pad, device)];
-  std::shared_ptr<const Pool> pool = kept.lock();
-  if (!pool) kept = pool = read_shards(name, pad, num_threads, device);
+  const auto found = all.pools.find(name);
+  if (found == all.pools.end())
+    throw std::invalid_argument("this process has no pool \"" + printable(name) +
+                                "\": load one with fdt_pipeline.load_pool(shards), keep it, and pass pool=its .name (a "
+                                "pipeline that is deserialized needs a pool that was loaded under the same name)");
+  const std::shared_ptr<const Pool> &pool = found->second;
+  if (pool->pad() < pad)
+    throw std::invalid_argument("pool \"" + name + "\" was loaded for a pad of up to " + std::to_string(pool->pad()) +
+                                " pixels, got " + std::to_string(pad) + ": load it with pad=" + std::to_string(pad));
+  if (pool->device() != device)
+    throw std::invalid_argument("pool \"" + name + "\" is in the memory of " + name_of(pool->device()) +
+                                ", the operator is for " + name_of(device) + ": load a pool there");
   return pool;
 }
 

@@ -38,9 +38,8 @@ class Pool {
   // Makes room for n images of another set; memory is kept where it is large enough.
   void resize(size_t n, const Shape &shape, int64_t pad);
   const uint8_t *image(size_t i) const { return pixels_ + i * static_cast<size_t>(shape_.size()); }
-  // u8[num h w c] in and out, images first .. first + num - 1. Different ones may be set by different threads at once.
+  // u8[num h w c] become images first .. first + num - 1. Threads may set different images at the same time.
   void set_images(size_t first, size_t num, const uint8_t *pixels);
-  void get_images(size_t first, size_t num, uint8_t *pixels) const;
   void set_image(size_t i, const uint8_t *pixels);  // on the host
   void set_labels(const int64_t *labels, uint32_t num_classes);
   size_t size() const { return size_; }
@@ -61,18 +60,11 @@ class Pool {
   std::shared_ptr<GpuPool> gpu_;
 };
 
-// A pool on this device that operators of this process share. `name` is what was given to `register_pool`, or a folder
-// of raw shards, which are then read once, on num_threads threads, and kept as long as an operator uses them. A folder
-// that has been written anew, or means another one since the working directory changed, is another pool.
-// std::invalid_argument or std::runtime_error: no such pool or folder, another number of classes, other padding or
-// another device needed, shards that are missing, of another size than their manifest says, or not raw.
-std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int num_threads, int device);
-
+// Pools of this process by their names. std::invalid_argument from register_pool: the name is taken; from find_pool: no
+// pool has that name, or it was made for less padding or for another device.
 void register_pool(const std::string &name, std::shared_ptr<const Pool> pool);
 void unregister_pool(const std::string &name);
-
-// Reads a folder of raw shards: manifest.json, and its tars by their indexes.
-std::shared_ptr<const Pool> read_shards(const std::string &folder, int64_t pad, int num_threads, int device = kHost);
+std::shared_ptr<const Pool> find_pool(const std::string &name, int64_t pad, int device);
 
 }  // namespace fdt
 

@@ -1,6 +1,6 @@
 // FDT on the GPU: plans as superposition.py draws them, bit for bit, and the sums, in one launch a batch.
 //
-// A block makes one output, or a tile of one where the image is large (every tile draws the plan anew: integers are
+// A block makes one output, or a tile of one where the image is large (every tile draws the whole plan: integers are
 // cheaper than a trip through memory). Its first warp draws, kPiece images at a time, while the others gather what it
 // has drawn before. Compiled at run time by NVRTC for the machine's own GPU, with no header but the two beside it; as
 // plain C++ by the tests (tests/native_emulation).
@@ -61,6 +61,14 @@ __device__ uint32_t find_lane(uint32_t count, uint32_t &rank) {
   rank -= __shfl_sync(kAllLanes, beyond ? upto - count : upto, beyond ? lane : 31);
   return lane;
 }
+
+// One image of a sum (plan.h, Constituent), and its weight.
+struct PlanEntry {
+  uint32_t image, label;
+  int32_t dy, dx;  // 0 .. 2 * pad
+  uint32_t flip;
+  float weight;
+};
 
 // Draws one plan: the whole warp calls everything. Unused images are counted in three levels: by lane (`upto`, kept as
 // prefix sums, so that a step needs one ballot and no scan), by leaves of 32 classes, and by class. Up to 32 classes a
@@ -446,23 +454,6 @@ __device__ void superpose(const Parameters &p) {
 }  // namespace
 }  // namespace gpu
 }  // namespace fdt
-
-// The plan alone, a warp an output: entries [outputs, most], num_images [outputs].
-extern "C" __global__ void fdt_draw_plans(fdt::gpu::Parameters p, fdt::gpu::PlanEntry *entries, uint32_t *num_images,
-                                          uint32_t most) {
-  FDT_DYNAMIC_SHARED(memory);
-  const uint32_t output = blockIdx.x, lane = threadIdx.x & 31;
-  const fdt::gpu::PackedId id = fdt::gpu::id_of(p, output);
-  if (threadIdx.x == 0) num_images[output] = 0;
-  if (id.padding) return;
-  fdt::gpu::Drawer drawer(p, id, memory);
-  if (threadIdx.x == 0) num_images[output] = drawer.k;
-  while (drawer.drawn < drawer.k) {
-    const uint32_t before = drawer.drawn;
-    fdt::gpu::PlanEntry entry;
-    if (lane < drawer.draw(entry)) entries[static_cast<uint64_t>(output) * most + before + lane] = entry;
-  }
-}
 
 // Copies what it was given as a parameter: data for a batch, in the order of the stream, and without pinned memory.
 extern "C" __global__ void fdt_store(uint32_t *to, uint32_t num_words, fdt::gpu::Chunk chunk) {

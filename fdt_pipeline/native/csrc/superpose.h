@@ -46,14 +46,6 @@ struct Parameters {
   float mean[4], inv_std[4];
 };
 
-// One constituent as it leaves the kernel that draws plans alone.
-struct PlanEntry {
-  uint32_t image, label;
-  int32_t dy, dx;  // 0 .. 2 * pad
-  uint32_t flip;
-  float weight;
-};
-
 // A thread sums so many neighbouring pixels of a row; so many threads sum a tile of an image, and one warp draws plans.
 constexpr int32_t kUnitPixels = 4;
 constexpr int32_t kGatherThreads = 256;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch
 from fdt_pipeline.dali import import_dali
 from fdt_pipeline.shards import webdataset_files
 from fdt_pipeline.shards.codec import npy_header
+from fdt_pipeline.sources.source import I64, U8
 
-from ..task import Entry, NotInstalledError, Task
-from .dali_memory import ArrayEpochs
-from .images import arrays
+from ..task import Batch, Entry, NotInstalledError, Task
+from .images import arrays, framed
 
 Graph = Callable[[], tuple[Any, Any]]
+KEPT = 8  # batches; DALI has two queues of two under way, and reads them where they are
 SHUFFLED = 4096  # samples that the reader keeps to draw from; four of our shards
 
 
@@ -46,8 +46,8 @@ class DaliEpochs:
             pipeline, ["images", "labels"], auto_reset=True, last_batch_policy=LastBatchPolicy.PARTIAL, **options
         )
 
-    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
-        """One that was broken off goes on where it was: DALI cannot begin anew."""
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """An epoch that was broken off goes on where it was: DALI cannot begin another."""
         for [batch] in self._batches:
             images = batch["images"]
             yield images, self._labels(batch["labels"]).to(images.device, non_blocking=True)
@@ -56,8 +56,8 @@ class DaliEpochs:
         self._batches = None
 
 
-def from_shards(task: Task, augment: str) -> DaliEpochs:
-    """Read, decode, resize, then normalize; augment: "shift and flip", or "flip"."""
+def from_shards(task: Task) -> DaliEpochs:
+    """Read, decode, resize, shift, then flip and normalize."""
     fn, types = dali().fn, dali().types
 
     def graph() -> tuple[Any, Any]:
@@ -66,7 +66,7 @@ def from_shards(task: Task, augment: str) -> DaliEpochs:
             initial_fill=SHUFFLED, pad_last_batch=True, name="reader",
         )  # fmt: skip
         images = _sized(_decoded(encoded, task), task)
-        if task.pad and augment == "shift and flip":
+        if task.pad:
             start = fn.random.uniform(values=list(range(-task.pad, task.pad + 1)), shape=2, dtype=types.INT32)
             h, w = task.shape[1:]
             images = fn.slice(
@@ -110,12 +110,39 @@ def _parsed(text: torch.Tensor) -> torch.Tensor:
     return labels
 
 
+class ArrayEpochs:
+    """Iterated, it gives an epoch: (u8[n h w c], i64[n]), a new permutation of the set; the last batch may be smaller.
+
+    Rows are taken into one of a few arrays, which are used again: DALI need not copy them, and no memory is touched
+    for the first time.
+    """
+
+    def __init__(self, images: U8, labels: I64, batch_size: int, seed: int) -> None:
+        self._images, self._labels, self._batch_size = images, labels, batch_size
+        self._rng = np.random.default_rng(seed)
+        rows = min(batch_size, len(labels))
+        self._kept = [(np.empty((rows, *images.shape[1:]), np.uint8), np.empty(rows, np.int64)) for _ in range(KEPT)]
+        self._given = 0
+
+    def __iter__(self) -> Iterator[tuple[U8, I64]]:
+        order = self._rng.permutation(len(self._labels))
+        for first in range(0, len(order), self._batch_size):
+            yield self._taken(order[first : first + self._batch_size])
+
+    def _taken(self, rows: I64) -> tuple[U8, I64]:
+        images, labels = self._kept[self._given % KEPT]
+        pixels, classes = images[: len(rows)], labels[: len(rows)]
+        self._given += 1
+        np.take(self._images, rows, axis=0, out=pixels, mode="clip")  # with mode="raise" NumPy would buffer it
+        np.take(self._labels, rows, axis=0, out=classes, mode="clip")
+        return pixels, classes
+
+
 def from_memory(task: Task) -> DaliEpochs:
     """The set in memory, framed by zeros once, so that a shift is a crop; what resident FDT is to be held against."""
     fn, types = dali().fn, dali().types
     images, labels = arrays(task)
-    framed = np.pad(images, ((0, 0), (task.pad,) * 2, (task.pad,) * 2, (0, 0)))
-    batches = ArrayEpochs(framed, labels, task.batch_size, task.seed)
+    batches = ArrayEpochs(framed(images, task.pad), labels, task.batch_size, task.seed)
 
     def graph() -> tuple[Any, Any]:
         pixels, label = fn.external_source(
@@ -143,11 +170,7 @@ ENTRIES = (
         note="external_source of arrays framed by zeros once: a shift is a crop; the decoded set in memory",
     ),
     Entry(
-        "DALI, webdataset", "none", partial(from_shards, augment="shift and flip"),
+        "DALI, webdataset", "none", from_shards,
         note="shifts with a slice that pads, then crop_mirror_normalize",
-    ),
-    Entry(
-        "DALI, webdataset, no shift", "none", partial(from_shards, augment="flip"),
-        note="flips and normalizes alone, which crop_mirror_normalize does in one pass",
     ),
 )  # fmt: skip

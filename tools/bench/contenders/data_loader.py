@@ -1,79 +1,63 @@
-"""PyTorch's DataLoader with torchvision's transforms v2: what most people have."""
+"""PyTorch's DataLoader with torchvision's transforms v2, and FDT as one writes it there without us.
+
+K is uniform on 1..D, the distinct classes at hand. "A uniform image among those whose class is unused", again and
+again, is the order in which classes arrive whose waiting times are exponential with the class's size as rate, and a
+uniform image of each: so a batch takes one sort, and no loop. Torch's global generator is drawn from, which a
+DataLoader seeds in every worker.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..task import Entry, Task
-from .epochs import Batch, LoaderEpochs, to_device
-from .images import arrays, image_files, is_raw, read_pil, read_tensor
-from .installed import torchvision_v2
-from .superposing import superpose_batch
-from .transforms import from_pil, whole_transform
+from ..task import Batch, Entry, Task
+from .images import (
+    LoaderEpochs,
+    arrays,
+    framed,
+    image_files,
+    is_raw,
+    read_pil,
+    read_tensor,
+    torchvision_v2,
+    whole_transform,
+)
 
 
-class TensorImages(Dataset[Any]):
-    """u8[n c h w] in memory, as tensors from the start."""
+class WholeImages(Dataset[Any]):
+    """Images in memory where their shards hold arrays, else image files; as tensors, or as PIL images.
 
-    def __init__(self, task: Task) -> None:
-        images, labels = arrays(task)
-        self._images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        self._labels = labels.tolist()
-        self._transform = whole_transform(task)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self._transform(self._images[i]), self._labels[i]
-
-
-class PilImages(Dataset[Any]):
-    """As torchvision.datasets.CIFAR10: u8[n h w c] in memory, a PIL image of each when it is asked for."""
-
-    def __init__(self, task: Task) -> None:
-        self._images, self._labels = arrays(task)
-        self.transform = from_pil(task)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        pixels = self._images[i]
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return self.transform(image), int(self._labels[i])
-
-
-class ImageFiles(Dataset[Any]):
-    """As torchvision.datasets.ImageFolder; files become tensors at once, or PIL images."""
+    They are held as torchvision's CIFAR10 and ImageFolder do, but tensors are u8 [c h w] from the start.
+    """
 
     def __init__(self, task: Task, pil: bool) -> None:
-        self._files, self._channels, self._read = (
-            image_files(task),
-            task.manifest.channels,
-            read_pil if pil else read_tensor,
-        )
-        self.transform = from_pil(task) if pil else whole_transform(task)
+        self.transform = whole_transform(task, pil)
+        self._channels, self._pil = task.manifest.channels, pil
+        self._images: Any = None
+        self._labels: Any
+        if is_raw(task):
+            self._images, self._labels = arrays(task)
+            if not pil:
+                self._images = torch.from_numpy(self._images).permute(0, 3, 1, 2).contiguous()
+        else:
+            self._paths, self._labels = zip(*image_files(task), strict=True)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._labels)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        path, label = self._files[i]
-        return self.transform(self._read(path, self._channels)), label
-
-
-def whole_images(task: Task, pil: bool) -> Dataset[Any]:
-    if is_raw(task) and task.size in (None, task.manifest.shape and task.manifest.shape[:2]):
-        return PilImages(task) if pil else TensorImages(task)
-    if is_raw(task):
-        raise ValueError("a set of raw shards keeps its size here: leave --size out")
-    return ImageFiles(task, pil)
+        if self._images is None:
+            image = (read_pil if self._pil else read_tensor)(self._paths[i], self._channels)
+        elif self._pil:
+            image = Image.fromarray(self._images[i].squeeze(2) if self._channels == 1 else self._images[i])
+        else:
+            image = self._images[i]
+        return self.transform(image), int(self._labels[i])
 
 
 class MixUp:
@@ -95,14 +79,99 @@ class FdtInBatch:
         return superpose_batch(images, labels, self._num_classes)
 
 
-def data_loader(task: Task, dataset: Dataset[Any], shuffle: bool = True, collate: Any = None) -> LoaderEpochs:
-    """num_workers processes that stay from epoch to epoch, all images of an epoch, pinned for a GPU."""
-    return LoaderEpochs(
-        DataLoader(dataset, shuffle=shuffle, collate_fn=collate, **loader_options(task)), partial(to_device, task=task)
-    )
+class Superposed(Dataset[Any]):
+    """FDT over the whole set, in memory: __getitem__ draws K images, shifts and flips each, and sums them.
+
+    Lean: images have their frame of zeros already, so a shift and a flip are a view, and what is summed is standardized
+    once: torchvision's transforms of each image would be its largest cost.
+    """
+
+    def __init__(self, task: Task) -> None:
+        images, self._labels = arrays(task)
+        self._framed = framed(images, task.pad)
+        self._task, self._index = task, index_classes(torch.as_tensor(self._labels))
+        self._mean, self._std = (np.array(values, np.float32) for values in (task.mean, task.std))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, _: int) -> tuple[torch.Tensor, torch.Tensor]:
+        task = self._task
+        c, h, w = task.shape
+        mixture = draw_mixture(self._index, 1)
+        num_images = int((mixture.weights > 0).sum())
+        shifts = torch.randint(0, 2 * task.pad + 1, (num_images, 2)).tolist()
+        flips = torch.randint(0, 2, (num_images,)).tolist() if task.flip else [0] * num_images
+        total, weighted = np.zeros((h, w, c), np.float32), np.empty((h, w, c), np.float32)
+        # What is not used has weight 0 and comes last: zip ends at the shifts.
+        constituents = zip(mixture.images[0].tolist(), mixture.weights[0].tolist(), shifts, flips, strict=False)
+        for image, weight, (dy, dx), flip in constituents:
+            crop = self._framed[image, dy : dy + h, dx : dx + w]
+            np.multiply(crop[:, ::-1] if flip else crop, np.float32(weight), out=weighted)
+            total += weighted
+        total -= self._mean
+        total /= self._std
+        return torch.from_numpy(total).permute(2, 0, 1), soft_targets(mixture, task.num_classes)[0]
+
+
+class ClassIndex(NamedTuple):
+    """classes i64[d] that have images; counts, starts i64[d]; members i64[n], images by class."""
+
+    classes: torch.Tensor
+    counts: torch.Tensor
+    starts: torch.Tensor
+    members: torch.Tensor
+
+
+class Mixture(NamedTuple):
+    """The constituents of n outputs, each [n d], in order of weight; those that are not used have weight 0."""
+
+    images: torch.Tensor
+    classes: torch.Tensor
+    weights: torch.Tensor
+
+
+def index_classes(labels: torch.Tensor) -> ClassIndex:
+    """labels i64[n]"""
+    classes, counts = labels.unique(return_counts=True)
+    return ClassIndex(classes, counts, counts.cumsum(0) - counts, labels.argsort())
+
+
+def draw_mixture(index: ClassIndex, num_outputs: int) -> Mixture:
+    classes, counts, starts, members = index
+    num_distinct = len(classes)
+    order = (torch.empty(num_outputs, num_distinct).exponential_() / counts).argsort(1)
+    places = torch.arange(num_distinct)
+    used = places < torch.randint(1, num_distinct + 1, (num_outputs, 1))
+    weights = used / (places + 1)
+    sizes = counts[order]
+    # float64: a float32 below 1 times a class of 2**25 images would be rounded up to the next class's first one.
+    drawn = (torch.rand(num_outputs, num_distinct, dtype=torch.float64) * sizes).long()
+    return Mixture(members[starts[order] + drawn], classes[order], weights / weights.sum(1, keepdim=True))
+
+
+def soft_targets(mixture: Mixture, num_classes: int) -> torch.Tensor:
+    """f32[n num_classes]"""
+    return torch.zeros(len(mixture.weights), num_classes).scatter_(1, mixture.classes, mixture.weights)
+
+
+def superpose_batch(images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """f32[n c h w], i64[n] -> (f32[n c h w], f32[n num_classes]).
+
+    An embedding bag reads just the images that are used; a product with a matrix of weights would read them all.
+    """
+    mixture = draw_mixture(index_classes(labels), len(labels))
+    used = mixture.weights > 0
+    numbers = used.sum(1)
+    mixed = torch.nn.functional.embedding_bag(
+        mixture.images[used], images.flatten(1), numbers.cumsum(0) - numbers, mode="sum",
+        per_sample_weights=mixture.weights[used],
+    )  # fmt: skip
+    return mixed.reshape(images.shape), soft_targets(mixture, num_classes)
 
 
 def loader_options(task: Task) -> dict[str, Any]:
+    """num_workers processes that stay from epoch to epoch; pinned batches for a GPU."""
     return {
         "batch_size": task.batch_size,
         "num_workers": task.num_workers,
@@ -112,28 +181,32 @@ def loader_options(task: Task) -> dict[str, Any]:
     }
 
 
-def _tensors(task: Task) -> LoaderEpochs:
-    return data_loader(task, whole_images(task, pil=False))
-
-
-def _pil(task: Task) -> LoaderEpochs:
-    return data_loader(task, whole_images(task, pil=True))
+def _whole(task: Task, collate: Any = None) -> LoaderEpochs:
+    loader = DataLoader(WholeImages(task, pil=False), shuffle=True, collate_fn=collate, **loader_options(task))
+    return LoaderEpochs(loader, task)
 
 
 def _mixup(task: Task) -> LoaderEpochs:
-    return data_loader(task, whole_images(task, pil=False), collate=MixUp(task.num_classes))
+    return _whole(task, MixUp(task.num_classes))
 
 
 def _fdt_in_batch(task: Task) -> LoaderEpochs:
-    return data_loader(task, whole_images(task, pil=False), collate=FdtInBatch(task.num_classes))
+    return _whole(task, FdtInBatch(task.num_classes))
+
+
+def _fdt(task: Task) -> LoaderEpochs:
+    return LoaderEpochs(DataLoader(Superposed(task), **loader_options(task)), task)
 
 
 ENTRIES = (
-    Entry("DataLoader, torchvision", "none", _tensors, note="u8 tensors from the start"),
-    Entry("DataLoader, torchvision, PIL", "none", _pil, note="PIL images, as torchvision's data sets give them"),
+    Entry("DataLoader, torchvision", "none", _whole, note="u8 tensors from the start"),
     Entry("DataLoader, torchvision, MixUp", "mixup", _mixup, lambda num_classes: 2.0, note="v2.MixUp when collating"),
     Entry(
         "DataLoader, torchvision, FDT in the batch", "fdt in the batch", _fdt_in_batch, lambda c: (c + 1) / 2,
         note="vectorized torch when collating; K is at most the number of classes in a batch",
+    ),
+    Entry(
+        "DataLoader, FDT over the set", "fdt", _fdt, lambda num_classes: (num_classes + 1) / 2,
+        note="sums NumPy views in __getitem__; the decoded set in memory",
     ),
 )  # fmt: skip

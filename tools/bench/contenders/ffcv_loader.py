@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..task import Entry, Task
-from .epochs import Batch
-from .images import arrays, image_files, is_raw, made_once
-from .installed import imported
+from ..task import Batch, Entry, Task
+from .images import imported, made_once, read_pil, stored_images
 
 INSTALL = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install ffcv opencv-python-headless"
 
@@ -23,19 +20,14 @@ class Beton:
     """An indexed data set of (u8[h w c], label), which FFCV writes."""
 
     def __init__(self, task: Task) -> None:
-        self._arrays = arrays(task) if is_raw(task) else None
-        self._files = None if is_raw(task) else image_files(task)
+        self._images = stored_images(task)
 
     def __len__(self) -> int:
-        return len(self._arrays.labels if self._arrays else self._files or ())
+        return len(self._images)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        if self._arrays:
-            return self._arrays.images[i], int(self._arrays.labels[i])
-        assert self._files is not None
-        path, label = self._files[i]
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB")), label
+        image, label = self._images[i]
+        return np.asarray(read_pil(image, 3)) if isinstance(image, str) else image, label
 
 
 class FfcvEpochs:
@@ -109,6 +101,6 @@ def _moved(task: Task) -> list[Any]:
 ENTRIES = (
     Entry(
         "FFCV", "none", _make,
-        note="OrderOption.RANDOM, os_cache; its writer encodes JPEGs anew, other files are stored decoded",
+        note="OrderOption.RANDOM, os_cache; its writer encodes JPEGs again, other files are stored decoded",
     ),
 )  # fmt: skip

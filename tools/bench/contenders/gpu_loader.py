@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import pad
 
-from ..task import Entry, Task
-from .epochs import Batch
+from ..task import Batch, Entry, Task
 from .images import arrays
 
 
@@ -28,31 +27,21 @@ class GpuImages:
         self._generator = torch.Generator(task.device).manual_seed(task.seed)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The whole set is flipped and cropped at once, then batches are rows of it in a new order."""
-        images = self._cropped(self._flipped(self._images))
-        order = torch.randperm(len(images), generator=self._generator, device=images.device)
+        """The whole set is cropped and flipped at once, then batches are rows of it in a new order."""
+        images = self._images
+        n, (_, h, w) = len(images), self._task.shape
+        device, generator = images.device, self._generator
+        if self._task.pad:
+            shifts = torch.randint(2 * self._task.pad + 1, (2, n, 1), generator=generator, device=device)
+            rows, columns = shifts[0] + torch.arange(h, device=device), shifts[1] + torch.arange(w, device=device)
+            each = torch.arange(n, device=device)[:, None, None]
+            images = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        if self._task.flip:
+            odds = torch.rand(n, 1, 1, 1, generator=generator, device=device)
+            images = torch.where(odds < 0.5, images.flip(-1), images)
+        order = torch.randperm(n, generator=generator, device=device)
         for rows in order.split(self._task.batch_size):
             yield images[rows], self._labels[rows]
-
-    def _flipped(self, images: torch.Tensor) -> torch.Tensor:
-        if not self._task.flip:
-            return images
-        odds = torch.rand(len(images), 1, 1, 1, generator=self._generator, device=images.device)
-        return torch.where(odds < 0.5, images.flip(-1), images)
-
-    def _cropped(self, images: torch.Tensor) -> torch.Tensor:
-        """All images with the same shift are cut out together."""
-        width = 2 * self._task.pad + 1
-        if width == 1:
-            return images
-        h, w = self._task.shape[1:]
-        shifts = torch.randint(width**2, (len(images),), generator=self._generator, device=images.device)
-        cropped = images.new_empty(len(images), *self._task.shape)
-        for shift in range(width**2):
-            dy, dx = divmod(shift, width)
-            chosen = shifts == shift
-            cropped[chosen] = images[chosen, :, dy : dy + h, dx : dx + w]
-        return cropped
 
     def close(self) -> None:
         del self._images, self._labels

@@ -1,22 +1,61 @@
-"""The images of a task as other libraries' users hold them: u8 arrays in memory, or image files in a folder a class."""
+"""What contenders share: a task's images as arrays or files, torchvision's transforms, and loaders as contenders."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
 from fdt_pipeline.shards import EXTENSIONS, load_shards
 from fdt_pipeline.sources.source import I64, U8
 
-from ..task import Task
-from .installed import imported
+from ..task import Batch, NotInstalledError, Task
+
+
+def imported(module: str, install: str) -> Any:
+    """The module, or NotInstalledError that says what to install.
+
+    A library that is there but does not import counts as not installed: the message says why.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise NotInstalledError(f"{module.partition('.')[0]} could not be imported ({error}): {install}") from error
+
+
+def torchvision_v2() -> Any:
+    return imported("torchvision.transforms.v2", "pip install torchvision")
+
+
+class LoaderEpochs:
+    """A contender out of any iterable; finish: what a trainer does to a batch before it is used."""
+
+    def __init__(self, loader: Any, task: Task, finish: Callable[[Any, Any], Batch] = lambda *batch: batch) -> None:
+        self._loader, self._task, self._finish = loader, task, finish
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        for images, targets, *_ in self._loader:
+            yield self._finish(*to_device((images, targets), self._task))
+
+    def close(self) -> None:
+        """Release the loader: the workers of a DataLoader end when nothing holds it."""
+        self._loader = None
+
+
+def to_device(batch: Batch, task: Task) -> Batch:
+    """Move a batch as trainers do with pinned ones; no-op on a CPU."""
+    if task.device == "cpu":
+        return batch
+    images, targets = batch
+    return images.to(task.device, non_blocking=True), targets.to(task.device, non_blocking=True)
 
 
 class ImageFile(NamedTuple):
@@ -45,6 +84,11 @@ def arrays(task: Task) -> Arrays:
     return Arrays(images, labels)
 
 
+def framed(images: U8, pad: int) -> U8:
+    """Images with a frame of zeros, so that a shift is a crop: [n h w c] -> [n h+2pad w+2pad c]."""
+    return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+
 def image_files(task: Task) -> list[ImageFile]:
     """In the order of the shards; written to task.work once, as work/files/LABEL/KEY.jpg, byte for byte."""
     folder = made_once(task.work / "files", lambda out: _extract(task, out))
@@ -55,8 +99,14 @@ def image_files(task: Task) -> list[ImageFile]:
     ]
 
 
+def stored_images(task: Task) -> list[tuple[U8 | str, int]]:
+    """(u8[h w c], label) of each array, or (path, label) of each image file."""
+    stored = zip(*arrays(task), strict=True) if is_raw(task) else image_files(task)
+    return [(image, int(label)) for image, label in stored]
+
+
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
-    """path, which make(part) writes unless it is there; one that is cut short is begun anew."""
+    """path, which make(part) writes unless it is there; what was cut short is made again."""
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,5 +140,24 @@ def read_pil(file: str | BinaryIO, channels: int) -> Image.Image:
 def read_tensor(file: str | BinaryIO, channels: int) -> torch.Tensor:
     """u8[c h w]. By Pillow, as torchvision's data sets do: torchvision's own decoders are deprecated since 0.29, and
     took as long."""
-    v2 = imported("torchvision.transforms.v2", "pip install torchvision")
-    return v2.functional.pil_to_tensor(read_pil(file, channels))
+    return torchvision_v2().functional.pil_to_tensor(read_pil(file, channels))
+
+
+def augmentation(task: Task) -> list[Any]:
+    """Transforms of u8[c h w], or of PIL images: resize, random crop out of a frame of zeros, flip."""
+    v2 = torchvision_v2()
+    size = task.shape[1:]
+    resize = [v2.Resize(size, antialias=True)] if task.size is not None else []
+    crop = [v2.RandomCrop(size, padding=task.pad)] if task.pad else []
+    return [*resize, *crop, *([v2.RandomHorizontalFlip()] if task.flip else [])]
+
+
+def whole_transform(task: Task, pil: bool = False) -> Any:
+    """u8[c h w], or a PIL image -> f32[c h w], in the order of torchvision's examples.
+
+    Without the scaling to [0, 1], which would be a second pass.
+    """
+    v2 = torchvision_v2()
+    to_tensor = [v2.ToImage()] if pil else []
+    standardize = [v2.ToDtype(torch.float32), v2.Normalize(list(task.mean), list(task.std), inplace=True)]
+    return v2.Compose([*augmentation(task), *to_tensor, *standardize])

@@ -1,0 +1,166 @@
+"""The two passes of ReLU and tensor normalization as Triton kernels: each reads its maps once and writes one.
+
+A program holds some pixels with all their channels, so the mean is taken between the read and the write. The results
+are those of eager.py, up to the order in which a mean is summed. Pixels and channels are addressed by
+their strides, so NCHW and channels_last are served alike. Importing this module needs Triton.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+_TILE = 4096  # values a program holds: 32 a thread with 4 warps
+_FEWEST_PIXELS = 16  # where channels are not adjacent, so that a row of float16 fills a sector of 32 bytes
+
+
+def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """f[n z ...] -> A* f[n z ...] in x's memory format, M f[n 1 ...]; A* = -M where x <= 0, A* > -M where x > 0.
+
+    With `inplace`, A* overwrites x.
+    """
+    pixels = _pixels(x)
+    output = pixels if inplace else torch.empty_like(pixels)
+    mean = x.new_empty((len(x), 1, *x.shape[2:]))
+    if x.numel():
+        blocks, options = _launch(pixels, output)
+        with _on_device(x):
+            _forward[blocks](pixels, output, mean, *_sizes(pixels), *pixels.stride(), *output.stride(), **options)
+    if not inplace:
+        return output.view(x.shape), mean
+    return x if output.data_ptr() == x.data_ptr() else x.copy_(output.view(x.shape)), mean
+
+
+def backward(grad: torch.Tensor, output: torch.Tensor, mean: torch.Tensor, exact: bool) -> torch.Tensor:
+    """dL/dA* f[n z ...] -> dL/dx f[n z ...], given what forward returned."""
+    g, a = _pixels(grad), _pixels(output)
+    result = torch.empty_like(a)
+    if grad.numel():
+        blocks, options = _launch(g, a)
+        strides = (*g.stride(), *a.stride(), *result.stride())
+        with _on_device(grad):
+            _backward[blocks](g, a, mean, result, *_sizes(a), *strides, exact=exact, **options)
+    return result.view(output.shape)
+
+
+@triton.jit
+def _forward(
+    x_ptr,
+    output_ptr,
+    mean_ptr,
+    num_pixels,
+    pixels_per_sample,
+    num_channels,
+    x_n,
+    x_z,
+    x_p,
+    out_n,
+    out_z,
+    out_p,
+    channels: tl.constexpr,
+    pixels: tl.constexpr,
+):
+    pixel = tl.program_id(0) * pixels + tl.arange(0, pixels)
+    z = tl.arange(0, channels)
+    inside = (pixel < num_pixels)[:, None] & (z < num_channels)[None, :]
+    n, p = (pixel // pixels_per_sample).to(tl.int64), pixel % pixels_per_sample
+    x = _wide(tl.load(x_ptr + (n * x_n + p * x_p)[:, None] + (z * x_z)[None, :], mask=inside, other=0))
+    dtype = output_ptr.dtype.element_ty
+    mean = _mean(tl.where(x <= 0, 0, x), num_channels, dtype)  # NaN passes, as through torch.relu
+    least = mean - _wide(_float_before(mean.to(dtype)))
+    raised = tl.where(x <= 0, 0, tl.where(x < least[:, None], least[:, None], x))
+    output = (raised - mean[:, None]).to(dtype)
+    tl.store(output_ptr + (n * out_n + p * out_p)[:, None] + (z * out_z)[None, :], output, mask=inside)
+    tl.store(mean_ptr + pixel, mean.to(dtype), mask=pixel < num_pixels)
+
+
+@triton.jit
+def _backward(
+    grad_ptr,
+    output_ptr,
+    mean_ptr,
+    result_ptr,
+    num_pixels,
+    pixels_per_sample,
+    num_channels,
+    grad_n,
+    grad_z,
+    grad_p,
+    out_n,
+    out_z,
+    out_p,
+    result_n,
+    result_z,
+    result_p,
+    exact: tl.constexpr,
+    channels: tl.constexpr,
+    pixels: tl.constexpr,
+):
+    pixel = tl.program_id(0) * pixels + tl.arange(0, pixels)
+    z = tl.arange(0, channels)
+    inside = (pixel < num_pixels)[:, None] & (z < num_channels)[None, :]
+    n, p = (pixel // pixels_per_sample).to(tl.int64), pixel % pixels_per_sample
+    grad = _wide(tl.load(grad_ptr + (n * grad_n + p * grad_p)[:, None] + (z * grad_z)[None, :], mask=inside, other=0))
+    output = _wide(tl.load(output_ptr + (n * out_n + p * out_p)[:, None] + (z * out_z)[None, :], mask=inside, other=0))
+    mean = _wide(tl.load(mean_ptr + pixel, mask=pixel < num_pixels, other=0))
+    dtype = result_ptr.dtype.element_ty
+    if exact:
+        grad = grad - _mean(grad, num_channels, dtype)[:, None]
+    kept = tl.where(output <= -mean[:, None], 0, grad).to(dtype)
+    tl.store(result_ptr + (n * result_n + p * result_p)[:, None] + (z * result_z)[None, :], kept, mask=inside)
+
+
+@triton.jit
+def _wide(x):
+    """To the precision that sums are taken in."""
+    return x if x.dtype == tl.float64 else x.to(tl.float32)
+
+
+@triton.jit
+def _mean(x, num_channels, dtype: tl.constexpr):
+    """f[pixels channels] -> f[pixels]: rounded once to dtype, and wide again."""
+    return _wide((tl.sum(x, axis=1) / num_channels).to(dtype))
+
+
+@triton.jit
+def _float_before(x):
+    """The next float towards zero of x >= 0; 0 of 0."""
+    if x.dtype == tl.float64:
+        bits = x.to(tl.int64, bitcast=True)
+        return tl.where(bits > 0, bits - 1, 0).to(tl.float64, bitcast=True)
+    elif x.dtype == tl.float32:
+        bits = x.to(tl.int32, bitcast=True)
+        return tl.where(bits > 0, bits - 1, 0).to(tl.float32, bitcast=True)
+    else:
+        bits = x.to(tl.int16, bitcast=True)
+        return tl.where(bits > 0, bits - 1, 0).to(tl.int16).to(x.dtype, bitcast=True)
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """f[n z ...] -> f[n z p], a view unless the places have no common stride; a copy is then in NCHW."""
+    return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+
+
+def _sizes(pixels: torch.Tensor) -> tuple[int, int, int]:
+    n, z, p = pixels.shape
+    return n * p, p, z
+
+
+def _launch(first: torch.Tensor, second: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
+    """(grid, sizes of a program's tile): all channels of as many pixels as fit."""
+    channels = triton.next_power_of_2(first.shape[1])
+    adjacent = first.stride(1) == second.stride(1) == 1
+    pixels = max(_TILE // channels, 1 if adjacent else _FEWEST_PIXELS)
+    num_warps = min(max(channels * pixels // 1024, 4), 16)
+    grid = (triton.cdiv(first.shape[0] * first.shape[2], pixels),)
+    return grid, {"channels": channels, "pixels": pixels, "num_warps": num_warps}
+
+
+def _on_device(x: torch.Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

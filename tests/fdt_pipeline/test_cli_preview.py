@@ -1,0 +1,212 @@
+"""`fdt-pipeline preview`: the sheets show what the shards hold, whole and in its place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fdt_pipeline.cli import main
+from fdt_pipeline.cli.page import fitted, page, shortened, write
+from fdt_pipeline.cli.preview import superposed
+from fdt_pipeline.cli.samples import Samples
+from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_images, superpose_targets
+from fdt_pipeline.shards import load_shards, read_manifest, write_shards
+from fdt_pipeline.shards.conversion import OneShard
+from fdt_pipeline.sources import ArraySource, open_source
+from fdt_pipeline.storage import open_folder
+
+LONG = ["great white shark, white shark, man-eater, man-eating shark", "n" * 300, "\u732b $x^2$ \\n \u00e9", "a"]
+
+
+def colours(num_samples: int, num_classes: int, side: int = 32, channels: int = 3) -> ArraySource:
+    """Every pixel of an image is 1 + its label, in the last channel; in the first it is the sample's number."""
+    images = np.zeros((num_samples, side, side, channels), np.uint8)
+    labels = np.arange(num_samples) % num_classes
+    images[..., 0] = (np.arange(num_samples) % 251)[:, None, None]
+    images[..., -1] = (1 + labels)[:, None, None]
+    return ArraySource(images, labels, LONG if num_classes == len(LONG) else None)
+
+
+def run(*arguments: object) -> int:
+    return main(["preview", *map(str, arguments)])
+
+
+def drawn(shards: Path) -> np.ndarray:
+    assert run(shards, "--out", shards.with_suffix(".png")) == 0
+    with Image.open(shards.with_suffix(".png")) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def samples_of(shards: Path) -> Samples:
+    return Samples(open_folder(shards), read_manifest(shards))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png", "webp"])
+def test_each_class_has_a_row_of_its_samples_and_nothing_lies_over_them(tmp_path: Path, encoding: str) -> None:
+    """Names are long: text is black, images have no green."""
+    write_shards(colours(200, 4), tmp_path / "set", encoding, samples_per_shard=20)
+    sheet = drawn(tmp_path / "set")
+    is_image = (sheet[..., 1] == 0) & (sheet[..., 2] > 0)
+    places = {label: np.argwhere(is_image & (sheet[..., 2] == label + 1)) for label in range(4)}
+    assert sum(map(len, places.values())) == is_image.sum()
+    for label, found in places.items():
+        assert len(found) == 8 * 96 * 96, "eight samples, whole and sharp"
+        assert len(np.unique(sheet[tuple(found.T)][:, 0])) == 8, "all are different"
+        assert label == 0 or found[:, 0].min() > places[label - 1][:, 0].max(), "a row a class"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("num_classes", "shown"), [(1, 1), (20, 20), (21, 21), (101, 100), (250, 100)])
+def test_up_to_100_classes_are_shown_and_others_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_classes: int, shown: int
+) -> None:
+    write_shards(colours(num_classes * 4, num_classes, side=8), tmp_path / "set")
+    sheet = drawn(tmp_path / "set")
+    assert f"{4 * shown} samples, {shown} of {num_classes} classes of {tmp_path}/set" in capsys.readouterr().out
+    assert max(sheet.shape) < 2000
+    assert len(np.unique(sheet[(sheet[..., 1] == 0) & (sheet[..., 2] > 0)][:, 2])) == shown
+
+
+def test_samples_come_from_all_parts_of_the_set(tmp_path: Path) -> None:
+    write_shards(colours(400, 5), tmp_path, samples_per_shard=20)
+    samples = samples_of(tmp_path)
+    for label, places in samples.pick(range(5), 8, seed=0).items():
+        numbers = sorted(place.number for place in places)
+        assert len(set(numbers)) == 8
+        assert np.diff(numbers).max() <= 3
+        assert numbers[-1] - numbers[0] >= 16
+        assert all(samples.labels(place.number)[place.position] == label for place in places)
+
+
+def test_a_rare_class_is_found_wherever_it_is(tmp_path: Path) -> None:
+    labels = np.zeros(300, np.int64)
+    labels[[17, 100, 250]] = 1
+    write_shards(ArraySource(np.zeros((300, 2, 2, 1), np.uint8), labels), tmp_path, samples_per_shard=10)
+    places = samples_of(tmp_path).pick([0, 1], 8, seed=0)
+    assert [len(set(places[0])), len(set(places[1]))] == [8, 3]
+
+
+def test_the_seed_decides_which(tmp_path: Path) -> None:
+    write_shards(colours(500, 2), tmp_path / "set", samples_per_shard=50)
+    sheets = []
+    for number, seed in enumerate((0, 0, 1)):
+        assert run(tmp_path / "set", "--out", tmp_path / f"{number}.png", "--seed", seed) == 0
+        sheets.append((tmp_path / f"{number}.png").read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_only_what_is_shown_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(colours(400, 5), tmp_path / "set", "png", samples_per_shard=50)
+    decoded, read = [], OneShard.__getitem__
+    monkeypatch.setattr(OneShard, "__getitem__", lambda *arguments: decoded.append(1) or read(*arguments))
+    assert run(tmp_path / "set", "--out", tmp_path / "sheet.png") == 0
+    assert len(decoded) == 5 * 8
+
+
+def test_a_class_without_samples_says_so_and_gray_is_gray(tmp_path: Path) -> None:
+    images = np.full((6, 28, 28, 1), 77, np.uint8)
+    write_shards(ArraySource(images, [0, 0, 0, 2, 2, 2], ["a", "b", "c"], split="test"), tmp_path / "set")
+    sheet = drawn(tmp_path / "set")
+    gray = (sheet == 77).all(-1)
+    assert 0 <= gray.sum() - 6 * 84 * 84 < 50, "text has a few gray pixels"
+    rows = np.flatnonzero(gray.sum(1) > 84)
+    gap = np.flatnonzero(np.diff(rows) > 20)
+    between = sheet[rows[gap[0]] + 10 : rows[gap[0] + 1] - 10]
+    assert (between[:, np.flatnonzero(gray.any(0)).min() :] < 200).any(), "there is text"
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(8, 160))
+def test_fitted_images_keep_their_aspect_and_fill_a_side(height: int, width: int, side: int) -> None:
+    framed = fitted(np.zeros((height, width, 1), np.uint8), side)
+    assert framed.shape == (side, side, 3)
+    rows, columns = np.ptp(np.argwhere((framed == 0).all(-1)), axis=0) + 1
+    assert 2 * max(rows, columns) > side
+    assert abs(rows * width - columns * height) <= max(height, width), "to a pixel"
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(1, 3))
+def test_text_is_never_wider_than_its_place(text: str, lines: int) -> None:
+    """A panel of 20 characters, 36 pixels high, for which nothing is drawn beside it."""
+    found = shortened(text, 20, lines)
+    assert found.count("\n") < lines
+    figure, [(panel, _)] = page([], 1, 1, (36, 100), 20)
+    write(panel, found)
+    box = panel.texts[0].get_window_extent()
+    assert box.width <= panel.get_window_extent().width
+    figure.clear()
+
+
+@pytest.mark.parametrize(("encoding", "channels"), [("raw", 1), ("png", 3)])
+def test_superposed_outputs_are_those_of_the_definition(tmp_path: Path, encoding: str, channels: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, channels), np.uint8)
+    write_shards(ArraySource(noise, np.arange(60) % 6), tmp_path / "set", encoding, samples_per_shard=20)
+    images, labels, _ = load_shards(tmp_path / "set")
+    for index, (image, target) in enumerate(superposed(samples_of(tmp_path / "set"), 12, 5, "set")):
+        plan = draw_plan(5, 0, index, Pool(labels, 6), FDT())
+        assert np.abs(image - superpose_images(plan, images)).max() <= 0.5 + 1e-6
+        np.testing.assert_array_equal(target, superpose_targets(plan, 6))
+
+
+def test_a_folder_of_splits_shows_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("test", "train"):
+        write_shards(colours(20, 2), tmp_path / "set" / split)
+    for options in ([], ["--superpose"]):
+        assert run(tmp_path / "set", "--out", tmp_path / "sheet.png", *options) == 0
+        assert capsys.readouterr().out.endswith(f"of {tmp_path}/set/train\n")
+
+
+def test_superposing_needs_one_size_and_two_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        (tmp_path / "images" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (20, 20 + number)).save(tmp_path / "images" / str(number) / "0.png")
+    write_shards(open_source(tmp_path / "images"), tmp_path / "mixed", "png")
+    write_shards(colours(5, 1), tmp_path / "one")
+    for name, problem in (("mixed", "images differ in size"), ("one", "needs 2 or more of them, got 1")):
+        assert run(tmp_path / name, "--superpose", "--out", tmp_path / "sheet.png") == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["set", "--out", "sheet.jpg"], "expected a name that ends in .png"),
+        (["set", "--out", "nowhere/sheet.png"], "there is no folder nowhere"),
+        (["set", "--out", "sheet.png", "--seed", "-1"], "--seed must be 0 or more"),
+        (["nothing", "--out", "sheet.png"], "nothing: no such folder"),
+    ],
+)
+def test_a_wrong_usage_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_shards(colours(6, 2), tmp_path / "set")
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert problem in error
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_a_broken_image_is_named_and_the_old_sheet_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(colours(6, 2), tmp_path / "set", "png")
+    tar = tmp_path / "set" / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[520:560] = bytes(40)
+    tar.write_bytes(data)
+    (tmp_path / "sheet.png").write_text("old")
+    assert run(tmp_path / "set", "--out", tmp_path / "sheet.png") == 2
+    key = data[:8].decode()
+    assert f"{tar}: sample {key}: broken png" in capsys.readouterr().err
+    assert (tmp_path / "sheet.png").read_text() == "old"

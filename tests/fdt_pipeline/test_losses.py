@@ -1,0 +1,175 @@
+"""The losses have the gradients that the paper prints, in every case that a target can be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fdt_pipeline.losses import (
+    check_eps,
+    cross_entropy,
+    kl_to_target,
+    max_eps,
+    multi_label_loss,
+)
+
+EPS = 1e-2
+SIZES = st.tuples(st.integers(1, 5), st.integers(1, 12))
+
+
+def printed_gradient(logits: np.ndarray, targets: np.ndarray, eps: float) -> np.ndarray:
+    """Algorithm 4, entry by entry, in float64."""
+    num, num_classes = logits.shape
+    gradient = np.empty_like(logits)
+    for i in range(num):
+        exps = np.exp(logits[i] - logits[i].max())
+        for c in range(num_classes):
+            p = exps[c] / exps.sum()
+            gradient[i, c] = (p - targets[i, c] if targets[i, c] > eps else p) / num
+    return gradient
+
+
+def fdt_targets(rng: np.random.Generator, num: int, num_classes: int) -> np.ndarray:
+    targets = np.zeros((num, num_classes))
+    for row in targets:
+        k = rng.integers(1, num_classes + 1)
+        weights = 1.0 / np.arange(1, k + 1)
+        row[rng.permutation(num_classes)[:k]] = weights / weights.sum()
+    return targets
+
+
+KINDS = {
+    "entries in (0, eps]": lambda rng, n, c: rng.choice([0.0, EPS / 3, EPS, np.nextafter(EPS, 1), 0.4], (n, c)),
+    "sums unlike 1": lambda rng, n, c: rng.uniform(0.0, 3.0, (n, c)),
+    "one-hot": lambda rng, n, c: np.eye(c)[rng.integers(c, size=n)],
+    "zeros": lambda rng, n, c: np.zeros((n, c)),
+    "superposed": fdt_targets,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0.1, 3.0, 60.0]))
+def test_gradient_is_the_printed_one(kind: str, sizes: tuple[int, int], seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = spread * rng.standard_normal(sizes)
+    targets = KINDS[kind](rng, *sizes)
+    z = torch.tensor(logits, requires_grad=True)
+    (gradient,) = torch.autograd.grad(multi_label_loss(z, torch.tensor(targets), eps=EPS), z)
+    np.testing.assert_allclose(gradient.numpy(), printed_gradient(logits, targets, EPS), rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 2**32 - 1))
+def test_kl_is_phi_minus_entropy_and_is_zero_at_the_target(sizes: tuple[int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets = torch.tensor(fdt_targets(rng, *sizes))
+    logits = torch.tensor(3.0 * rng.standard_normal(sizes))
+    entropy = torch.special.entr(targets).sum(1)
+    kl = kl_to_target(logits, targets, reduction="none")
+    torch.testing.assert_close(kl, multi_label_loss(logits, targets, reduction="none") - entropy, rtol=0, atol=1e-12)
+    assert (kl >= -1e-12).all()
+    perfect = torch.log(targets.clamp_min(1e-300))
+    torch.testing.assert_close(kl_to_target(perfect, targets), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 2**32 - 1))
+def test_one_hot_targets_make_algorithm_4_equal_algorithm_3(sizes: tuple[int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = torch.tensor(rng.integers(sizes[1], size=sizes[0]))
+    logits = torch.tensor(5.0 * rng.standard_normal(sizes))
+    one_hot = F.one_hot(labels, sizes[1]).double()
+    torch.testing.assert_close(multi_label_loss(logits, one_hot), cross_entropy(logits, labels), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_soft_cross_entropy_equals_torch(reduction: str) -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = torch.tensor(rng.standard_normal((7, 10))), torch.tensor(fdt_targets(rng, 7, 10))
+    expected = F.cross_entropy(logits, targets, reduction=reduction)
+    torch.testing.assert_close(cross_entropy(logits, targets, reduction), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(multi_label_loss(logits, targets, reduction=reduction), expected, rtol=0, atol=1e-12)
+
+
+def test_uniform_prediction_costs_log_c_and_a_two_image_target_costs_its_entropy_at_best() -> None:
+    target = torch.tensor([[2 / 3, 1 / 3, 0.0]])
+    assert multi_label_loss(torch.zeros(1, 3), target).item() == pytest.approx(math.log(3), abs=1e-6)
+    best = multi_label_loss(torch.tensor([[math.log(2), 0.0, -100.0]]), target).item()
+    assert best == pytest.approx(math.log(3) - 2 / 3 * math.log(2), abs=1e-6)
+
+
+def test_a_weight_of_exactly_eps_is_dropped_and_the_next_float_counts() -> None:
+    logits = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    dropped, counted = (torch.tensor([[0.5, w]], dtype=torch.float64) for w in (EPS, math.nextafter(EPS, 1)))
+    step = multi_label_loss(logits, dropped, eps=EPS) - multi_label_loss(logits, counted, eps=EPS)
+    assert step.item() == pytest.approx(3.0 * EPS, abs=1e-12)
+
+
+def losses_of(logits: torch.Tensor) -> list[torch.Tensor]:
+    targets = torch.tensor(fdt_targets(np.random.default_rng(1), *logits.shape), dtype=torch.float32)
+    labels = targets.argmax(dim=1)
+    return [multi_label_loss(logits, targets), cross_entropy(logits, labels), kl_to_target(logits, targets)]
+
+
+def test_autocast_changes_no_loss_and_half_logits_are_only_cast() -> None:
+    half = torch.tensor(np.random.default_rng(2).standard_normal((4, 100)), dtype=torch.bfloat16)
+    plain = losses_of(half.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = losses_of(half)
+    for loss, expected in zip(under_autocast, plain, strict=True):
+        assert loss.dtype == torch.float32
+        assert loss.item() == expected.item()
+
+
+def test_kl_has_no_gradient() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    assert not kl_to_target(logits, torch.full((2, 3), 1 / 3)).requires_grad
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(10, 0.03414), (100, 0.0019278), (1000, 1.3359e-4)])
+def test_max_eps_is_the_smallest_weight_of_the_paper(num_classes: int, expected: float) -> None:
+    assert max_eps(num_classes) == pytest.approx(expected, rel=2e-4)
+    weights = 1.0 / np.arange(1, num_classes + 1)
+    assert max_eps(num_classes) == pytest.approx((weights / weights.sum()).min(), rel=1e-12)
+
+
+def test_eps_at_or_above_the_smallest_weight_is_refused() -> None:
+    check_eps(0.0, 100)
+    check_eps(math.nextafter(max_eps(100), 0.0), 100)
+    for eps in (max_eps(100), 0.1, -1e-9, math.nan):
+        with pytest.raises(ValueError, match=r"expected 0 <= eps < 0\.001928.* 100 classes.*lower eps"):
+            check_eps(eps, 100)
+    with pytest.raises(ValueError, match="num_classes >= 1, got 0"):
+        max_eps(0)
+
+
+@pytest.mark.parametrize("loss", [multi_label_loss, kl_to_target])
+def test_targets_of_another_shape_or_in_half_precision_are_refused(loss) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r"shape of the logits, \(2, 3\), got \(3, 2\)"):
+        loss(torch.zeros(2, 3), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"expected float32 targets, got torch\.float16"):
+        loss(torch.zeros(2, 3), torch.zeros(2, 3).half())
+    with pytest.raises(ValueError, match=r"logits of shape \[n C\] with n, C >= 1, got \(0, 3\)"):
+        loss(torch.zeros(0, 3), torch.zeros(0, 3))
+
+
+def test_labels_of_another_shape_or_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected labels i64\[2\]"):
+        cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"got torch\.float32 of shape"):
+        cross_entropy(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="expected reduction"):
+        cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), reduction="avg")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3])
+def test_no_label_is_ignored_in_silence(label: int) -> None:
+    with pytest.raises(IndexError, match="out of bounds"):
+        cross_entropy(torch.zeros(2, 3), torch.tensor([0, label]))

@@ -1,0 +1,160 @@
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import models
+from fdt_pipeline.tensor_norm import count_tensor_norm_sites
+from models import build_model, resnet, resnet18, resnet34, small_resnet, wide_resnet
+
+SITES = {"resnet18": 17, "resnet34": 33, "resnet50": 49, "resnet152": 151, "wrn28_10": 25, "small": 7}
+
+
+def num_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model, image):
+    total = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda layer, _, out: total.append(out[0].numel() * layer.weight[0].numel()))
+    model.eval()(image)
+    return sum(total)
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_every_name_builds_a_network_with_its_classes_channels_and_sites(name):
+    with torch.device("meta"):
+        model = build_model(name, 7, in_channels=1, tensor_norm="exact")
+        assert model.eval()(torch.empty(2, 1, 32, 32)).shape == (2, 7)
+        assert count_tensor_norm_sites(model, torch.empty(2, 1, 32, 32)) == SITES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "stem", "expected"),
+    [
+        ("resnet18", 10, "cifar", 11_173_962),
+        ("resnet34", 10, "cifar", 21_282_122),
+        ("resnet34", 1000, "imagenet", 21_797_672),
+        ("resnet50", 1000, "imagenet", 25_557_032),
+        ("resnet152", 1000, "imagenet", 60_192_808),
+        ("wrn28_10", 10, "cifar", 36_479_194),
+        ("small", 10, "cifar", 78_042),
+    ],
+)
+def test_has_the_published_number_of_parameters(name, classes, stem, expected):
+    with torch.device("meta"):
+        assert num_parameters(build_model(name, classes, stem=stem)) == expected
+
+
+def hand_count(blocks, width, classes):
+    """Parameters by the paper's table: 3x3 convolutions, 1x1 shortcuts, two a channel for each batch normalization."""
+    total, before = 3 * 16 * 9, 16
+    for channels in (16 * width, 32 * width, 64 * width):
+        total += before * channels * 9 + (before != channels) * before * channels + 2 * before + 2 * channels
+        total += channels**2 * 9 + (blocks - 1) * (2 * channels**2 * 9 + 4 * channels)
+        before = channels
+    return total + 2 * before + before * classes + classes
+
+
+@pytest.mark.parametrize(("depth", "width", "classes"), [(10, 1, 10), (16, 4, 7), (28, 10, 100)])
+def test_a_wide_resnet_has_as_many_parameters_as_the_table_gives_by_hand(depth, width, classes):
+    with torch.device("meta"):
+        assert num_parameters(wide_resnet(depth, width, classes)) == hand_count((depth - 4) // 6, width, classes)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "millions"),
+    [
+        (lambda: resnet34(10), 32, 1159),
+        (lambda: resnet34(10, stem="cifar-pool"), 32, 291),
+        (lambda: small_resnet(10), 28, 2.61),
+    ],
+)
+def test_costs_the_arithmetic_that_the_readme_says(make, size, millions):
+    with torch.device("meta"):
+        assert macs(make(), torch.empty(1, 3, size, size)) / 1e6 == pytest.approx(millions, rel=0.002)
+
+
+def test_the_imagenet_stem_is_torchvisions_network():
+    torch.manual_seed(0)
+    ours, theirs = resnet18(1000, stem="imagenet").eval(), torchvision.models.resnet18(weights=None).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "fan_outs"),
+    [
+        (resnet18, {"conv1.weight": 64 * 9, "layer4.1.conv2.weight": 512 * 9}),
+        (small_resnet, {"conv1.weight": 16 * 9, "stage3.conv2.weight": 64 * 9}),
+        (lambda *arguments, **options: wide_resnet(10, 2, *arguments, **options), {"3.conv2.weight": 128 * 9}),
+    ],
+)
+def test_initial_weights_are_he_normal_and_the_same_with_normalization_and_without(make, fan_outs):
+    states = []
+    for tensor_norm in (None, "straight-through"):
+        torch.manual_seed(3)
+        states.append(make(10, tensor_norm=tensor_norm).state_dict())
+    plain, normalized = states
+    assert list(plain) == list(normalized)
+    assert all(torch.equal(plain[name], normalized[name]) for name in plain)
+    for name, fan_out in fan_outs.items():
+        assert plain[name].std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.08)
+
+
+def test_the_pool_reads_normalized_maps():
+    model = resnet18(10, in_channels=1, stem="cifar-pool", tensor_norm="exact").eval()
+    read = []
+    model.maxpool.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert read[0].shape == (2, 64, 8, 8)
+    assert read[0].mean(1).abs().max() < 1e-6
+
+
+def test_the_skip_path_of_a_wide_block_that_keeps_its_shape_carries_the_raw_input():
+    block = wide_resnet(16, 1, 10, tensor_norm="exact").eval()[2]
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(block(x), x)
+
+
+def test_the_small_network_learns_sixty_random_images_by_heart(one_thread):
+    torch.manual_seed(0)
+    model = small_resnet(10, tensor_norm="straight-through")
+    x, y = torch.randn(60, 3, 16, 16), torch.randint(10, (60,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(25):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert (model(x).argmax(1) == y).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: build_model("vgg", 10),
+            "unknown model 'vgg', expected one of resnet18, resnet34, .*, wrn28_10, small",
+        ),
+        (lambda: build_model("wrn28_10", 10, stem="cifar-pool"), "wrn28_10 has one stem only, got stem 'cifar-pool'"),
+        (lambda: resnet(20, 10), r"depth must be one of \[18, 34, 50, 152\], got 20"),
+        (lambda: resnet(18, 10, stem="none"), "stem must be one of .*'cifar-pool'.*, got 'none'"),
+        (lambda: wide_resnet(20, 1, 10), "depth must be 10, 16, .* got depth 20 and width 1"),
+        (lambda: wide_resnet(4, 1, 10), "got depth 4 and width 1"),
+        (lambda: wide_resnet(16, 0, 10), "got depth 16 and width 0"),
+        (lambda: small_resnet(10, width=0), "width must be at least 1, got 0"),
+    ],
+)
+def test_networks_that_do_not_exist_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_all_that_is_exported_exists():
+    assert all(hasattr(models, name) for name in models.__all__)

@@ -1,0 +1,136 @@
+"""Turns under a clock that only contenders move."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tools.bench.task import RefusedError
+from tools.bench.timing import BatchTimer
+
+TASK = SimpleNamespace(num_workers=2, batch_size=10, manifest=SimpleNamespace(num_samples=100))
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Timed:
+    """Batches of 10 images that take cost(number) seconds each, numbered from the first one on."""
+
+    def __init__(self, clock, cost, batches=10):
+        self.clock, self.cost, self.batches, self.number, self.epochs = clock, cost, batches, 0, []
+        self.differ = True
+
+    def epoch(self, number):
+        self.epochs.append(number)
+        for _ in range(self.batches):
+            self.clock.now += self.cost(self.number)
+            self.number += 1
+            yield torch.full((10, 1, 2, 2), float(self.number if self.differ else 0)), None
+
+
+def timer(cost, **options):
+    clock = Clock()
+    contender = Timed(clock, cost)
+    return BatchTimer(contender, TASK, clock=clock, **options), contender, clock
+
+
+def test_a_turn_counts_whole_batches_for_at_least_its_seconds():
+    turn = timer(lambda number: 0.3)[0].turn(2)
+    assert (turn["batches"], turn["images"]) == (7, 70)
+    assert turn["seconds"] == pytest.approx(2.1)
+    assert turn["rate"] == pytest.approx(10 / 0.3, rel=1e-4)
+
+
+def test_batches_made_ahead_while_others_had_their_turns_are_not_counted():
+    ahead = 2 * TASK.num_workers
+    turn = timer(lambda number: 0.0 if number < ahead else 0.5)[0].turn(2)
+    assert turn["rate"] == pytest.approx(20)
+
+
+def test_a_turn_goes_across_the_ends_of_epochs_and_pays_for_them():
+    found, contender, _ = timer(lambda number: 1.0 if number % 10 == 0 else 0.1)
+    turn = found.turn(19)
+    assert contender.epochs[:3] == [0, 1, 2]
+    assert turn["rate"] == pytest.approx(100 / 1.9, rel=1e-4)
+    assert turn["epoch"] == contender.epochs[-1]
+
+
+def test_the_quantiles_of_a_batch_are_those_of_the_timed_ones():
+    turn = timer(lambda number: 2.0 if number % 20 == 19 else 0.1)[0].turn(19)
+    assert turn["p50"] == pytest.approx(0.1)
+    assert turn["p99"] == pytest.approx(2.0)
+
+
+def test_batches_that_come_together_are_timed_together():
+    """A window of 4 batches: the first takes all of the time."""
+    clock = Clock()
+    contender = Timed(clock, lambda number: 4.0 if number % 4 == 0 else 0.0)
+    contender.batches_at_once = 4
+    for seconds in (1, 4.5, 9):
+        turn = BatchTimer(contender, TASK, clock=clock).turn(seconds)
+        assert turn["batches"] % 4 == 0
+        assert turn["rate"] == pytest.approx(10)
+
+
+def test_the_first_epoch_has_its_first_batch_and_ends_with_it():
+    found, _, clock = timer(lambda number: 5.0 if number == 0 else 0.1)
+    start = found.first_epoch(100)
+    assert start["first_batch_seconds"] == 5.0
+    assert start["first_epoch"] == {"images": 110, "seconds": 6.0, "whole": True}
+    assert clock.now == pytest.approx(6.0)
+
+
+def test_a_long_first_epoch_is_broken_off():
+    start = timer(lambda number: 3.0)[0].first_epoch(10)
+    assert start["first_epoch"] == {"images": 40, "seconds": 12.0, "whole": False}
+
+
+def test_the_time_of_a_trainer_is_not_waiting():
+    def step(images, targets):
+        clock.now += 0.3
+
+    found, _, clock = timer(lambda number: 0.1, step=step)
+    turn = found.turn(4)
+    assert turn["rate"] == pytest.approx(10 / 0.4)
+    assert turn["waited"] / turn["seconds"] == pytest.approx(0.25)
+
+
+def test_without_a_trainer_all_of_the_time_is_waiting():
+    turn = timer(lambda number: 0.1)[0].turn(1)
+    assert turn["waited"] == pytest.approx(turn["seconds"])
+
+
+@pytest.mark.parametrize(("batches", "message"), [(5, "50 images, expected 81 to 100"), (11, "110 images or more")])
+def test_an_epoch_that_is_not_the_sets_is_refused_while_it_is_timed(batches, message):
+    found, contender, _ = timer(lambda number: 0.1)
+    contender.batches = batches
+    with pytest.raises(RefusedError, match=message):
+        found.turn(5)
+
+
+def test_each_worker_may_leave_out_its_last_batch():
+    found, contender, _ = timer(lambda number: 0.1)
+    contender.batches = 9
+    assert found.turn(5)["images"]
+
+
+def test_an_empty_epoch_is_refused():
+    found, contender, _ = timer(lambda number: 0.1)
+    contender.batches = 0
+    with pytest.raises(RefusedError, match="0 images"):
+        found.turn(1)
+
+
+def test_the_same_batch_again_and_again_is_refused():
+    found, contender, _ = timer(lambda number: 0.1)
+    found.turn(1)
+    turns = (found.turn(0.1) for _ in range(5))
+    contender.differ = False
+    with pytest.raises(RefusedError, match="the same batch"):
+        list(turns)
