@@ -71,19 +71,17 @@ def write_sources(folder, answer=42, operators="int operators_are_here;\n"):
 class LoggingCompiler:
     """A script that logs its process id and arguments, runs `first`, and then becomes g++."""
 
-    def __init__(self, folder, first="", version=None):
+    def __init__(self, folder, first=""):
         folder.mkdir()
         self.path, self.log = folder / "g++", folder / "log"
         self.log.touch()
-        answers = f"echo {version!r}; exit" if version else f"exec {shutil.which('g++')} $*"
-        self.path.write_text(
-            f"#!/bin/sh\ncase $1 in --version|-dumpversion) {answers};; esac\n"
-            f'echo $$ $* >> {self.log}\n{first}\nexec {shutil.which("g++")} "$@"\n'
-        )
+        gcc = shutil.which("g++")
+        trial = f'case "$*" in *-fsyntax-only*) exec {gcc} "$@";; esac'  # whether it is new enough
+        self.path.write_text(f'#!/bin/sh\n{trial}\necho $$ $* >> {self.log}\n{first}\nexec {gcc} "$@"\n')
         self.path.chmod(0o755)
 
     def runs(self):
-        """(process id, arguments) of every run so far but those that ask for the version."""
+        """(process id, arguments) of every run so far but the trials."""
         words = [line.split() for line in self.log.read_text().splitlines()]
         return [(int(first), rest) for first, *rest in words]
 

@@ -1,7 +1,7 @@
 """The native engine: DALI operators in C++ and CUDA, compiled for the installed DALI when they are first needed.
 
-Order of reading: `recipe` (what is compiled, and how), `build` (from a recipe to a library in the cache), `load` (the
-library in this process), `pool` (images for the operators to draw from).
+Order of reading: `recipe` (what is compiled, and by what), `build` (from a recipe to a library in the cache), `load`
+(the library in this process), `pool` (images for the operators to draw from).
 Importing any of them builds, loads and looks for nothing.
 """
 

@@ -24,6 +24,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pytest
 import torch
+from fdt_pipeline.native.driver import nvrtc_path
+from fdt_pipeline.native.toolchain import find_compiler
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
@@ -31,10 +33,8 @@ from fdt_pipeline.definition.series import Geometric, Power
 from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, Augment, Pool, standardize, superpose_images
 from fdt_pipeline.loader.memory import read_pool
 from fdt_pipeline.native import NativeUnavailable
-from fdt_pipeline.native.driver import nvrtc_path
 from fdt_pipeline.native.pool import NativePool
 from fdt_pipeline.native.recipe import CSRC
-from fdt_pipeline.native.toolchain import find_compiler
 from fdt_pipeline.shards import load_shards
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe
 

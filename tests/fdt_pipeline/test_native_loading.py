@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from fdt_pipeline.native import NativeUnavailable, build, driver, load
-from fdt_pipeline.native.recipe import operator_recipe
+from fdt_pipeline.native import NativeUnavailable, build, load
 from tests.native_stand_in import DALI_OPERATORS, PATIENCE, start, write_sources
 
 pytestmark = pytest.mark.dali
@@ -57,13 +56,7 @@ def answer():
 def test_the_operator_is_in_dali_after_load_and_later_processes_compile_nothing(run):
     """Loading takes them 0.02 s on an idle machine."""
     assert run("load.load(); print(*answer())") == ["42"]
-    assert run("build.compile_library = None; load.load(); print(*answer())") == ["42"]
-
-
-@pytest.mark.process
-@needs_compiler
-def test_asking_dali_for_the_operator_loads_it(run):
-    assert run("print(*answer())") == ["42"]
+    assert run("build.compile_library = None; print(*answer())") == ["42"]  # asking DALI loads it
 
 
 @pytest.mark.process
@@ -90,16 +83,7 @@ core = load.symbols()
 core.fdt_nvrtc_path.restype = c_char_p
 print(core.fdt_answer(), core.fdt_nvrtc_path().decode() or None)
 """
-    assert run(code) == ["42", str(driver.nvrtc_path())]
-
-
-@pytest.mark.process
-@needs_compiler
-def test_availability_knows_what_has_been_built(run):
-    code = "print(build.availability().usable, build.availability().library, load.load())"
-    run("load.load(); print(1)")
-    usable, library, loaded = run(code)
-    assert (usable, library) == ("True", loaded)
+    assert run(code) == ["42", str(load.nvrtc_path())]
 
 
 @pytest.fixture
@@ -108,15 +92,18 @@ def fresh(monkeypatch):
     monkeypatch.setattr(load, "_process", load._Process())
 
 
-def test_the_switch_turns_it_off(fresh, monkeypatch):
-    monkeypatch.setenv("FDT_PIPELINE_NATIVE", "0")
-    assert not build.availability()
-    assert "FDT_PIPELINE_NATIVE=0" in build.availability().reason
-    with pytest.raises(NativeUnavailable, match="turned off by FDT_PIPELINE_NATIVE=0"):
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "match"),
+    [
+        ("FDT_PIPELINE_NATIVE", "0", NativeUnavailable, "turned off by FDT_PIPELINE_NATIVE=0"),
+        ("FDT_PIPELINE_NATIVE", "off", ValueError, r"must be 0 \(off\) or 1 .* got 'off'"),
+        ("FDT_PIPELINE_ISA", "v5", ValueError, "FDT_PIPELINE_ISA must be one of .*got 'v5'"),
+    ],
+)
+def test_a_variable_that_turns_it_off_or_is_wrong_is_named(fresh, monkeypatch, variable, value, error, match):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(error, match=match):
         load.load()
-    monkeypatch.setenv("FDT_PIPELINE_NATIVE", "off")
-    with pytest.raises(ValueError, match=r"must be 0 \(off\) or 1 .* got 'off'"):
-        build.availability()
 
 
 def test_a_build_that_failed_is_not_tried_again_in_the_same_process(fresh, monkeypatch):
@@ -141,26 +128,12 @@ def test_a_library_that_cannot_be_loaded_is_named_with_the_way_out(fresh, tmp_pa
         load.load()
 
 
-@needs_compiler
-def test_after_a_failed_build_the_engine_does_not_count_as_available(tmp_path, monkeypatch):
-    sources = write_sources(tmp_path / "sources", operators="#error no such thing\n")
-    monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "operator_recipe", lambda: operator_recipe(sources))
-    assert build.availability().reason.startswith("not built yet")
-    with pytest.raises(build.BuildFailed):
-        build.build()
-    found = build.availability()
-    assert not found
-    assert "the last build failed, fdt-pipeline build tries again" in found.reason
-    assert "no such thing" in found.reason
-
-
-def test_nvrtc_is_never_of_a_later_major_version_than_the_driver(tmp_path, monkeypatch):
-    for name in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    monkeypatch.setattr(driver, "nvidia_folders", lambda: [tmp_path])
-    monkeypatch.setattr(driver, "driver_version", lambda: None)
-    assert driver.nvrtc_path() == str(tmp_path / "cu13/lib/libnvrtc.so.13")
-    monkeypatch.setattr(driver, "driver_version", lambda: "12.8")
-    assert driver.nvrtc_path() == str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12")
+def test_nvrtc_is_never_of_a_later_major_version_than_the_driver(monkeypatch):
+    monkeypatch.setattr(load, "wheel_file", lambda wheel, name: f"{wheel}/{name}")
+    for driver, expected in [
+        (None, "nvidia-cuda-nvrtc/libnvrtc.so.13"),
+        ("13.1", "nvidia-cuda-nvrtc/libnvrtc.so.13"),
+        ("12.8", "nvidia-cuda-nvrtc-cu12/libnvrtc.so.12"),
+    ]:
+        monkeypatch.setattr(load, "driver_version", lambda driver=driver: driver)
+        assert load.nvrtc_path() == expected

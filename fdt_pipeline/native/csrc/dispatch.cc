@@ -28,7 +28,7 @@ extern const Kernels table;
 
 namespace {
 
-// What this processor can run, the best last; the same conditions as in native/processor.py.
+// What this processor can run, the best last (LEVELS of native/recipe.py).
 std::vector<const Kernels *> found() {
 #if defined(__x86_64__)
   std::vector<const Kernels *> all{&v2::table};
