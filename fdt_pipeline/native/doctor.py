@@ -8,7 +8,6 @@ import subprocess
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from pathlib import Path
 
 from fdt_pipeline import dali
 from fdt_pipeline.machine import available_cpus
@@ -71,8 +70,8 @@ def _switch() -> Facts:
 
 
 def _python() -> Facts:
-    text = f"{platform.python_version()}, NumPy {metadata.version('numpy')}, torch {metadata.version('torch')}"
-    return {"text": text}
+    numpy, torch = metadata.version("numpy"), metadata.version("torch")
+    return {"text": f"{platform.python_version()}, NumPy {numpy}, torch {torch}"}
 
 
 def _dali() -> Facts:
@@ -114,9 +113,7 @@ def _gpu() -> Facts:
 def _nvrtc() -> Facts:
     path = nvrtc_path()
     if path is None:
-        raise ImportError(
-            "only a GPU needs it: pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12 for a CUDA 12 driver"
-        )
+        raise ImportError("only a GPU needs it: pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12 for CUDA 12")
     return {"text": path, "path": path}
 
 
@@ -137,7 +134,7 @@ def _library() -> Facts:
     path = cache.find(operator_recipe().name)
     if path is None:
         return {"text": "not built", "path": None}
-    return {"text": f"{path}, {Path(path).stat().st_size / 1e6:.1f} MB", "path": str(path)}
+    return {"text": f"{path}, {path.stat().st_size / 1e6:.1f} MB", "path": str(path)}
 
 
 def _engine(findings: Mapping[str, Facts]) -> Facts:

@@ -9,10 +9,11 @@ import threading
 from importlib import import_module
 from pathlib import Path
 
-from fdt_pipeline.native import WAY_OUT, NativeUnavailable, require_turned_on
+from fdt_pipeline.native import WAY_OUT, NativeUnavailable
 from fdt_pipeline.native.build import BuildFailed, build
 from fdt_pipeline.native.recipe import check_level, wheel_file
 
+SWITCH = "FDT_PIPELINE_NATIVE"
 # Wheels that have NVRTC, by its major version, the newest first.
 _NVRTC_WHEELS = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
 
@@ -76,8 +77,15 @@ def symbols() -> ctypes.CDLL:
 
 
 def require_usable() -> None:
-    """NativeUnavailable where the engine is turned off, or the processor is too old for it."""
-    require_turned_on()
+    """NativeUnavailable where the engine is turned off ($FDT_PIPELINE_NATIVE is 0), or the processor is too old for it.
+
+    ValueError where the variable is neither 0, 1 nor empty.
+    """
+    value = os.environ.get(SWITCH, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{SWITCH} must be 0 (off) or 1 (on, as without it), got {value!r}")
+    if value == "0":
+        raise NativeUnavailable(f'the native engine is turned off by {SWITCH}=0: unset it, or use engine="torch"')
     if platform.machine() == "x86_64" and "sse4_2" not in Path("/proc/cpuinfo").read_text():
         raise NativeUnavailable(f"the native engine needs a processor with SSE4.2 (x86-64-v2); {WAY_OUT}")
 

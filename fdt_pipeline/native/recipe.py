@@ -164,13 +164,10 @@ def find_compiler() -> list[str]:
     """The command of $CXX where it is set, else of g++, c++ or clang++. NativeUnavailable where none will do."""
     asked = shlex.split(os.environ.get("CXX", ""))
     program = next(filter(None, map(shutil.which, asked[:1] or _COMPILERS)), None)
-    if program is None and asked:
-        raise NativeUnavailable(f"CXX={os.environ['CXX']} is not a program that can be run: unset CXX or {_INSTALL}")
     if program is None:
-        raise NativeUnavailable(
-            f"no C++ compiler ({', '.join(_COMPILERS)} or $CXX) was found, and the native engine is compiled at first "
-            f"use: {_INSTALL}; {WAY_OUT}"
-        )
+        none = f"no C++ compiler ({', '.join(_COMPILERS)} or $CXX) was found, which the first use of the engine needs"
+        missing = f"CXX={os.environ['CXX']} is not a program that can be run: unset it, or" if asked else f"{none}:"
+        raise NativeUnavailable(f"{missing} {_INSTALL}; {WAY_OUT}")
     command = [os.path.abspath(program), *asked[1:]]
     newest = list(LEVELS.values())[-1]  # the flags that an old compiler does not know
     trial = [*command, *COMMON_FLAGS, *newest, "-fsyntax-only", "-x", "c++", os.devnull]

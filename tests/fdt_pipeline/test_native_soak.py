@@ -1,15 +1,11 @@
-"""The native operators and loaders over a long time: memory and threads stay what they were."""
+"""The native operators over a long time: memory and threads stay what they were."""
 
 import shutil
 
-import numpy as np
 import pytest
 
-from fdt_pipeline.shards import write_shards
-from fdt_pipeline.sources import ArraySource
 from tests.memory import steady_growth
 from tests.native_stand_in import start
-from tests.numbered import numbered_images
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.soak, pytest.mark.dali]
 
@@ -43,14 +39,6 @@ def graph(pool):
 def load(kind):
     return load_arrays(images, labels, 10) if kind == "resident" else None
 """
-
-
-@pytest.fixture(scope="module")
-def small_shards(tmp_path_factory):
-    """400 images of 8x8x3 in 10 classes."""
-    folder = tmp_path_factory.mktemp("small") / "shards"
-    write_shards(ArraySource(numbered_images(400, (8, 8, 3)), np.arange(400) % 10), folder)
-    return folder
 
 
 def figures(code):
@@ -88,23 +76,6 @@ for _ in range(4):
         pipeline.build()
         pipeline.run()
     del pipeline, pool
-    report()
-""")
-    assert steady_growth(memory) < 3  # MiB
-    assert threads[-1] <= threads[0]
-
-
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_a_hundred_loaders_made_and_dropped_leave_neither_memory_nor_threads(small_shards, mode):
-    memory, threads = figures(f"""
-from itertools import islice
-from fdt_pipeline import FDTLoader
-
-for _ in range(4):
-    for i in range(33):
-        loader = FDTLoader({str(small_shards)!r}, 32, mode={mode!r}, engine="native", seed=i)
-        list(islice(loader, 2))
-    del loader
     report()
 """)
     assert steady_growth(memory) < 3  # MiB

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernel.h"
-#include "text.h"
+#include "plan.h"
 
 namespace fdt {
 
@@ -58,8 +58,6 @@ const Kernels &choose() {
 
 // Sums of so many floats stay in the first-level cache beside the rows that are added to them.
 constexpr int64_t kTileFloats = 4096;
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // The first address in it that is a multiple of 64.
 float *aligned(std::vector<float> &memory) {
