@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -127,15 +125,6 @@ def test_a_cache_that_cannot_be_written_to_is_reported(capsys, monkeypatch, tmp_
     code, found = doctor(capsys)
     assert (code, found["cache"]["writable"]) == (0, False)
     assert "builds go to" in found["cache"]["text"]
-
-
-@pytest.mark.parametrize("arguments", [[], ["cure"], ["doctor", "--xml"]])
-def test_a_wrong_usage_exits_2(arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "fdt_pipeline", *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: fdt-pipeline")
 
 
 @pytest.mark.parametrize(

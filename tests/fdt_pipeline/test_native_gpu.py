@@ -9,7 +9,6 @@ images and targets run on it as well.
 """
 
 import ctypes
-import gc
 import os
 import re
 import resource
@@ -227,12 +226,6 @@ def test_sums_of_many_images_keep_the_bound(gpu, k):
     assert_definition(gpu, pixels, Pool(np.arange(k), k), draw, output_of(1))
 
 
-def test_images_that_are_shifted_out_of_sight_are_zeros(gpu):
-    pixels, draw = np.full((3, 4, 6, 3), 255, np.uint8), draw_of(np.arange(200), augment=Augment(20))
-    images, _ = assert_definition(gpu, pixels, Pool([0, 1, 2], 3), draw)
-    assert (images == images.min(axis=(0, 1, 2))).all(axis=(1, 2, 3)).any()
-
-
 @pytest.mark.parametrize("place", [RESIDENT, WINDOW, SCATTERED_WINDOW])
 @pytest.mark.parametrize("targets", ["soft", "label"])
 def test_padding_is_zeros_and_leaders_lead_wherever_images_lie(gpu, place, targets):
@@ -302,7 +295,7 @@ def test_a_pool_is_uploaded_once_and_freed_when_it_is_dropped(emulated):
 
 def test_a_pool_on_a_gpu_is_never_on_the_host_as_well(emulated):
     """Memory of the emulated GPU is the host's, so the limit leaves room for one copy of the pool and a quarter."""
-    block, num_blocks = np.ones((4096, 32, 32, 1), np.uint8), 16
+    block, num_blocks = np.ones((4096, 32, 32, 1), np.uint8), 64  # more than the heap keeps free
 
     def begin():
         return NativePool.begin(num_blocks * len(block), block.shape[1:], 0, 0, emulated.probe.library)
@@ -319,7 +312,6 @@ def test_a_pool_on_a_gpu_is_never_on_the_host_as_well(emulated):
 @contextmanager
 def memory_limit(num_bytes):
     """So many more bytes of private memory than this process has now."""
-    gc.collect()  # what other tests left must not make room later
     [used] = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (int(used) * 1024 + num_bytes, before[1]))
@@ -327,12 +319,6 @@ def memory_limit(num_bytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def test_a_pool_on_a_gpu_is_not_read_by_the_host(gpu):
-    pool = gpu.probe.pool(np.zeros((2, 4, 4, 3), np.uint8), [0, 1], 2, 0, device=0)
-    with pytest.raises(ValueError, match="expected a pool on the host, got one on a GPU"):
-        gpu.probe.superpose(pool, draw_of([0]), output_of())
 
 
 def test_failures_of_the_driver_are_reported_in_its_words_and_leave_nothing_behind(emulated):
@@ -406,13 +392,9 @@ def test_nothing_outside_of_an_array_is_read_or_written(library, tmp_path):
 
 
 @pytest.mark.skipif(nvrtc_path() is None, reason="NVRTC is not installed")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "compute_90"])
-def test_nvrtc_compiles_the_kernels(library, arch):
-    assert in_a_child(library, "", nvrtc_path(), arch) == (0, "")
-
-
-@pytest.mark.skipif(nvrtc_path() is None, reason="NVRTC is not installed")
-def test_an_architecture_that_nvrtc_does_not_know_is_an_error_in_its_words(library):
-    code, errors = in_a_child(library, "", nvrtc_path(), "sm_12")
-    assert code == 1
-    assert "invalid value for --gpu-architecture" in errors
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "compute_90", "sm_12"])
+def test_nvrtc_compiles_the_kernels_or_says_why_not(library, arch):
+    code, errors = in_a_child(library, "", nvrtc_path(), arch)
+    unknown = arch == "sm_12"
+    assert code == unknown, errors
+    assert ("invalid value for --gpu-architecture" in errors) == unknown

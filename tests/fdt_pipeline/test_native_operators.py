@@ -12,8 +12,6 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, series_argument
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.definition.superposition import NO_AUGMENT, Pool, epoch_order
-from fdt_pipeline.shards import load_shards, write_shards
-from fdt_pipeline.sources import ArraySource
 from tests.native_pools import defined_outputs, load_arrays
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 from tools.native_probe import Draw
@@ -132,18 +130,12 @@ def test_windows_and_pools_are_mixed_as_the_definition_says(pool, fdt, augment, 
     assert_same(got, definition(ALL_IMAGES, LABELS, indices, fdt, augment, 9, 3))
 
 
-def test_each_image_leads_its_own_place_of_a_window():
-    got = run(window(anchor="epoch", **PAPER))
-    assert_same(got, definition(IMAGES, CLASSES, np.arange(BATCH), FDT(anchor="epoch"), leaders=np.arange(BATCH)))
-
-
-@pytest.mark.parametrize("anchor", ["epoch", "index"])
-def test_each_image_of_a_pool_leads_once_an_epoch(pool, anchor):
+def test_each_image_of_a_pool_leads_once_an_epoch(pool):
+    """gpu_check.py compares the other anchors with the definition."""
     everything = np.arange(NUM_SAMPLES)
-    got = run(resident(pool, everything, epoch=5, plan_seed=8, anchor=anchor, **PAPER))
-    leaders = epoch_order(8, 5, NUM_SAMPLES) if anchor == "epoch" else everything
-    fdt = FDT(anchor="epoch")
-    assert_same(got, definition(ALL_IMAGES, LABELS, everything, fdt, seed=8, epoch=5, leaders=leaders))
+    got = run(resident(pool, everything, epoch=5, plan_seed=8, anchor="epoch", **PAPER))
+    leaders = epoch_order(8, 5, NUM_SAMPLES)
+    assert_same(got, definition(ALL_IMAGES, LABELS, everything, FDT(anchor="epoch"), seed=8, epoch=5, leaders=leaders))
 
 
 @pytest.mark.parametrize("seed", [2**63, 2**64 - 1, 5])
@@ -190,23 +182,6 @@ def test_labels_are_numbers_of_any_type_or_ascii_digits(labels):
     assert_equal(got, run(window()))
 
 
-@pytest.mark.parametrize("batch_size", [1, 60])
-def test_labels_of_a_webdataset_are_text_also_where_they_have_one_digit(tmp_path, batch_size):
-    labels = np.arange(60)
-    write_shards(ArraySource(numbered_images(60), labels), tmp_path / "shards")
-
-    @pipeline_def(batch_size=batch_size, num_threads=1, device_id=None)
-    def graph():
-        tar = tmp_path / "shards" / "shard-000000.tar"
-        encoded, label = fn.readers.webdataset(
-            paths=str(tar), index_paths=str(tar.with_suffix(".idx")), ext=["npy", "cls"]
-        )
-        images = fn.reshape(encoded[128:], shape=(6, 5, 3))
-        return tuple(fn.fdt.superpose(images, label, num_classes=60, max_images=1, anchor="epoch", targets="label"))
-
-    assert np.array_equal(run(graph(), 60 // batch_size)[1], load_shards(tmp_path / "shards")[1])
-
-
 def test_uint8_that_may_be_a_number_or_a_digit_is_refused():
     """55 is "7" in ASCII."""
     refused(
@@ -240,8 +215,9 @@ def test_two_operators_of_a_pipeline_have_different_seeds(pool):
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("taken", [1, 4])
 @pytest.mark.parametrize("kind", ["window", "resident"])
-def test_a_checkpoint_keeps_the_seed_that_dali_drew(pool, kind):
+def test_a_checkpoint_keeps_the_count_of_samples_and_the_seed_that_dali_drew(pool, kind, taken):
     def graph(**checkpoint):
         ids = [ids_of(0, np.arange(first, first + BATCH)) for first in range(0, 5 * BATCH, BATCH)]
         options = {"plan_seed": None, "enable_checkpointing": True, **checkpoint}
@@ -250,7 +226,7 @@ def test_a_checkpoint_keeps_the_seed_that_dali_drew(pool, kind):
         return resident_graph(ids, pool=pool.name, anchor="epoch", **options)
 
     whole = graph()
-    run(whole, 2)
+    run(whole, taken)
     checkpoint = whole.checkpoint()
     rest = run(whole, 3)
     assert_equal(run(graph(checkpoint=checkpoint), 3), rest)
@@ -378,32 +354,6 @@ def test_a_serialized_pipeline_is_the_same_pipeline_where_a_pool_of_its_name_is_
     kept.close()
 
 
-@pipeline_def(batch_size=32, num_threads=2, device_id=None, enable_checkpointing=True)
-def reading_graph(folder, pool):
-    """As a trainer of one's own might have it: shards, a window, the operator's own count, and a pool."""
-    tars = sorted(map(str, folder.glob("*.tar")))
-    encoded, label = fn.readers.webdataset(
-        paths=tars, index_paths=[tar.replace(".tar", ".idx") for tar in tars], ext=["npy", "cls"],
-        missing_component_behavior="error", random_shuffle=True, seed=3,
-    )  # fmt: skip
-    images = fn.reshape(encoded[128:], shape=(6, 5, 3))
-    mixed = fn.fdt.superpose(images, label, num_classes=7, plan_seed=4, pad=2, flip=True)
-    ids = fn.external_source(lambda info: np.array([1, info.idx_in_epoch % 230]), batch=False)
-    return (*mixed, *fn.fdt.superpose_resident(ids, pool=pool.name, pad=2))
-
-
-@pytest.mark.parametrize("taken", [1, 4, 11])
-def test_a_pipeline_goes_on_bit_for_bit_from_its_checkpoint(numbered_shards, pool, taken):
-    whole = reading_graph(numbered_shards, pool)
-    run(whole, taken)
-    checkpoint = whole.checkpoint()
-    rest = run(whole, 5)
-    restored = run(reading_graph(numbered_shards, pool, checkpoint=checkpoint), 5)
-    assert_equal(restored, rest)
-    fresh = run(reading_graph(numbered_shards, pool), 5)
-    assert not np.array_equal(fresh[0], rest[0])
-
-
 @pytest.mark.parametrize("n", [1, BATCH])
 def test_a_batch_of_one_class_gives_single_images(n):
     mixed, targets = run(window_graph([IMAGES[:n]], [np.full(n, 3)], num_classes=7, batch_size=n))
@@ -529,19 +479,21 @@ def test_bad_arguments_are_refused_by_both_with_what_was_expected(pool, options,
         run(resident(pool, **options))
 
 
-@pytest.mark.parametrize("num_classes", [0, -1, 65_537, 2**40])
-def test_a_number_of_classes_that_cannot_be_is_refused(num_classes):
-    refused(window(num_classes=num_classes), rf"num_classes must be in \[1, 65536\], got {num_classes}")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        *(({"num_classes": n}, rf"num_classes must be in \[1, 65536\], got {n}") for n in (0, -1, 65_537, 2**40)),
+        ({"anchor": "index"}, 'anchor must be one of "epoch", "random", got "index"'),
+    ],
+)
+def test_arguments_that_windows_alone_refuse(options, match):
+    refused(window(**options), match)
 
 
 def test_a_pool_of_more_classes_than_the_operator_takes_is_refused_when_it_is_built():
     too_many = load_arrays(IMAGES, CLASSES, 65_537)
     with pytest.raises(ERRORS, match=r"num_classes must be in \[1, 65536\], got 65537"):
         resident(too_many).build()
-
-
-def test_an_index_set_for_pools_is_refused_by_windows():
-    refused(window(anchor="index"), 'anchor must be one of "epoch", "random", got "index"')
 
 
 def test_a_pool_that_this_process_does_not_have_is_an_error_that_says_how_to_load_one(pool):
