@@ -26,7 +26,7 @@ import torch
 
 from fdt_pipeline.definition.superposition import FDT, Augment
 from fdt_pipeline.machine import available_cpus
-from fdt_pipeline.native.driver import nvrtc_path
+from fdt_pipeline.native.load import nvrtc_path
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe, load_levels
 from tools.rounds import measure_rounds
 from train.environment import hardware, versions

@@ -208,12 +208,12 @@ FDT_EXPORT int64_t probe_superpose(void *handle, const ProbeOptions *o, const Pr
       image_at.push_back(static_cast<char *>(images) + i * image_bytes(*o, pool.shape()));
       target_at.push_back(static_cast<char *>(targets) + i * target_bytes(*o, pool.classes));
     }
-    const fdt::Batch batch{image_at.data(), target_at.data()};
     std::vector<fdt::Superposer> superposers(static_cast<size_t>(num_threads));
     for (auto &superposer : superposers) superposer.reset(pool, options);
     *seconds = timed(given->n, num_threads, [&](int64_t first, int64_t last, size_t thread) {
       for (int i = 0; i < repeats; i++)
-        superposers[thread].run(pool, series, output, targets_of(*o), ids.data(), first, last, batch);
+        superposers[thread].run(pool, series, output, targets_of(*o), ids.data(), first, last,
+                                image_at.data(), target_at.data());
     });
     return 0;
   });
@@ -267,9 +267,11 @@ FDT_EXPORT int64_t probe_gpu_superpose(void *handle, const ProbeWindow *window, 
                                        const ProbeIds *given, int64_t batch_size, int repeats, void *images,
                                        void *targets, double *seconds) {
   return guarded([&] {
-    const fdt::ClassIndex classes = handle ? pool_of(handle).classes
-                                           : fdt::ClassIndex(window->labels, static_cast<size_t>(window->n),
-                                                             static_cast<uint32_t>(window->num_classes));
+    fdt::ClassIndex classes;
+    if (handle)
+      classes = pool_of(handle).classes;
+    else
+      classes.assign(window->labels, static_cast<size_t>(window->n), static_cast<uint32_t>(window->num_classes));
     const fdt::Shape shape = handle ? pool_of(handle).shape() : fdt::Shape{window->h, window->w, window->c};
     const std::vector<fdt::Id> ids = ids_of(*given);
     const fdt::CurrentContext current(fdt::primary_context(0));

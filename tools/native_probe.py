@@ -20,11 +20,10 @@ import numpy.typing as npt
 
 from fdt_pipeline.definition.plans import Plans, batch_weights
 from fdt_pipeline.definition.superposition import FDT, I64, NO_AUGMENT, Augment, Pool, image_range
-from fdt_pipeline.native import processor
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.build import obtain
 from fdt_pipeline.native.pool import HOST, U8, NativePool, checked
-from fdt_pipeline.native.recipe import core_recipe
+from fdt_pipeline.native.recipe import ISA, LEVELS, core_recipe
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native_probe.cc", "yardstick_kernel.cc"))
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
@@ -43,19 +42,19 @@ def load_levels(library: Path, folder: Path) -> dict[str, Probe]:
     A loaded library chooses its level once, so each has a copy of its own in `folder`.
     """
     found: dict[str, Probe] = {}
-    before = os.environ.get(processor.VARIABLE)
-    for level in processor.levels():
+    before = os.environ.get(ISA)
+    for level in LEVELS:
         probe = Probe(ctypes.CDLL(str(shutil.copy(library, folder / f"{level}.so"))))
-        os.environ[processor.VARIABLE] = level
+        os.environ[ISA] = level
         try:
             assert probe.isa == level
             found[level] = probe
         except ValueError:  # this processor lacks it
             continue
         finally:
-            os.environ.pop(processor.VARIABLE)
+            os.environ.pop(ISA)
             if before is not None:
-                os.environ[processor.VARIABLE] = before
+                os.environ[ISA] = before
     return found
 
 

@@ -23,9 +23,10 @@ from fdt_pipeline.loader.graphs import (
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.reading import Window
 from fdt_pipeline.loader.running import DaliOptions, run_pipeline
-from fdt_pipeline.native import NativeUnavailable, processor
+from fdt_pipeline.native import NativeUnavailable
 from fdt_pipeline.native.load import load
 from fdt_pipeline.native.pool import MOST_CLASSES, NativePool
+from fdt_pipeline.native.recipe import check_level
 from fdt_pipeline.sources.source import I64
 
 
@@ -132,7 +133,7 @@ def check_native_classes(num_classes: int) -> None:
 
 def choose_engine(asked: str, device: torch.device, num_classes: int) -> str:
     """ "native" or "torch". "auto" is native wherever that can be had; on a CPU without it, it warns and is torch."""
-    processor.level()  # raises where $FDT_PIPELINE_ISA is wrong, whatever the engine
+    check_level()  # whatever the engine
     on_gpu = device.type == "cuda"
     if asked == "torch":
         if on_gpu:

@@ -1,8 +1,8 @@
 """Where built libraries are kept, and how a whole one is recognized.
 
-A file is named PRODUCT-WHAT-TOOLCHAIN-SHA256.so: the two halves of a recipe's key and the hash of its own bytes. So a
-library appears whole by one rename, a damaged one is noticed before it is loaded (loading it could end in SIGBUS), and
-looking takes neither a lock nor the right to write. The folder may be deleted at any time.
+A file is named PRODUCT-KEY-SHA256.so: a recipe's key and the hash of the file's own bytes. So a library appears whole
+by one rename, a damaged one is noticed before it is loaded (loading it could end in SIGBUS), and looking takes neither
+a lock nor the right to write. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 from fdt_pipeline.native import WAY_OUT, NativeUnavailable
-from fdt_pipeline.native.recipe import Recipe
 from fdt_pipeline.storage.atomic import sync_folder
 
 VARIABLE = "FDT_PIPELINE_CACHE"
@@ -37,12 +36,12 @@ def temporary_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"fdt_pipeline-{os.getuid()}"
 
 
-def find(recipe: Recipe) -> Path | None:
-    """The newest whole library of this recipe, or None."""
+def find(name: str) -> Path | None:
+    """The newest whole library of this name (PRODUCT-KEY), or None."""
     temporary = temporary_folder()
     for folder in [cache_folder(), *([temporary] if _is_private(temporary) else [])]:
         try:
-            files = sorted(folder.glob(f"{recipe.name}-*.so"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+            files = sorted(folder.glob(f"{name}-*.so"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
             found = next(filter(_is_whole, files), None)
         except OSError:  # no folder, no right to read it, or a file was removed meanwhile
             continue
@@ -92,21 +91,14 @@ def why_not_writable(folder: Path) -> str | None:
     return None
 
 
-def publish(library: Path, recipe: Recipe, folder: Path) -> Path:
+def publish(library: Path, name: str, folder: Path) -> Path:
     """Move a new library, which is on the same file system, to where `find` finds it, in one step."""
     with library.open("rb+") as file:
         os.fsync(file.fileno())
-    place = folder / f"{recipe.name}-{_hash(library)}.so"
+    place = folder / f"{name}-{_hash(library)}.so"
     os.replace(library, place)
     sync_folder(folder)
     return place
-
-
-def remove_damaged(recipe: Recipe, folder: Path) -> None:
-    """To be called by the holder of the lock."""
-    for file in folder.glob(f"{recipe.name}-*.so"):
-        if not _is_whole(file):
-            file.unlink(missing_ok=True)
 
 
 def _is_private(folder: Path) -> bool:

@@ -4,52 +4,43 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+import subprocess
+import warnings
+from collections.abc import Callable, Mapping
 from importlib import metadata
 
 from fdt_pipeline import dali
 from fdt_pipeline.machine import available_cpus
-from fdt_pipeline.native import WAY_OUT, NativeUnavailable, cache, processor
-from fdt_pipeline.native.build import Availability, availability
-from fdt_pipeline.native.driver import Driver, Nvrtc, find_driver, find_nvrtc
+from fdt_pipeline.native import WAY_OUT, cache
 from fdt_pipeline.native.gpu_check import check_operators
-from fdt_pipeline.native.toolchain import find_compiler, find_headers
+from fdt_pipeline.native.load import driver_version, nvrtc_path, require_usable
+from fdt_pipeline.native.recipe import check_level, find_compiler, find_headers, operator_recipe
 
 Facts = Mapping[str, object]
 
 
 def examine(gpu: bool = False) -> dict[str, Facts]:
-    """Every finding by its name; each has "text", the line that a person reads, and values for a program.
+    """Every finding by its name; each has "text", the lines that a person reads, and values for a program.
 
-    gpu: compare the operators on the GPU with the definition as well, which builds them if need be.
+    gpu: compare the operators on the GPU with the definition as well, which builds them if need be. ValueError where an
+    environment variable has a wrong value.
     """
-    native, driver, nvrtc = availability(), find_driver(), find_nvrtc()
-    findings = {
-        "Python": _python(),
-        "DALI": _dali(),
-        "compiler": _compiler(),
-        "headers": _headers(),
-        "GPU": _gpu(driver),
-        "NVRTC": _nvrtc(nvrtc),
-        "CPU": _cpu(),
-        "cache": _cache(),
-        "library": _library(native),
+    check_level()
+    parts = {
+        "switch": _switch,
+        "Python": _python,
+        "DALI": _dali,
+        "compiler": _compiler,
+        "headers": _headers,
+        "GPU": _gpu,
+        "NVRTC": _nvrtc,
+        "CPU": _cpu,
+        "cache": _cache,
+        "library": _library,
     }
-    findings["engine"] = _engine(native, _why(native, findings), driver, nvrtc)
-    return {**findings, "GPU check": _gpu_check(driver)} if gpu else findings
-
-
-def _why(native: Availability, findings: Mapping[str, Facts]) -> str:
-    """The reason, or the line above that has it."""
-    reason = _without_way_out(native.reason)
-    above = next((name for name, facts in findings.items() if reason in str(facts["text"])), None)
-    return reason if above is None else f"see {above}"
-
-
-def _without_way_out(problem: object) -> str:
-    """The way out of most messages is this report."""
-    return str(problem).removesuffix(f"; {WAY_OUT}").removesuffix(WAY_OUT).rstrip()
+    findings = {name: _facts(look) for name, look in parts.items()}
+    findings["engine"] = _engine(findings)
+    return {**findings, "GPU check": _gpu_check(findings["GPU"])} if gpu else findings
 
 
 def is_usable(findings: Mapping[str, Facts]) -> bool:
@@ -58,78 +49,77 @@ def is_usable(findings: Mapping[str, Facts]) -> bool:
 
 
 def report(findings: Mapping[str, Facts]) -> str:
-    """A line for every finding; long ones are indented below their name."""
-    width = max(map(len, findings))
-    return "\n".join(_line(name.ljust(width), str(facts["text"])) for name, facts in findings.items())
+    """A line for every finding; further lines are indented below the first."""
+    width = max(map(len, findings)) + 2
+    return "\n".join(
+        name.ljust(width) + str(facts["text"]).replace("\n", "\n" + " " * width) for name, facts in findings.items()
+    )
 
 
-def _line(name: str, text: str) -> str:
-    return f"{name}  " + text.replace("\n", "\n" + " " * (len(name) + 2))
+def _facts(look: Callable[[], Facts]) -> Facts:
+    try:
+        return {"found": True, **look()}
+    except ImportError as problem:  # NativeUnavailable too; the way out of most messages is this report
+        text = str(problem).removesuffix(WAY_OUT).rstrip("; ")
+        return {"found": False, "text": f"none: {text}"}
+
+
+def _switch() -> Facts:
+    require_usable()
+    return {"text": "on"}
 
 
 def _python() -> Facts:
-    torch = _version("torch")
-    text = f"{platform.python_version()}, NumPy {_version('numpy')}, torch {torch or 'none'}"
-    return {"text": text, "version": platform.python_version(), "torch": torch, "numpy": _version("numpy")}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    numpy, torch = metadata.version("numpy"), metadata.version("torch")
+    return {"text": f"{platform.python_version()}, NumPy {numpy}, torch {torch}"}
 
 
 def _dali() -> Facts:
-    try:
-        version = dali.version()
-    except ImportError as problem:
-        return {"text": f"none: {problem}", "version": None, "wheels": dali.installed_wheels()}
-    wheels = dali.installed_wheels()
+    version, wheels = dali.version(), dali.installed_wheels()
     return {"text": f"{version} ({', '.join(wheels) or 'not from a wheel'})", "version": version, "wheels": wheels}
 
 
 def _compiler() -> Facts:
-    try:
-        compiler = find_compiler()
-    except NativeUnavailable as problem:
-        return {"text": f"none: {_without_way_out(problem)}", "command": None, "version": None}
-    command = shlex.join(compiler.command)
-    return {"text": f"{command}: {compiler.title}", "command": command, "version": compiler.title}
+    command = find_compiler()
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    return {"text": f"{shlex.join(command)}: {said.partition(chr(10))[0]}", "command": shlex.join(command)}
 
 
 def _headers() -> Facts:
-    try:
-        headers = find_headers()
-    except NativeUnavailable as problem:
-        return {"text": f"none: {_without_way_out(problem)}", "version": None, "folders": []}
-    folders = [str(folder) for folder in headers.folders]
-    return {"text": "\n".join([f"CUDA {headers.version}", *folders]), "version": headers.version, "folders": folders}
+    folders = [str(folder) for folder in find_headers()]
+    return {"text": "\n".join(folders), "folders": folders}
 
 
-def _gpu(driver: Driver) -> Facts:
-    lines = [f"{gpu.name}, compute capability {gpu.capability}" for gpu in driver.gpus]
-    if driver.cuda:
-        lines.append(f"driver for CUDA {driver.cuda}")
-    if driver.problem:
-        lines.insert(0, f"none: {driver.problem}")
-    return {"text": "\n".join(lines), **asdict(driver)}
+def _gpu() -> Facts:
+    """Initialises CUDA in this process (which must then not fork to use it)."""
+    version = driver_version()
+    if version is None:
+        raise ImportError("no NVIDIA driver: libcuda.so.1 is not here")
+    import torch  # here, as it takes a second
+
+    with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that does not start
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        reasons = "; ".join(str(warning.message) for warning in said) or f"torch {torch.__version__} sees no GPU"
+        raise ImportError(f"{reasons}; the driver is for CUDA {version}")
+    gpus = [
+        "{}, compute capability {}.{}".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i))
+        for i in range(count)
+    ]
+    return {"text": "\n".join([*gpus, f"driver for CUDA {version}"]), "gpus": gpus, "cuda": version}
 
 
-def _nvrtc(nvrtc: Nvrtc | None) -> Facts:
-    if nvrtc is None:
-        text = (
-            "none (only a GPU needs it): pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12 for a CUDA 12 driver"
-        )
-        return {"text": text, "path": None, "version": None}
-    return {"text": f"{nvrtc.version}\n{nvrtc.path}", **asdict(nvrtc)}
+def _nvrtc() -> Facts:
+    path = nvrtc_path()
+    if path is None:
+        raise ImportError("only a GPU needs it: pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12 for CUDA 12")
+    return {"text": path, "path": path}
 
 
 def _cpu() -> Facts:
-    level, cores = processor.level(), available_cpus()
-    name = f"x86-64-{level}" if platform.machine() == "x86_64" else f"{platform.machine()}, {level}"
-    text = f"{name if level else 'below x86-64-v2'}, {cores} {'core' if cores == 1 else 'cores'}"
-    return {"text": text, "level": level, "cores": cores}
+    cores = available_cpus()
+    return {"text": f"{platform.machine()}, {cores} {'core' if cores == 1 else 'cores'}", "cores": cores}
 
 
 def _cache() -> Facts:
@@ -140,33 +130,31 @@ def _cache() -> Facts:
     return {"text": text, "folder": str(folder), "writable": problem is None, "builds_go_to": str(used)}
 
 
-def _library(native: Availability) -> Facts:
-    if native.library is None:
-        return {"text": "not built", "path": None, "bytes": None}
-    size = native.library.stat().st_size
-    return {"text": f"{native.library}, {size / 1e6:.1f} MB", "path": str(native.library), "bytes": size}
+def _library() -> Facts:
+    path = cache.find(operator_recipe().name)
+    if path is None:
+        return {"text": "not built", "path": None}
+    return {"text": f"{path}, {path.stat().st_size / 1e6:.1f} MB", "path": str(path)}
 
 
-def _engine(native: Availability, why: str, driver: Driver, nvrtc: Nvrtc | None) -> Facts:
+def _engine(findings: Mapping[str, Facts]) -> Facts:
     """Which engine FDTLoader(engine="auto") will take on each device, and why."""
-    cpu = "native" if native else "torch"
-    cuda, why_on_gpu = _engine_on_gpu(native, driver, nvrtc)
-    text = f'device="cpu": {cpu}, {why}\ndevice="cuda": {cuda or "none"}, {why_on_gpu}'
-    return {"text": text, "cpu": cpu, "cuda": cuda, "reason": native.reason}
+    built = findings["library"].get("path") is not None
+    on_cpu = ["switch", "DALI"] if built else ["switch", "DALI", "compiler", "headers"]
+    missing = [name for name in on_cpu if not findings[name]["found"]]
+    missing_on_gpu = missing + [name for name in ("GPU", "NVRTC") if not findings[name]["found"]]
+    reason = "it has been built" if built else "not built yet: that is done at first use, or by fdt-pipeline build"
+    cpu = f"torch, see {missing[0]}" if missing else f"native, {reason}"
+    cuda = f"none, see {missing_on_gpu[0]}" if missing_on_gpu else "native, compiled by NVRTC"
+    return {
+        "text": f'device="cpu": {cpu}\ndevice="cuda": {cuda}',
+        "cpu": "torch" if missing else "native",
+        "cuda": None if missing_on_gpu else "native",
+    }
 
 
-def _engine_on_gpu(native: Availability, driver: Driver, nvrtc: Nvrtc | None) -> tuple[str | None, str]:
-    if not driver.gpus:
-        return None, "no GPU"
-    if not native:
-        return None, "for the same reason"
-    if nvrtc is None:
-        return None, "as NVRTC is missing"
-    return "native", f"compiled by NVRTC {nvrtc.version} for compute capability {driver.gpus[0].capability}"
-
-
-def _gpu_check(driver: Driver) -> Facts:
-    if not driver.gpus:
+def _gpu_check(gpu: Facts) -> Facts:
+    if not gpu["found"]:
         return {"text": "not run: no GPU", "passed": False}
     try:
         return {"text": f"passed: {check_operators()}", "passed": True}

@@ -102,7 +102,7 @@ def _definition(case: Case, images: U8, labels: Pool) -> list[Array]:
     fdt = FDT(anchor="epoch", targets="dominant" if case.targets == "dominant" else "soft")
     numbers = np.arange(case.num_images)
     plans = draw_plans(SEED, EPOCH, numbers, labels, fdt, case.augment, numbers)
-    sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in numbers])
+    sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in range(len(plans))])
     pixels = standardize(np.broadcast_to(sums, (*sums.shape[:3], case.channels)), [MEAN] * case.channels, STD)
     pixels = _padded(pixels if case.channels_last else pixels.transpose(0, 3, 1, 2))
     if case.targets == "label":

@@ -1,148 +1,208 @@
-"""What is compiled and how: the sources in csrc, each with its flags, and the key that names the result."""
+"""What is compiled: the sources in csrc, each with its flags; and what compiles them: a compiler and CUDA's headers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import shlex
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 from fdt_pipeline import dali
-from fdt_pipeline.native import NativeUnavailable, processor
-from fdt_pipeline.native.toolchain import Toolchain, find_toolchain
+from fdt_pipeline.native import WAY_OUT, NativeUnavailable
 
 CSRC = Path(__file__).parent / "csrc"
 OPERATORS = "operators.cc"  # the only source that includes DALI's and CUDA's headers
 KERNEL = "kernel.cc"  # sources whose names end like this are compiled once for each level of the instruction set
+
+# Levels of the instruction set, the lowest first: what csrc/dispatch.cc chooses from, and what $FDT_PIPELINE_ISA names.
+# Everything but the kernel has the first one's flags. GCC prefers 256-bit vectors for v4 by itself.
+LEVELS: Mapping[str, tuple[str, ...]] = {"generic": ()}
+if platform.machine() == "x86_64":
+    LEVELS = {
+        "v2": ("-march=x86-64-v2",),
+        "v3": ("-march=x86-64-v3",),
+        "v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    }
+ISA = "FDT_PIPELINE_ISA"
 
 # No -ffast-math: sums keep their order and the laws hold. Without errno a square root is one instruction.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-pthread", "-Wall", "-Wextra")
 # With -z defs an undefined symbol is an error of the link, and not of the first call.
 _LINK = ("-shared", "-pthread", "-ldl", "-Wl,-z,defs")
 
+_COMPILERS = ("g++", "c++", "clang++")
+_INSTALL = "apt-get install g++ (or dnf install gcc-c++, or conda install -c conda-forge gxx)"
+# Wheels, which the extras bring, and a header of each. DALI's headers include CUDA's even for the CPU. DALI 1.34 (for
+# CUDA 11) and 2.4 compile with CUDA 13's alike, in any mixture of 13.0 and 13.5.
+HEADER_WHEELS = {
+    "nvidia-cuda-runtime": "cuda_runtime.h",
+    "nvidia-cuda-crt": "crt/host_config.h",
+    "nvidia-cuda-cccl": "nv/target",
+}
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One run of the compiler. `flags` are part of the key; `paths` are not, as an environment may move."""
+    """One run of the compiler."""
 
     name: str
     source: Path
     flags: tuple[str, ...]
-    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a build needs, and its name.
+    """What a library is made of. Its key does not depend on the compiler: any that can build it gives one of use."""
 
-    A key has two halves. `what` (product, DALI, sources, flags, machine) must be the same for a library to be of use.
-    The toolchain's half does not matter where there is no toolchain: a library that one layer of a Docker image has
-    built is used in a later layer that has no compiler.
-    """
-
+    product: str
     title: str
-    sources: tuple[Path, ...]  # headers as well
-    what: Mapping[str, object]
+    csrc: Path
     units: tuple[Unit, ...]
     link: tuple[str, ...]
-    link_paths: tuple[str, ...]
-    toolchain: Toolchain | NativeUnavailable
+    hashes: Mapping[Path, str]  # sha256 of every source and header
+    dali: tuple[str, ...] = ()  # its version and wheels, where its headers and libraries are needed
 
     @property
     def key(self) -> str:
-        """Both halves, with "*" for a toolchain that is not here."""
-        toolchain = "*" if isinstance(self.toolchain, NativeUnavailable) else _hash(self.toolchain.ingredients)
-        return f"{_hash(self.what)}-{toolchain}"
+        """16 hexadecimal digits: among a billion keys two are the same with a chance of 0.03."""
+        ingredients = {
+            "sources": {file.name: text for file, text in self.hashes.items()},
+            "flags": {unit.name: unit.flags for unit in self.units},
+            "link": self.link,
+            "dali": self.dali,
+            "machine": [platform.machine(), *platform.libc_ver()],
+        }
+        return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
-        """How the names of this build's files begin."""
-        return f"{self.what['product']}-{self.key}"
+        """How the names of this library's files begin."""
+        return f"{self.product}-{self.key}"
 
     def is_current(self) -> bool:
         """Whether the sources are still as they were when this was made."""
-        return self.what["sources"] == _hashes(self.sources)
+        return self.hashes == _hashes(list(self.hashes))
+
+    def commands(self) -> list[list[str]]:
+        """Every run of the compiler and then the link, in the current folder; it gives library.so.
+
+        NativeUnavailable where a compiler or a header is missing.
+        """
+        compiler = find_compiler()
+        paths, link_paths = [f"-ffile-prefix-map={self.csrc}=csrc", f"-I{self.csrc}"], []
+        if self.dali:
+            sysconfig = import_module("nvidia.dali.sysconfig")
+            for folder in (sysconfig.get_include_dir(), *map(str, find_headers())):
+                paths += ["-isystem", folder]  # a system folder's warnings are not shown
+            link_paths = [f"-L{sysconfig.get_lib_dir()}"]
+        objects = [f"{unit.name}.o" for unit in self.units]
+        runs = [
+            [*compiler, *unit.flags, *paths, "-c", str(unit.source), "-o", name]
+            for unit, name in zip(self.units, objects, strict=True)
+        ]
+        return [*runs, [*compiler, *objects, *link_paths, *self.link, "-o", "library.so"]]
 
 
 def operator_recipe(csrc: Path = CSRC) -> Recipe:
     """The operators for the DALI that is installed; ImportError where there is none."""
-    dali.import_dali()
-    sysconfig = import_module("nvidia.dali.sysconfig")
-    toolchain = find_toolchain(with_headers=True)
-    headers = () if isinstance(toolchain, NativeUnavailable) else toolchain.headers.folders
-    # As system folders, so that their warnings are not shown.
-    paths = tuple(word for folder in (sysconfig.get_include_dir(), *map(str, headers)) for word in ("-isystem", folder))
-    abi = tuple(flag for flag in sysconfig.get_compile_flags() if not flag.startswith("-I"))
+    version, wheels = dali.version(), dali.installed_wheels()
+    flags = import_module("nvidia.dali.sysconfig").get_compile_flags()
     sources = _sources(csrc)
-    units = _units(csrc, sources, abi, paths)
+    units = _units(sources, tuple(flag for flag in flags if not flag.startswith("-I")))
     link = (*_LINK, "-ldali", "-ldali_core")  # no run path: they are in the process when this is loaded
-    what = {
-        "product": "operators",
-        "dali": dali.version(),
-        "wheel": dali.installed_wheels(),
-        **_ingredients(sources, units, link),
-    }
-    title = f"operators for DALI {dali.version()}"
-    return Recipe(title, sources, what, units, link, (f"-L{sysconfig.get_lib_dir()}",), toolchain)
+    return Recipe("operators", f"operators for DALI {version}", csrc, units, link, _hashes(sources), (version, *wheels))
 
 
 def core_recipe(extra_sources: Sequence[Path] = (), extra_flags: Sequence[str] = (), csrc: Path = CSRC) -> Recipe:
     """The same sources without DALI, and more of the caller's own. `extra_flags`, such as -fsanitize=address -O1, come
     last, when compiling and when linking."""
-    sources = (*(file for file in _sources(csrc) if file.name != OPERATORS), *extra_sources)
-    units = _units(csrc, sources, tuple(extra_flags), ())
-    link = (*_LINK, *extra_flags)
-    what = {"product": "core", **_ingredients(sources, units, link)}
-    return Recipe("core without DALI", sources, what, units, link, (), find_toolchain(with_headers=False))
+    sources = [*(file for file in _sources(csrc) if file.name != OPERATORS), *extra_sources]
+    units = _units(sources, tuple(extra_flags))
+    return Recipe("core", "core without DALI", csrc, units, (*_LINK, *extra_flags), _hashes(sources))
 
 
-def _sources(csrc: Path) -> tuple[Path, ...]:
-    return tuple(sorted(file for file in csrc.iterdir() if file.suffix in (".cc", ".h", ".cu")))
+def _sources(csrc: Path) -> list[Path]:
+    return sorted(file for file in csrc.iterdir() if file.suffix in (".cc", ".h", ".cu"))
 
 
-def _units(
-    csrc: Path, sources: Sequence[Path], extra_flags: tuple[str, ...], operator_paths: tuple[str, ...]
-) -> tuple[Unit, ...]:
+def _units(sources: Sequence[Path], extra_flags: tuple[str, ...]) -> tuple[Unit, ...]:
     """The longest first, so that the last core is not left waiting for it."""
     files = [file for file in sources if file.suffix == ".cc"]
     files.sort(key=lambda file: (file.name != OPERATORS, not file.name.endswith(KERNEL)))
-    paths = (f"-ffile-prefix-map={csrc}=csrc", f"-I{csrc}")
     return tuple(
-        Unit(
-            name,
-            file,
-            (*COMMON_FLAGS, *flags, *extra_flags),
-            (*paths, *(operator_paths if file.name == OPERATORS else ())),
-        )
-        for file in files
-        for name, flags in _runs(file)
+        Unit(name, file, (*COMMON_FLAGS, *flags, *extra_flags)) for file in files for name, flags in _runs(file)
     )
 
 
 def _runs(file: Path) -> list[tuple[str, tuple[str, ...]]]:
     """(name of the object, flags) of every run of the compiler on a file."""
     if file.name.endswith(KERNEL):
-        return [(f"{file.stem}.{level}", (*flags, f"-DFDT_ISA={level}")) for level, flags in processor.levels().items()]
+        return [(f"{file.stem}.{level}", (*flags, f"-DFDT_ISA={level}")) for level, flags in LEVELS.items()]
     # operators.cc hands batches over; with -O3 its compilation takes 8 s instead of 5.
-    return [(file.stem, (*processor.baseline(), *(("-O1",) if file.name == OPERATORS else ())))]
+    return [(file.stem, (*next(iter(LEVELS.values())), *(("-O1",) if file.name == OPERATORS else ())))]
 
 
-def _ingredients(sources: tuple[Path, ...], units: tuple[Unit, ...], link: tuple[str, ...]) -> dict[str, object]:
-    return {
-        "machine": platform.machine(),
-        "flags": {unit.name: unit.flags for unit in units},
-        "link": link,
-        "sources": _hashes(sources),
-    }
+def _hashes(sources: Sequence[Path]) -> dict[Path, str]:
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in sources}
 
 
-def _hashes(sources: tuple[Path, ...]) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sources}
+def check_level() -> None:
+    """ValueError where $FDT_PIPELINE_ISA names no level; the operators refuse one that the processor lacks."""
+    asked = os.environ.get(ISA)
+    if asked and asked not in LEVELS:
+        raise ValueError(f"{ISA} must be one of {', '.join(LEVELS)}, got {asked!r}: unset it for the best")
 
 
-def _hash(ingredients: Mapping[str, object]) -> str:
-    """16 hexadecimal digits: among a billion keys two are the same with a chance of 0.03."""
-    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+def find_compiler() -> list[str]:
+    """The command of $CXX where it is set, else of g++, c++ or clang++. NativeUnavailable where none will do."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    program = next(filter(None, map(shutil.which, asked[:1] or _COMPILERS)), None)
+    if program is None:
+        none = f"no C++ compiler ({', '.join(_COMPILERS)} or $CXX) was found, which the first use of the engine needs"
+        missing = f"CXX={os.environ['CXX']} is not a program that can be run: unset it, or" if asked else f"{none}:"
+        raise NativeUnavailable(f"{missing} {_INSTALL}; {WAY_OUT}")
+    command = [os.path.abspath(program), *asked[1:]]
+    newest = list(LEVELS.values())[-1]  # the flags that an old compiler does not know
+    trial = [*command, *COMMON_FLAGS, *newest, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        said = subprocess.run(trial, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        problem = said.stderr.strip() if said.returncode else None
+    except OSError as error:
+        problem = str(error)
+    if problem is not None:
+        raise NativeUnavailable(
+            f"the native engine needs g++ 11 or clang 12, or newer, and {shlex.join(command)} does not work as one "
+            f"({problem}): install one and choose it with CXX=g++-12, say; {WAY_OUT}"
+        )
+    return command
+
+
+def find_headers() -> list[Path]:
+    """The folders of CUDA's headers. NativeUnavailable, with the wheels to install, where they are not complete."""
+    found = {wheel: wheel_file(wheel, header) for wheel, header in HEADER_WHEELS.items()}
+    missing = [wheel for wheel, file in found.items() if file is None]
+    if missing:
+        headers = ", ".join(HEADER_WHEELS[wheel] for wheel in missing)
+        install = " ".join(f'"{wheel}>=13.0,<14"' for wheel in missing)
+        raise NativeUnavailable(
+            f"CUDA's headers, which DALI's own need, are incomplete (no {headers}): pip install {install}; {WAY_OUT}"
+        )
+    folders = [file.parents[HEADER_WHEELS[wheel].count("/")] for wheel, file in found.items() if file is not None]
+    return list(dict.fromkeys(folders))
+
+
+def wheel_file(wheel: str, name: str) -> Path | None:
+    """The file of an installed wheel whose path ends in `name`; None where it is not there."""
+    try:
+        listed = metadata.files(wheel) or []
+    except metadata.PackageNotFoundError:
+        return None
+    files = (Path(str(file.locate())) for file in listed if str(file).endswith(f"/{name}"))
+    return next((file for file in files if file.is_file()), None)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline.definition.plans import batch_targets, draw_plans
+from fdt_pipeline.definition.plans import draw_plans
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform, checked_weights
 from fdt_pipeline.definition.superposition import (
     FDT,
@@ -24,11 +24,10 @@ from fdt_pipeline.definition.superposition import (
     Augment,
     Pool,
     epoch_order,
-    standardize,
-    superpose_images,
 )
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
+from tests.native_pools import defined_outputs
 from tools.native_probe import SANITIZERS, Draw, Probe, ProbeOutput, build_probe, load_levels
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.compile]
@@ -135,27 +134,18 @@ class Case:
     def leaders(self):
         return np.arange(self.num_outputs) * 3 % self.n if self.fdt.anchor == "epoch" else None
 
+    def draw(self):
+        return Draw(7, 2, np.arange(self.num_outputs), self.fdt, self.augment, self.leaders())
+
     def expected(self, mean):
         """f64[num_outputs h w c] and f32[num_outputs num_classes]"""
         images, labels = self.pool()
-        pool = Pool(labels, self.num_classes)
-        plans = draw_plans(7, 2, np.arange(self.num_outputs), pool, self.fdt, self.augment, self.leaders())
-        weights = [checked_weights(self.fdt.series, len(plans[i].images)) for i in range(len(plans))]
-        sums = [
-            superpose_images(_with_weights(plans[i], weights[i]), images, self.augment.pad) for i in range(len(plans))
-        ]
-        return standardize(np.stack(sums), mean, 256), batch_targets(plans, self.num_classes, self.fdt.targets)
+        return defined_outputs(images, Pool(labels, self.num_classes), self.draw(), mean)
 
     def run(self, core, output):
         images, labels = self.pool()
         native = core.pool(images, labels, self.num_classes, self.augment.pad)
-        draw = Draw(7, 2, np.arange(self.num_outputs), self.fdt, self.augment, self.leaders())
-        return core.superpose(native, draw, output)[:2]
-
-
-def _with_weights(plan, weights):
-    """Plans of a batch hold float32 weights; the bound is to the float64 ones."""
-    return type(plan)(plan.images, plan.classes, weights, plan.dy, plan.dx, plan.flip)
+        return core.superpose(native, self.draw(), output)[:2]
 
 
 SHAPES = [(28, 28, 1), (33, 17, 3), (64, 64, 3), (1, 1, 1), (5, 3, 4), (9, 31, 2), (2, 130, 1), (224, 224, 3)]
@@ -303,12 +293,6 @@ def test_an_instruction_set_that_is_not_here_is_an_error_of_whatever_needs_it_fi
     assert core.isa == list(cores)[-1]
 
 
-@pytest.mark.skipif(os.environ.get("FDT_PIPELINE_SANITIZE") == "1", reason="the sanitizer aborts at such a size")
-def test_an_order_that_does_not_fit_into_memory_is_an_error(core):
-    assert core.library.probe_epoch_order(0, 0, 2**45, None) != 0
-    assert core.library.fdt_error() == b"out of memory"
-
-
 @pytest.mark.parametrize(("seed", "epoch", "n"), [(0, 0, 1), (5, 7, 3), (2**64 - 1, 2**32 - 1, 10_000), (1, 2, 1_001)])
 def test_the_order_of_an_epoch_is_the_definitions(core, seed, epoch, n):
     assert np.array_equal(core.epoch_order(seed, epoch, n), epoch_order(seed, epoch, n))
@@ -321,8 +305,7 @@ def test_a_pool_is_filled_by_threads_that_set_different_images(core):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda i: pool.set_images(i, images[i : i + 1]), reversed(range(case.n))))
     pool.finish(Pool(labels, 10))
-    draw = Draw(7, 2, np.arange(case.num_outputs), case.fdt, case.augment)
-    assert np.array_equal(core.superpose(pool, draw, output)[0], case.run(core, output)[0])
+    assert np.array_equal(core.superpose(pool, case.draw(), output)[0], case.run(core, output)[0])
 
 
 def test_what_a_pool_cannot_hold_is_refused(core):

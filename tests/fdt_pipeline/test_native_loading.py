@@ -1,105 +1,46 @@
-"""Operators that were built against the installed DALI are loaded into it; a stand-in of one operator plays them."""
+"""The operators are loaded into the installed DALI once, and what stands against it is named."""
 
+import ctypes
 import shutil
 
 import pytest
 
-from fdt_pipeline.native import NativeUnavailable, build, driver, load
-from fdt_pipeline.native.recipe import operator_recipe
-from tests.native_stand_in import DALI_OPERATORS, PATIENCE, start, write_sources
+from fdt_pipeline.native import NativeUnavailable, build, load
+from fdt_pipeline.native.recipe import core_recipe
+from tests.native_stand_in import PATIENCE, start, write_sources
 
-pytestmark = pytest.mark.dali
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
 
-@pytest.fixture(scope="module")
-def cache_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def run(code):
+    """What code prints in a process of its own, in words."""
+    process = start("import os\nfrom fdt_pipeline.native import build, load\n" + code)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert output, errors
+    return output.split()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, cache_folder):
-    """Runs code in a process whose native operators are the stand-in; -> what it printed, in words."""
-    sources = write_sources(tmp_path_factory.mktemp("stand_in"), operators=DALI_OPERATORS)
-    prelude = f"""
-import os, time
-from functools import partial
-from pathlib import Path
-import numpy as np
-from fdt_pipeline.native import build, load, recipe
-
-build.operator_recipe = partial(recipe.operator_recipe, Path({str(sources)!r}))
-recipe.import_module("nvidia.dali")
-
-def answer():
-    from nvidia.dali import fn, pipeline_def
-
-    @pipeline_def(batch_size=2, num_threads=1, device_id=None)
-    def graph():
-        return fn.fdt.superpose(fn.external_source(lambda: np.zeros((2, 3), np.uint8), batch=False))
-
-    pipeline = graph()
-    pipeline.build()
-    return np.unique(np.array(pipeline.run()[0].as_array()))
-"""
-
-    def run(code, **environment):
-        process = start(prelude + code, FDT_PIPELINE_CACHE=cache_folder, **environment)
-        output, errors = process.communicate(timeout=PATIENCE)
-        assert output, errors
-        return output.split()
-
-    return run
-
-
-@needs_compiler
-def test_the_operator_is_in_dali_after_load_and_later_processes_compile_nothing(run):
+def test_the_operator_is_in_dali_after_load_and_later_processes_compile_nothing():
     """Loading takes them 0.02 s on an idle machine."""
-    assert run("load.load(); print(*answer())") == ["42"]
-    assert run("build.compile_library = None; load.load(); print(*answer())") == ["42"]
+    loaded = "print(load.load()); from nvidia.dali import fn; print(fn.fdt.superpose.__name__)"
+    asked = "from nvidia.dali import fn; fn.fdt.superpose; build.compile_library = None; " + loaded
+    assert run(asked) == run("build.compile_library = None; " + loaded)
 
 
 @pytest.mark.process
-@needs_compiler
-def test_asking_dali_for_the_operator_loads_it(run):
-    assert run("print(*answer())") == ["42"]
-
-
-@pytest.mark.process
-@needs_compiler
-def test_threads_and_forks_share_one_load(run):
+def test_threads_and_forks_share_one_load():
     code = """
 import threading
+builds, build_once = [], load.build
+load.build = lambda: builds.append(1) or build_once()
 threads = [threading.Thread(target=load.load) for _ in range(4)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]
 child = os.fork()
 if child == 0:
-    os._exit(0 if load.load().exists() and load.symbols().fdt_answer() == 42 else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *answer())
+    os._exit(0 if load.load().exists() and load.symbols().fdt_error() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(builds))
 """
-    assert run(code) == ["0", "42"]
-
-
-@pytest.mark.process
-@needs_compiler
-def test_the_library_gets_the_path_of_nvrtc(run):
-    code = """
-from ctypes import c_char_p
-core = load.symbols()
-core.fdt_nvrtc_path.restype = c_char_p
-print(core.fdt_answer(), core.fdt_nvrtc_path().decode() or None)
-"""
-    assert run(code) == ["42", str(driver.nvrtc_path())]
-
-
-@pytest.mark.process
-@needs_compiler
-def test_availability_knows_what_has_been_built(run):
-    code = "print(build.availability().usable, build.availability().library, load.load())"
-    run("load.load(); print(1)")
-    usable, library, loaded = run(code)
-    assert (usable, library) == ("True", loaded)
+    assert run(code) == ["0", "1"]
 
 
 @pytest.fixture
@@ -108,15 +49,30 @@ def fresh(monkeypatch):
     monkeypatch.setattr(load, "_process", load._Process())
 
 
-def test_the_switch_turns_it_off(fresh, monkeypatch):
-    monkeypatch.setenv("FDT_PIPELINE_NATIVE", "0")
-    assert not build.availability()
-    assert "FDT_PIPELINE_NATIVE=0" in build.availability().reason
-    with pytest.raises(NativeUnavailable, match="turned off by FDT_PIPELINE_NATIVE=0"):
+def test_the_library_gets_the_path_of_nvrtc(fresh, tmp_path, monkeypatch):
+    """The stand-in's C functions say which."""
+    monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "cache"))
+    library = build.obtain(core_recipe(csrc=write_sources(tmp_path / "sources")))
+    monkeypatch.setattr(load, "build", lambda: library)
+    monkeypatch.setattr("nvidia.dali.plugin_manager.load_library", lambda path: None)
+    monkeypatch.setattr(load, "nvrtc_path", lambda: "/lib/libnvrtc.so.13")
+    core = ctypes.CDLL(str(load.load()))
+    core.fdt_nvrtc_path.restype = ctypes.c_char_p
+    assert core.fdt_nvrtc_path() == b"/lib/libnvrtc.so.13"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "match"),
+    [
+        ("FDT_PIPELINE_NATIVE", "0", NativeUnavailable, "turned off by FDT_PIPELINE_NATIVE=0"),
+        ("FDT_PIPELINE_NATIVE", "off", ValueError, r"must be 0 \(off\) or 1 .* got 'off'"),
+        ("FDT_PIPELINE_ISA", "v5", ValueError, "FDT_PIPELINE_ISA must be one of .*got 'v5'"),
+    ],
+)
+def test_a_variable_that_turns_it_off_or_is_wrong_is_named(fresh, monkeypatch, variable, value, error, match):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(error, match=match):
         load.load()
-    monkeypatch.setenv("FDT_PIPELINE_NATIVE", "off")
-    with pytest.raises(ValueError, match=r"must be 0 \(off\) or 1 .* got 'off'"):
-        build.availability()
 
 
 def test_a_build_that_failed_is_not_tried_again_in_the_same_process(fresh, monkeypatch):
@@ -133,7 +89,6 @@ def test_a_build_that_failed_is_not_tried_again_in_the_same_process(fresh, monke
     assert len(asked) == 1
 
 
-@needs_compiler
 def test_a_library_that_cannot_be_loaded_is_named_with_the_way_out(fresh, tmp_path, monkeypatch):
     (tmp_path / "nothing.so").write_text("not a library")
     monkeypatch.setattr(load, "build", lambda: build.Library(tmp_path / "nothing.so"))
@@ -141,26 +96,12 @@ def test_a_library_that_cannot_be_loaded_is_named_with_the_way_out(fresh, tmp_pa
         load.load()
 
 
-@needs_compiler
-def test_after_a_failed_build_the_engine_does_not_count_as_available(tmp_path, monkeypatch):
-    sources = write_sources(tmp_path / "sources", operators="#error no such thing\n")
-    monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "operator_recipe", lambda: operator_recipe(sources))
-    assert build.availability().reason.startswith("not built yet")
-    with pytest.raises(build.BuildFailed):
-        build.build()
-    found = build.availability()
-    assert not found
-    assert "the last build failed, fdt-pipeline build tries again" in found.reason
-    assert "no such thing" in found.reason
-
-
-def test_nvrtc_is_never_of_a_later_major_version_than_the_driver(tmp_path, monkeypatch):
-    for name in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    monkeypatch.setattr(driver, "nvidia_folders", lambda: [tmp_path])
-    monkeypatch.setattr(driver, "driver_version", lambda: None)
-    assert driver.nvrtc_path() == str(tmp_path / "cu13/lib/libnvrtc.so.13")
-    monkeypatch.setattr(driver, "driver_version", lambda: "12.8")
-    assert driver.nvrtc_path() == str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12")
+def test_nvrtc_is_never_of_a_later_major_version_than_the_driver(monkeypatch):
+    monkeypatch.setattr(load, "wheel_file", lambda wheel, name: f"{wheel}/{name}")
+    for driver, expected in [
+        (None, "nvidia-cuda-nvrtc/libnvrtc.so.13"),
+        ("13.1", "nvidia-cuda-nvrtc/libnvrtc.so.13"),
+        ("12.8", "nvidia-cuda-nvrtc-cu12/libnvrtc.so.12"),
+    ]:
+        monkeypatch.setattr(load, "driver_version", lambda driver=driver: driver)
+        assert load.nvrtc_path() == expected

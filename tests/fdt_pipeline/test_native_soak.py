@@ -1,19 +1,15 @@
-"""The native operators and loaders over a long time: memory and threads stay what they were."""
+"""The native operators over a long time: memory and threads stay what they were."""
 
 import shutil
 
-import numpy as np
 import pytest
 
-from fdt_pipeline.shards import write_shards
-from fdt_pipeline.sources import ArraySource
 from tests.memory import steady_growth
 from tests.native_stand_in import start
-from tests.numbered import numbered_images
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.soak, pytest.mark.dali]
 
-PRELUDE = """
+CODE = """
 import faulthandler, gc, os
 import numpy as np
 import fdt_pipeline
@@ -40,72 +36,22 @@ def graph(pool):
         return tuple(fn.fdt.superpose(*window, ids, num_classes=10, pad=2, flip=True))
     return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, pad=2, flip=True, anchor="epoch"))
 
-def load(kind):
-    return load_arrays(images, labels, 10) if kind == "resident" else None
-"""
-
-
-@pytest.fixture(scope="module")
-def small_shards(tmp_path_factory):
-    """400 images of 8x8x3 in 10 classes."""
-    folder = tmp_path_factory.mktemp("small") / "shards"
-    write_shards(ArraySource(numbered_images(400, (8, 8, 3)), np.arange(400) % 10), folder)
-    return folder
-
-
-def figures(code):
-    """MiB and threads at four times in a fresh process, as memory that others freed would hide a leak."""
-    process = start(PRELUDE + code)
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    memory, threads = zip(*([float(word) for word in line.split()] for line in output.splitlines()), strict=True)
-    assert len(memory) == 4
-    return memory, threads
-
-
-@pytest.mark.parametrize("kind", ["resident", "window"])
-def test_ten_thousand_iterations_take_no_more_memory(kind):
-    memory, threads = figures(f"""
-pool = load({kind!r})
+pool = load_arrays(images, labels, 10) if KIND == "resident" else None
 pipeline = graph(pool)
 pipeline.build()
 for n in (1_000, 4_000, 4_000, 4_000):
     for _ in range(n): pipeline.run()
     report()
-""")
-    assert steady_growth(memory) < 0.8  # MiB, of 200 bytes an iteration
-    assert len({*threads}) == 1
+"""
 
 
 @pytest.mark.parametrize("kind", ["resident", "window"])
-def test_a_hundred_pipelines_made_and_dropped_leave_neither_memory_nor_threads(kind):
-    """The pool, too, is loaded and freed each time."""
-    memory, threads = figures(f"""
-for _ in range(4):
-    for _ in range(33):
-        pool = load({kind!r})
-        pipeline = graph(pool)
-        pipeline.build()
-        pipeline.run()
-    del pipeline, pool
-    report()
-""")
-    assert steady_growth(memory) < 3  # MiB
-    assert threads[-1] <= threads[0]
-
-
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_a_hundred_loaders_made_and_dropped_leave_neither_memory_nor_threads(small_shards, mode):
-    memory, threads = figures(f"""
-from itertools import islice
-from fdt_pipeline import FDTLoader
-
-for _ in range(4):
-    for i in range(33):
-        loader = FDTLoader({str(small_shards)!r}, 32, mode={mode!r}, engine="native", seed=i)
-        list(islice(loader, 2))
-    del loader
-    report()
-""")
-    assert steady_growth(memory) < 3  # MiB
-    assert threads[-1] <= threads[0]
+def test_ten_thousand_iterations_take_no_more_memory(kind):
+    """In a fresh process, as memory that others freed would hide a leak."""
+    process = start(f"KIND = {kind!r}\n{CODE}")
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    memory, threads = zip(*([float(word) for word in line.split()] for line in output.splitlines()), strict=True)
+    assert len(memory) == 4
+    assert steady_growth(memory) < 0.8  # MiB, of 200 bytes an iteration
+    assert len({*threads}) == 1

@@ -11,18 +11,15 @@ namespace {
 
 std::string cuda_path, nvrtc_path;
 
-// The first of these libraries that there is. It is never closed: its threads may outlive us.
-void *open_library(const std::vector<std::string> &names, const std::string &advice) {
+// The given file, or else the first of the system's that there is. It is never closed: its threads may outlive us.
+void *open_library(const std::string &given, std::vector<std::string> names, const std::string &advice) {
   std::string reasons;
+  if (!given.empty()) names = {given};
   for (const std::string &name : names) {
     if (void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
     reasons += std::string("\n    ") + dlerror();
   }
   throw std::runtime_error(advice + reasons);
-}
-
-std::vector<std::string> given_or(const std::string &given, std::vector<std::string> names) {
-  return given.empty() ? names : std::vector<std::string>{given};
 }
 
 template <typename Function>
@@ -34,7 +31,7 @@ void look_up(void *library, const char *name, Function &function) {
 #define FDT_LOOK_UP(result, name, arguments) look_up(library, #name, table.name);
 
 CudaDriver load_driver() {
-  void *library = open_library(given_or(cuda_path, {"libcuda.so.1"}),
+  void *library = open_library(cuda_path, {"libcuda.so.1"},
                                "the GPU engine needs NVIDIA's driver, and libcuda.so.1 does not load:");
   CudaDriver table;
   FDT_CUDA_FUNCTIONS(FDT_LOOK_UP)
@@ -58,7 +55,7 @@ void load_builtins(const Nvrtc &table) {
 
 Nvrtc load_nvrtc() {
   void *library = open_library(
-      given_or(nvrtc_path, {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"}),
+      nvrtc_path, {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"},
       "the GPU engine needs NVRTC (pip install nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12), which does not load:");
   Nvrtc table;
   FDT_NVRTC_FUNCTIONS(FDT_LOOK_UP)

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernel.h"
-#include "text.h"
+#include "plan.h"
 
 namespace fdt {
 
@@ -28,7 +28,7 @@ extern const Kernels table;
 
 namespace {
 
-// What this processor can run, the best last; the same conditions as in native/processor.py.
+// What this processor can run, the best last (LEVELS of native/recipe.py).
 std::vector<const Kernels *> found() {
 #if defined(__x86_64__)
   std::vector<const Kernels *> all{&v2::table};
@@ -58,8 +58,6 @@ const Kernels &choose() {
 
 // Sums of so many floats stay in the first-level cache beside the rows that are added to them.
 constexpr int64_t kTileFloats = 4096;
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // The first address in it that is a multiple of 64.
 float *aligned(std::vector<float> &memory) {

@@ -18,30 +18,14 @@ std::vector<uint32_t> bounds(const ClassIndex &classes) {
   return starts;
 }
 
-ClassIndex sizes_of(const ClassIndex &classes) {
-  ClassIndex sizes;
-  sizes.num_classes = classes.num_classes;
-  sizes.num_distinct = classes.num_distinct;
-  return sizes;
-}
-
-void check_shape(const Shape &shape, const Output &output, uint32_t pad) {
-  const bool channels_fit = shape.c >= 1 && shape.c <= kMostChannels && output.channels <= kMostChannels &&
-                            (output.channels == shape.c || (shape.c == 1 && output.channels >= 1));
-  if (!channels_fit)
-    throw std::invalid_argument("the GPU engine makes 1 to 4 channels, as many as images have or copies of one, got " +
-                                std::to_string(output.channels) + " from " + std::to_string(shape.c));
-  // Shifted positions within an image are 32-bit numbers there.
+// Shifted positions within an image are 32-bit numbers on the GPU.
+void check_reach(const Shape &shape, uint32_t pad) {
   const int64_t reach = (shape.h + int64_t{pad}) * (shape.w + int64_t{pad}) * shape.c;
-  if (shape.size() < 1 || pad > 1u << 20 || reach >= (int64_t{1} << 31) - 16)
-    throw std::invalid_argument("an image with its padding must have from 1 to 2^31 - 17 bytes, got " +
+  if (reach >= (int64_t{1} << 31) - 16)
+    throw std::invalid_argument("an image with its padding must have less than 2^31 - 16 bytes on a GPU, got " +
                                 std::to_string(shape.h) + " x " + std::to_string(shape.w) + " x " +
                                 std::to_string(shape.c) + " with pad " + std::to_string(pad));
 }
-
-int64_t num_units(const Shape &shape) { return shape.h * ((shape.w + gpu::kUnitPixels - 1) / gpu::kUnitPixels); }
-
-uint32_t bytes_of(uint32_t num_words) { return num_words * static_cast<uint32_t>(sizeof(uint32_t)); }
 
 // Outputs that follow each other and are drawn whole need no ids on the GPU.
 bool are_consecutive(const Id *ids, int64_t n) {
@@ -51,12 +35,7 @@ bool are_consecutive(const Id *ids, int64_t n) {
   return true;
 }
 
-gpu::PackedId pack(const Id &id, size_t pool_size) {
-  if (id.index > int64_t{0xFFFFFFFF})
-    throw std::invalid_argument("an index must be below 2^32, got " + std::to_string(id.index));
-  if (id.leader >= static_cast<int64_t>(pool_size))
-    throw std::invalid_argument("leader " + std::to_string(id.leader) + " is outside of the pool's " +
-                                std::to_string(pool_size) + " images");
+gpu::PackedId pack(const Id &id) {
   return {id.epoch, static_cast<uint32_t>(id.index), id.leader < 0 ? gpu::kNone : static_cast<uint32_t>(id.leader),
           id.index < 0};
 }
@@ -77,7 +56,8 @@ void GpuPool::set_images(size_t first, size_t num, const uint8_t *images) {
 }
 
 void GpuPool::set_classes(const ClassIndex &classes) {
-  summary = sizes_of(classes);
+  summary.num_classes = classes.num_classes;
+  summary.num_distinct = classes.num_distinct;
   starts = copy_of(bounds(classes));
   by_class = copy_of(classes.by_class);
   labels = copy_of(classes.labels);
@@ -88,13 +68,13 @@ GpuSuperpose::GpuSuperpose(const PlanOptions &options, const WeightSeries &serie
     : options_(options),
       output_(output),
       targets_(targets),
-      most_(series.most()),
       terms_(copy_of(series.terms())),
       sums_(copy_of(series.sums())),
       weights_(copy_of(series.table())) {}
 
-gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &classes) const {
-  check_shape(shape, output_, options_.pad);
+gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &classes, void *images,
+                                         void *targets) const {
+  check_reach(shape, options_.pad);
   gpu::Parameters p{};
   p.terms = terms_.as<const double>();
   p.sums = sums_.as<const double>();
@@ -110,55 +90,47 @@ gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &c
   p.flip = options_.flip;
   p.half = output_.half;
   p.hwc = output_.hwc;
-  p.target_kind = targets_ == Targets::kSoft       ? gpu::kSoftTargets
-                  : targets_ == Targets::kDominant ? gpu::kDominantTargets
-                                                   : gpu::kLabelTargets;
+  p.target_kind = targets_;
+  p.images = images;
+  p.targets = targets;
   std::copy_n(output_.mean, kMostChannels, p.mean);
   std::copy_n(output_.inv_std, kMostChannels, p.inv_std);
-  if (p.highest > most_)
-    throw std::invalid_argument("the series has weights for sums of up to " + std::to_string(most_) +
-                                " images, but up to " + std::to_string(p.highest) + " are superposed");
   return p;
 }
 
-void GpuSuperpose::set_pool(gpu::Parameters &p, const GpuPool &pool) const {
-  p.pixels = pool.pixels.as<const uint8_t>();
-  p.starts = pool.starts.as<const uint32_t>();
-  p.by_class = pool.by_class.as<const uint32_t>();
-  p.labels = pool.labels.as<const uint32_t>();
-}
-
 // -> the place of the ids in the upload, if there are any there.
-size_t GpuSuperpose::add_ids(gpu::Parameters &p, const Id *ids, int64_t n, size_t pool_size) {
+size_t GpuSuperpose::add_ids(gpu::Parameters &p, const Id *ids, int64_t n) {
   p.epoch0 = ids[0].epoch;
   p.index0 = static_cast<uint32_t>(ids[0].index);
-  std::vector<gpu::PackedId> packed;
-  for (int64_t i = 0; i < n; i++) packed.push_back(pack(ids[i], pool_size));
   if (are_consecutive(ids, n)) return SIZE_MAX;
+  std::vector<gpu::PackedId> packed;
+  for (int64_t i = 0; i < n; i++) packed.push_back(pack(ids[i]));
   return upload_.add(packed.data(), packed.size() * sizeof(gpu::PackedId));
 }
 
 void GpuSuperpose::launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, int64_t n, void *stream) {
-  const int64_t units = num_units(shape), threads = std::min<int64_t>((units + 31) / 32 * 32, gpu::kGatherThreads);
-  const uint32_t shared_bytes =
-      bytes_of(gpu::drawing_words(p.num_classes) + gpu::set_aside_words(p.highest, static_cast<uint32_t>(shape.c)));
+  const int64_t units = shape.h * ((shape.w + gpu::kUnitPixels - 1) / gpu::kUnitPixels);
+  const int64_t threads = std::min<int64_t>((units + 31) / 32 * 32, gpu::kGatherThreads);
+  const uint32_t shared_words =
+      gpu::drawing_words(p.num_classes) + gpu::set_aside_words(p.highest, static_cast<uint32_t>(shape.c));
   void *arguments[] = {&p};
   const auto grid_x = static_cast<unsigned>(n), grid_y = static_cast<unsigned>((units + threads - 1) / threads);
   check_cuda(cuda_driver().cuLaunchKernel(kernels.superpose, grid_x, grid_y, 1,
-                                          static_cast<unsigned>(gpu::kDrawThreads + threads), 1, 1, shared_bytes,
+                                          static_cast<unsigned>(gpu::kDrawThreads + threads), 1, 1, 4 * shared_words,
                                           stream, arguments, nullptr),
              "launch the superposition");
 }
 
 void GpuSuperpose::run(const GpuPool &pool, const Id *ids, int64_t n, void *images, void *targets, void *stream) {
   if (n == 0) return;
-  gpu::Parameters p = parameters(pool.shape, pool.summary);
+  gpu::Parameters p = parameters(pool.shape, pool.summary, images, targets);
   const GpuKernels &kernels = gpu_kernels(static_cast<int>(pool.shape.c), output_.channels);
-  set_pool(p, pool);
-  p.images = images;
-  p.targets = targets;
+  p.pixels = pool.pixels.as<const uint8_t>();
+  p.starts = pool.starts.as<const uint32_t>();
+  p.by_class = pool.by_class.as<const uint32_t>();
+  p.labels = pool.labels.as<const uint32_t>();
   upload_.begin();
-  const size_t place = add_ids(p, ids, n, pool.n);
+  const size_t place = add_ids(p, ids, n);
   if (place != SIZE_MAX) set(p.ids, upload_.send(kernels, stream), place);
   launch(kernels, p, pool.shape, n, stream);
 }
@@ -166,10 +138,8 @@ void GpuSuperpose::run(const GpuPool &pool, const Id *ids, int64_t n, void *imag
 void GpuSuperpose::run_window(const uint8_t *const *pixels, const Shape &shape, const ClassIndex &classes,
                               const Id *ids, int64_t n, void *images, void *targets, void *stream) {
   if (n == 0) return;
-  gpu::Parameters p = parameters(shape, classes);
+  gpu::Parameters p = parameters(shape, classes, images, targets);
   const GpuKernels &kernels = gpu_kernels(static_cast<int>(shape.c), output_.channels);
-  p.images = images;
-  p.targets = targets;
   bool contiguous = true, leads = false;
   for (size_t i = 0; i < classes.size(); i++)
     contiguous = contiguous && pixels[i] == pixels[0] + i * static_cast<size_t>(shape.size());
@@ -181,7 +151,7 @@ void GpuSuperpose::run_window(const uint8_t *const *pixels, const Shape &shape, 
   const size_t by_class_at = upload_.add(classes.by_class.data(), classes.size() * sizeof(uint32_t));
   const size_t labels_at = leads ? upload_.add(classes.labels.data(), classes.size() * sizeof(uint32_t)) : 0;
   const size_t table_at = contiguous ? 0 : upload_.add(pixels, classes.size() * sizeof(pixels[0]));
-  const size_t ids_at = add_ids(p, ids, n, classes.size());
+  const size_t ids_at = add_ids(p, ids, n);
 
   const CudaPointer at = upload_.send(kernels, stream);
   set(p.starts, at, starts_at);

@@ -10,8 +10,6 @@
 
 #include "gpu_memory.h"
 #include "gpu_module.h"
-#include "kernel.h"
-#include "plan.h"
 #include "superpose.h"
 #include "superposer.h"
 
@@ -32,11 +30,11 @@ class GpuPool {
 // An operator's worth of it. Not for two threads at once.
 class GpuSuperpose {
  public:
-  // `series` must have weights for sums of as many images as the pools it meets can give.
+  // `series` must have weights for the longest sums, and an output as many channels as images, or copies of one.
   GpuSuperpose(const PlanOptions &options, const WeightSeries &series, const Output &output, Targets targets);
 
   // A batch of n outputs from a resident pool. images: f32 or f16 [n channels h w] or [n h w channels]; targets:
-  // f32[n num_classes] or i64[n]; both on the GPU. std::invalid_argument: an id's leader is not in the pool.
+  // f32[n num_classes] or i64[n]; both on the GPU.
   void run(const GpuPool &pool, const Id *ids, int64_t n, void *images, void *targets, void *stream);
 
   // The same from images that lie anywhere on the GPU: pixels[i] is u8[h w c], of the class that `classes` says.
@@ -44,15 +42,13 @@ class GpuSuperpose {
                   void *images, void *targets, void *stream);
 
  private:
-  gpu::Parameters parameters(const Shape &shape, const ClassIndex &classes) const;
-  void set_pool(gpu::Parameters &p, const GpuPool &pool) const;
-  size_t add_ids(gpu::Parameters &p, const Id *ids, int64_t n, size_t pool_size);
+  gpu::Parameters parameters(const Shape &shape, const ClassIndex &classes, void *images, void *targets) const;
+  size_t add_ids(gpu::Parameters &p, const Id *ids, int64_t n);
   void launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, int64_t n, void *stream);
 
   const PlanOptions options_;
   const Output output_;
   const Targets targets_;
-  const uint32_t most_;
   GpuMemory terms_, sums_, weights_;
   GpuUpload upload_;
 };

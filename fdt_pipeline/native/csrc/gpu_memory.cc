@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernel.h"
 #include "superpose.h"
 
 namespace fdt {
@@ -11,25 +12,14 @@ namespace {
 
 constexpr size_t kAlignment = 16;  // of arrays within an upload, in bytes
 
-size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
-void *current_context() {
-  void *context = nullptr;
-  check_cuda(cuda_driver().cuCtxGetCurrent(&context), "find the GPU's context");
-  return context;
-}
-
-// Whole words of 4 bytes: the kernel reads the last image's last bytes as one.
-CudaPointer allocate(size_t num_bytes) {
-  CudaPointer address = 0;
-  check_cuda(cuda_driver().cuMemAlloc_v2(&address, round_up(std::max<size_t>(num_bytes, 1), 4)),
-             ("allocate " + std::to_string(num_bytes) + " bytes on the GPU").c_str());
-  return address;
-}
-
 }  // namespace
 
-GpuMemory::GpuMemory(size_t num_bytes) : address_(allocate(num_bytes)), size_(num_bytes), context_(current_context()) {}
+GpuMemory::GpuMemory(size_t num_bytes) : size_(num_bytes) {
+  check_cuda(cuda_driver().cuCtxGetCurrent(&context_), "find the GPU's context");
+  // Whole words of 4 bytes: the kernel reads the last image's last bytes as one.
+  check_cuda(cuda_driver().cuMemAlloc_v2(&address_, round_up(std::max<size_t>(num_bytes, 1), size_t{4})),
+             ("allocate " + std::to_string(num_bytes) + " bytes on the GPU").c_str());
+}
 
 GpuMemory::GpuMemory(const void *data, size_t num_bytes) : GpuMemory(num_bytes) { write(data, num_bytes, 0); }
 

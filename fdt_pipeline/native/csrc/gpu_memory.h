@@ -2,8 +2,6 @@
 #ifndef FDT_GPU_MEMORY_H_
 #define FDT_GPU_MEMORY_H_
 
-#include <cstddef>
-#include <cstdint>
 #include <utility>
 #include <vector>
 

@@ -9,15 +9,10 @@
 
 #include "cuda_driver.h"
 
-// The sources travel in the library: the assembler puts them there. It finds them with -I<this folder>, and so does
-// __has_include <>.
-#if __has_include(<superpose.cu>)
+// The sources travel in the library: the assembler puts them there. It finds them with -I<this folder>.
 #define FDT_EMBED(symbol, file)                                                            \
   asm(".pushsection .rodata\n" #symbol ":\n.incbin \"" file "\"\n.byte 0\n.popsection\n"); \
   extern "C" __attribute__((visibility("hidden"))) const char symbol[]
-#else
-#define FDT_EMBED(symbol, file) static const char symbol[] = ""
-#endif
 
 FDT_EMBED(fdt_text_philox, "philox.h");
 FDT_EMBED(fdt_text_superpose_h, "superpose.h");
@@ -28,25 +23,21 @@ namespace {
 
 class Program {
  public:
-  explicit Program(const std::string &source) {
+  Program() = default;
+  Program(const std::string &source, const std::string &arch) : Program() {  // destroyed where this throws
     const char *headers[] = {fdt_text_philox, fdt_text_superpose_h}, *names[] = {"philox.h", "superpose.h"};
     check(nvrtc().nvrtcCreateProgram(&program_, source.c_str(), "superpose.cu", 2, headers, names), "");
-  }
-  ~Program() { nvrtc().nvrtcDestroyProgram(&program_); }
-  Program(const Program &) = delete;
-
-  void compile(const std::string &arch) {
     const std::string architecture = "--gpu-architecture=" + arch;
     const char *options[] = {architecture.c_str(), "--std=c++17"};
     const int error = nvrtc().nvrtcCompileProgram(program_, 2, options);
-    check(error, error ? log() : "");
+    check(error, error ? fetch(nvrtc().nvrtcGetProgramLogSize, nvrtc().nvrtcGetProgramLog) : "");
   }
+  ~Program() { nvrtc().nvrtcDestroyProgram(&program_); }
+  Program(const Program &) = delete;
   std::string machine_code() { return fetch(nvrtc().nvrtcGetCUBINSize, nvrtc().nvrtcGetCUBIN); }
   std::string ptx() { return fetch(nvrtc().nvrtcGetPTXSize, nvrtc().nvrtcGetPTX); }
 
  private:
-  std::string log() { return fetch(nvrtc().nvrtcGetProgramLogSize, nvrtc().nvrtcGetProgramLog); }
-
   std::string fetch(int (*size_of)(void *, size_t *), int (*get)(void *, char *)) {
     size_t size = 0;
     check(size_of(program_, &size), "");
@@ -80,21 +71,12 @@ std::string architecture_of(int capability) {
                            ": install an older nvidia-cuda-nvrtc (for Volta, 12)");
 }
 
-int compute_capability(int device) {
-  int major = 0, minor = 0;
+GpuKernels load_kernels(int c, int channels) {
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cuda_driver().cuCtxGetDevice(&device), "find the current GPU");
   check_cuda(cuda_driver().cuDeviceGetAttribute(&major, 75, device), "ask the GPU for its compute capability");
   check_cuda(cuda_driver().cuDeviceGetAttribute(&minor, 76, device), "ask the GPU for its compute capability");
-  return 10 * major + minor;
-}
-
-std::string superpose_name(int c, int channels) {
-  return "fdt_superpose_" + std::to_string(c) + "_" + std::to_string(channels);
-}
-
-GpuKernels load_kernels(int c, int channels) {
-  int device = 0;
-  check_cuda(cuda_driver().cuCtxGetDevice(&device), "find the current GPU");
-  const std::string image = compile_kernels(architecture_of(compute_capability(device)), c, channels);
+  const std::string image = compile_kernels(architecture_of(10 * major + minor), c, channels);
   void *module = nullptr;
   check_cuda(cuda_driver().cuModuleLoadData(&module, image.c_str()),
              "load the GPU kernel (if NVRTC is newer than the driver, install the one of the driver's CUDA version)");
@@ -103,19 +85,15 @@ GpuKernels load_kernels(int c, int channels) {
     check_cuda(cuda_driver().cuModuleGetFunction(&function, module, name.c_str()), "find a function in the GPU kernel");
   };
   look_up(kernels.store, "fdt_store");
-  look_up(kernels.superpose, superpose_name(c, channels));
+  look_up(kernels.superpose, "fdt_superpose_" + std::to_string(c) + "_" + std::to_string(channels));
   return kernels;
 }
 
 }  // namespace
 
 std::string compile_kernels(const std::string &arch, int c, int channels) {
-  if (!*fdt_text_superpose_cu)
-    throw std::runtime_error(
-        "this library was built without the GPU kernel: compile gpu_module.cc with -I<its folder>");
   const std::string wanted = "\nFDT_SUPERPOSE(" + std::to_string(c) + ", " + std::to_string(channels) + ")\n";
-  Program program(fdt_text_superpose_cu + wanted);
-  program.compile(arch);
+  Program program(fdt_text_superpose_cu + wanted, arch);
   return arch.rfind("sm_", 0) == 0 ? program.machine_code() : program.ptx();
 }
 

@@ -15,6 +15,11 @@ constexpr uint32_t kPhiloxBlocks = 16;  // philox_blocks writes whole groups of 
 // Header code that kernel.cc calls must not be kept out of line: the linker would keep one copy of it, for one machine.
 #define FDT_INLINE inline __attribute__((always_inline))
 
+template <typename T>
+FDT_INLINE T round_up(T n, T to) {
+  return (n + to - 1) / to * to;
+}
+
 // Images are kept plane after plane, u8[c h w], so that sums are mirrored and written without taking pixels apart.
 struct Shape {
   int64_t h = 0, w = 0, c = 0;

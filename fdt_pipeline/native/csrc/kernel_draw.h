@@ -43,7 +43,7 @@ void philox_blocks(uint64_t seed, uint32_t stream, uint32_t epoch, uint32_t inde
                    uint32_t stride, uint32_t *words) {
   const auto wide = [](uint64_t value) { return value - Wide{}; };
   const Wide m0 = wide(0xD2511F53u), m1 = wide(0xCD9E8D57u);
-  const uint32_t whole = (n + kPhiloxBlocks - 1) / kPhiloxBlocks * kPhiloxBlocks;
+  const uint32_t whole = round_up(n, kPhiloxBlocks);
   for (uint32_t done = 0; done < whole; done += kWords) {
     uint64_t blocks[kWords];
     for (uint32_t i = 0; i < kWords; i++) blocks[i] = first + done + i;
@@ -118,7 +118,7 @@ inline void take(uint32_t *sums, uint32_t n, uint32_t rank, uint32_t count) {
     for (uint32_t i = 0; i < n; i += kLanes) take_above(sums + i, rank, count);
 }
 
-inline uint32_t whole_lanes(uint32_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+inline uint32_t whole_lanes(uint32_t n) { return round_up(n, static_cast<uint32_t>(kLanes)); }
 
 // All classes in one block of num groups.
 template <int num>

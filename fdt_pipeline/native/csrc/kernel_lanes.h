@@ -12,10 +12,6 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
 #endif
 
-#ifndef FDT_ISA
-#define FDT_ISA generic
-#endif
-
 namespace fdt {
 namespace FDT_ISA {
 namespace {

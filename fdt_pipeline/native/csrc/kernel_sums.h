@@ -17,18 +17,13 @@ namespace fdt {
 namespace FDT_ISA {
 namespace {
 
-// Where the rows of a pass go: sums, kept for the next pass, or, after the last, standardized float32 outputs.
-struct Target {
-  float *first;  // of the row that the tile begins with
-  int64_t row;   // floats from row to row
-};
-
 // One pass: `num` images into one column of kStep sums, of one channel.
 struct Pass {
   int64_t first;                  // the row that the tile begins with
-  int64_t h, row;                 // rows of the image, bytes from row to row
+  int64_t h, w;                   // of the image
   const uint8_t *const *fetched;  // of each of `num` images the bytes that are fetched meanwhile, or null
-  Target sums, outputs;
+  float *sums, *outputs;          // where its rows go: sums for the next pass, or, after the last, standardized outputs
+  int64_t sums_row;               // floats from row to row of sums; of outputs it is w
   Floats mean, inv_std;
 };
 
@@ -36,9 +31,9 @@ struct Pass {
 template <bool end>
 inline void keep(const Pass &pass, int64_t y, Floats sum) {
   if (end)
-    store_any(pass.outputs.first + (y - pass.first) * pass.outputs.row, (sum - pass.mean) * pass.inv_std);
+    store_any(pass.outputs + (y - pass.first) * pass.w, (sum - pass.mean) * pass.inv_std);
   else
-    store(pass.sums.first + (y - pass.first) * pass.sums.row, sum);
+    store(pass.sums + (y - pass.first) * pass.sums_row, sum);
 }
 
 // edge: some rows are outside of some images. Their pixels are taken from the nearest row, and masked: a branch here
@@ -48,14 +43,14 @@ inline void add_rows(const Pass &pass, int64_t first, int64_t last, const uint8_
                      const Floats *weights, const Source *sources) {
   for (int64_t y = first; y < last; y++) {
     if (pass.fetched && (y & 3) < num) __builtin_prefetch(pass.fetched[y & 3] + (y - pass.first) * kStep, 0, 2);
-    Floats sum = begin ? Floats{} : load(pass.sums.first + (y - pass.first) * pass.sums.row);
+    Floats sum = begin ? Floats{} : load(pass.sums + (y - pass.first) * pass.sums_row);
     for (int j = 0; j < num; j++) {
-      const uint8_t *from = pixels[j] + y * pass.row;
+      const uint8_t *from = pixels[j] + y * pass.w;
       Mask mask = masks[j];
       if (edge) {
         const int64_t at = y + sources[j].dy, most = pass.h - 1;
         const int64_t nearest = at < 0 ? 0 : at > most ? most : at;
-        from += (nearest - at) * pass.row;
+        from += (nearest - at) * pass.w;
         mask = only_if(nearest == at, mask);
       }
       auto bytes = load_bytes(from);
@@ -71,7 +66,7 @@ template <bool begin, bool end>
 inline void add_nothing(const Pass &pass, int64_t first, int64_t last) {
   if (!begin && !end) return;
   for (int64_t y = first; y < last; y++)
-    keep<end>(pass, y, begin ? Floats{} : load(pass.sums.first + (y - pass.first) * pass.sums.row));
+    keep<end>(pass, y, begin ? Floats{} : load(pass.sums + (y - pass.first) * pass.sums_row));
 }
 
 // Rows first .. last - 1 of a tile, all channels. out: null, or where the image begins if these are its last sources.
@@ -101,7 +96,7 @@ void add_images(const Workspace &space, const Source *given, const Source *next,
   const int64_t inner = clamp(-least, begin_any, end_any), inner_end = clamp(shape.h - most, inner, end_any);
   const uint8_t *pixels[num], *fetched[num];
   Mask masks[num];
-  Pass pass{first, shape.h, shape.w, next ? fetched : nullptr, {nullptr, space.row_floats}, {nullptr, shape.w}, {}, {}};
+  Pass pass{first, shape.h, shape.w, next ? fetched : nullptr, nullptr, nullptr, space.row_floats, {}, {}};
   for (int64_t x = 0; x < shape.w; x += kStep) {
     for (int j = 0; j < num; j++) {
       const bool flip = turn && sources[j].flip;
@@ -112,9 +107,9 @@ void add_images(const Workspace &space, const Source *given, const Source *next,
       if (next) fetched[j] = next[j].pixels + first * shape.w + x * (last - first);
     }
     for (int64_t channel = 0; channel < shape.c; channel++) {
-      pass.sums.first = space.sums() + channel * space.tile_rows * space.row_floats + x;
+      pass.sums = space.sums() + channel * space.tile_rows * space.row_floats + x;
       if (end) {
-        pass.outputs.first = tile.out + channel * shape.plane() + first * shape.w + x;
+        pass.outputs = tile.out + channel * shape.plane() + first * shape.w + x;
         pass.mean = all(tile.output->mean[channel]);
         pass.inv_std = all(tile.output->inv_std[channel]);
       }

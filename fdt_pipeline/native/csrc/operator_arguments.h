@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <locale>
 #include <map>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -16,7 +18,6 @@
 #include "kernel.h"
 #include "plan.h"
 #include "superposer.h"
-#include "text.h"
 
 namespace fdt_operators {
 
@@ -130,10 +131,6 @@ struct Arguments {
               num_classes, ": each may be used once");
   }
 
-  uint32_t most_images(int64_t num_classes) const {
-    return plans.max_images ? plans.max_images : static_cast<uint32_t>(num_classes);
-  }
-
   bool has_plan_seed;  // else plans.seed is DALI's own
   PlanOptions plans;
   Targets targets;
@@ -146,9 +143,11 @@ struct Arguments {
  private:
   // Out of the text that Python writes for a float, the shortest that is this one of 64 bits.
   static uint64_t mix_threshold(const std::string &text) {
-    char *end = nullptr;
-    const double probability = fdt::number_at(text.c_str(), &end);
-    require(end != text.c_str() && !*end && probability >= 0 && probability <= 1,
+    std::istringstream stream(text);
+    stream.imbue(std::locale::classic());  // a decimal point, whatever the process's locale has
+    double probability = -1;
+    stream >> std::noskipws >> probability;
+    require(!stream.fail() && stream.eof() && probability >= 0 && probability <= 1,
             "probability must be a number in [0, 1], got ", fdt::printable(text));
     return static_cast<uint64_t>(std::nearbyint(probability * 4294967296.0));
   }

@@ -7,7 +7,6 @@
 
 #include "operator_arguments.h"
 #include "superposer.h"
-#include "text.h"
 
 namespace fdt_operators {
 
@@ -94,16 +93,19 @@ Shape window_shape(const TensorList<Backend> &images) {
   return shape;
 }
 
-// Leaders of an epoch, kept for the epoch that they were last asked for.
-class EpochOrder {
+// Which image of a pool leads each output. The order of an epoch is kept for the epoch that was last asked for.
+class Leaders {
  public:
-  void lead(uint64_t seed, size_t n, std::vector<Id> &ids) {
+  void set(Anchor anchor, uint64_t seed, size_t n, std::vector<Id> &ids) {
+    if (anchor == Anchor::kRandom) return;
+    const bool in_order = anchor == Anchor::kEpoch;
     for (Id &id : ids) {
       if (id.index < 0) continue;
-      require(static_cast<size_t>(id.index) < n, "anchor \"epoch\": index ", id.index,
+      require(id.index < static_cast<int64_t>(n), "anchor \"", in_order ? "epoch" : "index", "\": index ", id.index,
               " is not below the number of images, ", n);
-      if (order_.size() != n || id.epoch != epoch_) order_ = fdt::epoch_order(seed, epoch_ = id.epoch, n);
-      id.leader = order_[static_cast<size_t>(id.index)];
+      if (in_order && (order_.size() != n || id.epoch != epoch_))
+        order_ = fdt::epoch_order(seed, epoch_ = id.epoch, n);
+      id.leader = in_order ? order_[static_cast<size_t>(id.index)] : id.index;
     }
   }
 
@@ -112,52 +114,38 @@ class EpochOrder {
   std::vector<int64_t> order_;
 };
 
-void set_leaders(Anchor anchor, uint64_t seed, size_t n, EpochOrder &order, std::vector<Id> &ids) {
-  if (anchor == Anchor::kEpoch) order.lead(seed, n, ids);
-  if (anchor != Anchor::kIndex) return;
-  for (Id &id : ids) {
-    require(id.index < static_cast<int64_t>(n), "anchor \"index\": index ", id.index,
-            " is not below the number of images, ", n);
-    id.leader = id.index;
-  }
-}
-
-// work(part, thread) for every part, on DALI's threads; on this one if there is but one.
+// work(first, last, thread) over [0, n) on DALI's threads: some parts for each, so that one that comes late leaves
+// little to wait for. Where there is but one thread, on this one.
 template <typename Work>
-void share_out(::dali::Workspace &ws, int64_t num_parts, Work work) {
-  if (num_parts == 1) return work(int64_t{0}, 0);
+void share_out(::dali::Workspace &ws, int64_t n, Work work) {
   auto &threads = ws.GetThreadPool();
-  for (int64_t part = 0; part < num_parts; part++) threads.AddWork([=](int thread) { work(part, thread); }, -part);
+  const int64_t num_threads = threads.NumThreads(), parts = num_threads == 1 ? 1 : std::min(n, 4 * num_threads);
+  if (parts == 1) return work(int64_t{0}, n, 0);
+  for (int64_t part = 0; part < parts; part++)
+    threads.AddWork([=](int thread) { work(n * part / parts, n * (part + 1) / parts, thread); }, -part);
   threads.RunAll();
 }
-
-// Parts of a batch: some for each thread, so that one that comes late leaves little to wait for.
-int64_t num_parts(int64_t n, int num_threads) { return num_threads == 1 ? 1 : std::min<int64_t>(n, 4 * num_threads); }
 
 // Superposers of the threads, and a batch through them.
 class CpuSuperposers {
  public:
   void run(::dali::Workspace &ws, const Pool &pool, const Arguments &arguments, const fdt::WeightSeries &series,
            const Output &output, const std::vector<Id> &ids, bool new_pool) {
-    const int num_threads = ws.GetThreadPool().NumThreads();
     if (new_pool || superposers_.empty()) {
-      superposers_.resize(static_cast<size_t>(num_threads));
+      superposers_.resize(static_cast<size_t>(ws.GetThreadPool().NumThreads()));
       for (auto &superposer : superposers_) superposer.reset(pool, arguments.plans);
     }
     auto &images = ws.Output<CPUBackend>(0);
     auto &targets = ws.Output<CPUBackend>(1);
-    const auto n = static_cast<int64_t>(ids.size());
-    image_at_.resize(ids.size());
-    target_at_.resize(ids.size());
-    for (int i = 0; i < n; i++) {
-      image_at_[static_cast<size_t>(i)] = images.raw_mutable_tensor(i);
-      target_at_[static_cast<size_t>(i)] = targets.raw_mutable_tensor(i);
+    image_at_.clear();
+    target_at_.clear();
+    for (int i = 0; i < images.num_samples(); i++) {
+      image_at_.push_back(images.raw_mutable_tensor(i));
+      target_at_.push_back(targets.raw_mutable_tensor(i));
     }
-    const int64_t parts = num_parts(n, num_threads);
-    share_out(ws, parts, [&, n, parts](int64_t part, int thread) {
-      superposers_[static_cast<size_t>(thread)].run(pool, series, output, arguments.targets, ids.data(),
-                                                    n * part / parts, n * (part + 1) / parts,
-                                                    {image_at_.data(), target_at_.data()});
+    share_out(ws, images.num_samples(), [&](int64_t first, int64_t last, int thread) {
+      superposers_[static_cast<size_t>(thread)].run(pool, series, output, arguments.targets, ids.data(), first, last,
+                                                    image_at_.data(), target_at_.data());
     });
     images.SetLayout(TensorLayout(arguments.layout));
   }

@@ -55,9 +55,7 @@ class Superpose : public Resumable<Backend> {
       : Resumable<Backend>(spec),
         anchor_(one_of<Anchor>(spec, "anchor", {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}})),
         num_classes_(spec.GetArgument<int64_t>("num_classes")),
-        series_(arguments_.series, most_images(spec)) {
-    arguments_.check_classes(num_classes_);
-  }
+        series_(arguments_.series, most_images(spec)) {}
 
  protected:
   bool SetupImpl(std::vector<OutputDesc> &outputs, const ::dali::Workspace &ws) override {
@@ -82,8 +80,8 @@ class Superpose : public Resumable<Backend> {
 
   uint32_t most_images(const OpSpec &spec) const {
     arguments_.check_classes(num_classes_);
-    return std::min(arguments_.most_images(num_classes_),
-                    static_cast<uint32_t>(spec.GetArgument<int>("max_batch_size")));
+    const int64_t most = arguments_.plans.max_images ? arguments_.plans.max_images : num_classes_;
+    return static_cast<uint32_t>(std::min<int64_t>(most, spec.GetArgument<int>("max_batch_size")));
   }
 
   void number(const ::dali::Workspace &ws) {
@@ -131,14 +129,11 @@ class Superpose : public Resumable<Backend> {
 template <>
 void Superpose<CPUBackend>::superpose(::dali::Workspace &ws) {
   const auto &images = ws.Input<CPUBackend>(0);
-  const auto n = static_cast<int64_t>(kept_.size());
   window_.resize(kept_.size(), shape_, arguments_.plans.pad);
   window_.classes.assign(kept_labels_.data(), kept_labels_.size(), static_cast<uint32_t>(num_classes_));
-  const int64_t parts = num_parts(n, ws.GetThreadPool().NumThreads());
-  share_out(ws, parts, [&, n, parts](int64_t part, int) {
-    for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++)
-      window_.set_image(static_cast<size_t>(i),
-                        static_cast<const uint8_t *>(images.raw_tensor(kept_[static_cast<size_t>(i)])));
+  share_out(ws, static_cast<int64_t>(kept_.size()), [&](int64_t first, int64_t last, int) {
+    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++)
+      window_.set_image(i, static_cast<const uint8_t *>(images.raw_tensor(kept_[i])));
   });
   on_cpu_.run(ws, window_, arguments_, series_, output_, ids_, true);
 }
@@ -179,7 +174,7 @@ class SuperposeResident : public Resumable<Backend> {
 
   void RunImpl(::dali::Workspace &ws) override {
     read_ids(ws.Input<CPUBackend>(0), ids_);
-    set_leaders(anchor_, arguments_.plans.seed, pool_->size(), order_, ids_);
+    leaders_.set(anchor_, arguments_.plans.seed, pool_->size(), ids_);
     superpose(ws);
   }
 
@@ -192,7 +187,7 @@ class SuperposeResident : public Resumable<Backend> {
   std::shared_ptr<const Pool> pool_;
   Output output_;
   fdt::WeightSeries series_;
-  EpochOrder order_;
+  Leaders leaders_;
   std::vector<Id> ids_;
   CpuSuperposers on_cpu_;
   std::unique_ptr<fdt::GpuSuperpose> on_gpu_;

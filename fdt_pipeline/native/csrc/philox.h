@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the bounded integers made of its words: as fdt_pipeline/definition/philox.py defines
-// them, for the host and, by NVRTC, for the GPU. Counter (block, index, epoch, stream), key = the 64 bits of the seed.
+// Philox4x32-10 (Salmon et al., SC 2011) and bounded integers of its words, as definition/philox.py defines them, for
+// the host and, by NVRTC, for the GPU. Counter (block, index, epoch, stream), key = the 64 bits of the seed.
 #ifndef FDT_PHILOX_H_
 #define FDT_PHILOX_H_
 
@@ -11,12 +11,10 @@ typedef long long int64_t;
 #include <cstdint>
 #endif
 
-#ifndef FDT_HD
 #ifdef __CUDACC__
 #define FDT_HD __host__ __device__
 #else
 #define FDT_HD
-#endif
 #endif
 
 namespace fdt {

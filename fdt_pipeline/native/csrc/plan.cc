@@ -10,10 +10,13 @@
 
 namespace fdt {
 
-ClassIndex::ClassIndex(const int64_t *labels, size_t n, uint32_t num_classes) { assign(labels, n, num_classes); }
+std::string printable(std::string text) {
+  for (char &c : text)
+    if (c < ' ' || c > '~') c = '?';
+  return text.size() <= 40 ? text : text.substr(0, 40) + "..";
+}
 
 void ClassIndex::assign(const int64_t *given, size_t n, uint32_t classes) {
-  if (n == 0) throw std::invalid_argument("the pool is empty: expected one image or more");
   if (n > UINT32_MAX - 1) throw std::invalid_argument("a pool holds up to 2^32 - 2 images, got " + std::to_string(n));
   num_classes = classes;
   labels.resize(n);
@@ -66,7 +69,7 @@ void check_numbers(const std::vector<T> &values) {
 
 }  // namespace
 
-WeightSeries::WeightSeries(const std::string &text, uint32_t most) : most_(most) {
+WeightSeries::WeightSeries(const std::string &text, uint32_t most) {
   size_t given = most;
   if (text == "harmonic") {
     long double sum = 0;
@@ -103,7 +106,7 @@ namespace {
 // Up to so many classes are searched in one block: 8 registers of AVX-512.
 constexpr uint32_t kOneBlock = 128;
 
-uint32_t lanes(uint32_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+uint32_t lanes(uint32_t n) { return round_up(n, static_cast<uint32_t>(kLanes)); }
 
 }  // namespace
 
@@ -146,7 +149,7 @@ void PlanDrawer::put_back(uint32_t k) {
 uint32_t PlanDrawer::draw(const Id &id, std::vector<Constituent> &plan) {
   const Kernels &native = kernels();
   const uint32_t index = static_cast<uint32_t>(id.index), shifts = 2 * options_.pad + 1;
-  const uint32_t stride = (highest_ + 1 + kPhiloxBlocks - 1) / kPhiloxBlocks * kPhiloxBlocks;
+  const uint32_t stride = round_up(highest_ + 1, kPhiloxBlocks);
   words_.resize(4 * size_t{stride});
   labels_.resize(highest_);
   ranks_.resize(highest_);

@@ -12,6 +12,9 @@
 
 namespace fdt {
 
+// Text of an argument or a file for an error: up to 40 characters; what is not printable ASCII becomes '?'.
+std::string printable(std::string text);
+
 constexpr uint32_t kMostClasses = 65536;
 
 // The images of a pool by their class.
@@ -23,9 +26,7 @@ struct ClassIndex {
   std::vector<uint32_t> starts;    // [num_classes] where each class begins in by_class
   std::vector<uint32_t> by_class;  // [n] images, class after class, in ascending order within one
 
-  ClassIndex() = default;
   // std::invalid_argument where a label is outside [0, num_classes); it names the sample.
-  ClassIndex(const int64_t *labels, size_t n, uint32_t num_classes);
   void assign(const int64_t *labels, size_t n, uint32_t num_classes);
   size_t size() const { return labels.size(); }
 };
@@ -51,22 +52,20 @@ struct Constituent {
   bool flip;
 };
 
-// The weights F_1..F_k of a sum of k images, k <= most().
+// The weights F_1..F_k of a sum of k images, k <= most.
 class WeightSeries {
  public:
   // "harmonic", or what native/arguments.py makes of any series: "terms:" and "table:" with hexadecimal numbers.
   // std::invalid_argument for anything else, or if it gives no weights for sums of `most` images.
   WeightSeries(const std::string &text, uint32_t most);
-  float operator()(uint32_t k, uint32_t i) const {  // 1 <= k <= most(), 0 <= i < k
+  float operator()(uint32_t k, uint32_t i) const {  // 1 <= k <= most, 0 <= i < k
     return table_.empty() ? static_cast<float>(terms_[i] / sums_[k - 1]) : table_[size_t{k} * (k - 1) / 2 + i];
   }
-  uint32_t most() const { return most_; }
   const std::vector<double> &terms() const { return terms_; }
   const std::vector<double> &sums() const { return sums_; }
   const std::vector<float> &table() const { return table_; }
 
  private:
-  uint32_t most_;
   std::vector<double> terms_, sums_;  // F_i(k) = terms[i - 1] / sums[k - 1]
   std::vector<float> table_;          // or row after row: F_1(1), F_1(2), F_2(2), ...
 };

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "gpu.h"
-#include "text.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -54,15 +53,12 @@ HugeMemory &HugeMemory::operator=(HugeMemory &&other) noexcept {
   return *this;
 }
 
-Pool::Pool(size_t n, const Shape &shape, int64_t pad, int device) {
+Pool::Pool(size_t n, const Shape &shape, int64_t pad, int device)
+    : size_(n), shape_(shape), pad_(pad), device_(device) {
   if (device == kHost) {
     resize(n, shape, pad);
     return;
   }
-  size_ = n;
-  shape_ = shape;
-  pad_ = pad;
-  device_ = device;
   context_ = primary_context(device);
   const CurrentContext current(context_);
   gpu_ = std::make_shared<GpuPool>(n, shape);

@@ -50,12 +50,12 @@ class Pool {
   ClassIndex classes;
 
  private:
-  size_t size_ = 0;
+  size_t size_;
   Shape shape_;
-  int64_t pad_ = 0;
+  int64_t pad_;
+  int device_;
   uint8_t *pixels_ = nullptr;
   HugeMemory memory_;
-  int device_ = kHost;
   void *context_ = nullptr;  // of the GPU
   std::shared_ptr<GpuPool> gpu_;
 };

@@ -188,11 +188,6 @@ struct Drawer {
   }
 };
 
-__device__ PackedId id_of(const Parameters &p, uint32_t output) {
-  if (p.ids) return p.ids[output];
-  return PackedId{p.epoch0, p.index0 + output, kNone, 0};
-}
-
 // One image of a sum as the gathering threads need it. It is read in aligned words of 4 bytes, and never a word that
 // holds no byte of it, wherever it lies.
 struct alignas(16) Source {
@@ -203,9 +198,6 @@ struct alignas(16) Source {
   uint32_t flip;
   float weight;
 };
-
-// kInFlight times this fills up a piece: every row is outside of it, so nothing is read.
-__device__ Source nothing(int32_t h) { return Source{nullptr, -1, 0, h, 0, 0, 0.0f}; }
 
 template <int c>
 __device__ Source source_of(const Parameters &p, const PlanEntry &entry) {
@@ -374,21 +366,14 @@ __device__ void write_unit(const Parameters &p, uint32_t output, const Unit<c> &
   }
 }
 
-// All threads: a row of zeros, where the weights are written later.
-__device__ void clear_target(const Parameters &p, uint32_t output) {
-  if (p.target_kind == kLabelTargets) return;
-  float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
-  for (uint32_t i = threadIdx.x; i < p.num_classes; i += blockDim.x) row[i] = 0;
-}
-
 // What image i of the plan adds to the target.
 __device__ void write_target(const Parameters &p, uint32_t output, uint32_t i, const PlanEntry &entry) {
-  if (p.target_kind == kLabelTargets) {
+  if (p.target_kind == Targets::kLabel) {
     if (i == 0) static_cast<int64_t *>(p.targets)[output] = entry.label;
     return;
   }
   float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
-  if (p.target_kind == kSoftTargets)
+  if (p.target_kind == Targets::kSoft)
     row[entry.label] = entry.weight;
   else if (i == 0)
     row[entry.label] = 1.0f;
@@ -401,15 +386,9 @@ __device__ uint32_t draw_sources(const Parameters &p, Drawer &drawer, uint32_t o
   PlanEntry entry;
   const uint32_t num = drawer.draw(entry);
   if (lane < num && first_tile) write_target(p, output, before + lane, entry);
-  if (lane < kPiece) piece[lane] = lane < num ? source_of<c>(p, entry) : nothing(p.h);
+  // A piece is filled up with images of which every row is outside, so nothing is read.
+  if (lane < kPiece) piece[lane] = lane < num ? source_of<c>(p, entry) : Source{nullptr, -1, 0, p.h, 0, 0, 0.0f};
   return num;
-}
-
-template <int c, int channels>
-__device__ void write_padding(const Parameters &p, uint32_t output, const Unit<c> &unit, bool in_image) {
-  if (p.target_kind == kLabelTargets && blockIdx.y == 0 && threadIdx.x == 0)
-    static_cast<int64_t *>(p.targets)[output] = -1;
-  if (in_image) write_unit<c, channels>(p, output, unit, true);
 }
 
 // Grid (outputs, tiles), block kDrawThreads + up to kGatherThreads. c: channels of an image, channels: of an output.
@@ -423,10 +402,18 @@ __device__ void superpose(const Parameters &p) {
   const uint32_t number = blockIdx.y * (blockDim.x - kDrawThreads) + (threadIdx.x - kDrawThreads);
   Unit<c> unit(p, draws ? 0 : number);
   const bool in_image = !draws && unit.y < p.h;
-  const PackedId id = id_of(p, output);
+  const PackedId id = p.ids ? p.ids[output] : PackedId{p.epoch0, p.index0 + output, kNone, 0};
 
-  if (first_tile) clear_target(p, output);
-  if (id.padding) return write_padding<c, channels>(p, output, unit, in_image);
+  if (first_tile && p.target_kind != Targets::kLabel) {  // a row of zeros, where the weights are written later
+    float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
+    for (uint32_t i = threadIdx.x; i < p.num_classes; i += blockDim.x) row[i] = 0;
+  }
+  if (id.padding) {
+    if (p.target_kind == Targets::kLabel && first_tile && threadIdx.x == 0)
+      static_cast<int64_t *>(p.targets)[output] = -1;
+    if (in_image) write_unit<c, channels>(p, output, unit, true);
+    return;
+  }
   meet();  // zeros are written before weights are
   if (draws) {
     Drawer drawer(p, id, memory);

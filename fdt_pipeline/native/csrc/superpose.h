@@ -11,6 +11,13 @@ typedef int int32_t;
 #endif
 
 namespace fdt {
+
+enum class Targets : uint32_t {
+  kSoft,      // f32[num_classes], the weights
+  kDominant,  // f32[num_classes], one-hot of the first image's class
+  kLabel,     // i64, the first image's class
+};
+
 namespace gpu {
 
 constexpr uint32_t kNone = 0xFFFFFFFFu;
@@ -22,8 +29,6 @@ struct PackedId {
   uint32_t leader;   // kNone: the first image is drawn too
   uint32_t padding;  // not 0: an output of zeros
 };
-
-enum TargetKind : uint32_t { kSoftTargets = 0, kDominantTargets = 1, kLabelTargets = 2 };
 
 // All pointers are the device's. Arrays that are not needed are null.
 struct Parameters {
@@ -42,7 +47,8 @@ struct Parameters {
   uint32_t lowest, highest;  // the range of K
   uint32_t num_classes;
   int32_t pad, h, w;
-  uint32_t flip, half, hwc, target_kind;
+  uint32_t flip, half, hwc;
+  Targets target_kind;
   float mean[4], inv_std[4];
 };
 

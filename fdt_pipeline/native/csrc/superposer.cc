@@ -8,10 +8,6 @@ namespace {
 // Plans drawn before their images are summed, so that these can be fetched ahead: 4,096 sources are 100 kB.
 constexpr size_t kDrawnAhead = 4096;
 
-size_t output_bytes(const Shape &shape, const Output &output) {
-  return static_cast<size_t>(shape.h * shape.w * output.channels) * (output.half ? 2 : 4);
-}
-
 void write_target(const std::vector<Constituent> &plan, const WeightSeries &series, Targets targets,
                   uint32_t num_classes, void *target) {
   const uint32_t k = static_cast<uint32_t>(plan.size());
@@ -55,24 +51,25 @@ void Superposer::draw(const Pool &pool, const WeightSeries &series, Targets targ
   write_target(plan_, series, targets, pool.classes.num_classes, target);
 }
 
-void Superposer::run(const Pool &pool, const WeightSeries &series, const Output &output, Targets targets, const Id *ids,
-                     int64_t first, int64_t last, const Batch &batch) {
+void Superposer::run(const Pool &pool, const WeightSeries &series, const Output &output, Targets kind, const Id *ids,
+                     int64_t first, int64_t last, void *const *images, void *const *targets) {
   const auto superpose = kernels().superpose;
+  const int64_t num_bytes = pool.shape().plane() * output.channels * (output.half ? 2 : 4);
   for (int64_t at = first; at < last;) {
     sources_.clear();
     drawn_.clear();
     int64_t end = at;
     while (end < last && sources_.size() < kDrawnAhead) {
-      draw(pool, series, targets, ids[end], batch.targets[end]);
+      draw(pool, series, kind, ids[end], targets[end]);
       end++;
     }
     int64_t used = 0, total = static_cast<int64_t>(sources_.size());
     for (; at < end; at++) {
       const int64_t k = drawn_[drawn_.size() - static_cast<size_t>(end - at)];
       if (k == 0)
-        std::memset(batch.images[at], 0, output_bytes(pool.shape(), output));
+        std::memset(images[at], 0, static_cast<size_t>(num_bytes));
       else
-        superpose(*space_, output, &sources_[static_cast<size_t>(used)], k, total - used - k, batch.images[at]);
+        superpose(*space_, output, &sources_[static_cast<size_t>(used)], k, total - used - k, images[at]);
       used += k;
     }
   }
