@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
-from models.resnet import resnet34
-from models.small_resnet import small_resnet
-from models.wide_resnet import wide_resnet
+from models import resnet34, small_resnet, wide_resnet
 
 
 def settle(model):
