@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing torch takes seconds, and --help does without
+    from train.reproduce.paper import Row
+    from train.reproduce.settings import Settings
 
 REPRODUCE_HELP = """Train and attack the rows of a table of the paper, and print the paper's figures beside ours.
 
@@ -60,7 +63,6 @@ def add_reproduce(parser: argparse.ArgumentParser) -> None:
         ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
     ):
         parser.add_argument(flag, choices=choices, help=text)
-    parser.set_defaults(run=_reproduce, interrupted=INTERRUPTED)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +72,6 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
     parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
     _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
-    parser.set_defaults(run=_sweep, interrupted=INTERRUPTED)
 
 
 def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> None:
@@ -87,36 +88,53 @@ def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> Non
     parser.set_defaults(default_of=parser.get_default)
 
 
-def _reproduce(arguments: argparse.Namespace) -> int:
+def reproduce(arguments: argparse.Namespace) -> int:
     from train.reproduce.paper import select_rows, table_rows
     from train.reproduce.record import merge
     from train.reproduce.report import write_report
-    from train.reproduce.running import run_rows
     from train.reproduce.settings import data_folder, missing_data
 
-    out = arguments.out
+    out, root, scale = arguments.out, arguments.data, arguments.scale
     diverged: list[str] = []
     if arguments.merge or arguments.report:
         _refuse_options(arguments)
     if arguments.merge:
         merge(arguments.merge, out)
     elif not arguments.report:
-        rows = select_rows(table_rows(arguments.table, arguments.scale), arguments.only)
-        reasons = {row.dataset: missing_data(arguments.data, row.dataset, arguments.scale) for row in rows}
+        rows = select_rows(table_rows(arguments.table, scale), arguments.only)
+        reasons = {row.dataset: missing_data(root, row.dataset, scale) for row in rows}
         missing = {dataset: reason for dataset, reason in reasons.items() if reason}
         if len(missing) == len(reasons):
             raise ValueError("; ".join(f"{dataset}: {reason}" for dataset, reason in missing.items()))
-        diverged = run_rows(
-            rows,
-            _seeds(arguments),
-            _table_settings(arguments),
-            missing,
-            lambda dataset: data_folder(arguments.data, dataset, arguments.scale, out),
-            out,
-            arguments.device,
-            retry_diverged=arguments.retry_diverged,
-        )
+        small = {"epochs": SMALL_EPOCHS, "attack_images": SMALL_IMAGES} if scale == "small" else {}
+        names = ("batch_size", "lr", "loss_eps", "min_images", "max_images", "mix_probability", "anchor")
+        given = {name: getattr(arguments, name) for name in (*names, "stem", "tensor_norm")}
+        settings = _settings(arguments, table=arguments.table, scale=scale, defaults=small, **given)
+        diverged = _run(arguments, rows, settings, missing, lambda dataset: data_folder(root, dataset, scale, out))
     print(write_report(out, arguments.table), end="")
+    return 1 if diverged else 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from fdt_pipeline.shards import read_manifest
+    from train.recipes import make_recipe
+    from train.reproduce.paper import Row, select_rows
+    from train.reproduce.report import ALL_COLUMNS, write_sweep_report
+
+    data, model = arguments.data, arguments.model
+    diverged: list[str] = []
+    if arguments.report:
+        _refuse_options(arguments)
+    elif data is None:
+        raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
+    else:
+        num_samples = read_manifest(data / "test").num_samples
+        make_recipe(f"{model}_plain")  # says which models there are
+        rows = select_rows([Row(data.resolve().name, model, column) for column in ALL_COLUMNS], arguments.only)
+        images, augment = {"attack_images": min(SWEEP_IMAGES, num_samples)}, False if arguments.no_augment else None
+        settings = _settings(arguments, table="sweep", defaults=images, augment=augment)
+        diverged = _run(arguments, rows, settings, {}, lambda _: data)
+    print(write_sweep_report(arguments.out), end="")
     return 1 if diverged else 0
 
 
@@ -129,81 +147,27 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--merge and --report go by what was run: leave out {', '.join(ignored)}")
 
 
-def _table_settings(arguments: argparse.Namespace) -> Any:
+def _settings(arguments: argparse.Namespace, defaults: Mapping[str, Any], **given: Any) -> Settings:
+    """What is not given is the default of this command, or else of Settings."""
     from train.reproduce.settings import Settings
 
-    small = arguments.scale == "small"
-    names = ("batch_size", "lr", "loss_eps", "min_images", "max_images", "mix_probability", "anchor")
-    given = {name: getattr(arguments, name) for name in (*names, "stem", "tensor_norm")}
-    return Settings(
-        arguments.table,
-        arguments.scale,
-        epochs=SMALL_EPOCHS if small and arguments.epochs is None else arguments.epochs,
-        attack_images=SMALL_IMAGES if small and arguments.images is None else arguments.images,
-        **_attack_settings(arguments),
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    given |= {"epochs": arguments.epochs, "attack_images": arguments.images, "attack_steps": arguments.steps}
+    given |= {"clip_pixels": not arguments.no_clip, "eps_values": tuple(arguments.eps) if arguments.eps else None}
+    return Settings(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
 
 
-def _attack_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    eps = {"eps_values": tuple(arguments.eps)} if arguments.eps else {}
-    return {"attack_steps": arguments.steps, "clip_pixels": not arguments.no_clip, **eps}
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    from train.reproduce.report import write_sweep_report
-
-    diverged: list[str] = []
-    if arguments.report:
-        _refuse_options(arguments)
-    else:
-        if arguments.data is None:
-            raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
-        diverged = _run_sweep(arguments)
-    print(write_sweep_report(arguments.out), end="")
-    return 1 if diverged else 0
-
-
-def _run_sweep(arguments: argparse.Namespace) -> list[str]:
-    """The sweep's rows, on the shards DATA/{train,test}; -> the names of the runs that diverged."""
-    from fdt_pipeline.shards import read_manifest
-    from train.recipes import make_recipe
-    from train.reproduce.paper import Row
+def _run(
+    arguments: argparse.Namespace,
+    rows: Sequence[Row],
+    settings: Settings,
+    missing: Mapping[str, str],
+    folder_of: Callable[[str], Path],
+) -> list[str]:
+    """-> the names of the runs that diverged."""
     from train.reproduce.running import run_rows
-    from train.reproduce.settings import Settings
 
-    data, model, images = arguments.data, arguments.model, arguments.images
-    num_samples = read_manifest(data / "test").num_samples
-    make_recipe(f"{model}_plain")  # says which models there are
-    return run_rows(
-        [Row(data.resolve().name, model, column) for column in select_columns(arguments.only)],
-        _seeds(arguments),
-        Settings(
-            "sweep",
-            epochs=arguments.epochs,
-            augment=False if arguments.no_augment else None,
-            attack_images=min(SWEEP_IMAGES, num_samples) if images is None else images,
-            **_attack_settings(arguments),
-        ),
-        {},
-        lambda _: data,
-        arguments.out,
-        arguments.device,
-        retry_diverged=arguments.retry_diverged,
-    )
-
-
-def select_columns(patterns: Sequence[str] | None) -> list[str]:
-    """The sweep's columns that any of the patterns names; ValueError for a pattern that names none."""
-    from train.reproduce.report import ALL_COLUMNS
-
-    for pattern in patterns or ():
-        if not any(fnmatchcase(column, pattern) for column in ALL_COLUMNS):
-            raise ValueError(f"--only {pattern} names no column; columns: {', '.join(ALL_COLUMNS)}")
-    return [c for c in ALL_COLUMNS if not patterns or any(fnmatchcase(c, pattern) for pattern in patterns)]
-
-
-def _seeds(arguments: argparse.Namespace) -> range:
-    if arguments.seeds < 1 or arguments.first_seed < 0:
-        raise ValueError(f"expected 1 or more seeds from 0 on, got {arguments.seeds} from {arguments.first_seed} on")
-    return range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    first, count = arguments.first_seed, arguments.seeds
+    if count < 1 or first < 0:
+        raise ValueError(f"expected 1 or more seeds from 0 on, got {count} from {first} on")
+    seeds, retry = range(first, first + count), arguments.retry_diverged
+    return run_rows(rows, seeds, settings, missing, folder_of, arguments.out, arguments.device, retry)
