@@ -1,7 +1,5 @@
 """Robust accuracy is Eq. 7, counted exactly, and takes the worse of the attacks on tensor normalization."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -9,13 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
+from tests.train.test_attack import PAPER as BOUNDS
+from tests.train.test_attack import conv_net as attacked_net
+from tests.train.test_attack import images_in
 from train.attack import PGD, PixelBounds, pgd_path
 from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
 
-BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 EPS = (0.05, 0.005)
 STEPS = 6
 
@@ -23,28 +23,23 @@ STEPS = 6
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def conv_net(normalized: bool, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    relu = ReLUTensorNorm if normalized else nn.ReLU
-    stem = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), relu(), nn.Conv2d(8, 8, 3, padding=1), relu()]
-    last = nn.Linear(32, 5)
-    net = nn.Sequential(*stem, nn.AdaptiveAvgPool2d(2), nn.Flatten(), last).eval()
+def conv_net(normalized, seed=0):
+    net = attacked_net("straight-through" if normalized else "plain", seed)
     with torch.no_grad():
-        last.bias -= net(images(50, seed)).mean(0)  # so that all classes are answered
+        net[-1].bias -= net(images(50, seed)).mean(0)  # so that all classes are answered
     return net
 
 
-def images(num: int, seed: int) -> Tensor:
-    unit = torch.tensor(np.random.default_rng(seed).random((num, 3, 8, 8)), dtype=torch.float32)
-    return BOUNDS.clip(BOUNDS.low + unit * (BOUNDS.high - BOUNDS.low))
+def images(num, seed):
+    return images_in(BOUNDS, num, seed)
 
 
-def labelled(model: nn.Module, num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def labelled(model, num, seed=0):
     """Images with the model's own answers as labels, every fifth of them wrong."""
     x = images(num, seed)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    labels[::5] = (labels[::5] + 1) % 5
+    labels[::5] = (labels[::5] + 1) % 10
     return x, labels
 
 
@@ -77,7 +72,7 @@ def test_batch_size_does_not_change_the_result(normalized):
     assert results[0].at(0.05).worst < results[0].clean, "an attack without effect would show nothing"
 
 
-def slow_answers(model: nn.Module, x: Tensor, label: Tensor, eps: float) -> list[bool]:
+def slow_answers(model, x, label, eps):
     """One image at a time, Eq. 6 in its own words: the whole sum is projected by limits computed in advance."""
     lower, upper = torch.maximum(x - eps, BOUNDS.low), torch.minimum(x + eps, BOUNDS.high)
     point, answers = x.clone(), []
@@ -126,11 +121,11 @@ class TwoTraps(nn.Module):
     wrong, without a slope to show it, for b in (0.351, 0.369).
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.norm = ReLUTensorNorm()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         a, b = self.norm(x)[:, :, 0, 0].unbind(1)
         trap = ((x[:, 1, 0, 0] - 0.36).abs() < 0.009).float()
         score = -3 * a - b + 0.01 - 10 * trap
@@ -154,7 +149,7 @@ def test_only_a_model_with_tensor_norm_is_attacked_twice_and_gets_its_gradients_
     layers = tensor_norm_layers(normalized)
     own = ["straight-through", "exact"]
     for layer, gradient in zip(layers, own, strict=True):
-        layer.gradient = gradient  # type: ignore[assignment]
+        layer.gradient = gradient
     attacks = {
         kind: evaluate_robustness(model, [labelled(model, 5)], BOUNDS, [0.1], steps=2).at(0.1).attacks
         for kind, model in (("plain", plain), ("normalized", normalized))
@@ -177,16 +172,10 @@ def test_options_reach_the_attack():
         assert (result.steps, result.clip_pixels) == (STEPS, clip)
 
 
-def test_default_radii_and_steps_are_the_papers():
-    model = conv_net(normalized=False)
-    result = evaluate_robustness(model, [labelled(model, 1)], BOUNDS)
-    assert tuple(radius.eps for radius in result.radii) == EPS_VALUES == (1e-1, 1e-2, 1e-3, 1e-4)
-    assert [len(radius.path) for radius in result.radii] == [41] * 4
-
-
 def test_result_survives_json():
     model = conv_net(normalized=True)
     result = evaluate_robustness(model, [labelled(model, 7)], BOUNDS, EPS, steps=2)
+    assert EPS_VALUES == (1e-1, 1e-2, 1e-3, 1e-4)  # the paper's, which are the default
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert Robustness.from_dict(values) == result
     assert values["clean"] == result.clean
@@ -194,7 +183,7 @@ def test_result_survives_json():
     assert sum(values["radii"][0]["attacks"]["exact"]["correct"]) == 7 * sum(result.at(0.05).attacks["exact"].path)
 
 
-def row(clean: int, exact: tuple[int, ...], through: tuple[int, ...] = (), steps: int = 2) -> Robustness:
+def row(clean, exact, through=(), steps=2):
     """Of 1000 images; each attack fools one image for a while only, and both attacks fool the same."""
     paths = {"exact": exact, "straight-through": through} if through else {"exact": exact}
     attacks = {name: AttackCounts(1000, path, min(path) - 1) for name, path in paths.items()}
@@ -244,7 +233,7 @@ OTHERWISE = r"got \(\[0\.001\], 3, True\) for other; make a table for each attac
         (attack_of(), "expected at least one batch, got none"),
         (attack_of([(X[:0], torch.arange(0))]), "expected at least one image"),
         (attack_of(X), r"got a tensor; pass \[\(images, labels\)\]"),
-        (attack_of([(X, torch.full((4,), 5))]), r"labels in 0\.\.4, as the model has 5 outputs, got .*\.\.5"),
+        (attack_of([(X, torch.full((4,), 10))]), r"labels in 0\.\.9, as the model has 10 outputs, got .*\.\.10"),
         (attack_of(eps_values=[]), "one or more different eps_values"),
         (attack_of(eps_values=[0.1, 0.1]), "one or more different eps_values"),
         (attack_of(eps_values=[-0.1]), "expected a finite eps >= 0"),
