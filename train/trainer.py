@@ -21,7 +21,7 @@ from train import ddp, files, setup
 from train.accelerate import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.environment import hardware, versions
-from train.files import NoLog, RunLog
+from train.files import RunLog
 from train.recipes import Recipe
 from train.step import (
     TrainStep,
@@ -144,7 +144,7 @@ class Run:
         if not self.finished:
             hidden, step = not (self.show_progress and writes), self.progress.step
             bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=hidden)
-            with RunLog(self.out, step) if writes else NoLog() as log, bar:
+            with RunLog(self.out, step, writes) as log, bar:
                 while not self.finished:
                     self._epoch(log, bar)
         results = self.results()
@@ -152,7 +152,7 @@ class Run:
             files.write_json(self.out / files.RESULTS, results)
         return results
 
-    def _epoch(self, log: RunLog | NoLog, bar: tqdm[Any]) -> None:
+    def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
         waiting: list[tuple[float, float]] = []
         for step, loss, kl in self._steps(bar):
@@ -180,7 +180,7 @@ class Run:
             files.write_checkpoint(self.out / files.CHECKPOINT, self.state())
         self._best_state, self._written = None, time.perf_counter()
 
-    def _log_means(self, log: RunLog | NoLog, step: int, waiting: list[tuple[float, float]]) -> None:
+    def _log_means(self, log: RunLog, step: int, waiting: list[tuple[float, float]]) -> None:
         """One record of the mean loss and KL of the steps since the last one; empties `waiting`."""
         if waiting:
             loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))

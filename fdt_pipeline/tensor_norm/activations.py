@@ -34,14 +34,15 @@ def is_relu(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward
 
 
+def called_module(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """The module that a node of root's graph calls, None for any other node."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def relu_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Calls of F.relu, torch.relu, torch.relu_, x.relu() and x.relu_(), in order."""
-    return [
-        node
-        for node in graph.nodes
-        if (node.op == "call_function" and node.target in _FUNCTIONS)
-        or (node.op == "call_method" and node.target in _METHODS)
-    ]
+    targets = {"call_function": _FUNCTIONS, "call_method": _METHODS}
+    return [node for node in graph.nodes if node.target in targets.get(node.op, ())]
 
 
 def is_in_place(node: fx.Node) -> bool:

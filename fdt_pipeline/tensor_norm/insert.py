@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from fdt_pipeline.tensor_norm.activations import (
+    called_module,
     is_in_place,
     is_relu,
     left_activations,
@@ -62,7 +63,8 @@ def insert_tensor_norm(
     graphs, errors = trace_forwards(model, skipped)
     others = [module for module in other_activations(model, graphs) if module not in skipped]
     left = skipped | {inner for module in others for inner in module.modules()}
-    relus = [name for name, m in model.named_modules() if m not in left and (is_relu(m) or _calls_relu(m, graphs))]
+    functional = {module for module, graph in graphs.items() if relu_nodes(graph)}
+    relus = [name for name, m in model.named_modules() if m not in left and (is_relu(m) or m in functional)]
     if not relus:
         raise ValueError(
             f"found no nn.ReLU and no functional ReLU in {type(model).__name__}{' outside skip' if skipped else ''}, "
@@ -78,26 +80,21 @@ def insert_tensor_norm(
     return _rewrite(model, graphs, make_layer, {module: module for module in left})
 
 
-def _calls_relu(module: nn.Module, graphs: dict[nn.Module, fx.Graph]) -> bool:
-    return module in graphs and bool(relu_nodes(graphs[module]))
-
-
 def _skipped(model: nn.Module, skip: Skip) -> set[nn.Module]:
     """The modules that `skip` names, and all in them; ValueError for a pattern that names none."""
-    patterns = [] if callable(skip) else [skip] if isinstance(skip, str) else list(skip)
     named = list(model.named_modules(remove_duplicate=False))
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name, _ in named):
+    if callable(skip):
+        return {inner for name, module in named if skip(name, module) for inner in module.modules()}
+    found: set[nn.Module] = set()
+    for pattern in [skip] if isinstance(skip, str) else skip:
+        matching = [module for name, module in named if fnmatchcase(name, pattern)]
+        found |= {inner for module in matching for inner in module.modules()}
+        if not matching:
             raise ValueError(
                 f"skip has {pattern!r}, which is no module of {type(model).__name__}: expected names as in "
                 f"named_modules(), the last here is {named[-1][0]!r}, or patterns of them"
             )
-    found = [
-        module
-        for name, module in named
-        if (skip(name, module) if callable(skip) else any(fnmatchcase(name, pattern) for pattern in patterns))
-    ]
-    return {inner for module in found for inner in module.modules()}
+    return found
 
 
 def _warn_of_what_is_left(model: nn.Module, relus: Sequence[str], left: dict[str, list[str]]) -> None:
@@ -124,7 +121,7 @@ def _sites_of_features(
     sites: dict[nn.Module | fx.Node, set[bool]] = {child: {False} for module in errors for child in module.children()}
     for module, graph in graphs.items():
         for node in graph.nodes:
-            layer = _layer(node, module)
+            layer = called_module(node, module)
             if node in relu_nodes(graph) or isinstance(layer, nn.ReLU):
                 sites.setdefault(layer or node, set()).add(_reads_features(node, module))
     return {site for site, found in sites.items() if found == {True}}
@@ -132,16 +129,11 @@ def _sites_of_features(
 
 def _reads_features(node: fx.Node, module: nn.Module) -> bool:
     source = node.all_input_nodes[0]
-    while isinstance(_layer(source, module), nn.Dropout | nn.Identity):
+    while isinstance(layer := called_module(source, module), nn.Dropout | nn.Identity):
         source = source.all_input_nodes[0]
-    layer = _layer(source, module)
     if isinstance(layer, nn.LayerNorm):  # of one dimension, the last; timm's LayerNorm2d is another name
         return type(layer).__name__ == "LayerNorm" and len(layer.normalized_shape) == 1
     return isinstance(layer, nn.Linear)
-
-
-def _layer(node: fx.Node, module: nn.Module) -> nn.Module | None:
-    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _rewrite(
@@ -155,7 +147,7 @@ def _rewrite(
                 module._modules[name] = _rewrite(child, graphs, make_layer, done)
         if is_relu(module):
             done[module] = _take_tables(make_layer(module), module)
-        elif _calls_relu(module, graphs):
+        elif module in graphs and relu_nodes(graphs[module]):
             done[module] = _graph_module(module, graphs[module], make_layer)
     return done[module]
 

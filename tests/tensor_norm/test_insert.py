@@ -130,7 +130,15 @@ def test_a_root_that_is_replaced_keeps_its_mode_and_its_hooks(make, kind):
     assert calls == [1]
 
 
+def block_activation(x):
+    return F.relu(x) * 1
+
+
 class Branches(nn.Module):
+    """A forward that torch.fx cannot trace, as it branches on a value: one branch calls `other`."""
+
+    activation = functools.partial(F.relu, inplace=False)
+
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
@@ -138,29 +146,21 @@ class Branches(nn.Module):
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else F.relu(-x)
 
+    def other(self, x):
+        return block_activation(x)
+
 
 class BranchesOnMode(Branches):
     def forward(self, x):
         return F.relu(x) if self.training else self.relu(x)
 
 
-def block_activation(x):
-    return F.relu(x) * 1
-
-
 class BranchesInAFunction(Branches):
     def forward(self, x):
-        return self.relu(x) if x.sum() > 0 else self._other(x)
-
-    def _other(self, x):
-        return block_activation(x)
+        return self.relu(x) if x.sum() > 0 else self.other(x)
 
 
 class BranchesWithAnAttribute(Branches):
-    def __init__(self):
-        super().__init__()
-        self.activation = functools.partial(F.relu, inplace=False)
-
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else self.activation(x)
 
@@ -184,21 +184,18 @@ class BranchesWithoutFunctions(Branches):
         return torch.cat([relu, self.relu(-x)]) if relu.sum() > 0 else relu
 
 
-def test_an_untraceable_forward_without_functional_relus_is_no_reason_to_warn():
-    model = insert_tensor_norm(nn.Sequential(BranchesWithoutFunctions()))
+class Stores(Functional):
+    def forward(self, x):
+        self.features = self.relu(x)
+        return self.features
+
+
+@pytest.mark.parametrize("make", [BranchesWithoutFunctions, Stores])
+def test_a_forward_without_functional_relus_is_no_reason_to_warn_and_stays_as_it_was(make):
+    model = insert_tensor_norm(nn.Sequential(make()))
+    assert type(model[0]) is make
     assert isinstance(model[0].relu, ReLUTensorNorm)
-
-
-def test_a_forward_that_stores_its_features_is_left_as_it_was():
-    class Stores(Functional):
-        def forward(self, x):
-            self.features = self.relu(x)
-            return self.features
-
-    model = Stores()
-    insert_tensor_norm(model)
-    assert not hasattr(model, "features")
-    assert type(model) is Stores
+    assert not hasattr(model[0], "features"), "a stand-in of the trace"
 
 
 NO_RELU = r"found no nn.ReLU and no functional ReLU in {}, expected at least one: ReLU6 and"

@@ -202,21 +202,6 @@ def test_random_start_is_drawn_from_its_seed_and_row_0_judges_it():
     assert not pgd_path(bump(first, 1e-6), x, label, start[0], GRAY).correct[0]
 
 
-def test_a_path_costs_one_pass_a_step_and_a_last_forward():
-    model, passes = conv_net().train(), {"forward": 0, "backward": 0}
-
-    def count(module, args, logits):
-        passes["forward"] += 1
-        assert not any(m.training for m in module.modules())
-        assert not any(p.requires_grad for p in module.parameters())
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: passes.update(backward=passes["backward"] + 1))
-
-    model.register_forward_hook(count)
-    pgd_path(model, images_in(PAPER, 2), torch.tensor([0, 1]), PGD(0.1, steps=5), PAPER)
-    assert passes == {"forward": 6, "backward": 5}
-
-
 class FailsAt(nn.Module):
     """Finite answers up to the call of that number, then the error or the values asked for."""
 
@@ -357,10 +342,15 @@ def test_paths_are_those_of_the_attacks_alone_to_the_bit(attacks, memory_format)
     assert len({path.adversarial.sum().item() for path in together}) == len(attacks)
 
 
-def test_radii_that_share_a_batch_share_the_passes():
-    model, passes = small_net(), []
-    model.register_forward_hook(lambda module, inputs, logits: passes.append(len(logits)))
-    told = []
+def test_radii_that_share_a_batch_share_the_passes_which_are_one_a_step_and_a_last_forward():
+    model, passes, told = small_net(), [], []
+
+    def note(module, inputs, logits):
+        assert not any(part.training for part in module.modules())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        passes.append(len(logits))
+
+    model.train().register_forward_hook(note)
     x, labels = images_in(PAPER, 4, size=16), torch.arange(4)
     evaluate_robustness(model, [(x, labels)], PAPER, steps=3, together=True, progress=told.append)
     assert passes == [16] * 4 * 2  # 3 steps and the last answer, for 4 radii at once, along 2 gradients

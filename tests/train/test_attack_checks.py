@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -238,17 +239,12 @@ def test_the_tn_gradient_that_finds_less_is_named(exact, straight, weak):
     assert f"the {weak} gradient misses 20.00 points" in check.verdict
 
 
-def test_random_starts_differ_from_batch_to_batch(monkeypatch):
+def test_random_starts_differ_from_batch_to_batch_and_from_seed_to_seed(monkeypatch):
     seeds = []
-
-    def noting(model, x, labels, attack, bounds):
-        seeds.append(attack.seed)
-        return type("Path", (), {"correct": torch.ones(2, len(x), dtype=torch.bool)})
-
-    monkeypatch.setattr("train.attack_checks.pgd_path", noting)
-    target = target_of(nn.Identity(), batch_size=12)
+    path = namedtuple("path", "correct")(torch.ones(2, 12, dtype=torch.bool))
+    monkeypatch.setattr("train.attack_checks.pgd_path", lambda *of: seeds.append(of[3].seed) or path)
     for seed in (0, 1):
-        path_right(target, PGD(0.1, steps=1, random_start=True, seed=seed))
+        path_right(target_of(nn.Identity(), batch_size=12), PGD(0.1, steps=1, random_start=True, seed=seed))
     assert len(set(seeds)) == len(seeds) == 6
 
 

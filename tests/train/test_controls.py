@@ -17,7 +17,6 @@ from train.controls import (
     make_batch_change,
     mean_target_entropy,
     mix_pairs,
-    positional_norm,
     smooth_targets,
     smoothing_with_entropy,
 )
@@ -114,18 +113,20 @@ def test_every_control_trains(few_shards, tmp_path, control):
 def test_positional_norm_is_layer_norm_over_the_channels_with_an_unbiased_variance():
     x = torch.randn(3, 8, 5, 4, dtype=torch.float64)
     biased = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=1e-5 * 7 / 8).permute(0, 3, 1, 2)
-    torch.testing.assert_close(positional_norm(x), biased * (7 / 8) ** 0.5)
-    assert torch.autograd.gradcheck(positional_norm, (x[:1, :4, :2, :2].clone().requires_grad_(),))
+    torch.testing.assert_close(PositionalNorm()(x), biased * (7 / 8) ** 0.5)
+    assert torch.autograd.gradcheck(PositionalNorm(), (x[:1, :4, :2, :2].clone().requires_grad_(),))
 
 
 def test_positional_norm_takes_off_a_pixels_mean_and_scale_and_leaves_a_dead_pixel_zero():
     x = torch.rand(2, 6, 3, 3, dtype=torch.float64) + 1
     pixel = torch.rand(2, 1, 3, 3, dtype=torch.float64) + 1
-    torch.testing.assert_close(positional_norm(1e3 * x * pixel + pixel), positional_norm(1e6 * x), rtol=1e-6, atol=1e-6)
-    assert not positional_norm(torch.zeros(1, 4, 2, 2)).any()
-    assert positional_norm(torch.rand(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    torch.testing.assert_close(
+        PositionalNorm()(1e3 * x * pixel + pixel), PositionalNorm()(1e6 * x), rtol=1e-6, atol=1e-6
+    )
+    assert not PositionalNorm()(torch.zeros(1, 4, 2, 2)).any()
+    assert PositionalNorm()(torch.rand(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="2 or more channels"):
-        positional_norm(torch.rand(2, 1, 3, 3))
+        PositionalNorm()(torch.rand(2, 1, 3, 3))
 
 
 @pytest.mark.parametrize(("name", "sites"), [("small", 7), ("resnet18", 17)])

@@ -63,5 +63,5 @@ def test_fewer_epochs_keep_the_share_of_the_run_before_each_drop():
 def test_recipes_that_do_not_fit_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):
         Recipe("made up", "small", **changes)
-    with pytest.raises(ValueError, match="there is no recipe 'resnet35_plain'; recipes: resnet18_plain"):
+    with pytest.raises(ValueError, match="there is no recipe 'resnet35_plain'; recipes: resnet34_plain"):
         make_recipe("resnet35_plain")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline.shards import load_shards, write_shards
-from fdt_pipeline.sources import ArraySource
+from fdt_pipeline.shards import load_shards
 from tests.train.made_up import SMALLER
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json
@@ -22,7 +21,6 @@ from train.reproduce import settings as table_settings
 from train.reproduce.record import read_records
 from train.reproduce.running import PROGRESS, attack_in_batches
 from train.reproduce.settings import Settings, draw_subset
-from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.saved_run import attack_run, open_run
 from train.step import NonFiniteLossError
 
@@ -245,27 +243,12 @@ def test_bad_input_exits_2(root, tmp_path, arguments, message, refused):
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_the_small_subset_is_the_same_whatever_the_order_of_the_shards(few_shards, tmp_path):
+def test_the_small_subset_is_the_same_whatever_the_order_of_the_shards(few_shards):
     images, labels, _ = load_shards(few_shards / "train")
     order = np.random.default_rng(0).permutation(len(labels))
-    write_shards(ArraySource(images[order], labels[order]), tmp_path / "shuffled", seed=9)
-    again, again_labels, _ = load_shards(tmp_path / "shuffled")
-    first, second = draw_subset(images, labels, 7), draw_subset(again, again_labels, 7)
-    assert np.array_equal(images[first], again[second])
+    first, second = draw_subset(images, labels, 7), draw_subset(images[order], labels[order], 7)
+    assert np.array_equal(images[first], images[order][second])
     assert np.bincount(labels[first]).tolist() == [7] * 10
-
-
-def test_counts_of_two_batches_add_up_and_other_attacks_are_refused():
-    def counts(num_images, *correct):
-        attacks = {"exact": AttackCounts(num_images, correct, correct[-1])}
-        return Robustness(num_images, correct[0], len(correct) - 1, True, (RobustnessAtEps(0.1, attacks, correct[-1]),))
-
-    whole = counts(10, 9, 5, 2) + counts(5, 4, 4, 4)
-    assert whole.clean == 13 / 15
-    assert whole.radii[0].attacks["exact"].path == [13 / 15, 9 / 15, 6 / 15]
-    assert whole.radii[0].worst == 6 / 15
-    with pytest.raises(ValueError, match="expected counts of the attacks"):
-        counts(10, 9, 5) + counts(10, 9, 5, 2)
 
 
 def test_the_scripts_of_the_small_scale_use_the_bundled_images(tmp_path, monkeypatch):

@@ -229,6 +229,7 @@ OTHERWISE = r"got \(\[0\.001\], 3, True\) for other; make a table for each attac
     [
         (table_of(one=row(1, (1, 1, 1)), other=row(1, (1, 1, 1, 1), steps=3)), OTHERWISE),
         (table_of(), "expected at least one row"),
+        (lambda: row(1, (1, 1, 1)) + row(1, (1, 1, 1, 1), steps=3), "expected counts of the attacks"),
         (lambda: row(1, (1, 1, 1)).at(0.1), r"one of the evaluated eps \[0\.001\], got 0\.1"),
         (attack_of(), "expected at least one batch, got none"),
         (attack_of([(X[:0], torch.arange(0))]), "expected at least one image"),

@@ -71,6 +71,11 @@ class Results:
     def title(self) -> str:
         return f"{DATASETS.get(self.dataset, self.dataset)}, {NETWORKS.get(self.model, self.model)}"
 
+    @property
+    def run(self) -> dict[str, tuple[Record, ...]]:
+        """The columns that have records."""
+        return {column: records for column, records in self.columns.items() if records}
+
     def row(self, column: str) -> Row:
         return Row(self.dataset, self.model, column)
 

@@ -37,54 +37,57 @@ SWEEP_IMAGES = 1000
 INTERRUPTED = "the same command goes on from the last whole epoch, or the last images attacked"
 
 
+# What PAPER.md's readings switch: (option, kind or choices, help).
+READINGS: tuple[tuple[str, Any, str], ...] = (
+    ("--batch-size", int, "default: 100"),
+    ("--lr", float, "default: 0.1"),
+    ("--loss-eps", float, "Algorithm 4's threshold (default: 1e-6)"),
+    ("--min-images", int, "lowest K of a superposition (default: 1)"),
+    ("--max-images", int, "highest K (default: the number of classes)"),
+    ("--mix-probability", float, "share of the outputs that are superpositions (default: 1)"),
+    ("--anchor", ("random", "epoch"), "image 1: drawn, or each image once an epoch (default: random)"),
+    ("--stem", ("cifar", "cifar-pool", "imagenet"), "of the ResNets (default: cifar)"),
+    ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
+)
+
+
 def add_reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", choices=("table1", "table2"), help="of the paper")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder with a folder of shards for each data set")
     parser.add_argument("--scale", choices=("full", "small"), default="full", help="default: %(default)s")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="copy these folders' results to --out")
-    instead.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
-    parser.add_argument(
-        "--only", nargs="+", metavar="ROW", help="data sets, models, columns or DATA-MODEL-COLUMN with * (default: all)"
-    )
-    _add_common(parser, seeds=3, images=f"all; {SMALL_IMAGES} at the small scale")
-    for flag, kind, text in (
-        ("--batch-size", int, "default: 100"),
-        ("--lr", float, "default: 0.1"),
-        ("--loss-eps", float, "Algorithm 4's threshold (default: 1e-6)"),
-        ("--min-images", int, "lowest K of a superposition (default: 1)"),
-        ("--max-images", int, "highest K (default: the number of classes)"),
-        ("--mix-probability", float, "share of the outputs that are superpositions (default: 1)"),
-    ):
-        parser.add_argument(flag, type=kind, help=text)
-    for flag, choices, text in (
-        ("--anchor", ("random", "epoch"), "image 1: drawn, or each image once an epoch (default: random)"),
-        ("--stem", ("cifar", "cifar-pool", "imagenet"), "of the ResNets (default: cifar)"),
-        ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
-    ):
-        parser.add_argument(flag, choices=choices, help=text)
+    only = "data sets, models, columns or DATA-MODEL-COLUMN, * for any part (default: all)"
+    data = "folder with a folder of shards for each data set"
+    _add_common(parser, instead, only, data, seeds=3, images=f"all; {SMALL_IMAGES} at the small scale")
+    for flag, kind, text in READINGS:
+        parser.add_argument(flag, **{"type" if callable(kind) else "choices": kind}, help=text)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="SHARDS", help="folder with train/ and test/ shards")
     parser.add_argument("--model", default="small", help="of the recipes (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="COLUMN", help="columns, * for any part (default: all)")
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
-    parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
-    _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
+    only, data = "columns, * for any part (default: all)", "folder with train/ and test/ shards"
+    _add_common(parser, parser, only, data, seeds=1, images="1,000, or all if they are fewer")
 
 
-def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
-    parser.add_argument("--seeds", type=int, default=seeds, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds S .. S+N-1 (default: 0)")
-    parser.add_argument("--epochs", type=int, help="default: the recipe's; learning-rate drops keep their share")
-    parser.add_argument("--images", type=int, metavar="N", help=f"attack the first N test images (default: {images})")
-    parser.add_argument("--steps", type=int, default=40, help="of the attack, each eps / 30 (default: %(default)s)")
-    parser.add_argument("--eps", type=float, nargs="+", help="radii in input units (default: the paper's four)")
-    parser.add_argument("--no-clip", action="store_true", help="let the attack leave the pixel range")
-    parser.add_argument("--retry-diverged", action="store_true", help="train again what has diverged")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+def _add_common(parser: Any, instead: Any, only: str, data: str, seeds: int, images: str) -> None:
+    """instead: where --report goes, as it takes the place of other options there."""
+    instead.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
+    for flag, options in (
+        ("--data", {"type": Path, "metavar": "ROOT", "help": data}),
+        ("--out", {"type": Path, "metavar": "DIR", "required": True, "help": "folder of the results"}),
+        ("--only", {"nargs": "+", "metavar": "ROW", "help": only}),
+        ("--seeds", {"type": int, "default": seeds, "metavar": "N", "help": "how many (default: %(default)s)"}),
+        ("--first-seed", {"type": int, "default": 0, "metavar": "S", "help": "seeds S .. S+N-1 (default: 0)"}),
+        ("--epochs", {"type": int, "help": "default: the recipe's; learning-rate drops keep their share"}),
+        ("--images", {"type": int, "metavar": "N", "help": f"attack the first N test images (default: {images})"}),
+        ("--steps", {"type": int, "default": 40, "help": "of the attack, each eps / 30 (default: %(default)s)"}),
+        ("--eps", {"type": float, "nargs": "+", "help": "radii in input units (default: the paper's four)"}),
+        ("--no-clip", {"action": "store_true", "help": "let the attack leave the pixel range"}),
+        ("--retry-diverged", {"action": "store_true", "help": "train again what has diverged"}),
+        ("--device", {"choices": ("cpu", "cuda"), "help": "default: cuda where there is a GPU"}),
+    ):
+        parser.add_argument(flag, **options)
     parser.set_defaults(default_of=parser.get_default)
 
 
@@ -107,8 +110,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         if len(missing) == len(reasons):
             raise ValueError("; ".join(f"{dataset}: {reason}" for dataset, reason in missing.items()))
         small = {"epochs": SMALL_EPOCHS, "attack_images": SMALL_IMAGES} if scale == "small" else {}
-        names = ("batch_size", "lr", "loss_eps", "min_images", "max_images", "mix_probability", "anchor")
-        given = {name: getattr(arguments, name) for name in (*names, "stem", "tensor_norm")}
+        names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in READINGS]
+        given = {name: getattr(arguments, name) for name in names}
         settings = _settings(arguments, table=arguments.table, scale=scale, defaults=small, **given)
         diverged = _run(arguments, rows, settings, missing, lambda dataset: data_folder(root, dataset, scale, out))
     print(write_report(out, arguments.table), end="")

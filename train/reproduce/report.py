@@ -42,7 +42,7 @@ def write_report(out: Path, table: str | None = None) -> str:
     """
     plan, settings, records = _read(out, table)
     groups = grouped(table_rows(settings.table, settings.scale), records)
-    shown, absent = [group for group in groups if any(group.columns.values())], absent_rows(groups, plan)
+    shown, absent = [group for group in groups if group.run], absent_rows(groups, plan)
     name, small = settings.table.replace("table", "Table "), settings.scale == "small"
     title = f"# {name} of the paper, beside ours" + (" at a small scale" if small else "")
     epochs = sorted({record.content["training"]["recipe"]["epochs"] for record in records})
@@ -93,7 +93,7 @@ def write_sweep_report(out: Path) -> str:
             group, out, "clean-robust", "clean against robust accuracy", plots.draw_clean_against_robust, eps_values
         )
         text += [*part, clean_robust]
-        if sum(bool(group.columns.get(column)) for column in GAMMA_OF) > 1:
+        if len(GAMMA_OF.keys() & group.run) > 1:
             what = "accuracy against the weights' exponent"
             text += [_picture(group, out, "weights", what, plots.draw_weight_series, GAMMA_OF, eps_values)]
     text += [*absent, "## Every seed", *(tables.seeds_table(group, eps_values) for group in groups)]
@@ -120,7 +120,7 @@ def absent_rows(groups: Iterable[Results], plan: Mapping[str, Any]) -> list[str]
     lines = []
     diverged = {name.rpartition(" seed ")[0] for name in plan["diverged"]}
     for group in groups:
-        absent = [group.row(column).key for column, records in group.columns.items() if not records]
+        absent = [group.row(column).key for column in group.columns if column not in group.run]
         not_run = [key for key in absent if key not in diverged]
         if group.dataset in plan["missing"] and len(not_run) == len(group.columns):
             lines.append(f"* {group.title}: missing, {plan['missing'][group.dataset]}.")

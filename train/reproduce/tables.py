@@ -168,6 +168,6 @@ def separation_table(results: Results, eps_values: Sequence[float]) -> str:
     lines = [
         [f"{label(a)} - {label(b)}", *(with_error(results.difference(a, b, measure)) for _, measure in measures)]
         for a, b in COMPARED
-        if results.columns.get(a) and results.columns.get(b)
+        if {a, b} <= results.run.keys()
     ]
     return "\n".join(markdown_table(["difference", *(name for name, _ in measures)], lines))
