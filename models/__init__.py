@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from fdt_pipeline.tensor_norm import Gradient
-from models.resnet import Stem, resnet, resnet18, resnet34, resnet50, resnet152
-from models.small_resnet import small_resnet
+from models.resnet import Stem, resnet, resnet18, resnet34, resnet50, resnet152, small_resnet
 from models.wide_resnet import wide_resnet, wrn28_10
 
 __all__ = [
@@ -24,12 +23,7 @@ __all__ = [
     "wrn28_10",
 ]
 
-_WITH_STEM: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet152": resnet152,
-}
+_WITH_STEM = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet152": resnet152}
 _WITHOUT_STEM: dict[str, Callable[..., nn.Module]] = {"wrn28_10": wrn28_10, "small": small_resnet}
 
 

@@ -5,10 +5,13 @@ Source: S. Zagoruyko and N. Komodakis, "Wide Residual Networks", BMVC 2016.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from fdt_pipeline.tensor_norm import Gradient, ReLUTensorNorm
+from models.resnet import initialise
 
 
 class _Block(nn.Module):
@@ -48,20 +51,12 @@ def wide_resnet(
             channels = out_channels
     head = [nn.BatchNorm2d(channels), _relu(tensor_norm), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     model = nn.Sequential(*layers, *blocks, *head, nn.Linear(channels, num_classes))
-    return _initialise(model)
+    initialise(model)
+    return model
 
 
-def wrn28_10(num_classes: int, in_channels: int = 3, tensor_norm: Gradient | None = None) -> nn.Sequential:
-    """WRN-28-10: 36.48 M parameters with 10 classes, 25 TN sites."""
-    return wide_resnet(28, 10, num_classes, in_channels, tensor_norm)
+wrn28_10 = partial(wide_resnet, 28, 10)  # 36.48 M parameters with 10 classes, 25 TN sites
 
 
 def _relu(tensor_norm: Gradient | None) -> nn.Module:
     return nn.ReLU(inplace=True) if tensor_norm is None else ReLUTensorNorm(tensor_norm, inplace=True)
-
-
-def _initialise(model: nn.Sequential) -> nn.Sequential:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model

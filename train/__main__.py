@@ -16,12 +16,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 
 try:
     from fdt_pipeline.cli.command_line import add_debug, run_verb
     from train.recipes import CONTROLS, RECIPES
-    from train.reproduce.command import REPRODUCE_HELP, SWEEP_HELP, add_reproduce, add_sweep
+    from train.reproduce.command import (
+        INTERRUPTED,
+        REPRODUCE_HELP,
+        SWEEP_HELP,
+        add_reproduce,
+        add_sweep,
+    )
 except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use
     sys.exit(130)
 
@@ -30,44 +38,37 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = ["demo", *argv]
-    arguments = _parser().parse_args(argv)
-    return run_verb(_run, arguments, {RuntimeError: 1, FloatingPointError: 1})
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.run is not _fit:
-        check_one_process()
-    return arguments.run(arguments)
-
-
-def check_one_process() -> None:
-    from fdt_pipeline.loader.order import find_ranks
-
-    world_size = find_ranks(None, None).world_size
-    if world_size > 1:
-        raise ValueError(f"this is one of {world_size} processes: torchrun is for `fit`, run all else without it")
-
-
-def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__, formatter_class=raw)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for name, add_options, text, description in (
-        ("demo", _demo_options, "what runs without a verb, and takes the options", DEMO_HELP),
-        ("fit", _fit_options, "train one recipe on shards", FIT_HELP),
-        ("robustness", _robustness_options, "attack a trained run", ROBUSTNESS_HELP),
-        ("checks", _checks_options, "does the attack find what there is to find?", CHECKS_HELP),
-        ("export", _export_options, "a trained run as safetensors and ONNX, with a model card", EXPORT_HELP),
-        ("reproduce", add_reproduce, "a table of the paper beside ours", REPRODUCE_HELP),
-        ("sweep", add_sweep, "controls that separate the causes", SWEEP_HELP),
-    ):
-        add_options(verbs.add_parser(name, help=text, description=description, formatter_class=raw))
+    for name, add_options, summary, description, run, interrupted in VERBS:
+        verb = verbs.add_parser(name, help=summary, description=description, formatter_class=raw)
+        add_options(verb)
+        verb.set_defaults(run=run, interrupted=interrupted)
     add_debug(verbs)
-    return parser
+    return run_verb(_run, parser.parse_args(argv), {RuntimeError: 1, FloatingPointError: 1})
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """What the verb's function returns: an exit code, or a text to print."""
+    from fdt_pipeline.loader.order import find_ranks
+
+    world_size = find_ranks(None, None).world_size
+    if world_size > 1 and not arguments.run.endswith(":_fit"):
+        raise ValueError(f"this is one of {world_size} processes: torchrun is for `fit`, run all else without it")
+    found = resolve_name(arguments.run)(arguments)  # imported here, as torch takes seconds
+    if isinstance(found, int):
+        return found
+    print(found)
+    return 0
 
 
 def _device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+
+
+def _weights_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
 
 
 DEMO_HELP = """Shard the Fashion-MNIST subset that comes with the code, train plain and TN + FDT, attack both.
@@ -87,17 +88,15 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of shards, weights and mixing (default: %(default)s)")
     _device_option(parser)
-    parser.set_defaults(run=_demo, interrupted="the same command goes on from here")
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(arguments: argparse.Namespace) -> str:
     from dataclasses import replace
 
     from train.demo import QUICK, Settings, run_demo
 
     settings = replace(QUICK if arguments.quick else Settings(), seed=arguments.seed)
-    print(run_demo(arguments.out, settings, arguments.device))
-    return 0
+    return run_demo(arguments.out, settings, arguments.device)
 
 
 FIT_HELP = f"""Train one recipe on DATA/train, with the accuracy on DATA/test after every epoch.
@@ -146,10 +145,9 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         help="torch.compile, in one process (default: long runs on a GPU)",
     )
     _device_option(parser)
-    parser.set_defaults(run=_fit, interrupted="the same command with --resume goes on from the last whole epoch")
 
 
-def _fit(arguments: argparse.Namespace) -> int:
+def _fit(arguments: argparse.Namespace) -> int | str:
     from dataclasses import replace
 
     from train.ddp import is_first_rank
@@ -167,12 +165,12 @@ def _fit(arguments: argparse.Namespace) -> int:
         return 0
     final, best = results["final"], results["best"]
     if final["accuracy"] is None:
-        print(f"{recipe.name}: {results['steps']} steps; no test shards under {arguments.data}, so no accuracy")
-        return 0
-    print(f"{recipe.name}: {results['steps']} steps, {results['seconds']} s")
-    print(f"test accuracy: final {100 * final['accuracy']:.2f} % (epoch {final['epoch']}), ", end="")
-    print(f"best {100 * best['accuracy']:.2f} % (epoch {best['epoch']}, chosen on the test set)")
-    return 0
+        return f"{recipe.name}: {results['steps']} steps; no test shards under {arguments.data}, so no accuracy"
+    return (
+        f"{recipe.name}: {results['steps']} steps, {results['seconds']} s\n"
+        f"test accuracy: final {100 * final['accuracy']:.2f} % (epoch {final['epoch']}), "
+        f"best {100 * best['accuracy']:.2f} % (epoch {best['epoch']}, chosen on the test set)"
+    )
 
 
 ROBUSTNESS_HELP = """Attack a trained run with PGD (Eq. 6) and print its row of the table, with both TN gradients.
@@ -187,7 +185,7 @@ eps is in the model's input units, (pixel - mean) / 256: 0.1 is 25.6 grey levels
 def _saved_run_options(parser: argparse.ArgumentParser) -> None:
     """What every attack on a saved run has."""
     parser.add_argument("--batch-size", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
+    _weights_option(parser)
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="default: where the run found them")
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures, versions and hardware to F")
     _device_option(parser)
@@ -205,14 +203,6 @@ def _robustness_options(parser: argparse.ArgumentParser) -> None:
         help="tf32: on a GPU, behind the first layer (the default there); elsewhere the same as float32",
     )  # fmt: skip
     _saved_run_options(parser)
-    parser.set_defaults(run=_robustness, interrupted="the runs that are done are in the --json file, if one was given")
-
-
-def _robustness(arguments: argparse.Namespace) -> int:
-    from train.saved_run import robustness_of_runs
-
-    print(robustness_of_runs(arguments))
-    return 0
 
 
 CHECKS_HELP = """Check that the attack finds what there is to find: a robustness that only hides the gradient is none.
@@ -240,14 +230,6 @@ def _checks_options(parser: argparse.ArgumentParser) -> None:
     autoattack.add_argument("--no-autoattack", action="store_true", help="leave AutoAttack out")
     parser.add_argument("--seed", type=int, default=0, help="of starts, noise and queries (default: %(default)s)")
     _saved_run_options(parser)
-    parser.set_defaults(run=_checks, interrupted="nothing was written")
-
-
-def _checks(arguments: argparse.Namespace) -> int:
-    from train.attack_checks_run import checks_of_run
-
-    print(checks_of_run(arguments))
-    return 0
 
 
 EXPORT_HELP = """Write a trained run as safetensors and ONNX, with its classes and normalization, and a model card.
@@ -263,15 +245,31 @@ pip install -e ".[export]" beside the extras of this installation.
 def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder that fit has written")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
-    parser.add_argument("--weights", choices=("final", "best"), default="final", help="default: %(default)s")
-    parser.set_defaults(run=_export, interrupted="the same command writes all files again")
+    _weights_option(parser)
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> str:
     from train.export import export_run
 
-    print(export_run(arguments.run_folder, arguments.out, arguments.weights))
-    return 0
+    return export_run(arguments.run_folder, arguments.out, arguments.weights)
+
+
+VERBS: tuple[tuple[str, Callable[..., None], str, str, str, str], ...] = (
+    # (name, what adds its options, summary, description, what runs it, what Ctrl-C prints)
+    ("demo", _demo_options, "what runs without a verb, and takes the options", DEMO_HELP, f"{__name__}:_demo",
+     "the same command goes on from here"),
+    ("fit", _fit_options, "train one recipe on shards", FIT_HELP, f"{__name__}:_fit",
+     "the same command with --resume goes on from the last whole epoch"),
+    ("robustness", _robustness_options, "attack a trained run", ROBUSTNESS_HELP, "train.saved_run:robustness_of_runs",
+     "the runs that are done are in the --json file, if one was given"),
+    ("checks", _checks_options, "does the attack find what there is to find?", CHECKS_HELP,
+     "train.attack_checks_run:checks_of_run", "nothing was written"),
+    ("export", _export_options, "a trained run as safetensors and ONNX, with a model card", EXPORT_HELP,
+     f"{__name__}:_export", "the same command writes all files again"),
+    ("reproduce", add_reproduce, "a table of the paper beside ours", REPRODUCE_HELP,
+     "train.reproduce.command:reproduce", INTERRUPTED),
+    ("sweep", add_sweep, "controls that separate the causes", SWEEP_HELP, "train.reproduce.command:sweep", INTERRUPTED),
+)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -77,62 +77,44 @@ class GraphedPass:
     """
 
     def __init__(
-        self,
-        function: Pass,
-        parameters: Sequence[Tensor],
-        device: torch.device,
-        record: Record = record_cuda_graph,
+        self, function: Pass, parameters: Sequence[Tensor], device: torch.device, record: Record = record_cuda_graph
     ) -> None:
         self._function, self._parameters, self._record = function, parameters, record
         self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._warm_up_steps = 0
-        self._recording: _Recording | None = None
-        self._failed = False
+        self._steps = 0
+        self._replay: Callable[[], None] | None = None  # with the tensors that it reads and leaves behind
+        self._images = self._targets = self._figures = torch.empty(0)
+        self._gradients: list[Tensor | None] = []
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        if self._warm_up_steps < _WARM_UP:
-            self._warm_up_steps += 1
+        self._steps += 1
+        if self._steps <= _WARM_UP:
             with _on(self._side_stream):
                 return self._function(images, targets)
-        if self._recording is None and not self._failed:
-            self._recording = self._try_recording(images, targets)
-        if self._recording is None or not self._recording.fits(images, targets):
+        if self._steps == _WARM_UP + 1:
+            self._try_recording(images, targets)
+        if self._replay is None or (images.shape, targets.shape) != (self._images.shape, self._targets.shape):
             return self._function(images, targets)
-        return self._recording.replay(images, targets)
+        self._images.copy_(images)
+        self._targets.copy_(targets)
+        self._replay()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient  # a step of another shape has put its own there
+        return self._figures.clone()  # the next replay overwrites them, and they are looked at later
 
-    def _try_recording(self, images: Tensor, targets: Tensor) -> _Recording | None:
+    def _try_recording(self, images: Tensor, targets: Tensor) -> None:
+        self._images, self._targets = torch.empty_like(images), torch.empty_like(targets)
+        for parameter in self._parameters:
+            parameter.grad = None  # so that a replay writes gradients, and does not add to them
         try:
-            return _Recording(self._function, self._parameters, images, targets, self._record)
+            self._figures, self._replay = self._record(lambda: self._function(self._images, self._targets))
         except RuntimeError as error:
-            self._failed = True
             warnings.warn(
                 f"the step cannot be recorded as a CUDA graph ({error}): it goes on kernel by kernel, more slowly",
                 UserWarning,
                 stacklevel=2,
             )
-            return None
-
-
-class _Recording:
-    def __init__(
-        self, function: Pass, parameters: Sequence[Tensor], images: Tensor, targets: Tensor, record: Record
-    ) -> None:
-        self._images, self._targets = torch.empty_like(images), torch.empty_like(targets)
-        for parameter in parameters:
-            parameter.grad = None  # so that a replay writes gradients, and does not add to them
-        self._figures, self._replay = record(lambda: function(self._images, self._targets))
-        self._gradients = [(parameter, parameter.grad) for parameter in parameters]
-
-    def fits(self, images: Tensor, targets: Tensor) -> bool:
-        return images.shape == self._images.shape and targets.shape == self._targets.shape
-
-    def replay(self, images: Tensor, targets: Tensor) -> Tensor:
-        self._images.copy_(images)
-        self._targets.copy_(targets)
-        self._replay()
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient  # a step of another shape has put its own there
-        return self._figures.clone()  # the next replay overwrites them, and they are looked at later
+        self._gradients = [parameter.grad for parameter in self._parameters]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ later. The answer at x^t is the forward pass of step t + 1, so a path costs T pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,76 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fdt_pipeline.loader.options import check_pixel_range
+from fdt_pipeline.tensor_norm import Gradient, tensor_norm_layers
 from train.precision import Precision, attack_precision, autotuned_convolutions, full_float32, tf32_behind_first_layer
-from train.threat_model import PGD, PixelBounds
 
-__all__ = ["PGD", "AttackPath", "PixelBounds", "frozen", "pgd_path", "pgd_paths"]
+_SLACK = 1e-3  # of the pixel range: far above rounding, far below a wrong mean or std
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent in the L-infinity ball of radius `eps`, in the model's input units.
+
+    Those are the units of (pixel - mean) / std: with std 256, eps = 0.1 is 25.6 grey levels. The step is
+    alpha = rel_step * eps, by default eps / 30, so the path can first reach the radius eps at t = 30. A random start is
+    x^0 + U(-eps, eps) drawn from `seed`, the same draw on every call: give each batch a seed of its own.
+    """
+
+    eps: float
+    steps: int = 40
+    rel_step: float = 0.01 / 0.3
+    clip_pixels: bool = True
+    random_start: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"expected a finite eps >= 0, a radius in units of (pixel - mean) / std, got {self.eps}")
+        if self.steps < 1:
+            raise ValueError(f"expected steps >= 1, got {self.steps}; the paper takes 40")
+        if not (math.isfinite(self.rel_step) and self.rel_step > 0):
+            raise ValueError(f"expected a finite rel_step > 0, the step as a share of eps, got {self.rel_step}")
+
+    @property
+    def alpha(self) -> float:
+        """Step length; a product of Python floats, as foolbox takes it, so that both walk the same path to the bit."""
+        return self.rel_step * self.eps
+
+
+@dataclass(frozen=True, eq=False)
+class PixelBounds:
+    """Where the pixel values 0 and 255 lie in the model's input: low, high f32[c 1 1]; c = 1 serves any image."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def from_normalization(cls, mean: Sequence[float], std: float | Sequence[float]) -> PixelBounds:
+        """For x = (pixel - mean) / std, pixels in 0..255; `mean` has one entry a channel, `std` one or as many."""
+        center = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
+        width = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+        if len(width) not in (1, len(center)) or not bool((width > 0).all()):
+            raise ValueError(f"expected one std > 0, or one for each of the {len(center)} channels, got {std}")
+        check_pixel_range(mean, std)
+        return cls(low=(0 - center) / width, high=(255 - center) / width)
+
+    def to(self, device: torch.device) -> PixelBounds:
+        return PixelBounds(self.low.to(device), self.high.to(device))
+
+    def clip(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, self.low, self.high)
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError if x f32[n c h w] has other channels, or leaves the bounds by over 0.1 % of the range."""
+        if len(self.low) not in (1, x.shape[1]):
+            raise ValueError(f"expected images with {len(self.low)} channels, as the bounds have, got {x.shape[1]}")
+        slack = _SLACK * (self.high - self.low)
+        if not bool(((x >= self.low - slack) & (x <= self.high + slack)).all()):
+            raise ValueError(
+                f"expected x between {self.low.flatten().tolist()} and {self.high.flatten().tolist()}, got values in "
+                f"[{x.min():.4g}, {x.max():.4g}]; make the bounds from the mean and std that x was normalized with"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +135,17 @@ def pgd_paths(
     bounds = None if bounds is None else bounds.to(x.device)
     _check_input(x, labels, attacks, bounds)
     with _under_attack(model, x.device.type, precision):
-        # out of inference mode, if the caller is in it
-        origin, labels = _repeat(x.detach(), len(attacks)), labels.repeat(len(attacks))
-        walk = _Walk(attacks, origin, bounds if attacks[0].clip_pixels else None)
-        point = _start(origin, attacks, walk)
+        # Copies, as the caller may be in inference mode; in x's memory format, which Tensor.repeat would not keep.
+        origin, labels = torch.cat([x.detach()] * len(attacks)), labels.repeat(len(attacks))
+        alpha, eps = (_of_each_image([getattr(a, name) for a in attacks], origin) for name in ("alpha", "eps"))
+
+        def project(point: Tensor) -> Tensor:
+            point = origin + torch.clamp(point - origin, -eps, eps)
+            return bounds.clip(point) if bounds is not None and attacks[0].clip_pixels else point
+
+        point = origin
+        if attacks[0].random_start:
+            point = project(origin + torch.cat([_noise(attack, x.shape) for attack in attacks]).to(x.device))
         correct, finite = [], []
         for step in range(attacks[0].steps):
             leaf = point.detach().requires_grad_()
@@ -81,8 +155,8 @@ def pgd_paths(
             gradient = _input_gradient(logits, labels, leaf)
             correct.append(logits.argmax(dim=1) == labels)
             finite.append(torch.isfinite(logits).all() & torch.isfinite(gradient).all())
-            point = walk.project(point + walk.alpha * gradient.sign())
-        point = walk.project(point)
+            point = project(point + alpha * gradient.sign())
+        point = project(point)
         logits = model(point)
         correct.append(logits.argmax(dim=1) == labels)
         finite.append(torch.isfinite(logits).all())
@@ -91,39 +165,16 @@ def pgd_paths(
     return [AttackPath(*path) for path in zip(rows, points, strict=True)]
 
 
-class _Walk:
-    """The step and the ball of each image: a number for one attack, f32[k*n 1 1 1] for k of them."""
-
-    def __init__(self, attacks: Sequence[PGD], origin: Tensor, bounds: PixelBounds | None) -> None:
-        self.origin, self.bounds = origin, bounds
-        self.alpha = _of_each_image([attack.alpha for attack in attacks], origin)
-        self.eps = _of_each_image([attack.eps for attack in attacks], origin)
-
-    def project(self, point: Tensor) -> Tensor:
-        point = self.origin + torch.clamp(point - self.origin, -self.eps, self.eps)
-        return self.bounds.clip(point) if self.bounds is not None else point
-
-
 def _of_each_image(values: Sequence[float], origin: Tensor) -> Any:
+    """A number for one attack, f32[k*n 1 1 1] for k of them."""
     if len(values) == 1:
         return values[0]
     each = torch.tensor(values, dtype=torch.float32, device=origin.device)
     return each.repeat_interleave(len(origin) // len(values)).view(-1, 1, 1, 1)
 
 
-def _repeat(x: Tensor, times: int) -> Tensor:
-    """A copy in x's memory format; Tensor.repeat makes NCHW of every format."""
-    return torch.cat([x] * times) if times > 1 else x.clone()
-
-
-def _start(origin: Tensor, attacks: Sequence[PGD], walk: _Walk) -> Tensor:
-    if not attacks[0].random_start:
-        return origin
-    noise = [_noise(attack, part.shape) for attack, part in zip(attacks, origin.chunk(len(attacks)), strict=True)]
-    return walk.project(origin + torch.cat(noise).to(origin.device))
-
-
 def _noise(attack: PGD, shape: torch.Size) -> Tensor:
+    """U(-eps, eps): where a random start lies from x^0."""
     generator = torch.Generator().manual_seed(attack.seed)
     return (2 * torch.rand(shape, generator=generator) - 1) * attack.eps
 
@@ -160,6 +211,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def gradients_to_follow(model: nn.Module) -> list[Gradient]:
+    """A model with TN layers is attacked along the exact and the straight-through gradient, any other along one."""
+    return ["exact", "straight-through"] if tensor_norm_layers(model) else ["exact"]
 
 
 def _check_input(x: Tensor, labels: Tensor, attacks: Sequence[PGD], bounds: PixelBounds | None) -> None:

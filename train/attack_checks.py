@@ -14,15 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
-from train.attack import pgd_path
+from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient
+from train.attack import PGD, PixelBounds, gradients_to_follow, pgd_path
 from train.precision import full_float32
-from train.threat_model import PGD, PixelBounds
 
 # An attack without gradients, or one of a single step, that leaves fewer images right than PGD does is a sign: by more
 # than this share of the images, or two of them, which is chance and rounding.
@@ -89,13 +87,22 @@ class Check:
         figures = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.figures.items())
         return f"{self.name}: {figures}\n    expected: {self.expectation}\n    {self.verdict}"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "figures": dict(self.figures)}
+
+Found = tuple[Check, Tensor]  # bool[n]: the images that the check's attack leaves right
+NO_SIGN = "no sign of masked gradients"
 
 
-def share(right: Tensor) -> float:
-    """bool[n] -> in 0..1."""
-    return int(right.sum()) / len(right)
+def judged(
+    name: str,
+    expectation: str,
+    eps: float | None,
+    figures: Mapping[str, float],
+    problems: Sequence[str],
+    note: str = "",
+) -> Check:
+    """A check that shows masked gradients where there are `problems`."""
+    verdict = f"{' and '.join(problems)}: gradients are masked" if problems else NO_SIGN
+    return Check(name, expectation, eps, figures, bool(problems), verdict + note)
 
 
 def not_beaten(
@@ -105,10 +112,18 @@ def not_beaten(
     others_name = others_name or name
     more = int(pgd.sum()) - int(other.sum())
     masked = more > slack * len(pgd) + 1e-6  # 0.5 - 0.48 is above 0.02 in floats
-    only_other = f"{others_name} fools {int((pgd & ~other).sum())} of {len(pgd)} images that PGD does not"
-    verdict = f"{others_name} finds more than PGD: gradients are masked" if masked else "no sign of masked gradients"
+    only_other = f" ({others_name} fools {int((pgd & ~other).sum())} of {len(pgd)} images that PGD does not)"
     figures = {"PGD": share(pgd), others_name: share(other)}
-    return Check(name, expectation, eps, figures, masked, f"{verdict} ({only_other})")
+    return judged(name, expectation, eps, figures, [f"{others_name} finds more than PGD"] * masked, only_other)
+
+
+def rises(values: Sequence[float], slack: float) -> bool:
+    return any(b > a + slack for a, b in pairwise(values))
+
+
+def share(right: Tensor) -> float:
+    """bool[n] -> in 0..1."""
+    return int(right.sum()) / len(right)
 
 
 def overall(checks: Sequence[Check]) -> str:
@@ -117,10 +132,6 @@ def overall(checks: Sequence[Check]) -> str:
     if signs:
         return f"masked: {len(signs)} of {len(checks)} checks show masked gradients ({', '.join(signs)})"
     return f"not masked: none of {len(checks)} checks shows masked gradients"
-
-
-def gradients_of(model: nn.Module) -> tuple[Gradient, ...]:
-    return ("exact", "straight-through") if tensor_norm_layers(model) else ("exact",)
 
 
 def path_right(target: Target, attack: PGD, gradient: Gradient = "exact") -> Tensor:
@@ -136,7 +147,7 @@ def path_right(target: Target, attack: PGD, gradient: Gradient = "exact") -> Ten
 
 def paths_right(target: Target, attack: PGD) -> Tensor:
     """bool[gradient T+1 n], for a model with TN along both gradients."""
-    return torch.stack([path_right(target, attack, gradient) for gradient in gradients_of(target.model)])
+    return torch.stack([path_right(target, attack, gradient) for gradient in gradients_to_follow(target.model)])
 
 
 def throughout(paths: Tensor) -> Tensor:
@@ -153,64 +164,58 @@ def growth_in_radius(target: Target, paths: Mapping[float, Tensor]) -> Check:
     """paths: bool[gradient T+1 n] for each eps, in rising order, up to 1.0."""
     lasts = {eps: last(path) for eps, path in paths.items()}
     values = list(lasts.values())
-    rises = any(b > a + target.slack for a, b in pairwise(values))
-    problems = ["accuracy rises with the radius"] * rises
+    problems = ["accuracy rises with the radius"] * rises(values, target.slack)
     if values[-1] > LEFT_AT_ONE:
         problems.append(f"{100 * values[-1]:.2f} % are right at eps = {max(paths):g}, where any image can be reached")
-    verdict = f"{' and '.join(problems)}: gradients are masked" if problems else "no sign of masked gradients"
     names = {f"eps {eps:g} ({target.grey_levels(eps):.3g} grey levels)": value for eps, value in lasts.items()}
-    expectation = "the last iterate falls with the radius, to about 0 at eps = 1"
-    return Check("larger radius", expectation, None, names, bool(problems), verdict)
+    return judged(
+        "larger radius", "the last iterate falls with the radius, to about 0 at eps = 1", None, names, problems
+    )
 
 
 def growth_in_steps(target: Target, eps: float, rungs: Sequence[int]) -> Check:
     """One path, as its step does not depend on its length; `rungs` are the iterates that are looked at, rising."""
     paths = paths_right(target, PGD(eps, steps=max(rungs)))
     figures = {f"t = {step}": min(share(path[step]) for path in paths) for step in rungs}
-    values = list(figures.values())
-    masked = any(b > a + target.slack for a, b in pairwise(values))
-    verdict = "accuracy rises with the steps: gradients are masked" if masked else "no sign of masked gradients"
-    expectation = "the accuracy at x^t falls with t, and hardly after x^40"
-    return Check("more steps", expectation, eps, figures, masked, verdict)
+    problems = ["accuracy rises with the steps"] * rises(list(figures.values()), target.slack)
+    return judged("more steps", "the accuracy at x^t falls with t, and hardly after x^40", eps, figures, problems)
 
 
-def random_restarts(target: Target, eps: float, steps: int, pgd: Tensor, restarts: int) -> tuple[Check, Tensor]:
-    """(check, still right bool[n] after `restarts` random starts and the clean one)."""
-    right = pgd.clone()
-    first = None
+def random_restarts(target: Target, eps: float, steps: int, pgd: Tensor, restarts: int) -> Found:
+    """The clean start and `restarts` random ones."""
+    after = [pgd]
     for restart in range(restarts):
         attack = PGD(eps, steps, random_start=True, seed=target.seed + restart)
-        right &= throughout(paths_right(target, attack))
-        first = share(right) if first is None else first
+        after.append(after[-1] & throughout(paths_right(target, attack)))
     expectation = f"{restarts} random starts take off at most {100 * GRADIENT_SLACK:.0f} points"
-    check = not_beaten("random restarts", expectation, eps, pgd, right, GRADIENT_SLACK, f"{restarts} more starts")
-    return replace(check, figures={**check.figures, "1 more start": first or 0.0}), right
+    check = not_beaten("random restarts", expectation, eps, pgd, after[-1], GRADIENT_SLACK, f"{restarts} more starts")
+    return replace(check, figures={**check.figures, "1 more start": share(after[1])}), after[-1]
 
 
-def single_step(target: Target, eps: float, pgd: Tensor) -> tuple[Check, Tensor]:
+def single_step(target: Target, eps: float, pgd: Tensor) -> Found:
     """FGSM: all of eps at once, along the sign at x^0."""
     right = throughout(paths_right(target, PGD(eps, steps=1, rel_step=1.0)))
     expectation = "one step of eps finds less than many small ones"
     return not_beaten("single step", expectation, eps, pgd, right, target.slack, "FGSM"), right
 
 
-def random_noise(target: Target, eps: float, pgd: Tensor, clean: Tensor, draws: int = 10) -> tuple[Check, Tensor]:
+def random_noise(target: Target, eps: float, pgd: Tensor, clean: Tensor, draws: int = 10) -> Found:
     """Corners of the ball, drawn `draws` times; the best for the attacker counts."""
     right = clean.clone()
     generator = torch.Generator().manual_seed(target.seed)
     for _ in range(draws):
         sign = torch.randint(0, 2, target.x.shape, generator=generator) * 2 - 1
-        noisy = target.bounds.clip(target.x + eps * sign.to(target.x))
-        right &= answers_right(target.model, target, noisy)
+        right &= answers_right(target.model, target, target.bounds.clip(target.x + eps * sign.to(target.x)))
     no_better = share(pgd) >= share(right) - target.slack
     harms = share(right) < share(clean) - target.slack
-    masked = no_better and harms
-    verdict = "PGD finds no more than noise does: gradients are masked" if masked else "no sign of masked gradients"
-    if no_better and not harms:
-        verdict = "neither finds anything at this radius, so this says nothing"
     figures = {"clean": share(clean), "noise": share(right), "PGD": share(pgd)}
     expectation = f"the worst of {draws} random corners of the ball is far weaker than PGD"
-    return Check("random noise", expectation, eps, figures, masked, verdict), right
+    check = judged(
+        "random noise", expectation, eps, figures, ["PGD finds no more than noise does"] * (no_better and harms)
+    )
+    if no_better and not harms:
+        check = replace(check, verdict="neither finds anything at this radius, so this says nothing")
+    return check, right
 
 
 def tensor_norm_gradients(eps: float, paths: Tensor, slack: float) -> Check:
@@ -218,7 +223,7 @@ def tensor_norm_gradients(eps: float, paths: Tensor, slack: float) -> Check:
     exact, straight = (share(path.all(0)) for path in paths)
     difference = straight - exact
     if abs(difference) <= slack:
-        verdict = "no sign of masked gradients: both find about as much"
+        verdict = f"{NO_SIGN}: both find about as much"
     else:
         weak, strong = ("straight-through", "exact") if difference > 0 else ("exact", "straight-through")
         verdict = (
@@ -229,7 +234,7 @@ def tensor_norm_gradients(eps: float, paths: Tensor, slack: float) -> Check:
     return Check("TN gradient", "both gradients of TN find about as much", eps, figures, False, verdict)
 
 
-def transfer(target: Target, source: nn.Module, eps: float, steps: int, pgd: Tensor) -> tuple[Check, Tensor]:
+def transfer(target: Target, source: nn.Module, eps: float, steps: int, pgd: Tensor) -> Found:
     """source: another model of the same classes and input, whose adversarial images the target is shown."""
     attack = PGD(eps, steps)
     points = [pgd_path(source, x, labels, attack, target.bounds).adversarial for x, labels in target.batches()]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fdt_pipeline.tensor_norm import tensor_norm_gradient
 from train.attack import frozen
-from train.attack_checks import GRADIENT_SLACK, Check, Target, not_beaten, share
+from train.attack_checks import GRADIENT_SLACK, Found, Target, judged, not_beaten, share
 from train.precision import full_float32
 
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
@@ -98,22 +98,22 @@ def import_autoattack() -> Any:
     return pyautoattack
 
 
-def margin_loss(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> tuple[Check, Tensor]:
+def margin_loss(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> Found:
     """Difference of logits ratio: a margin that no scale of the logits changes, so that no softmax saturates."""
     right = stages.survivors("APGD-DLR", clean)
     expectation = f"a margin in place of cross entropy takes off at most {100 * GRADIENT_SLACK:.0f} points"
     return not_beaten("margin loss", expectation, stages.eps, pgd, right, GRADIENT_SLACK, "APGD-DLR"), right
 
 
-def square(stages: AutoAttackStages, pgd: Tensor, clean: Tensor, queries: int) -> tuple[Check, Tensor]:
+def square(stages: AutoAttackStages, pgd: Tensor, clean: Tensor, queries: int) -> Found:
     right = stages.survivors("Square", clean, queries)
     expectation = f"{queries} queries without a gradient find less than PGD"
     return not_beaten("Square", expectation, stages.eps, pgd, right, stages.target.slack), right
 
 
-def autoattack(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> tuple[Check, Tensor]:
+def autoattack(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> Found:
     """The four attacks one after the other, each on what the ones before have left."""
-    right, figures = clean, {"PGD": share(pgd)}
+    right, figures, slack = clean, {"PGD": share(pgd)}, stages.target.slack
     before_square = share(clean)
     for name in stages.stages():
         before_square = share(right)
@@ -121,15 +121,11 @@ def autoattack(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> tuple[Ch
         figures[name] = share(right)
     levels = stages.target.grey_levels(stages.eps)
     expectation = f"at {levels:g} grey levels, each stage on what is left; Square, the last, finds nothing more"
-    problems = []
-    if before_square - share(right) > stages.target.slack:
-        problems.append("Square finds what three attacks by gradients have not")
+    problems = ["Square finds what three attacks by gradients have not"] * (before_square - share(right) > slack)
     if share(pgd) - share(right) > GRADIENT_SLACK:
         problems.append(f"AutoAttack finds {100 * (share(pgd) - share(right)):.2f} points more than PGD")
-    verdict = f"{'; '.join(problems)}: gradients are masked" if problems else "no sign of masked gradients"
-    notes = [f" (it warns: {text})" for text in dict.fromkeys(stages.warnings)]
-    check = Check("AutoAttack", expectation, stages.eps, figures, bool(problems), verdict + "".join(notes))
-    return check, right
+    notes = "".join(f" (it warns: {text})" for text in dict.fromkeys(stages.warnings))
+    return judged("AutoAttack", expectation, stages.eps, figures, problems, notes), right
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fdt_pipeline import FDTLoader
 from fdt_pipeline.tensor_norm import tensor_norm_layers
 from train import attack_checks as own
 from train import attack_checks_autoattack as peers
+from train.attack import PGD, PixelBounds
 from train.attack_checks import Check, Target, overall, share
 from train.environment import hardware, versions
 from train.files import prepare_json, write_json
 from train.saved_run import SavedRun, first_samples, open_run
 from train.setup import pick_device
-from train.threat_model import PGD, PixelBounds
 
 RADII = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RUNGS = (10, 20, 40, 100, 200)
@@ -53,7 +52,7 @@ class Settings:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
     """strongest: the share that is right under every attack at `eps`."""
 
@@ -61,8 +60,8 @@ class Report:
     clean: float
     eps: float
     grey_levels: float
-    checks: list[Check] = field(default_factory=list)
-    strongest: float = 1.0
+    checks: Sequence[Check]
+    strongest: float
 
     @property
     def masked(self) -> bool:
@@ -76,8 +75,7 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        checks = [check.to_dict() for check in self.checks]
-        return {**vars(self), "checks": checks, "masked": self.masked, "summary": overall(self.checks)}
+        return {**asdict(self), "masked": self.masked, "summary": overall(self.checks)}
 
 
 def run_checks(
@@ -97,51 +95,45 @@ def run_checks(
         raise ValueError(f"the model is right on none of {target.num_images} images: there is nothing to attack")
     paths = {eps: own.paths_right(target, PGD(eps, settings.steps)) for eps in RADII}
     eps = _compared_at(paths, share(clean)) if settings.eps is None else settings.eps
-    if eps not in paths:
-        paths[eps] = own.paths_right(target, PGD(eps, settings.steps))
-    report = Report(target.num_images, share(clean), eps, target.grey_levels(eps))
-    right = [clean, own.throughout(paths[eps])]
-
-    def add(check: Check, still: Tensor | None = None) -> None:
-        report.checks.append(check)
+    at_eps = paths[eps] if eps in paths else own.paths_right(target, PGD(eps, settings.steps))
+    checks, right = [], clean & own.throughout(at_eps)
+    for check, still in _findings(target, settings, plain, paths, at_eps, clean, eps):
+        checks.append(check)
         tell(check.to_text())
-        right.extend([] if still is None else [still])
-        report.strongest = share(torch.stack(right).all(0))
-
-    add(own.growth_in_radius(target, {radius: paths[radius] for radius in sorted({*RADII})}))
-    add(own.growth_in_steps(target, eps, RUNGS))
-    _compare(target, settings, plain, paths[eps], clean, eps, add)
-    if settings.grey_levels is not None:
-        radius = settings.grey_levels * target.span / 255
-        pgd = own.throughout(own.paths_right(target, PGD(radius, settings.steps)))
-        num_classes = _num_classes(target)
-        check, still = peers.autoattack(peers.AutoAttackStages(target, radius, num_classes), pgd, clean)
-        add(check, still if math.isclose(radius, eps) else None)
-    return report
+        right = right if still is None else right & still
+    return Report(target.num_images, share(clean), eps, target.grey_levels(eps), checks, share(right))
 
 
-def _compare(
+def _findings(
     target: Target,
     settings: Settings,
     plain: nn.Module | None,
-    paths: Tensor,
+    paths: dict[float, Tensor],
+    at_eps: Tensor,
     clean: Tensor,
     eps: float,
-    add: Callable[..., None],
-) -> None:
-    """Attacks at one radius, beside PGD's `paths`."""
-    pgd = own.throughout(paths)
-    add(*own.random_restarts(target, eps, settings.steps, pgd, settings.restarts))
-    add(*own.single_step(target, eps, pgd))
-    add(*own.random_noise(target, eps, pgd, clean))
+) -> Iterator[tuple[Check, Tensor | None]]:
+    """Each check, with the images that are right under its attack where that was made at `eps`."""
+    steps, pgd = settings.steps, own.throughout(at_eps)
+    yield own.growth_in_radius(target, paths), None
+    yield own.growth_in_steps(target, eps, RUNGS), None
+    yield own.random_restarts(target, eps, steps, pgd, settings.restarts)
+    yield own.single_step(target, eps, pgd)
+    yield own.random_noise(target, eps, pgd, clean)
     if tensor_norm_layers(target.model):
-        add(own.tensor_norm_gradients(eps, paths, target.slack))
+        yield own.tensor_norm_gradients(eps, at_eps, target.slack), None
     if plain is not None:
-        add(*own.transfer(target, plain, eps, settings.steps, pgd))
-    stages = peers.AutoAttackStages(target, eps, _num_classes(target))
-    if stages.num_classes >= 3:  # the ratio needs three logits
-        add(*peers.margin_loss(stages, pgd, clean))
-    add(*peers.square(stages, pgd, clean, settings.queries))
+        yield own.transfer(target, plain, eps, steps, pgd)
+    num_classes = _num_classes(target)
+    stages = peers.AutoAttackStages(target, eps, num_classes)
+    if num_classes >= 3:  # the ratio needs three logits
+        yield peers.margin_loss(stages, pgd, clean)
+    yield peers.square(stages, pgd, clean, settings.queries)
+    if settings.grey_levels is not None:
+        radius = settings.grey_levels * target.span / 255
+        pgd = own.throughout(own.paths_right(target, PGD(radius, steps)))
+        check, still = peers.autoattack(peers.AutoAttackStages(target, radius, num_classes), pgd, clean)
+        yield check, still if math.isclose(radius, eps) else None
 
 
 def _compared_at(paths: dict[float, Tensor], clean: float) -> float:
@@ -170,13 +162,17 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
     run = open_run(arguments.run_folder, device, arguments.weights)
     plain = _plain_model(arguments.plain, run, device) if arguments.plain else None
     loader = run.test_loader(arguments.data, arguments.batch_size)
+    count = min(NUM_IMAGES, loader.num_samples) if arguments.images is None else arguments.images
+    images, labels = (torch.cat(parts) for parts in zip(*first_samples(loader, count), strict=True))
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
+    target = Target(run.model, images, labels, bounds, arguments.batch_size, arguments.seed)
     with tqdm(desc=f"checks of {run.name}", unit="check") as bar:
 
         def tell(text: str) -> None:
             tqdm.write(f"{text}\n")
             bar.update()
 
-        report = run_checks(_target(run, loader, arguments), settings, plain, tell)
+        report = run_checks(target, settings, plain, tell)
     if arguments.json:
         content = {
             "run": str(arguments.run_folder),
@@ -192,14 +188,6 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
         }
         write_json(arguments.json, content)
     return report.summary()
-
-
-def _target(run: SavedRun, loader: FDTLoader, arguments: argparse.Namespace) -> Target:
-    count = min(NUM_IMAGES, loader.num_samples) if arguments.images is None else arguments.images
-    parts = list(first_samples(loader, count))
-    images, labels = (torch.cat(field) for field in zip(*parts, strict=True))
-    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
-    return Target(run.model, images, labels, bounds, arguments.batch_size, arguments.seed)
 
 
 def _plain_model(folder: Path, run: SavedRun, device: torch.device) -> nn.Module:

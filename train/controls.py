@@ -86,20 +86,15 @@ def _entropy(weights: np.ndarray) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-def positional_norm(x: Tensor) -> Tensor:
-    """f[n z ...] -> f[n z ...] in x's dtype, z >= 2: zero mean and unit deviation over z; float32 inside."""
-    if x.dim() < 2 or x.shape[1] < 2:
-        raise ValueError(f"positional norm needs [n channels ...] with 2 or more channels, got shape {tuple(x.shape)}")
-    full = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(full, dim=1, keepdim=True)
-    return ((full - mean) * torch.rsqrt(variance + PONO_EPS)).to(x.dtype)
-
-
 class PositionalNorm(nn.Module):
-    """`positional_norm` as a layer, without parameters or state."""
+    """f[n z ...] -> f[n z ...] in x's dtype, z >= 2: zero mean and unit deviation over z; float32 inside. No state."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return positional_norm(x)
+        if x.dim() < 2 or x.shape[1] < 2:
+            raise ValueError(f"positional norm needs [n channels ...], 2 or more channels, got shape {tuple(x.shape)}")
+        full = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(full, dim=1, keepdim=True)
+        return ((full - mean) * torch.rsqrt(variance + PONO_EPS)).to(x.dtype)
 
 
 def insert_positional_norm(model: nn.Module) -> nn.Module:
@@ -107,14 +102,10 @@ def insert_positional_norm(model: nn.Module) -> nn.Module:
 
     ValueError where there is no nn.ReLU: functional ones are not looked for.
     """
-    places = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.ReLU
-    ]
+    modules = [(parent, *named) for parent in model.modules() for named in parent.named_children()]
+    places = [(parent, name, relu) for parent, name, relu in modules if type(relu) is nn.ReLU]
     if not places:
         raise ValueError(f"found no nn.ReLU in {type(model).__name__}: build it without tensor_norm")
-    for parent, name in places:
-        setattr(parent, name, nn.Sequential(getattr(parent, name), PositionalNorm()))
+    for parent, name, relu in places:
+        setattr(parent, name, nn.Sequential(relu, PositionalNorm()))
     return model

@@ -140,15 +140,10 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:
         if device.type == "cuda":
             made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         else:
-            made = _adopted(module)
+            made = SynchronizedBatchNorm2d(module.num_features, module.eps, module.momentum).train(module.training)
+            made._parameters, made._buffers = module._parameters, module._buffers
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, made)
-
-
-def _adopted(module: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    made = SynchronizedBatchNorm2d(module.num_features, module.eps, module.momentum)
-    made._parameters, made._buffers = module._parameters, module._buffers
-    return made.train(module.training)
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):

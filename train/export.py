@@ -11,6 +11,7 @@ README.md           the model card
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,38 +75,34 @@ def exported_config(run: SavedRun) -> dict[str, Any]:
 
 def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
     """ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards."""
-    training, robustness, checks = (
-        read_json(folder / name) if (folder / name).exists() else None for name in (RESULTS, ROBUSTNESS, CHECKS)
-    )
-    row = None if robustness is None else _row(robustness, run, folder / ROBUSTNESS)
-    if training is not None and weights == "final":
-        _check(folder / RESULTS, training, run, weights)
-    for name, content in ((ROBUSTNESS, row), (CHECKS, checks)):
-        if content is not None:
-            _check(folder / name, content.get("made_from", {}), run, weights)
-    return Results(training, Robustness.from_dict(row) if row else None, checks)
+    found: dict[str, Any] = dict.fromkeys((RESULTS, ROBUSTNESS, CHECKS))
+    for name in found:
+        path = folder / name
+        if not path.exists():
+            continue
+        found[name] = read_json(path)
+        if name == ROBUSTNESS:
+            found[name] = _row(found[name], run, path)
+        made_from = found[name] if name == RESULTS else found[name].get("made_from", {})
+        if made_from.get("weights") != run.weights and (name != RESULTS or weights == "final"):
+            raise ValueError(
+                f"{path} is not of the {weights} weights (epoch {run.epoch}): make it again with --weights {weights}, "
+                "or move it away"
+            )
+        if name != RESULTS and made_from.get("shards") != run.config["shards"].get("test"):
+            raise ValueError(f"{path} is not of the run's test shards: make it again without --data, or move it away")
+    row = found[ROBUSTNESS]
+    return Results(found[RESULTS], Robustness.from_dict(row) if row else None, found[CHECKS])
 
 
 def _row(content: Mapping[str, Any], run: SavedRun, path: Path) -> Mapping[str, Any]:
     """The run's own among several models; the demo's file holds nothing else."""
-    if "models" not in content:
-        return content
-    same = [model for model in content["models"].values() if Path(model["run"]).resolve() == path.parent.resolve()]
-    named = [model for model in content["models"].values() if model["recipe"]["name"] == run.name]
-    found = same or named
+    models = content.get("models", {"": content}).values()
+    same = [model for model in models if "run" in model and Path(model["run"]).resolve() == path.parent.resolve()]
+    found = same or [model for model in models if model.get("recipe", {"name": run.name})["name"] == run.name]
     if len(found) != 1:
         raise ValueError(f"{path} holds {len(found)} models like {run.name}: make it again with this run alone")
     return found[0]
-
-
-def _check(path: Path, made_from: Mapping[str, Any], run: SavedRun, weights: str) -> None:
-    if made_from.get("weights") != run.weights:
-        raise ValueError(
-            f"{path} is not of the {weights} weights (epoch {run.epoch}): make it again with --weights {weights}, or "
-            "move it away"
-        )
-    if path.name != RESULTS and made_from.get("shards") != run.config["shards"].get("test"):
-        raise ValueError(f"{path} is not of the run's test shards: make it again without --data, or move it away")
 
 
 def _safetensors(run: SavedRun) -> bytes:
@@ -125,10 +122,8 @@ def _example_images(config: dict[str, Any]) -> torch.Tensor:
 
 def _check_installed() -> None:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-        import safetensors  # noqa: F401
+        for name in ("onnx", "onnxruntime", "onnxscript", "safetensors"):
+            importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
             f'export needs {error.name}: pip install -e ".[export]", beside the extras of this installation'

@@ -27,48 +27,35 @@ def model_card(
     run: SavedRun, config: Mapping[str, Any], results: Results, num_folded: int, onnx_difference: float
 ) -> str:
     """Markdown. onnx_difference: of ONNX Runtime's logits to PyTorch's, as measured while exporting."""
-    parts = [
-        _head(run, config),
-        _files(num_folded, onnx_difference, config),
-        _use(config),
-        _accuracy(run, results),
-        _robustness(run, results),
-        _training(config["recipe"], results),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _head(run: SavedRun, config: Mapping[str, Any]) -> str:
-    recipe, classes = config["recipe"], config["classes"]
+    recipe, classes, channels, given = (config[name] for name in ("recipe", "classes", "in_channels", "input"))
+    height, width = given["size"]
+    mean, std = (tuple(given[name]) for name in ("mean", "std"))
     shown = ", ".join(map(str, classes[:SHOWN_CLASSES])) + (", ..." if len(classes) > SHOWN_CLASSES else "")
     methods = ["tensor normalization"] * bool(recipe["tensor_norm"])
     methods += ["Full Distribution Training"] * bool(recipe["fdt"])
-    trained = f"trained with {' and '.join(methods)}" if methods else "trained without tensor normalization and FDT"
-    return (
-        "---\nlibrary_name: pytorch\ntags:\n- image-classification\n- full-distribution-training\n- onnx\n---\n\n"
-        f"# {run.name}\n\n`{recipe['model']}`, {trained}, with the weights after epoch {run.epoch}. "
-        f"{len(classes)} classes: {shown}."
-    )
-
-
-def _files(num_folded: int, difference: float, config: Mapping[str, Any]) -> str:
+    trained = f"with {' and '.join(methods)}" if methods else "without tensor normalization and FDT"
     folded = f"; {num_folded} sites of tensor normalization are folded into its weights" if num_folded else ""
-    opened = "n is open" if is_own(config["recipe"]["model"]) else "n, h and w are open"
-    return (
-        "## Files\n\n"
-        f"- `model.onnx`: images f32[n {config['in_channels']} h w], standardized, to logits "
-        f"f32[n {len(config['classes'])}]; {opened}{folded}. ONNX Runtime's logits differ from PyTorch's by "
-        f"at most {difference:.1e}.\n"
-        "- `model.safetensors`: the weights as they were trained, for the lines below.\n"
-        "- `config.json`: recipe, all classes, and the normalization of the input."
-    )
+    opened = "n is open" if is_own(recipe["model"]) else "n, h and w are open"
+    return f"""---
+library_name: pytorch
+tags:
+- image-classification
+- full-distribution-training
+- onnx
+---
 
+# {run.name}
 
-def _use(config: Mapping[str, Any]) -> str:
-    given = config["input"]
-    height, width = given["size"]
-    mean, std = (tuple(given[name]) for name in ("mean", "std"))
-    return f"""## Use
+`{recipe["model"]}`, trained {trained}, with the weights after epoch {run.epoch}. {len(classes)} classes: {shown}.
+
+## Files
+
+- `model.onnx`: images f32[n {channels} h w], standardized, to logits f32[n {len(classes)}]; {opened}{folded}. ONNX \
+Runtime's logits differ from PyTorch's by at most {onnx_difference:.1e}.
+- `model.safetensors`: the weights as they were trained, for the lines below.
+- `config.json`: recipe, all classes, and the normalization of the input.
+
+## Use
 
 Pixels in 0..255, RGB, {height} x {width} in training:
 
@@ -76,7 +63,7 @@ Pixels in 0..255, RGB, {height} x {width} in training:
 import numpy as np
 import onnxruntime
 
-pixels = np.zeros((1, {config["in_channels"]}, {height}, {width}), np.float32)
+pixels = np.zeros((1, {channels}, {height}, {width}), np.float32)
 mean, std = np.array([{mean}, {std}], np.float32).reshape(2, -1, 1, 1)
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 [logits] = session.run(None, {{"images": (pixels - mean) / std}})
@@ -93,63 +80,68 @@ from train.files import read_json
 from train.setup import make_model
 
 config = read_json(Path("config.json"))
-model = make_model(config["recipe"], {len(config["classes"])}, {config["in_channels"]}, torch.device("cpu"))
+model = make_model(config["recipe"], {len(classes)}, {channels}, torch.device("cpu"))
 model.load_state_dict(load_file("model.safetensors"))
 model.eval()
-```"""
+```
+
+## Accuracy
+
+{_accuracy(run, results.training)}
+
+## Robustness
+
+{_robustness(run, results.robustness)}
+
+{_checks(results.checks)}
+
+## Training
+
+{_training(recipe, results.training)}
+"""
 
 
-def _accuracy(run: SavedRun, results: Results) -> str:
-    training = results.training
+def _accuracy(run: SavedRun, training: Mapping[str, Any] | None) -> str:
     if training is None or training["final"]["accuracy"] is None:
-        return "## Accuracy\n\nNot measured: the run had no test shards, or is not finished."
-    rows = [("final", training["final"]), ("best, chosen on the test set", training["best"])]
-    lines = [f"| {name} | {row['epoch']} | {100 * row['accuracy']:.2f} |" for name, row in rows]
-    here = "final" if run.epoch == training["final"]["epoch"] else "best"
-    return "\n".join(
-        [
-            f"## Accuracy\n\nTest accuracy in percent, one seed. These files hold the {here} weights.\n",
-            "| weights | epoch | accuracy |",
-            "| --- | ---: | ---: |",
-            *lines,
-        ]
-    )
+        return "Not measured: the run had no test shards, or is not finished."
+    final, best = training["final"], training["best"]
+    here = "final" if run.epoch == final["epoch"] else "best"
+    return f"""Test accuracy in percent, one seed. These files hold the {here} weights.
+
+| weights | epoch | accuracy |
+| --- | ---: | ---: |
+| final | {final["epoch"]} | {100 * final["accuracy"]:.2f} |
+| best, chosen on the test set | {best["epoch"]} | {100 * best["accuracy"]:.2f} |"""
 
 
-def _robustness(run: SavedRun, results: Results) -> str:
-    if results.robustness is None:
-        text = "Not measured: `python -m train robustness RUN --json RUN/robustness.json` before the export."
-    else:
-        text = format_table({run.name: results.robustness}).rstrip()
-    return f"## Robustness\n\n{text}\n\n{_checks(results)}"
+def _robustness(run: SavedRun, robustness: Robustness | None) -> str:
+    if robustness is None:
+        return "Not measured: `python -m train robustness RUN --json RUN/robustness.json` before the export."
+    return format_table({run.name: robustness}).rstrip()
 
 
-def _checks(results: Results) -> str:
-    checks = results.checks
+def _checks(checks: Mapping[str, Any] | None) -> str:
     if checks is None:
         return (
             "The attack was not checked for masked gradients (`python -m train checks RUN --json RUN/checks.json`), so "
             "robust figures may overstate."
         )
     lines = [
-        f"- {check['name']}: {', '.join(f'{name} {100 * value:.2f}' for name, value in check['figures'].items())}. "
-        f"{check['verdict']}."
-        for check in checks["checks"]
-    ]
-    intro = (
         f"Checks of the attack on {checks['num_images']:,} images, accuracy in percent; {checks['summary']}. "
         f"Right under every attack at eps = {checks['eps']:g} ({checks['grey_levels']:.3g} grey levels): "
         f"{100 * checks['strongest']:.2f}.\n"
-    )
-    return "\n".join([intro, *lines])
-
-
-def _training(recipe: Mapping[str, Any], results: Results) -> str:
-    lines = ["## Training", "", "| field | value |", "| --- | --- |"]
-    lines += [f"| {name} | {value} |" for name, value in recipe.items() if name != "name"]
-    if results.training is not None:
-        training = results.training
-        lines += [f"| steps | {training['steps']} |", f"| seconds | {training['seconds']} |"]
-        lines += [f"| {name} | {value} |" for name, value in training["hardware"].items()]
-        lines += [f"| {name} | {value} |" for name, value in training["versions"].items()]
+    ]
+    for check in checks["checks"]:
+        figures = ", ".join(f"{name} {100 * value:.2f}" for name, value in check["figures"].items())
+        lines.append(f"- {check['name']}: {figures}. {check['verdict']}.")
     return "\n".join(lines)
+
+
+def _training(recipe: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
+    fields = {name: value for name, value in recipe.items() if name != "name"}
+    if training is not None:
+        fields |= {"steps": training["steps"], "seconds": training["seconds"]}
+        fields |= training["hardware"] | training["versions"]
+    return "\n".join(
+        ["| field | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in fields.items())]
+    )

@@ -10,9 +10,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -110,42 +109,35 @@ def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None
 
 
 class RunLog:
-    """Appends records {"step", "epoch", ...}. What a killed run logged after its checkpoint (step) is dropped."""
+    """Appends records {"step", "epoch", ...}. What a killed run logged after its checkpoint (step) is dropped.
 
-    def __init__(self, out: Path, resume_step: int) -> None:
-        path = out / LOG
-        records = _records(path)
-        kept = [record for record in records if record["step"] <= resume_step] if resume_step else []
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
+    With writes False, on the ranks that write no files, it does nothing.
+    """
+
+    def __init__(self, out: Path, resume_step: int, writes: bool = True) -> None:
+        self._open = ExitStack()
+        self._writes = writes
+        if writes:
+            path = out / LOG
+            kept = [record for record in _records(path) if record["step"] <= resume_step] if resume_step else []
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._file = self._open.enter_context(path.open("a"))
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
+            self._open.callback(self._board.close)
 
     def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
-        record: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **values}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            record: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **values}
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
-
-
-class NoLog(AbstractContextManager["NoLog"]):
-    """In the place of a log, on the ranks that write no files."""
-
-    def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
-        pass
-
     def __exit__(self, *_: object) -> None:
-        pass
+        self._open.close()
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -3,36 +3,55 @@
     python -m train.measure_speed --out train/results/speed.json
 
 TN's share of a step and of its memory, the wait for the loader, PGD beside foolbox's (extra [test-all]). Contenders
-take turns in rounds, ratios are taken within a round, and the median counts. About 20 minutes on two CPU cores, with
-nothing else running; with a GPU its own bounds are measured.
+take turns in rounds, and ratios are taken within a round, as a machine's clock may change in between; the median
+counts. About 20 minutes on two CPU cores, with nothing else running; a GPU has bounds of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from fdt_pipeline.losses import cross_entropy
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.sources import ArraySource
+from models import build_model
+from train.attack import PGD, PixelBounds, frozen, pgd_path
 from train.environment import hardware, versions
 from train.files import write_json
+from train.precision import full_float32
+from train.recipes import make_recipe
+from train.robustness import EPS_VALUES, evaluate_robustness
 from train.robustness_table import markdown_table
-from train.setup import pick_device
-from train.speed import Figure, attack_speed, import_foolbox, peak_memory, step_time, waiting_share
+from train.setup import make_loader, pick_device
+from train.step import TrainStep, make_optimizer, make_scaler
+
+COLUMNS = ("plain", "tn")
+BOUNDS = PixelBounds.from_normalization([117.0], 256.0)  # one for all channels, as foolbox has it
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured. steps: of a turn. rounds: of the wait and the attacks. attacks: (model, images, size, steps)
-    each."""
+class Plan:
+    """What is measured. steps: of a turn. rounds: of the wait and the attacks. attacks: model, images, size, steps."""
 
     model: str
     batch_sizes: tuple[int, ...]
-    size: int
     steps: int
     time_rounds: int
     rounds: int
@@ -41,79 +60,265 @@ class Settings:
     memory_bound: float
     waiting_bound: float
     attacks: tuple[tuple[str, int, int, int], ...]
+    size: int = 32
 
 
-ON_CPU = Settings(
-    model="resnet18",
-    batch_sizes=(100,),
-    size=32,
-    steps=1,
-    time_rounds=15,
-    rounds=7,
-    memory_rounds=3,
-    time_bound=1.10,
-    memory_bound=1.03,
-    waiting_bound=0.01,
-    attacks=(("resnet18", 20, 32, 4), ("small", 100, 28, 10)),
-)
-ON_GPU = Settings(
-    model="resnet34",
-    batch_sizes=(100, 512),
-    size=32,
-    steps=100,
-    time_rounds=5,
-    rounds=5,
-    memory_rounds=1,
-    time_bound=1.03,
-    memory_bound=1.01,
-    waiting_bound=0.02,
-    attacks=(("resnet34", 100, 32, 10), ("small", 100, 28, 10)),
-)
+PLANS = {
+    "cpu": Plan("resnet18", (100,), 1, 15, 7, 3, 1.10, 1.03, 0.01, (("resnet18", 20, 32, 4), ("small", 100, 28, 10))),
+    "cuda": Plan(
+        "resnet34", (100, 512), 100, 5, 5, 1, 1.03, 1.01, 0.02, (("resnet34", 100, 32, 10), ("small", 100, 28, 10))
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A ratio in each round; bound: of the median, at most, or at least for a peer; None for a mere comparison."""
+
+    name: str
+    values: tuple[float, ...]
+    bound: float | None = None
+    side: str = "at most"
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def holds(self) -> bool | None:
+        if self.bound is None:
+            return None
+        return self.median <= self.bound if self.side == "at most" else self.median >= self.bound
+
+    def to_dict(self) -> dict[str, Any]:
+        spread = {"median": self.median, "min": min(self.values), "max": max(self.values)}
+        bound = {"bound": self.bound, "side": self.side, "holds": self.holds}
+        return {"name": self.name, **spread, **bound, "values": list(self.values)}
 
 
 Part = tuple[list[Figure], dict[str, Any]]  # figures, and what they were made of
 
 
-def measure(settings: Settings, device: torch.device) -> Iterator[Part]:
+def measure(plan: Plan, device: torch.device) -> Iterator[Part]:
     """A part at a time, so that what was measured is not lost with what comes after it."""
-    for batch_size in settings.batch_sizes:
-        subject = (settings.model, batch_size, settings.size)
-        time, seconds = step_time(*subject, settings.time_rounds, settings.steps, device, settings.time_bound)
-        yield [time], {f"seconds, {time.name}": seconds}
-        memory, peaks = peak_memory(*subject, settings.memory_rounds, device, settings.memory_bound)
-        yield [memory], {f"bytes, {memory.name}": peaks}
-    subject = (settings.model, settings.batch_sizes[0], settings.size)
-    yield [waiting_share(*subject, settings.rounds, max(settings.steps, 3), device, settings.waiting_bound)], {}
-    for attack in settings.attacks:
-        found, seconds = attack_speed(*attack, settings.rounds, device)
-        yield found, {f"seconds, PGD, {attack[0]}": seconds}
+    for batch_size in plan.batch_sizes:
+        yield step_time(plan, batch_size, device)
+        yield peak_memory(plan, batch_size, device)
+    yield [waiting_share(plan, device)], {}
+    for attack in plan.attacks:
+        yield attack_speed(*attack, plan.rounds, device)
 
 
-def report(figures: Sequence[Figure], raw: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        "figures": [figure.to_dict() for figure in figures],
-        "raw": raw,
-        "threads": torch.get_num_threads(),
-        "hardware": hardware(device),
-        "versions": versions(),
+def timed_rounds(
+    contenders: Mapping[str, Callable[[], object]], num_rounds: int, device: torch.device, label: str
+) -> dict[str, list[float]]:
+    """Seconds of each contender's turns. Every other round goes backwards; one more, the first, is thrown away."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in tqdm(range(num_rounds + 1), desc=label, unit="round"):
+        for name in list(contenders)[:: 1 if index % 2 else -1]:
+            _wait_for(device)
+            start = time.perf_counter()
+            contenders[name]()
+            _wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: turns[1:] for name, turns in seconds.items()}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
+    return tuple(a / b for a, b in zip(above, below, strict=True))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def step_time(plan: Plan, batch_size: int, device: torch.device) -> Part:
+    """Turns of `steps` steps on random images."""
+    batch = random_batch(batch_size, plan.size, device)
+    turns = {name: partial(_repeat, make_step(plan.model, name, device), batch, plan.steps) for name in COLUMNS}
+    name = f"TN step : plain step, {plan.model}, batch {batch_size}"
+    seconds = timed_rounds(turns, plan.time_rounds, device, name)
+    return [Figure(name, ratios(seconds["tn"], seconds["plain"]), plan.time_bound)], {f"seconds, {name}": seconds}
+
+
+def peak_memory(plan: Plan, batch_size: int, device: torch.device) -> Part:
+    """Each peak is measured in a process of its own."""
+    name = f"peak memory, TN : plain, {plan.model}, batch {batch_size}"
+    peaks: dict[str, list[int]] = {column: [] for column in COLUMNS}
+    for _ in range(plan.memory_rounds):
+        for column in COLUMNS:
+            peaks[column].append(peak_in_a_process(column, plan.model, batch_size, plan.size, device.type))
+    return [Figure(name, ratios(peaks["tn"], peaks["plain"]), plan.memory_bound)], {f"bytes, {name}": peaks}
+
+
+def random_batch(batch_size: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size, 3, size, size, generator=generator).to(memory_format=torch.channels_last)
+    targets = torch.softmax(torch.randn(batch_size, 10, generator=generator), dim=1)
+    return images.to(device), targets.to(device)
+
+
+def make_step(model: str, column: str, device: torch.device) -> TrainStep:
+    """As the trainer makes it, with a learning rate so small that random targets do no harm."""
+    torch.manual_seed(0)
+    network = build_model(model, 10, tensor_norm="straight-through" if column == "tn" else None)
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(network, 1e-6, 0.9, 5e-4, device)
+    return TrainStep(network, cross_entropy, optimizer, make_scaler(device), device, graph=device.type == "cuda")
+
+
+def _repeat(step: TrainStep, batch: tuple[Tensor, Tensor], steps: int) -> None:
+    for _ in range(steps):
+        step(*batch)
+
+
+def peak_in_a_process(*arguments: str | int) -> int:
+    """`peak_of_steps(*arguments)`, with glibc made to give each large block back when it is freed.
+
+    Left alone it keeps some of them: 7 % of a ResNet-18's peak more or less from run to run, in place of 0.05 %.
+    """
+    command = [sys.executable, "-c", f"from train.measure_speed import *; print(peak_of_steps{arguments})"]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}  # its default, which else grows with each free
+    root = Path(__file__).parents[1]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root, env=environment).stdout)
+
+
+def peak_of_steps(column: str, model: str, batch_size: int, size: int, device_type: str) -> int:
+    """Bytes that the model, its optimizer and its steps add to this process, or to the GPU, at their peak."""
+    device = torch.device(device_type)
+    batch = random_batch(batch_size, size, device)
+    before = _status("VmRSS")
+    _repeat(make_step(model, column, device), batch, 6 if device.type == "cuda" else 2)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    """Bytes. Not getrusage's ru_maxrss: that begins at the peak of the process that started this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def waiting_share(plan: Plan, device: torch.device) -> Figure:
+    """Seconds in the loader : seconds in all, over rounds of three steps or more; one more is thrown away."""
+    batch_size, steps, shares = plan.batch_sizes[0], max(plan.steps, 3), []
+    recipe = make_recipe(f"{plan.model}_tn_fdt", batch_size=batch_size)
+    step = make_step(plan.model, "tn", device)
+    num_images = batch_size * steps * (plan.rounds + 1)
+    images = np.random.default_rng(0).integers(0, 256, (num_images, plan.size, plan.size, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(ArraySource(images, np.arange(num_images) % 10), Path(folder) / "shards")
+        with make_loader(recipe, Path(folder) / "shards", device, train=True) as loader:
+            batches = iter(loader)
+            for _ in range(plan.rounds + 1):
+                start, waited = time.perf_counter(), 0.0
+                for _ in range(steps):
+                    asked = time.perf_counter()
+                    batch = next(batches)
+                    waited += time.perf_counter() - asked
+                    step(*batch)
+                _wait_for(device)
+                shares.append(waited / (time.perf_counter() - start))
+    name = f"waiting for the loader : all, {recipe.name}, batch {batch_size}"
+    return Figure(name, tuple(shares[1:]), plan.waiting_bound)
+
+
+def attack_speed(name: str, num_images: int, size: int, steps: int, num_rounds: int, device: torch.device) -> Part:
+    """Ratios foolbox : ours. "All columns" are the Eq-7 mean, the last iterate and the worst, at each eps in the paper.
+
+    For all columns foolbox needs one more forward pass a point of the path; ours reads its answers off its passes.
+    foolbox works out the gradients of the parameters too, unless its user freezes them.
+    """
+    model, x, labels = model_and_images(name, num_images, size, device)
+    attack = PGD(0.01, steps)
+    contenders: dict[str, Callable[[], object]] = {
+        "ours": partial(pgd_path, model, x, labels, attack, BOUNDS),
+        "foolbox": partial(_foolbox, model, x, labels, attack.eps, steps),
+        "foolbox, parameters frozen": partial(with_frozen, _foolbox, model, x, labels, attack.eps, steps),
+        "ours, all columns": partial(evaluate_robustness, model, [(x, labels)], BOUNDS, steps=steps, together=False),
+        "foolbox, all columns, parameters frozen": partial(with_frozen, all_columns, model, x, labels, steps),
     }
+    subject = f"{name}, {num_images} images, {steps} steps"
+    seconds = timed_rounds(contenders, num_rounds, device, f"PGD, {subject}")
+    figures = [
+        Figure(f"{above} : {below}, {subject}", ratios(seconds[above], seconds[below]), bound, "at least")
+        for above, below, bound in (
+            ("foolbox", "ours", 1.0),
+            ("foolbox, parameters frozen", "ours", None),
+            ("foolbox, all columns, parameters frozen", "ours, all columns", 1.3),
+        )
+    ]
+    return figures, {f"seconds, PGD, {name}": seconds}
+
+
+def model_and_images(name: str, num_images: int, size: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    """A plain network in eval mode, untrained but for its batch-norm statistics, images, and its answers to them.
+
+    The statistics give logits of a usual size: gradients that underflow would be slow.
+    """
+    torch.manual_seed(0)
+    model = build_model(name, 10).to(device).to(memory_format=torch.channels_last)
+    unit = torch.rand(num_images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = (BOUNDS.low + unit * (BOUNDS.high - BOUNDS.low)).to(device).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for _ in range(20):
+            model.train()(x)
+        return model, x, model.eval()(x).argmax(1)
+
+
+def import_foolbox() -> Any:
+    """ImportError, with what to install, before anything is measured."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
+        try:
+            import foolbox
+        except ImportError as error:
+            raise ImportError(f"foolbox is what PGD is measured beside: pip install foolbox ({error})") from error
+    return foolbox
+
+
+def _foolbox(model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+    """x^T, by Eq. 6; in full float32, as ours."""
+    foolbox = import_foolbox()
+    peer = foolbox.PyTorchModel(model, bounds=(BOUNDS.low.item(), BOUNDS.high.item()), device=x.device)
+    attack = foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=0.01 / 0.3, random_start=False)
+    with full_float32(x.device.type):
+        return attack(peer, x, labels, epsilons=eps)[1]
+
+
+def all_columns(model: nn.Module, x: Tensor, labels: Tensor, steps: int) -> list[Tensor]:
+    """bool[T+1 n] for each eps: is the answer right at x^t, a point that foolbox asks the model about."""
+    rows = []
+    for eps in EPS_VALUES:
+        points: list[Tensor] = []
+        handle = model.register_forward_pre_hook(partial(_note_input, points))
+        last = _foolbox(model, x, labels, eps, steps)
+        handle.remove()
+        with torch.no_grad(), full_float32(x.device.type):
+            rows.append(torch.stack([model(point).argmax(1) == labels for point in [*points[:steps], last]]))
+    return rows
+
+
+def _note_input(points: list[Tensor], module: nn.Module, inputs: tuple[Tensor]) -> None:
+    points.append(inputs[0].detach())
+
+
+def with_frozen(attack: Callable[..., Any], model: nn.Module, *arguments: object) -> Any:
+    with frozen(model):
+        return attack(model, *arguments)
 
 
 def table(figures: Sequence[Figure]) -> str:
     words = {True: "yes", False: "no", None: ""}
-    rows = [
-        [
-            figure.name,
-            f"{figure.median:.3f} [{min(figure.values):.3f}, {max(figure.values):.3f}]",
-            "" if figure.bound is None else f"{figure.side} {figure.bound:g}",
-            words[figure.holds],
-        ]
-        for figure in figures
-    ]
+    rows = []
+    for figure in figures:
+        spread = f"{figure.median:.3f} [{min(figure.values):.3f}, {max(figure.values):.3f}]"
+        bound = "" if figure.bound is None else f"{figure.side} {figure.bound:g}"
+        rows.append([figure.name, spread, bound, words[figure.holds]])
     return "\n".join(markdown_table(["ratio", "median [min, max]", "bound", "holds"], rows))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, plan: Plan | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.measure_speed",
         description=__doc__,
@@ -126,11 +331,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_foolbox()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
-    raw: dict[str, Any] = {}
-    for more_figures, more_raw in measure(ON_GPU if device.type == "cuda" else ON_CPU, device):
-        figures += more_figures
-        raw |= more_raw
-        write_json(arguments.out, report(figures, raw, device))
+    report: dict[str, Any] = {"figures": [], "raw": {}, "threads": torch.get_num_threads()}
+    report |= {"hardware": hardware(device), "versions": versions()}
+    for more, raw in measure(plan or PLANS[device.type], device):
+        figures += more
+        report["figures"] = [figure.to_dict() for figure in figures]
+        report["raw"] |= raw
+        write_json(arguments.out, report)
     print(table(figures))
     return 0
 

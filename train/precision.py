@@ -11,7 +11,7 @@ first layer sees it so: behind that a change of 1e-4 is spread over sums, and ro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -46,10 +46,24 @@ def tf32_behind_first_layer(model: nn.Module, device_type: str) -> Iterator[None
     a GPU in TF32, and so do backward passes. On an H100 an attack on ResNet-34 takes a sixth of the time so.
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))]
-    first = _FirstLayer()
-    handles = [model.register_forward_pre_hook(first.begin)]
-    handles += [layer.register_forward_pre_hook(first.before) for layer in layers]
-    handles += [layer.register_forward_hook(first.after, always_call=True) for layer in layers]
+    first: list[nn.Module] = []  # of this forward pass
+    inside = ExitStack()
+
+    def begin(*_: Any) -> None:
+        first.clear()
+
+    def before(layer: nn.Module, inputs: Any) -> None:
+        if not first:
+            first.append(layer)
+            inside.enter_context(_tf32(False))
+
+    def after(layer: nn.Module, *_: Any) -> None:
+        if layer is first[0]:
+            inside.close()
+
+    handles = [model.register_forward_pre_hook(begin)]
+    handles += [layer.register_forward_pre_hook(before) for layer in layers]
+    handles += [layer.register_forward_hook(after, always_call=True) for layer in layers]
     try:
         with torch.autocast(device_type, enabled=False), _tf32(True):
             yield
@@ -74,28 +88,6 @@ def autotuned_convolutions(device_type: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-class _FirstLayer:
-    """Hooks that turn TF32 off while the first layer of a forward pass is called."""
-
-    def __init__(self) -> None:
-        self._waiting = False
-        self._inside: tuple[nn.Module, AbstractContextManager[None]] | None = None
-
-    def begin(self, model: nn.Module, inputs: Any) -> None:
-        self._waiting = True
-
-    def before(self, layer: nn.Module, inputs: Any) -> None:
-        if self._waiting:
-            self._waiting = False
-            self._inside = layer, _tf32(False)
-            self._inside[1].__enter__()
-
-    def after(self, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._inside is not None and self._inside[0] is layer:
-            self._inside[1].__exit__(None, None, None)
-            self._inside = None
 
 
 @contextmanager

@@ -56,6 +56,10 @@ class RobustnessAtEps:
     attacks: Mapping[str, AttackCounts]
     correct_throughout: int
 
+    def __add__(self, other: RobustnessAtEps) -> RobustnessAtEps:
+        attacks = {name: attack + other.attacks[name] for name, attack in self.attacks.items()}
+        return RobustnessAtEps(self.eps, attacks, self.correct_throughout + other.correct_throughout)
+
     @property
     def gradient(self) -> str:
         """The TN gradient whose attack has the lowest Eq. 7 mean, the first one on ties."""
@@ -105,20 +109,9 @@ class Robustness:
         """Of the same attacks on both sets of images; ValueError where the attacks differ."""
         if self._attacks() != other._attacks():
             raise ValueError(f"expected counts of the attacks {self._attacks()}, got {other._attacks()}")
-        radii = tuple(
-            RobustnessAtEps(
-                a.eps,
-                {name: attack + b.attacks[name] for name, attack in a.attacks.items()},
-                a.correct_throughout + b.correct_throughout,
-            )
-            for a, b in zip(self.radii, other.radii, strict=True)
-        )
-        return replace(
-            self,
-            num_images=self.num_images + other.num_images,
-            num_correct=self.num_correct + other.num_correct,
-            radii=radii,
-        )
+        radii = tuple(a + b for a, b in zip(self.radii, other.radii, strict=True))
+        num_images, num_correct = self.num_images + other.num_images, self.num_correct + other.num_correct
+        return replace(self, num_images=num_images, num_correct=num_correct, radii=radii)
 
     def _attacks(self) -> tuple[int, bool, str, list[tuple[float, list[str]]]]:
         radii = [(radius.eps, list(radius.attacks)) for radius in self.radii]
@@ -136,15 +129,8 @@ class Robustness:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only. The shares are there to be read; `from_dict` goes by the counts."""
-        return {
-            "num_images": self.num_images,
-            "num_correct": self.num_correct,
-            "clean": self.clean,
-            "steps": self.steps,
-            "clip_pixels": self.clip_pixels,
-            "precision": self.precision,
-            "radii": [radius.to_dict() for radius in self.radii],
-        }
+        names = ("num_images", "num_correct", "clean", "steps", "clip_pixels", "precision")
+        return {**{name: getattr(self, name) for name in names}, "radii": [radius.to_dict() for radius in self.radii]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Robustness:

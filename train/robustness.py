@@ -12,8 +12,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from fdt_pipeline.tensor_norm import Gradient, tensor_norm_gradient, tensor_norm_layers
-from train.attack import PGD, PixelBounds, pgd_paths
+from fdt_pipeline.tensor_norm import tensor_norm_gradient
+from train.attack import PGD, PixelBounds, gradients_to_follow, pgd_paths
 from train.precision import Precision, attack_precision
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
 from train.robustness_table import format_table
@@ -45,18 +45,20 @@ def evaluate_robustness(
     "float32", and is in the result. After each attack `progress` is called with the image-steps that it took (n *
     steps), as tqdm.update wants it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
-    attacks = _attacks(eps_values, steps, clip_pixels)
-    names: list[Gradient] = ["exact", "straight-through"] if tensor_norm_layers(model) else ["exact"]
-    device = _device_of(model) if device is None else torch.device(device)
-    precision = attack_precision(precision, device.type)
+    if not eps_values or len(set(eps_values)) != len(eps_values):
+        raise ValueError(f"expected one or more different eps_values, got {list(eps_values)}")
     if isinstance(batches, Tensor):
         raise ValueError("expected batches of (images, labels), got a tensor; pass [(images, labels)]")
+    attacks = [PGD(eps, steps, clip_pixels=clip_pixels) for eps in eps_values]
+    tensors = chain(model.parameters(), model.buffers())
+    device = torch.device(device or next((tensor.device for tensor in tensors), "cpu"))
+    precision = attack_precision(precision, device.type)
     together = device.type == "cuda" if together is None else together
     groups = [attacks] if together else [[attack] for attack in attacks]  # the attacks that share a batch
     whole: Robustness | None = None
     for x, labels in batches:
-        correct = _attack_batch(model, x.to(device), labels.to(device), groups, names, bounds, precision, progress)
-        counts = _counts(correct, attacks, names, precision)
+        correct = _attack_batch(model, x.to(device), labels.to(device), groups, bounds, precision, progress)
+        counts = _counts(correct, attacks, gradients_to_follow(model), precision)
         whole = whole + counts if whole else counts
     if whole is None:
         raise ValueError("expected at least one batch, got none; was the iterable used up before?")
@@ -68,13 +70,12 @@ def _attack_batch(
     x: Tensor,
     labels: Tensor,
     groups: Sequence[Sequence[PGD]],
-    gradients: Sequence[Gradient],
     bounds: PixelBounds | None,
     precision: Precision,
     progress: Callable[[int], object] | None,
 ) -> Tensor:
     """bool[gradient eps T+1 n]: is the answer right at x^t."""
-    rows = []
+    rows, gradients = [], gradients_to_follow(model)
     for gradient in gradients:
         with tensor_norm_gradient(model, gradient):
             for group in groups:
@@ -101,15 +102,3 @@ def _counts(correct: Tensor, attacks: Sequence[PGD], gradients: Sequence[str], p
         radii.append(RobustnessAtEps(attack.eps, counts, int(throughout[:, e].all(0).sum())))
     first = attacks[0]
     return Robustness(len(clean), int(clean.sum()), first.steps, first.clip_pixels, tuple(radii), precision)
-
-
-def _attacks(eps_values: Sequence[float], steps: int, clip_pixels: bool) -> list[PGD]:
-    if not eps_values or len(set(eps_values)) != len(eps_values):
-        raise ValueError(f"expected one or more different eps_values, got {list(eps_values)}")
-    return [PGD(eps, steps, clip_pixels=clip_pixels) for eps in eps_values]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in chain(model.parameters(), model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from train.robust_accuracy import Robustness, RobustnessAtEps
-
-_COLUMNS = "mean / last / worst"
+from train.robust_accuracy import Robustness
 
 
 def format_table(rows: Mapping[str, Robustness]) -> str:
@@ -17,52 +15,42 @@ def format_table(rows: Mapping[str, Robustness]) -> str:
 
     ValueError unless all rows have the same eps, in the same order, steps and clip_pixels.
     """
-    first = _common_attack(rows)
-    header = ["model", "clean", *(f"eps {radius.eps:g}: {_COLUMNS}" for radius in first.radii[:1])]
-    header += [f"eps {radius.eps:g}" for radius in first.radii[1:]]
-    cells = [[name, _percent(row.clean), *map(_cell, row.radii)] for name, row in rows.items()]
-    return "\n".join([*markdown_table(header, cells), "", *_footnotes(rows, first)]) + "\n"
-
-
-def _cell(radius: RobustnessAtEps) -> str:
-    return " / ".join(map(_percent, (radius.mean, radius.last, radius.worst)))
+    if not rows:
+        raise ValueError("expected at least one row, got none")
+    attacks = {name: ([radius.eps for radius in row.radii], row.steps, row.clip_pixels) for name, row in rows.items()}
+    (eps_values, steps, clip), *_ = attacks.values()
+    for name, attack in attacks.items():
+        if attack != (eps_values, steps, clip):
+            raise ValueError(
+                f"expected all rows to have (eps, steps, clip_pixels) = {(eps_values, steps, clip)}, got {attack} "
+                f"for {name}; make a table for each attack"
+            )
+    header = ["model", "clean", *(f"eps {eps:g}" for eps in eps_values)]
+    header[2] += ": mean / last / worst"
+    cells = []
+    for name, row in rows.items():
+        figures = [" / ".join(map(_percent, (radius.mean, radius.last, radius.worst))) for radius in row.radii]
+        cells.append([name, _percent(row.clean), *figures])
+    return "\n".join([*markdown_table(header, cells), "", *_footnotes(rows, steps, clip)]) + "\n"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _common_attack(rows: Mapping[str, Robustness]) -> Robustness:
-    if not rows:
-        raise ValueError("expected at least one row, got none")
-    first = next(iter(rows.values()))
-    for name, row in rows.items():
-        if _attack(row) != _attack(first):
-            raise ValueError(
-                f"expected all rows to have (eps, steps, clip_pixels) = {_attack(first)}, got {_attack(row)} "
-                f"for {name}; make a table for each attack"
-            )
-    return first
-
-
-def _attack(row: Robustness) -> tuple[list[float], int, bool]:
-    return [radius.eps for radius in row.radii], row.steps, row.clip_pixels
-
-
 def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, the first column to the left and the others to the right."""
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return ["| " + " | ".join(_pad(line, widths)) + " |" for line in [header, rule, *cells]]
+    lines = []
+    for name, *figures in [header, rule, *cells]:
+        padded = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
+        lines.append(" | ".join(["| " + name.ljust(widths[0]), *padded]) + " |")
+    return lines
 
 
-def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Names to the left, figures to the right."""
-    return [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-
-
-def _footnotes(rows: Mapping[str, Robustness], first: Robustness) -> list[str]:
-    steps, clip = first.steps, "clipped" if first.clip_pixels else "not clipped"
+def _footnotes(rows: Mapping[str, Robustness], steps: int, clip_pixels: bool) -> list[str]:
+    clip = "clipped" if clip_pixels else "not clipped"
     return [
         f"* Accuracy in percent on {_image_counts(rows)}: clean, and under L-infinity PGD with {steps} steps of "
         f"eps / 30, eps in units of the model's input, {clip} to the pixel range.",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fdt_pipeline import FDTLoader
-from fdt_pipeline.tensor_norm import tensor_norm_layers
+from train.attack import PixelBounds, gradients_to_follow
 from train.environment import hardware, versions
 from train.files import (
     BEST,
@@ -31,7 +31,6 @@ from train.files import (
 from train.precision import Precision
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness, format_table
 from train.setup import fingerprint, make_model, output_options, pick_device, test_folder
-from train.threat_model import PixelBounds
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
 CHECKS = "checks.json"  # of `python -m train checks RUN --json RUN/checks.json`
@@ -59,7 +58,11 @@ class SavedRun:
         """The test samples, standardized as in training. data, a folder with test/ or the test shards themselves, takes
         the place of the run's own, and may hold other samples of the same classes."""
         folder = Path(data or self.config["data"])
-        tests = _test_shards(folder, given=data is not None)
+        tests = test_folder(folder)
+        if tests is None and data is not None and (folder / "manifest.json").is_file():
+            tests = folder
+        if tests is None:
+            raise ValueError(f"{folder} has no test shards: shard that split to {folder / 'test'}, or pass --data")
         recipe = self.config["recipe"]
         options = output_options(self.device, recipe["channels"], recipe["size"])
         loader = FDTLoader(tests, batch_size, train=False, rank=0, world_size=1, **options)  # also under torchrun
@@ -72,16 +75,6 @@ class SavedRun:
         return loader
 
 
-def _test_shards(folder: Path, given: bool) -> Path:
-    """folder/test, or the folder itself where the user has given it and it holds shards."""
-    tests = test_folder(folder)
-    if tests is None and given and (folder / "manifest.json").is_file():
-        return folder
-    if tests is None:
-        raise ValueError(f"{folder} has no test shards: shard that split to {folder / 'test'}, or pass --data")
-    return tests
-
-
 def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRun:
     """ValueError where the folder holds no run, no checkpoint yet, or the weights of another recipe."""
     if not (run / CONFIG).is_file():
@@ -91,14 +84,10 @@ def open_run(run: Path, device: torch.device, weights: str = "final") -> SavedRu
         model = make_model(config["recipe"], len(config["classes"]), config["in_channels"], device)
     state = read_checkpoint(run / WEIGHTS[weights])
     with fitting(run / WEIGHTS[weights]):
-        check_same("recipe", _as_json(state["recipe"]), config["recipe"])
+        check_same("recipe", json.loads(json.dumps(state["recipe"])), config["recipe"])  # tuples are lists there
         model.load_state_dict(state["model"])
         epoch = state["epoch"] if weights == "best" else state["progress"]["epoch"] - 1
     return SavedRun(config, model.eval(), epoch, hash_weights(state["model"]), device)
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def attack_run(
@@ -112,8 +101,7 @@ def attack_run(
 ) -> Robustness:
     """Eq. 6 and 7 over the first num_images test samples (default: all; shards interleave the classes), with a bar."""
     num_images = loader.num_samples if num_images is None else num_images
-    num_gradients = 2 if tensor_norm_layers(run.model) else 1
-    total = num_images * steps * len(eps_values) * num_gradients
+    total = num_images * steps * len(eps_values) * len(gradients_to_follow(run.model))
     with tqdm(total=total, desc=f"attack {run.name}", unit="image-step", unit_scale=True) as bar:
         return evaluate_robustness(
             run.model,
@@ -148,13 +136,20 @@ def robustness_of_runs(arguments: argparse.Namespace) -> str:
     runs = [open_run(folder, device, arguments.weights) for folder in arguments.runs]
     loaders = [run.test_loader(arguments.data, arguments.batch_size) for run in runs]
     rows: dict[str, Robustness] = {}
-    names = _row_names(runs, arguments.runs)
-    for run, loader, name in zip(runs, loaders, names, strict=True):
+    report = {"weights": arguments.weights, "models": {}, "hardware": hardware(device), "versions": versions()}
+    for run, loader, folder, name in zip(runs, loaders, arguments.runs, _row_names(runs, arguments.runs), strict=True):
         rows[name] = attack_run(
             run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images, arguments.precision
         )
+        report["models"][name] = {
+            "run": str(folder),
+            "made_from": run.made_from(loader),
+            "epoch": run.epoch,
+            "recipe": run.config["recipe"],
+            **rows[name].to_dict(),
+        }
         if arguments.json:  # after every run, so that an interruption loses one at most
-            write_json(arguments.json, _report(arguments, rows, runs, loaders, device))
+            write_json(arguments.json, report)
     return format_table(rows)
 
 
@@ -167,23 +162,3 @@ def _row_names(runs: Sequence[SavedRun], folders: Sequence[Path]) -> list[str]:
         name if recipes.count(name) == 1 else f"{name} ({folder})"
         for name, folder in zip(recipes, folders, strict=True)
     ]
-
-
-def _report(
-    arguments: argparse.Namespace,
-    rows: dict[str, Robustness],
-    runs: list[SavedRun],
-    loaders: list[FDTLoader],
-    device: torch.device,
-) -> dict[str, Any]:
-    models = {
-        name: {
-            "run": str(folder),
-            "made_from": run.made_from(loader),
-            "epoch": run.epoch,
-            "recipe": run.config["recipe"],
-            **row.to_dict(),
-        }
-        for (name, row), run, loader, folder in zip(rows.items(), runs, loaders, arguments.runs, strict=False)
-    }
-    return {"weights": arguments.weights, "models": models, "hardware": hardware(device), "versions": versions()}

@@ -17,38 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdt_pipeline.losses import check_eps
+from train import ddp, files, setup
 from train.accelerate import Compiled, network_of_step
 from train.controls import make_batch_change
-from train.ddp import data_parallel, from_first_rank, is_first_rank, process_group, this_rank
 from train.environment import hardware, versions
-from train.files import (
-    BEST,
-    CHECKPOINT,
-    CONFIG,
-    RESULTS,
-    NoLog,
-    RunLog,
-    check_folder,
-    check_same,
-    fitting,
-    hash_weights,
-    read_checkpoint,
-    write_checkpoint,
-    write_json,
-)
+from train.files import RunLog
 from train.recipes import Recipe
-from train.setup import (
-    check_logits,
-    evaluate,
-    fingerprint,
-    is_own,
-    make_loader,
-    make_loss,
-    make_model,
-    pick_device,
-    test_folder,
-    train_folder,
-)
 from train.step import (
     TrainStep,
     check_finite,
@@ -97,17 +71,17 @@ def fit(
     for compile_it on several ranks.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
     """
-    check_folder(out)
-    if compile_it and this_rank().world_size > 1:
+    files.check_folder(out)
+    if compile_it and ddp.this_rank().world_size > 1:
         raise ValueError("--compile is for one process: leave it out under torchrun")
-    with process_group(pick_device(device)) as device_of_rank:
+    with ddp.process_group(setup.pick_device(device)) as device_of_rank:
         run = Run(recipe, data, out, device_of_rank, show_progress, compile_it)
-        checkpoint = out / CHECKPOINT
+        checkpoint = out / files.CHECKPOINT
         if checkpoint.exists() and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
-        saved = from_first_rank(lambda: read_checkpoint(checkpoint) if checkpoint.exists() else None)
+        saved = ddp.from_first_rank(lambda: files.read_checkpoint(checkpoint) if checkpoint.exists() else None)
         if saved is not None:
-            with fitting(checkpoint):
+            with files.fitting(checkpoint):
                 run.load_state(saved)
         return run.train()
 
@@ -129,18 +103,18 @@ class Run:
         compile_it: bool | None = None,
     ) -> None:
         self.recipe, self.data, self.out, self.device, self.show_progress = recipe, data, out, device, show_progress
-        self.loader = make_loader(recipe, train_folder(data), device, train=True)
-        tests = test_folder(data)
-        self.test_loader = make_loader(recipe, tests, device, train=False) if tests else None
+        self.loader = setup.make_loader(recipe, setup.train_folder(data), device, train=True)
+        tests = setup.test_folder(data)
+        self.test_loader = setup.make_loader(recipe, tests, device, train=False) if tests else None
         if recipe.loss == "multi-label":
             check_eps(recipe.loss_eps, self.loader.num_classes)
-        self.loss = make_loss(recipe)
+        self.loss = setup.make_loss(recipe)
         self.change = make_batch_change(recipe, self.loader.num_classes)
         torch.manual_seed(recipe.seed)
-        self.model = make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
-        if is_own(recipe.model):
-            check_logits(self.model, self.loader.shape, self.loader.num_classes, device)
-        self.network = data_parallel(self.model, device)
+        self.model = setup.make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
+        if setup.is_own(recipe.model):
+            setup.check_logits(self.model, self.loader.shape, self.loader.num_classes, device)
+        self.network = ddp.data_parallel(self.model, device)
         self.optimizer = make_optimizer(self.model, recipe.lr, recipe.momentum, recipe.weight_decay, device)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_drop_every, gamma=0.1)
         self.scaler = make_scaler(device)
@@ -163,26 +137,22 @@ class Run:
         return self.progress.epoch >= self.recipe.epochs or self.progress.step >= self.num_steps
 
     def train(self) -> dict[str, Any]:
-        if is_first_rank():
+        writes = ddp.is_first_rank()
+        if writes:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_json(self.out / CONFIG, self.config())
-        if self.finished:
-            return self._write_results()
-        hidden = not (self.show_progress and is_first_rank())
-        bar = tqdm(total=self.num_steps, initial=self.progress.step, unit="step", disable=hidden)
-        bar.set_description(self.recipe.name)
-        with RunLog(self.out, self.progress.step) if is_first_rank() else NoLog() as log, bar:
-            while not self.finished:
-                self._epoch(log, bar)
-        return self._write_results()
-
-    def _write_results(self) -> dict[str, Any]:
+            files.write_json(self.out / files.CONFIG, self.config())
+        if not self.finished:
+            hidden, step = not (self.show_progress and writes), self.progress.step
+            bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=hidden)
+            with RunLog(self.out, step, writes) as log, bar:
+                while not self.finished:
+                    self._epoch(log, bar)
         results = self.results()
-        if is_first_rank():
-            write_json(self.out / RESULTS, results)
+        if writes:
+            files.write_json(self.out / files.RESULTS, results)
         return results
 
-    def _epoch(self, log: RunLog | NoLog, bar: tqdm[Any]) -> None:
+    def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
         waiting: list[tuple[float, float]] = []
         for step, loss, kl in self._steps(bar):
@@ -194,7 +164,7 @@ class Run:
         check_weights(self.model, progress.step)
         progress.epoch += 1
         if self.test_loader:
-            accuracy, loss = evaluate(self.model, self.test_loader, precise=self.finished)
+            accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished)
             check_finite(progress.step, "test loss after", loss)
             log.add("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
@@ -204,13 +174,13 @@ class Run:
             self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        if is_first_rank():
+        if ddp.is_first_rank():
             if self._best_state is not None:
-                write_checkpoint(self.out / BEST, self._best_state)
-            write_checkpoint(self.out / CHECKPOINT, self.state())
+                files.write_checkpoint(self.out / files.BEST, self._best_state)
+            files.write_checkpoint(self.out / files.CHECKPOINT, self.state())
         self._best_state, self._written = None, time.perf_counter()
 
-    def _log_means(self, log: RunLog | NoLog, step: int, waiting: list[tuple[float, float]]) -> None:
+    def _log_means(self, log: RunLog, step: int, waiting: list[tuple[float, float]]) -> None:
         """One record of the mean loss and KL of the steps since the last one; empties `waiting`."""
         if waiting:
             loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
@@ -260,19 +230,17 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         progress = self.progress
+        last = progress.accuracies[-1] if progress.accuracies else None
         return {
             **{key: value for key, value in self.config().items() if key != "data"},  # a path of this machine
-            "weights": hash_weights(self.model.state_dict()),
+            "weights": files.hash_weights(self.model.state_dict()),
             "steps": progress.step,
-            "final": {
-                "epoch": progress.epoch - 1,
-                "accuracy": progress.accuracies[-1] if progress.accuracies else None,
-            },
+            "final": {"epoch": progress.epoch - 1, "accuracy": last},
             "best": {"epoch": progress.best_epoch, "accuracy": progress.best_accuracy},
             "accuracies": progress.accuracies,
             "seconds": round(progress.seconds, 1),
             "mode": self.loader.mode,
-            "ranks": this_rank().world_size,
+            "ranks": ddp.this_rank().world_size,
             "compiled": self.compiled,
             "hardware": hardware(self.device),
             "versions": versions(),
@@ -292,8 +260,8 @@ class Run:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """ValueError, naming the fields, where the checkpoint is of another recipe or other shards."""
-        check_same("recipe", state["recipe"], self.recipe.to_dict())
-        check_same("shards", state["shards"], self._fingerprint())
+        files.check_same("recipe", state["recipe"], self.recipe.to_dict())
+        files.check_same("shards", state["shards"], self._fingerprint())
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
@@ -304,4 +272,4 @@ class Run:
 
     def _fingerprint(self) -> dict[str, str]:
         loaders = {"train": self.loader, "test": self.test_loader}
-        return {split: fingerprint(loader) for split, loader in loaders.items() if loader}
+        return {split: setup.fingerprint(loader) for split, loader in loaders.items() if loader}

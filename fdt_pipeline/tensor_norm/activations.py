@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+Traced = dict[nn.Module, "fx.Graph | Exception"]
+
 _FUNCTIONS = (F.relu, torch.relu, torch.relu_)
 _METHODS = ("relu", "relu_")
 # ReLU and its kin in torch, timm and transformers; not PixelUnshuffle, nor gates (sigmoids) and softmax.
@@ -34,14 +36,15 @@ def is_relu(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward
 
 
+def called_module(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """The module that a node of root's graph calls, None for any other node."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def relu_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Calls of F.relu, torch.relu, torch.relu_, x.relu() and x.relu_(), in order."""
-    return [
-        node
-        for node in graph.nodes
-        if (node.op == "call_function" and node.target in _FUNCTIONS)
-        or (node.op == "call_method" and node.target in _METHODS)
-    ]
+    targets = {"call_function": _FUNCTIONS, "call_method": _METHODS}
+    return [node for node in graph.nodes if node.target in targets.get(node.op, ())]
 
 
 def is_in_place(node: fx.Node) -> bool:
@@ -50,27 +53,27 @@ def is_in_place(node: fx.Node) -> bool:
     return node.target in (torch.relu_, "relu_") or bool(in_place)
 
 
-def trace_forwards(
-    model: nn.Module, skipped: Collection[nn.Module]
-) -> tuple[dict[nn.Module, fx.Graph], dict[nn.Module, Exception]]:
-    """(graph of each module's own forward, the error of each that torch.fx cannot trace).
-
-    Of torch.nn's own modules only nn.Sequential is traced.
-    """
-    graphs: dict[nn.Module, fx.Graph] = {}
-    errors: dict[nn.Module, Exception] = {}
+def trace_forwards(model: nn.Module, skipped: Collection[nn.Module]) -> Traced:
+    """The graph of each module's own forward, or the error of torch.fx; of torch.nn only nn.Sequential is traced."""
+    traced: Traced = {}
     for module in model.modules():
         own = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential
         if own or module in skipped or isinstance(module, torch.jit.ScriptModule):
             continue
         try:
-            graphs[module] = _trace(module)
+            traced[module] = _trace(module)
         except Exception as error:  # a trace runs the user's code on stand-ins: it may raise anything
-            errors[module] = error
-    return graphs, errors
+            traced[module] = error
+    return traced
 
 
-def other_activations(model: nn.Module, graphs: dict[nn.Module, fx.Graph]) -> list[nn.Module]:
+def functional_relus(module: nn.Module, traced: Traced) -> list[fx.Node]:
+    """Those of a module's own forward; none where it could not be traced."""
+    graph = traced.get(module)
+    return relu_nodes(graph) if isinstance(graph, fx.Graph) else []
+
+
+def other_activations(model: nn.Module, traced: Traced) -> list[nn.Module]:
     """Layers that are an activation as a whole and more than ReLU, StarReLU for one, and layers that hide one."""
     return [
         module
@@ -79,33 +82,28 @@ def other_activations(model: nn.Module, graphs: dict[nn.Module, fx.Graph]) -> li
         or (
             all(_ACTIVATION.search(_class_name(inner)) for inner in module.modules())
             and not is_relu(module)
-            and not (module in graphs and relu_nodes(graphs[module]) and len(graphs[module].nodes) == 3)
+            and not ((relus := functional_relus(module, traced)) and len(relus[0].graph.nodes) == 3)
         )
     ]
 
 
-def left_activations(
-    model: nn.Module,
-    others: Sequence[nn.Module],
-    graphs: dict[nn.Module, fx.Graph],
-    errors: dict[nn.Module, Exception],
-) -> dict[str, list[str]]:
+def left_activations(model: nn.Module, others: Sequence[nn.Module], traced: Traced) -> dict[str, list[str]]:
     """Names of modules by kind of activation: the `others`, functions in a forward, ReLUs in an untraced forward."""
     left: dict[str, list[str]] = defaultdict(list)
     inner = {module for other in others for module in other.modules() if module is not other}
     for name, module in model.named_modules():
-        name = name or "the model"
+        name, found = name or "the model", traced.get(module)
         if module in inner:
             continue
         if module in others:
             left[_class_name(module)].append(name)
-        elif module in graphs:
-            for function in sorted(_names_in_graph(graphs[module])):
+        elif isinstance(found, fx.Graph):
+            for function in sorted(_names_in_graph(found)):
                 if _ACTIVATION.search(function) and function not in _METHODS:
                     left[f"{function}()"].append(name)
-        elif module in errors:
+        elif found is not None:
             for function in sorted(filter(_ACTIVATION.search, _names_in_forward(module))):
-                reason = f": {errors[module]}" if function in _METHODS else ""
+                reason = f": {found}" if function in _METHODS else ""
                 left[f"{function}() in a forward that torch.fx cannot trace"].append(name + reason)
     return left
 

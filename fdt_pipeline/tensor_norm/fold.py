@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fdt_pipeline.tensor_norm.activations import called_module
 from fdt_pipeline.tensor_norm.layer import ReLUTensorNorm, TensorNorm
 
 Shape = Literal["map", "pixel", "vector", "tokens"]  # [n c h w], [n c 1 1], [n c], [n ... c]
@@ -25,11 +26,7 @@ _SAME = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
 _MATRIX_TO_MATRIX = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity)
 
 
-class Reader(NamedTuple):
-    """One call of a layer whose weights, centred over their inputs, take over the normalization."""
-
-    node: fx.Node
-    layer: nn.Conv2d | nn.Linear
+Reader = tuple[fx.Node, "nn.Conv2d | nn.Linear"]  # one call of a layer that can take over the normalization
 
 
 def fold_tensor_norm(model: nn.Module) -> tuple[fx.GraphModule, int]:
@@ -42,10 +39,16 @@ def fold_tensor_norm(model: nn.Module) -> tuple[fx.GraphModule, int]:
     """
     graph_module = _traced_copy(model)
     graph = graph_module.graph
-    reached = {node: _readers(node, graph_module) for node in graph.nodes if _is_site(node, graph_module)}
+    reached = {
+        node: _readers(node, graph_module)
+        for node in graph.nodes
+        if isinstance(called_module(node, graph_module), TensorNorm)
+    }
     sites = _foldable(reached, graph_module)
-    for weight in {reader.layer.weight for node in sites for reader in reached[node] or ()}:
-        _centre(weight)
+    with torch.no_grad():
+        for weight in {layer.weight for node in sites for _, layer in reached[node] or ()}:
+            precise = weight.double()  # rounded once
+            weight.copy_(precise - precise.mean(1, keepdim=True))
     for node in sites:
         _remove(node, graph_module)
     graph.lint()
@@ -72,10 +75,6 @@ def _traced_copy(model: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(duplicate, graph)
 
 
-def _is_site(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), TensorNorm)
-
-
 def _foldable(reached: dict[fx.Node, list[Reader] | None], graph_module: fx.GraphModule) -> list[fx.Node]:
     """Drop sites until every layer that a remaining one reaches is read from remaining ones alone.
 
@@ -84,8 +83,10 @@ def _foldable(reached: dict[fx.Node, list[Reader] | None], graph_module: fx.Grap
     calls = _weight_uses(graph_module)
     sites = [node for node, readers in reached.items() if readers]
     while True:
-        fed = Counter(id(weight) for weight, _ in {(r.layer.weight, r.node) for n in sites for r in reached[n] or ()})
-        kept = [n for n in sites if all(fed[id(r.layer.weight)] == calls[id(r.layer.weight)] for r in reached[n] or ())]
+        readers = {reader for site in sites for reader in reached[site] or ()}
+        fed = Counter(id(layer.weight) for _, layer in readers)
+        starved = {id(layer.weight) for _, layer in readers if fed[id(layer.weight)] < calls[id(layer.weight)]}
+        kept = [site for site in sites if not any(id(layer.weight) in starved for _, layer in reached[site] or ())]
         if kept == sites:
             return sites
         sites = kept
@@ -103,16 +104,9 @@ def _weight_uses(graph_module: fx.GraphModule) -> Counter[int]:
     return uses
 
 
-@torch.no_grad()
-def _centre(weight: torch.Tensor) -> None:
-    """W - mean_in W in place, in float64 and rounded once."""
-    precise = weight.double()
-    weight.copy_(precise - precise.mean(1, keepdim=True))
-
-
 def _remove(node: fx.Node, graph_module: fx.GraphModule) -> None:
     source = node.all_input_nodes[0]
-    if isinstance(graph_module.get_submodule(str(node.target)), ReLUTensorNorm):
+    if isinstance(called_module(node, graph_module), ReLUTensorNorm):
         with node.graph.inserting_before(node):
             source = node.graph.call_function(torch.relu, (source,))
     node.replace_all_uses_with(source)
@@ -126,8 +120,8 @@ def _readers(site: fx.Node, graph_module: fx.GraphModule) -> list[Reader] | None
     [n c 1 1], or in a chain of layers that starts at a flatten; or where TN's channel_dim is the last. A flatten of a
     larger map mixes places with channels.
     """
-    layer = graph_module.get_submodule(str(site.target))
-    if _has_hooks(layer) or not isinstance(layer, TensorNorm):
+    layer = called_module(site, graph_module)
+    if not isinstance(layer, TensorNorm) or _has_hooks(layer):
         return None
     if _is_matrix(site.all_input_nodes[0], graph_module):
         return _follow(site, "vector", graph_module)
@@ -139,11 +133,11 @@ def _readers(site: fx.Node, graph_module: fx.GraphModule) -> list[Reader] | None
 def _follow(node: fx.Node, shape: Shape, graph_module: fx.GraphModule) -> list[Reader] | None:
     found: list[Reader] = []
     for user in node.users:
-        layer = _module(user, graph_module)
+        layer = called_module(user, graph_module)
         if layer is not None and _has_hooks(layer):
             return None
         if isinstance(layer, nn.Conv2d | nn.Linear) and _centres(layer, shape):
-            found.append(Reader(user, layer))
+            found.append((user, layer))
             continue
         after = _shape_after(user, layer, shape)
         further = None if after is None else _follow(user, after, graph_module)
@@ -166,19 +160,13 @@ def _shape_after(node: fx.Node, layer: nn.Module | None, shape: Shape) -> Shape 
         return shape
     if _flattens(node, layer):
         return None if shape in ("map", "tokens") else "vector"
-    if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return _pooled(layer.output_size, shape)
-    if node.target is F.adaptive_avg_pool2d:
-        return _pooled(node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size"), shape)
-    if type(layer) is nn.AvgPool2d or node.target is F.avg_pool2d:
-        return "map" if shape in ("map", "pixel") else None
+    if shape in ("map", "pixel"):
+        if type(layer) is nn.AvgPool2d or node.target is F.avg_pool2d:
+            return "map"
+        if isinstance(layer, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
+            size = layer.output_size if layer else [*node.args, node.kwargs.get("output_size")][1]
+            return "pixel" if size in (1, (1, 1), [1, 1]) else "map"
     return None
-
-
-def _pooled(output_size: object, shape: Shape) -> Shape | None:
-    if shape not in ("map", "pixel"):
-        return None
-    return "pixel" if output_size in (1, (1, 1), [1, 1]) else "map"
 
 
 def _flattens(node: fx.Node, layer: nn.Module | None) -> bool:
@@ -192,15 +180,11 @@ def _flattens(node: fx.Node, layer: nn.Module | None) -> bool:
 
 def _is_matrix(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Whether a tensor is sure to be [n c]: it comes from a flatten, through layers that keep that."""
-    layer = _module(node, graph_module)
+    layer = called_module(node, graph_module)
     if _flattens(node, layer):
         return True
     keeps = type(layer) in _MATRIX_TO_MATRIX or node.target in (F.relu, torch.relu, "relu")
     return keeps and _is_matrix(node.all_input_nodes[0], graph_module)
-
-
-def _module(node: fx.Node, graph_module: fx.GraphModule) -> nn.Module | None:
-    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _has_hooks(module: nn.Module) -> bool:

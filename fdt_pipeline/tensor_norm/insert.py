@@ -7,12 +7,16 @@ children, parameters and names.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
 from fdt_pipeline.tensor_norm.activations import (
+    Traced,
+    called_module,
+    functional_relus,
     is_in_place,
     is_relu,
     left_activations,
@@ -59,45 +63,41 @@ def insert_tensor_norm(
             f"{type(model).__name__} has tensor normalization already: give the model before it was inserted"
         )
     skipped = _skipped(model, skip)
-    graphs, errors = trace_forwards(model, skipped)
-    others = [module for module in other_activations(model, graphs) if module not in skipped]
+    traced = trace_forwards(model, skipped)
+    others = [module for module in other_activations(model, traced) if module not in skipped]
     left = skipped | {inner for module in others for inner in module.modules()}
-    relus = [name for name, m in model.named_modules() if m not in left and (is_relu(m) or _calls_relu(m, graphs))]
+    candidates = [(name, module) for name, module in model.named_modules() if module not in left]
+    relus = [name for name, module in candidates if is_relu(module) or functional_relus(module, traced)]
     if not relus:
         raise ValueError(
             f"found no nn.ReLU and no functional ReLU in {type(model).__name__}{' outside skip' if skipped else ''}, "
             "expected at least one: ReLU6 and other activations are left alone, replace them with ReLU or place "
             "TensorNorm by hand"
         )
-    _warn_of_what_is_left(model, relus, left_activations(model, others, graphs, errors))
-    features = _sites_of_features(graphs, errors)
+    _warn_of_what_is_left(model, relus, left_activations(model, others, traced))
+    features = _sites_of_features(traced)
 
     def make_layer(site: nn.Module | fx.Node) -> ReLUTensorNorm:
         return ReLUTensorNorm(gradient, inplace, -1 if channel_dim is None and site in features else channel_dim)
 
-    return _rewrite(model, graphs, make_layer, {module: module for module in left})
-
-
-def _calls_relu(module: nn.Module, graphs: dict[nn.Module, fx.Graph]) -> bool:
-    return module in graphs and bool(relu_nodes(graphs[module]))
+    return _rewrite(model, traced, make_layer, {module: module for module in left})
 
 
 def _skipped(model: nn.Module, skip: Skip) -> set[nn.Module]:
     """The modules that `skip` names, and all in them; ValueError for a pattern that names none."""
-    patterns = [] if callable(skip) else [skip] if isinstance(skip, str) else list(skip)
     named = list(model.named_modules(remove_duplicate=False))
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name, _ in named):
+    if callable(skip):
+        return {inner for name, module in named if skip(name, module) for inner in module.modules()}
+    found: set[nn.Module] = set()
+    for pattern in [skip] if isinstance(skip, str) else skip:
+        matching = [module for name, module in named if fnmatchcase(name, pattern)]
+        found |= {inner for module in matching for inner in module.modules()}
+        if not matching:
             raise ValueError(
                 f"skip has {pattern!r}, which is no module of {type(model).__name__}: expected names as in "
                 f"named_modules(), the last here is {named[-1][0]!r}, or patterns of them"
             )
-    found = [
-        module
-        for name, module in named
-        if (skip(name, module) if callable(skip) else any(fnmatchcase(name, pattern) for pattern in patterns))
-    ]
-    return {inner for module in found for inner in module.modules()}
+    return found
 
 
 def _warn_of_what_is_left(model: nn.Module, relus: Sequence[str], left: dict[str, list[str]]) -> None:
@@ -117,51 +117,47 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} module{'s' * (len(names) > 1)} ({first}{', ...' * (len(names) > 3)})"
 
 
-def _sites_of_features(
-    graphs: dict[nn.Module, fx.Graph], errors: dict[nn.Module, Exception]
-) -> set[nn.Module | fx.Node]:
+def _sites_of_features(traced: Traced) -> set[nn.Module | fx.Node]:
     """nn.ReLU modules, and nodes, that read nothing but Linear and LayerNorm layers, whose channels come last."""
-    sites: dict[nn.Module | fx.Node, set[bool]] = {child: {False} for module in errors for child in module.children()}
-    for module, graph in graphs.items():
+    sites: dict[nn.Module | fx.Node, set[bool]] = defaultdict(set)
+    for module, graph in traced.items():
+        if isinstance(graph, Exception):
+            for child in module.children():
+                sites[child].add(False)
+            continue
         for node in graph.nodes:
-            layer = _layer(node, module)
+            layer = called_module(node, module)
             if node in relu_nodes(graph) or isinstance(layer, nn.ReLU):
-                sites.setdefault(layer or node, set()).add(_reads_features(node, module))
+                sites[layer or node].add(_reads_features(node, module))
     return {site for site, found in sites.items() if found == {True}}
 
 
 def _reads_features(node: fx.Node, module: nn.Module) -> bool:
     source = node.all_input_nodes[0]
-    while isinstance(_layer(source, module), nn.Dropout | nn.Identity):
+    while isinstance(layer := called_module(source, module), nn.Dropout | nn.Identity):
         source = source.all_input_nodes[0]
-    layer = _layer(source, module)
     if isinstance(layer, nn.LayerNorm):  # of one dimension, the last; timm's LayerNorm2d is another name
         return type(layer).__name__ == "LayerNorm" and len(layer.normalized_shape) == 1
     return isinstance(layer, nn.Linear)
 
 
-def _layer(node: fx.Node, module: nn.Module) -> nn.Module | None:
-    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _rewrite(
-    module: nn.Module, graphs: dict[nn.Module, fx.Graph], make_layer: _MakeLayer, done: dict[nn.Module, nn.Module]
-) -> nn.Module:
+def _rewrite(module: nn.Module, traced: Traced, make_layer: _MakeLayer, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """Children first, so that a GraphModule gets its rewritten children; a shared module is rewritten once."""
     if module not in done:
         done[module] = module
         for name, child in module._modules.items():
             if child is not None:
-                module._modules[name] = _rewrite(child, graphs, make_layer, done)
+                module._modules[name] = _rewrite(child, traced, make_layer, done)
         if is_relu(module):
             done[module] = _take_tables(make_layer(module), module)
-        elif _calls_relu(module, graphs):
-            done[module] = _graph_module(module, graphs[module], make_layer)
+        elif relus := functional_relus(module, traced):
+            done[module] = _graph_module(module, relus, make_layer)
     return done[module]
 
 
-def _graph_module(module: nn.Module, graph: fx.Graph, make_layer: _MakeLayer) -> nn.Module:
-    for index, node in enumerate(relu_nodes(graph)):
+def _graph_module(module: nn.Module, relus: Sequence[fx.Node], make_layer: _MakeLayer) -> nn.Module:
+    graph = relus[0].graph
+    for index, node in enumerate(relus):
         name = f"relu_tensor_norm_{index}"
         module.add_module(name, make_layer(node).train(module.training))
         _replace(graph, node, name)

@@ -29,9 +29,9 @@ def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch
     output = pixels if inplace else torch.empty_like(pixels)
     mean = x.new_empty((len(x), 1, *x.shape[2:]))
     if x.numel():
-        blocks, options = _launch(pixels, output)
+        blocks, arguments, options = _launch(pixels)
         with _on_device(x):
-            _forward[blocks](pixels, output, mean, *_sizes(pixels), *pixels.stride(), *output.stride(), **options)
+            _forward[blocks](pixels, output, mean, *arguments, **options)
     if not inplace:
         return output.view(x.shape), mean
     return x if output.data_ptr() == x.data_ptr() else x.copy_(output.view(x.shape)), mean
@@ -39,13 +39,13 @@ def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch
 
 def backward(grad: torch.Tensor, output: torch.Tensor, mean: torch.Tensor, exact: bool) -> torch.Tensor:
     """dL/dA* f[n z ...] -> dL/dx f[n z ...], given what forward returned."""
-    g, a = _pixels(grad), _pixels(output)
+    a, g = _pixels(output), _pixels(grad)
+    g = g if g.stride() == a.stride() else torch.empty_like(a).copy_(g)
     result = torch.empty_like(a)
     if grad.numel():
-        blocks, options = _launch(g, a)
-        strides = (*g.stride(), *a.stride(), *result.stride())
+        blocks, arguments, options = _launch(a)
         with _on_device(grad):
-            _backward[blocks](g, a, mean, result, *_sizes(a), *strides, exact=exact, **options)
+            _backward[blocks](g, a, mean, result, *arguments, exact=exact, **options)
     return result.view(output.shape)
 
 
@@ -57,12 +57,9 @@ def _forward(
     num_pixels,
     pixels_per_sample,
     num_channels,
-    x_n,
-    x_z,
-    x_p,
-    out_n,
-    out_z,
-    out_p,
+    stride_n,
+    stride_z,
+    stride_p,
     channels: tl.constexpr,
     pixels: tl.constexpr,
 ):
@@ -70,13 +67,14 @@ def _forward(
     z = tl.arange(0, channels)
     inside = (pixel < num_pixels)[:, None] & (z < num_channels)[None, :]
     n, p = (pixel // pixels_per_sample).to(tl.int64), pixel % pixels_per_sample
-    x = _wide(tl.load(x_ptr + (n * x_n + p * x_p)[:, None] + (z * x_z)[None, :], mask=inside, other=0))
+    at = (n * stride_n + p * stride_p)[:, None] + (z * stride_z)[None, :]
+    x = _wide(tl.load(x_ptr + at, mask=inside, other=0))
     dtype = output_ptr.dtype.element_ty
     mean = _mean(tl.where(x <= 0, 0, x), num_channels, dtype)  # NaN passes, as through torch.relu
     least = mean - _wide(_float_before(mean.to(dtype)))
     raised = tl.where(x <= 0, 0, tl.where(x < least[:, None], least[:, None], x))
     output = (raised - mean[:, None]).to(dtype)
-    tl.store(output_ptr + (n * out_n + p * out_p)[:, None] + (z * out_z)[None, :], output, mask=inside)
+    tl.store(output_ptr + at, output, mask=inside)
     tl.store(mean_ptr + pixel, mean.to(dtype), mask=pixel < num_pixels)
 
 
@@ -89,15 +87,9 @@ def _backward(
     num_pixels,
     pixels_per_sample,
     num_channels,
-    grad_n,
-    grad_z,
-    grad_p,
-    out_n,
-    out_z,
-    out_p,
-    result_n,
-    result_z,
-    result_p,
+    stride_n,
+    stride_z,
+    stride_p,
     exact: tl.constexpr,
     channels: tl.constexpr,
     pixels: tl.constexpr,
@@ -106,14 +98,15 @@ def _backward(
     z = tl.arange(0, channels)
     inside = (pixel < num_pixels)[:, None] & (z < num_channels)[None, :]
     n, p = (pixel // pixels_per_sample).to(tl.int64), pixel % pixels_per_sample
-    grad = _wide(tl.load(grad_ptr + (n * grad_n + p * grad_p)[:, None] + (z * grad_z)[None, :], mask=inside, other=0))
-    output = _wide(tl.load(output_ptr + (n * out_n + p * out_p)[:, None] + (z * out_z)[None, :], mask=inside, other=0))
+    at = (n * stride_n + p * stride_p)[:, None] + (z * stride_z)[None, :]
+    grad = _wide(tl.load(grad_ptr + at, mask=inside, other=0))
+    output = _wide(tl.load(output_ptr + at, mask=inside, other=0))
     mean = _wide(tl.load(mean_ptr + pixel, mask=pixel < num_pixels, other=0))
     dtype = result_ptr.dtype.element_ty
     if exact:
         grad = grad - _mean(grad, num_channels, dtype)[:, None]
     kept = tl.where(output <= -mean[:, None], 0, grad).to(dtype)
-    tl.store(result_ptr + (n * result_n + p * result_p)[:, None] + (z * result_z)[None, :], kept, mask=inside)
+    tl.store(result_ptr + at, kept, mask=inside)
 
 
 @triton.jit
@@ -143,23 +136,19 @@ def _float_before(x):
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
-    """f[n z ...] -> f[n z p], a view unless the places have no common stride; a copy is then in NCHW."""
-    return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+    """f[n z ...] -> f[n z p], dense: a view in NCHW and channels_last, else a copy."""
+    pixels = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+    return pixels if torch.empty_like(pixels).stride() == pixels.stride() else pixels.contiguous()
 
 
-def _sizes(pixels: torch.Tensor) -> tuple[int, int, int]:
+def _launch(pixels: torch.Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:
+    """(grid, sizes and strides, sizes of a program's tile): all channels of as many pixels as fit."""
     n, z, p = pixels.shape
-    return n * p, p, z
-
-
-def _launch(first: torch.Tensor, second: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
-    """(grid, sizes of a program's tile): all channels of as many pixels as fit."""
-    channels = triton.next_power_of_2(first.shape[1])
-    adjacent = first.stride(1) == second.stride(1) == 1
-    pixels = max(_TILE // channels, 1 if adjacent else _FEWEST_PIXELS)
-    num_warps = min(max(channels * pixels // 1024, 4), 16)
-    grid = (triton.cdiv(first.shape[0] * first.shape[2], pixels),)
-    return grid, {"channels": channels, "pixels": pixels, "num_warps": num_warps}
+    channels = triton.next_power_of_2(z)
+    in_tile = max(_TILE // channels, 1 if pixels.stride(1) == 1 else _FEWEST_PIXELS)
+    num_warps = min(max(channels * in_tile // 1024, 4), 16)
+    options = {"channels": channels, "pixels": in_tile, "num_warps": num_warps}
+    return (triton.cdiv(n * p, in_tile),), (n * p, p, z, *pixels.stride()), options
 
 
 def _on_device(x: torch.Tensor) -> AbstractContextManager[Any]:

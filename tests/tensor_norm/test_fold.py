@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
-from models.resnet import resnet34
-from models.small_resnet import small_resnet
-from models.wide_resnet import wide_resnet
+from models import resnet34, small_resnet, wide_resnet
 
 
 def settle(model):
@@ -45,11 +43,6 @@ def test_a_convolution_folds_in_every_padding_mode(mode, bias):
     assert folded.get_submodule("1").weight.mean(1).abs().max() < 1e-15
 
 
-def test_a_normalization_without_relu_folds_to_nothing():
-    folded = assert_folds(nn.Sequential(TensorNorm(), nn.Conv2d(4, 3, 3)), (2, 4, 7, 7), 1)
-    assert [node.op for node in folded.graph.nodes] == ["placeholder", "call_module", "output"]
-
-
 @pytest.mark.parametrize("include_pad", [True, False])
 def test_average_pooling_commutes_whatever_its_padding(include_pad):
     pool = nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=include_pad)
@@ -63,18 +56,22 @@ def test_resnet34_folds_twenty_of_its_33_sites():
     assert sum(isinstance(folded.get_submodule(node.target), TensorNorm) for node in calls) == 33 - 20
 
 
-def test_all_of_a_wide_resnet_folds():
+def test_a_normalization_without_relu_folds_to_nothing_and_so_does_all_of_a_wide_resnet():
+    folded = assert_folds(nn.Sequential(TensorNorm(), nn.Conv2d(4, 3, 3)), (2, 4, 7, 7), 1)
+    assert [node.op for node in folded.graph.nodes] == ["placeholder", "call_module", "output"]
     folded = assert_folds(wide_resnet(16, 2, 10, tensor_norm="exact"), (2, 3, 16, 16), 13)
     assert not tensor_norm_layers(folded)
 
 
-def test_single_precision_results_agree_to_rounding():
+def test_single_precision_results_agree_to_rounding_and_the_copy_alone_is_in_evaluation_mode():
     torch.manual_seed(0)
-    model = small_resnet(10, tensor_norm="straight-through").eval()
+    model = small_resnet(10, tensor_norm="straight-through").train()
     x = torch.randn(4, 3, 28, 28)
     folded, num_folded = fold_tensor_norm(model)
     assert num_folded == 3 + 2 + 1
-    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in folded.modules())
+    torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_classifier_of_matrices_folds_and_dropout_lets_through():
@@ -152,45 +149,34 @@ class Doubled(nn.Conv2d):
         return self._conv_forward(x, self.weight.abs(), self.bias)
 
 
+def hooked(reader):
+    reader.register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1,))
+    return reader
+
+
 @pytest.mark.parametrize(
-    "reader",
+    ("reader", "channel_dim"),
     [
-        nn.Conv2d(4, 4, 3, groups=2),
-        Doubled(4, 4, 3),
-        nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 3)),
-        nn.Linear(6, 3),
-        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
-        nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)),
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+        pytest.param(nn.Conv2d(4, 4, 3, groups=2), 1, id="groups"),
+        pytest.param(Doubled(4, 4, 3), 1, id="subclass"),
+        pytest.param(nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 3)), 1, id="flattened map"),
+        pytest.param(nn.Linear(6, 3), 1, id="linear on columns"),
+        pytest.param(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)), 1, id="pool to 2x2"),
+        pytest.param(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)), 1, id="BN"),
+        pytest.param(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), 1, id="weight norm"),
+        pytest.param(hooked(nn.Conv2d(4, 4, 3)), 1, id="hooked"),
+        pytest.param(nn.Conv2d(4, 3, 1), -1, id="channels last, read by a convolution"),
+        pytest.param(nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 2)), -1, id="channels last, flattened"),
     ],
-    ids=["groups", "subclass", "flattened map", "linear on columns", "pool to 2x2", "BN", "weight norm"],
 )
-def test_what_does_not_commute_keeps_its_normalization(reader):
-    assert_folds(nn.Sequential(ReLUTensorNorm(), reader), (2, 4, 6, 6), 0)
-
-
-def test_a_hooked_reader_keeps_its_normalization():
-    model = nn.Sequential(ReLUTensorNorm(), nn.Conv2d(4, 4, 3))
-    model[1].register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1,))
-    assert fold_tensor_norm(model)[1] == 0
+def test_what_does_not_commute_keeps_its_normalization(reader, channel_dim):
+    assert_folds(nn.Sequential(ReLUTensorNorm(channel_dim=channel_dim), reader), (2, 4, 6, 6), 0)
 
 
 @pytest.mark.parametrize(("channel_dim", "sites"), [(1, 0), (2, 0), (-1, 1)])
 def test_tokens_are_not_mistaken_for_channels_and_a_linear_layer_folds_where_the_channels_are_last(channel_dim, sites):
     model = nn.Sequential(nn.Linear(6, 5), ReLUTensorNorm(channel_dim=channel_dim), nn.Dropout(), nn.Linear(5, 3))
     assert_folds(model, (2, 4, 6), sites)
-
-
-@pytest.mark.parametrize("reader", [nn.Conv2d(4, 3, 1), nn.Sequential(nn.Flatten(), nn.Linear(4 * 3 * 5, 2))])
-def test_channels_that_are_last_do_not_fold_into_what_reads_other_dimensions(reader):
-    assert_folds(nn.Sequential(ReLUTensorNorm(channel_dim=-1), reader), (2, 4, 3, 5), 0)
-
-
-def test_the_copy_is_in_evaluation_mode_and_the_models_mode_stays():
-    model = small_resnet(10, tensor_norm="exact").train()
-    folded, _ = fold_tensor_norm(model)
-    assert not any(module.training for module in folded.modules())
-    assert all(module.training for module in model.modules())
 
 
 class Branching(nn.Module):

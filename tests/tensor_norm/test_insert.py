@@ -75,14 +75,6 @@ def test_every_relu_of_a_torchvision_network_is_normalized_without_a_warning(nam
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())
 
 
-@pytest.mark.soak
-def test_the_one_functional_relu_of_densenet_is_found_among_its_121():
-    with torch.device("meta"):
-        model = insert_tensor_norm(torchvision.models.densenet121(weights=None))
-        assert count_tensor_norm_sites(model, torch.empty(2, 3, 224, 224)) == 121
-    assert isinstance(model, fx.GraphModule)
-
-
 @pytest.mark.parametrize(
     "make",
     [Functional, lambda: Overwrites(F.relu_), lambda: nn.Sequential(Overwrites(torch.relu_), Functional())],
@@ -112,45 +104,41 @@ def test_a_functional_module_becomes_a_graph_module_with_its_mode_names_and_attr
     assert count_tensor_norm_sites(copy.deepcopy(new), x) == 6
 
 
-def test_only_the_modules_that_call_functional_relus_change_their_class():
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), Functional())
-    assert insert_tensor_norm(model) is model
-    assert type(model) is nn.Sequential
-    assert isinstance(model[1], fx.GraphModule)
-
-
-def test_shared_modules_stay_shared():
+def test_shared_modules_stay_shared_and_only_those_that_call_functional_relus_change_their_class():
     relu, block = nn.ReLU(), Functional()
-    model = insert_tensor_norm(nn.Sequential(relu, nn.Sequential(relu, block), block))
+    old = nn.Sequential(relu, nn.Sequential(relu, block), block)
+    model = insert_tensor_norm(old)
+    assert model is old
+    assert type(model[1]) is nn.Sequential
+    assert isinstance(model[2], fx.GraphModule)
     assert model[0] is model[1][0]
     assert model[1][1] is model[2]
     assert len(tensor_norm_layers(model)) == 1 + 6
 
 
-def test_a_root_relu_is_replaced_and_modes_gradients_and_hooks_are_kept():
-    relu, calls = nn.ReLU().eval(), []
-    handle = relu.register_forward_hook(lambda *_: calls.append(1))
-    new = insert_tensor_norm(relu, "exact")
-    assert isinstance(new, ReLUTensorNorm)
-    assert new.gradient == "exact"
-    assert not new.training
-    new(torch.zeros(1, 2))
-    handle.remove()
-    new(torch.zeros(1, 2))
-    assert calls == [1]
-
-
-def test_hooks_of_a_functional_module_are_kept():
-    model, calls = Functional(), []
+@pytest.mark.parametrize(("make", "kind"), [(nn.ReLU, ReLUTensorNorm), (Functional, fx.GraphModule)])
+def test_a_root_that_is_replaced_keeps_its_mode_and_its_hooks(make, kind):
+    model, calls = make().eval(), []
     handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
-    new = insert_tensor_norm(model)
+    new = insert_tensor_norm(model, "exact")
+    assert isinstance(new, kind)
+    assert not new.training
+    assert {layer.gradient for layer in tensor_norm_layers(new)} == {"exact"}
     new(torch.zeros(1, 3, 6, 6))
     handle.remove()
     new(torch.zeros(1, 3, 6, 6))
     assert calls == [1]
+
+
+def block_activation(x):
+    return F.relu(x) * 1
 
 
 class Branches(nn.Module):
+    """A forward that torch.fx cannot trace, as it branches on a value: one branch calls `other`."""
+
+    activation = functools.partial(F.relu, inplace=False)
+
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
@@ -158,29 +146,21 @@ class Branches(nn.Module):
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else F.relu(-x)
 
+    def other(self, x):
+        return block_activation(x)
+
 
 class BranchesOnMode(Branches):
     def forward(self, x):
         return F.relu(x) if self.training else self.relu(x)
 
 
-def block_activation(x):
-    return F.relu(x) * 1
-
-
 class BranchesInAFunction(Branches):
     def forward(self, x):
-        return self.relu(x) if x.sum() > 0 else self._other(x)
-
-    def _other(self, x):
-        return block_activation(x)
+        return self.relu(x) if x.sum() > 0 else self.other(x)
 
 
 class BranchesWithAnAttribute(Branches):
-    def __init__(self):
-        super().__init__()
-        self.activation = functools.partial(F.relu, inplace=False)
-
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else self.activation(x)
 
@@ -204,40 +184,47 @@ class BranchesWithoutFunctions(Branches):
         return torch.cat([relu, self.relu(-x)]) if relu.sum() > 0 else relu
 
 
-def test_an_untraceable_forward_without_functional_relus_is_no_reason_to_warn():
-    model = insert_tensor_norm(nn.Sequential(BranchesWithoutFunctions()))
+class Stores(Functional):
+    def forward(self, x):
+        self.features = self.relu(x)
+        return self.features
+
+
+@pytest.mark.parametrize("make", [BranchesWithoutFunctions, Stores])
+def test_a_forward_without_functional_relus_is_no_reason_to_warn_and_stays_as_it_was(make):
+    model = insert_tensor_norm(nn.Sequential(make()))
+    assert type(model[0]) is make
     assert isinstance(model[0].relu, ReLUTensorNorm)
+    assert not hasattr(model[0], "features"), "a stand-in of the trace"
 
 
-def test_a_forward_that_stores_its_features_is_left_as_it_was():
-    class Stores(Functional):
-        def forward(self, x):
-            self.features = self.relu(x)
-            return self.features
-
-    model = Stores()
-    insert_tensor_norm(model)
-    assert not hasattr(model, "features")
-    assert type(model) is Stores
+NO_RELU = r"found no nn.ReLU and no functional ReLU in {}, expected at least one: ReLU6 and"
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.ReLU6(), nn.Sequential(nn.LeakyReLU())])
-def test_a_model_without_relu_is_refused(model):
-    with pytest.raises(
-        ValueError, match=r"found no nn.ReLU and no functional ReLU .*, expected at least one: ReLU6 and"
-    ):
-        insert_tensor_norm(model)
-
-
-def test_mobilenet_v2_is_refused_as_all_its_activations_are_relu6():
-    with torch.device("meta"), pytest.raises(ValueError, match="in MobileNetV2"):
-        insert_tensor_norm(torchvision.models.mobilenet_v2(weights=None))
-
-
-def test_a_second_insertion_is_refused():
-    model = insert_tensor_norm(nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match="has tensor normalization already"):
-        insert_tensor_norm(model)
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: nn.Linear(2, 2), {}, NO_RELU.format("Linear")),
+        (lambda: nn.Sequential(nn.LeakyReLU(), nn.ReLU6()), {}, NO_RELU.format("Sequential")),
+        (lambda: torchvision.models.mobilenet_v2(weights=None), {}, NO_RELU.format("MobileNetV2")),  # all are ReLU6
+        (lambda: nn.Sequential(nn.ReLU()), {"skip": "0"}, NO_RELU.format("Sequential outside skip")),
+        (lambda: insert_tensor_norm(nn.Sequential(nn.ReLU())), {}, "has tensor normalization already"),
+        (nn.ReLU, {"channel_dim": 0}, "channel_dim must be 1 .* got 0, which is the batch"),
+        (nn.ReLU, {"gradient": "precise"}, "'straight-through' or 'exact', got 'precise'"),
+        (
+            lambda: nn.Sequential(nn.ReLU()),
+            {"skip": "layer9.*"},
+            r"skip has 'layer9\.\*', which is no module of Sequential: .* last here is '0'",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_and_stays_as_it_is(make, options, message):
+    with torch.device("meta"):
+        model = make()
+    before = repr(model)
+    with pytest.raises(ValueError, match=message):
+        insert_tensor_norm(model, **options)
+    assert repr(model) == before
 
 
 class Tokens(nn.Module):
@@ -296,11 +283,6 @@ def test_three_dimensions_of_unknown_meaning_are_refused_until_channel_dim_is_gi
         torch.testing.assert_close(model(x), x.relu() - x.relu().mean(channel_dim, keepdim=True))
 
 
-def test_a_channel_dim_that_is_the_batch_is_refused():
-    with pytest.raises(ValueError, match=r"channel_dim must be 1 .* got 0, which is the batch"):
-        insert_tensor_norm(nn.ReLU(), channel_dim=0)
-
-
 class SqueezeExcite(nn.Module):
     def __init__(self, channels):
         super().__init__()
@@ -353,15 +335,6 @@ def test_skip_keeps_functional_relus_too_and_a_module_that_is_also_elsewhere():
     assert type(model[0]) is Functional
     assert model[2] is relu
     assert isinstance(model[3], ReLUTensorNorm)
-
-
-def test_a_name_in_skip_that_is_no_module_is_refused_and_so_is_to_skip_everything():
-    with pytest.raises(
-        ValueError, match=r"skip has 'layer9\.\*', which is no module of Sequential: .* last here is '0'"
-    ):
-        insert_tensor_norm(nn.Sequential(nn.ReLU()), skip="layer9.*")
-    with pytest.raises(ValueError, match="no functional ReLU in Sequential outside skip"):
-        insert_tensor_norm(nn.Sequential(nn.ReLU()), skip="0")
 
 
 class StarReLU(nn.Module):

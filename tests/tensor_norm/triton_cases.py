@@ -1,24 +1,31 @@
-"""What test_triton_kernels.py runs in a process of its own: on a GPU, or with Triton's interpreter."""
+"""What test_triton_kernels.py runs in a process of its own, on a GPU or with Triton's interpreter: the laws of the
+fused function, through the kernels, and what can only be said of the passes themselves."""
 
 import pytest
 import torch
 import triton
 from triton.runtime import interpreter
 
-from fdt_pipeline.tensor_norm import eager, fused, relu_tensor_norm
+from fdt_pipeline.tensor_norm import eager, fused
 from fdt_pipeline.tensor_norm import triton_kernels as kernels
+from tests.tensor_norm.test_fused import (  # noqa: F401
+    DTYPES,
+    FORMATS,
+    random_map,
+    test_a_pixel_without_activation_is_zero_and_has_no_gradient_and_nan_spoils_its_own_pixel_only,
+    test_every_positive_activation_keeps_its_gradient_however_small,
+    test_forward_and_backward_equal_autograd_of_the_formula,
+    test_the_exact_gradient_is_the_derivative_in_any_number_of_dimensions,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-FORMATS = [torch.contiguous_format, torch.channels_last]
-SHAPES = [(3, 16, 5, 7), (2, 64, 8, 8), (2, 5, 3, 3), (1, 300, 4, 4), (2, 1, 3, 3)]
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of the interpreter
 
 
 @pytest.fixture(autouse=True)
-def rounding_to_bfloat16(monkeypatch):
-    """A GPU rounds float32 to the nearest bfloat16; the interpreter cuts off (triton 3.8, _convert_float)."""
-    if DEVICE == "cuda":
-        return
+def through_the_kernels(monkeypatch):
+    """On a GPU, where float32 is rounded to the nearest bfloat16; the interpreter cuts off (triton 3.8)."""
+    monkeypatch.setattr(fused, "_passes", lambda x: kernels)
     cast = interpreter.InterpreterBuilder.cast_impl
 
     def rounding(self, source, dtype):
@@ -27,31 +34,23 @@ def rounding_to_bfloat16(monkeypatch):
             return interpreter.TensorHandle(bits, dtype.scalar)
         return cast(self, source, dtype)
 
-    for name in ("cast_impl", "create_fp_ext", "create_fp_trunc"):
+    for name in ("cast_impl", "create_fp_ext", "create_fp_trunc") if DEVICE == "cpu" else ():
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, rounding)
+    with torch.device(DEVICE):
+        yield
 
 
-def random_map(shape, dtype, memory_format=torch.contiguous_format, seed=0):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return values.to(DEVICE, dtype).to(memory_format=memory_format)
-
-
-def close(got, expected, values=None):
-    """Equal up to a mean summed in another order, which may move it, and so each value, by one rounding."""
-    scale = float((expected if values is None else values).abs().max())
-    torch.testing.assert_close(got, expected, rtol=0, atol=2 * torch.finfo(got.dtype).eps * scale)
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_forward_is_the_eager_one_up_to_rounding(shape, dtype, memory_format):
-    x = random_map(shape, dtype, memory_format)
-    (output, mean), (expected, expected_mean) = kernels.forward(x), eager.forward(x)
-    close(mean, expected_mean)
-    close(output, expected)
-    assert output.is_contiguous(memory_format=memory_format)
-    assert output.dtype == mean.dtype == dtype
+@pytest.mark.parametrize("exact", [False, True])
+def test_equals_the_eager_one_to_the_bit_where_the_order_of_a_sum_does_not_matter(exact, dtype):
+    """Whole numbers, 16 channels: each mean is a multiple of 1/16, summed without rounding in any order."""
+    torch.manual_seed(3)
+    x = torch.randint(-8, 9, (4, 16, 3, 5)).to(dtype)
+    ours, theirs = kernels.forward(x), eager.forward(x)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    grad = x.roll(1, 0)
+    assert torch.equal(kernels.backward(grad, *ours, exact), eager.backward(grad, *theirs, exact))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -61,61 +60,9 @@ def test_backward_is_the_eager_one_given_the_same_output(exact, dtype, memory_fo
     x, grad = (random_map((3, 16, 5, 7), dtype, memory_format, seed) for seed in (0, 1))
     output, mean = kernels.forward(x)
     got, expected = (passes.backward(grad, output, mean, exact) for passes in (kernels, eager))
-    close(got, expected, grad)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2 * torch.finfo(dtype).eps * float(grad.abs().max()))
     assert got.is_contiguous(memory_format=memory_format)
-    assert torch.equal(got == 0, x <= 0)
-
-
-def sums_without_rounding(dtype):
-    """Whole numbers, 16 channels: each mean is a multiple of 1/16, summed without rounding in any order."""
-    whole = torch.randint(-8, 9, (4, 16, 3, 5), generator=torch.Generator().manual_seed(3))
-    return whole.to(DEVICE, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("exact", [False, True])
-def test_equals_the_eager_one_to_the_bit_where_the_order_of_a_sum_does_not_matter(exact, dtype):
-    x = sums_without_rounding(dtype)
-    output, mean = kernels.forward(x)
-    expected, expected_mean = eager.forward(x)
-    assert torch.equal(mean, expected_mean)
-    assert torch.equal(output, expected)
-    grad = x.roll(1, 0)
-    assert torch.equal(
-        kernels.backward(grad, output, mean, exact), eager.backward(grad, expected, expected_mean, exact)
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_positive_activation_keeps_its_gradient_however_small(dtype):
-    powers = [2.0**-power for power in range(4, 60, 2)]
-    column = torch.tensor([1.0, 3.0, 1e-30, torch.finfo(dtype).tiny, 0.0, -0.0, -1e-30, *powers], dtype=torch.float64)
-    scales = torch.tensor([1.0, 0.37, 1e-3, 1.7, 0.0], dtype=torch.float64)
-    x = (scales[:, None] * column).to(DEVICE, dtype)
-    output, mean = kernels.forward(x)
-    assert torch.equal(kernels.backward(torch.ones_like(x), output, mean, False), (x > 0).to(dtype))
-
-
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of the interpreter
-def test_nan_spoils_its_own_pixel_only():
-    x = torch.ones(1, 3, 1, 2, device=DEVICE)
-    x[0, 1, 0, 0] = float("nan")
-    output, _ = kernels.forward(x)
-    assert output[..., 0].isnan().all()
-    assert torch.equal(output[..., 1], torch.zeros(1, 3, 1, device=DEVICE))
-
-
-@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 5), (1, 3, 2, 2, 2), (0, 3, 4, 4), (2, 3, 0)])
-def test_any_number_of_dimensions_and_none_at_all_of_samples(shape):
-    x = random_map(shape, torch.float32)
-    output, mean = kernels.forward(x)
-    expected, expected_mean = eager.forward(x)
-    assert (output.shape, mean.shape) == (expected.shape, expected_mean.shape)
-    torch.testing.assert_close(output, expected)
-    grad = torch.ones_like(x)
-    torch.testing.assert_close(
-        kernels.backward(grad, output, mean, True), eager.backward(grad, expected, expected_mean, True)
-    )
+    assert not got[x <= 0].any()
 
 
 def laid_out_otherwise(x):
@@ -126,20 +73,13 @@ def laid_out_otherwise(x):
 
 
 def test_input_and_gradient_may_lie_in_memory_in_any_way():
-    x = random_map((3, 6, 4, 5), torch.float32)
-    for each in laid_out_otherwise(x):
+    for each in laid_out_otherwise(random_map((3, 6, 4, 5))):
         output, mean = kernels.forward(each)
         torch.testing.assert_close(output, eager.forward(each)[0])
         torch.testing.assert_close(kernels.backward(each, output, mean, True), eager.backward(each, output, mean, True))
 
 
-def test_the_layer_trains_through_the_kernels(monkeypatch):
-    calls = []
-    monkeypatch.setattr(fused, "_passes", lambda x: calls.append(x.shape) or kernels)
-    x = random_map((2, 8, 4, 4), torch.float32)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    relu_tensor_norm(ours, "exact").square().sum().backward()
-    rectified = theirs.relu()
-    (rectified - rectified.mean(1, keepdim=True)).square().sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    assert len(calls) == 2
+def test_a_map_without_pixels_is_served():
+    output, mean = kernels.forward(torch.zeros(2, 3, 0))
+    assert (output.shape, mean.shape) == ((2, 3, 0), (2, 1, 0))
+    assert kernels.backward(output, output, mean, True).shape == (2, 3, 0)

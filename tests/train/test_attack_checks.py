@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from fdt_pipeline.tensor_norm import ReLUTensorNorm
 from tests.peers import needs
 from train.__main__ import main
+from train.attack import PGD, PixelBounds
 from train.attack_checks import (
     Target,
     growth_in_radius,
@@ -25,10 +27,7 @@ from train.attack_checks import (
 )
 from train.attack_checks_autoattack import AutoAttackStages, UnitPixels, import_autoattack
 from train.attack_checks_run import Settings, run_checks
-from train.recipes import make_recipe
 from train.saved_run import open_run
-from train.threat_model import PGD, PixelBounds
-from train.trainer import fit
 
 BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 NUM_CLASSES = 5
@@ -72,26 +71,25 @@ def net():
     return trained_net()
 
 
-class Quantized(nn.Module):
+class Behind(nn.Module):
+    """The network behind a function of its input, and of its logits."""
+
+    def __init__(self, net, before=lambda x: x, after=lambda logits: logits):
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+
+def quantized(net):
     """Rounds its input to 24 steps a unit: the answers hardly change, the gradient is zero."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net((24 * x).round() / 24)
+    return Behind(net, before=lambda x: (24 * x).round() / 24)
 
 
-class Saturated(nn.Module):
+def saturated(net):
     """The same answers from logits so large that the softmax has no gradient left."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return 1000 * self.net(x)
+    return Behind(net, after=lambda logits: 1000 * logits)
 
 
 def target_of(model, num=32, batch_size=32):
@@ -118,7 +116,7 @@ def test_a_plain_network_and_one_with_tn_mask_nothing(net):
 
 @pytest.mark.soak
 def test_a_quantized_input_is_found_to_mask(net):
-    report = run_checks(target_of(Quantized(net)), replace(QUICK, grey_levels=24.0), plain=net)
+    report = run_checks(target_of(quantized(net)), replace(QUICK, grey_levels=24.0), plain=net)
     masked = {check.name for check in report.checks if check.masked}
     assert masked >= {"larger radius", "random noise", "transfer", "Square", "AutoAttack"}
     assert report.strongest < 0.2
@@ -127,7 +125,7 @@ def test_a_quantized_input_is_found_to_mask(net):
 
 
 def test_saturated_logits_are_found_to_mask_and_the_margin_finds_what_is_behind(net):
-    report = run_checks(target_of(Saturated(net)), Settings(restarts=1, queries=50, grey_levels=None))
+    report = run_checks(target_of(saturated(net)), Settings(restarts=1, queries=50, grey_levels=None))
     checks = {check.name: check for check in report.checks}
     assert checks["margin loss"].masked
     assert checks["margin loss"].figures["APGD-DLR"] < 0.1 < checks["margin loss"].figures["PGD"]
@@ -241,17 +239,12 @@ def test_the_tn_gradient_that_finds_less_is_named(exact, straight, weak):
     assert f"the {weak} gradient misses 20.00 points" in check.verdict
 
 
-def test_random_starts_differ_from_batch_to_batch(monkeypatch):
+def test_random_starts_differ_from_batch_to_batch_and_from_seed_to_seed(monkeypatch):
     seeds = []
-
-    def noting(model, x, labels, attack, bounds):
-        seeds.append(attack.seed)
-        return type("Path", (), {"correct": torch.ones(2, len(x), dtype=torch.bool)})
-
-    monkeypatch.setattr("train.attack_checks.pgd_path", noting)
-    target = target_of(nn.Identity(), batch_size=12)
+    path = namedtuple("path", "correct")(torch.ones(2, 12, dtype=torch.bool))
+    monkeypatch.setattr("train.attack_checks.pgd_path", lambda *of: seeds.append(of[3].seed) or path)
     for seed in (0, 1):
-        path_right(target, PGD(0.1, steps=1, random_start=True, seed=seed))
+        path_right(target_of(nn.Identity(), batch_size=12), PGD(0.1, steps=1, random_start=True, seed=seed))
     assert len(set(seeds)) == len(seeds) == 6
 
 
@@ -259,31 +252,21 @@ def test_random_starts_differ_from_batch_to_batch(monkeypatch):
     ("values", "match"),
     [({"steps": 0}, "steps must be 1 or more"), ({"eps": 0.0}, "eps must be above 0"), ({"grey_levels": -1.0}, "grey")],
 )
-def test_impossible_settings_are_refused(values, match):
+def test_impossible_settings_and_a_model_that_is_never_right_are_refused(net, values, match):
     with pytest.raises(ValueError, match=match):
         Settings(**values)
-
-
-def test_a_model_that_is_never_right_is_refused(net):
     x, labels = images(8, 0)
     with pytest.raises(ValueError, match="right on none of 8 images"):
         run_checks(Target(net, x, (labels + 1) % NUM_CLASSES, BOUNDS))
 
 
-@pytest.fixture(scope="module")
-def run(few_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checked") / "run"
-    fit(make_recipe("small_tn_fdt", max_steps=12), few_shards, folder, device="cpu", show_progress=False)
-    return folder
-
-
-def test_checks_of_a_run_are_printed_and_written(run, tmp_path, capsys):
-    command = ["checks", str(run), "--plain", str(run), "--images", "6", "--restarts", "1", "--queries", "20"]
+def test_checks_of_a_run_are_printed_and_written(trained, tmp_path, capsys):
+    command = ["checks", str(trained), "--plain", str(trained), "--images", "6", "--restarts", "1", "--queries", "20"]
     assert main([*command, "--json", str(tmp_path / "checks.json"), "--device", "cpu"]) == 0
     output = capsys.readouterr().out
     report = json.loads((tmp_path / "checks.json").read_text())
     assert report["num_images"] == 6
-    saved = open_run(run, torch.device("cpu"))
+    saved = open_run(trained, torch.device("cpu"))
     assert report["made_from"] == saved.made_from(saved.test_loader())
     assert report["versions"]["pyautoattack"]
     assert report["grey_levels"] == pytest.approx(256 * report["eps"])
@@ -296,24 +279,16 @@ def test_checks_of_a_run_are_printed_and_written(run, tmp_path, capsys):
     assert report["summary"] in output
 
 
-def test_a_plain_run_on_other_classes_is_refused(run, tmp_path, capsys):
-    other = shutil.copytree(run, tmp_path / "other")
+def test_a_plain_run_on_other_classes_and_more_images_than_there_are_are_refused(trained, tmp_path, refused):
+    other = shutil.copytree(trained, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["classes"] = config["classes"][::-1]
-    (other / "config.json").write_text(json.dumps(config))
-    assert main(["checks", str(run), "--plain", str(other), "--images", "5"]) == 2
-    assert "has other classes than small_tn_fdt" in capsys.readouterr().err
-
-
-def test_more_images_than_there_are_and_a_radius_that_nothing_uses_are_refused(run, capsys):
-    assert main(["checks", str(run), "--images", "101"]) == 2
-    assert "must be in 1..100, got 101" in capsys.readouterr().err
+    (other / "config.json").write_text(json.dumps({**config, "classes": config["classes"][::-1]}))
+    assert "has other classes than small_tn_fdt" in refused("checks", trained, "--plain", other, "--images", "5")
+    assert "must be in 1..100, got 101" in refused("checks", trained, "--images", "101")
     with pytest.raises(SystemExit):
-        main(["checks", str(run), "--no-autoattack", "--grey-levels", "4"])
-    assert "not allowed with argument" in capsys.readouterr().err
+        main(["checks", str(trained), "--no-autoattack", "--grey-levels", "4"])
 
 
-def test_a_missing_package_is_told_with_its_extra(run, monkeypatch, capsys):
+def test_a_missing_package_is_told_with_its_extra(trained, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    assert main(["checks", str(run)]) == 2
-    assert 'checks need pyautoattack: pip install -e ".[attacks]"' in capsys.readouterr().err
+    assert 'checks need pyautoattack: pip install -e ".[attacks]"' in refused("checks", trained)

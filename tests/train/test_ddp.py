@@ -16,7 +16,6 @@ from torch import nn
 
 from tests import train_on_ranks
 from train import ddp
-from train.__main__ import main
 from train.ddp import synchronize_batch_norm
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
 from train.recipes import make_recipe
@@ -101,28 +100,25 @@ def test_evaluation_on_two_ranks_counts_every_sample_once(few_shards, tmp_path):
     assert json.loads((out / RESULTS).read_text())["ranks"] == 2
 
 
-def test_a_batch_that_the_ranks_do_not_divide_is_refused(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "3")
+@pytest.fixture
+def ranks(monkeypatch):
+    """-> function that makes this process a rank of torchrun's."""
+
+    def become(rank, world_size):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world_size)):
+            monkeypatch.setenv(name, str(value))
+
+    return become
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(ranks):
+    assert ddp.share_of_batch(make_recipe("small_mixup")) == 100
+    ranks(0, 3)
     assert ddp.share_of_batch(make_recipe("small_plain", batch_size=99)) == 33
     with pytest.raises(ValueError, match="a batch of 100 cannot be shared out evenly among 3 ranks"):
         ddp.share_of_batch(make_recipe("small_plain"))
-
-
-def test_mixup_whose_pairs_no_rank_has_is_refused(monkeypatch):
-    assert ddp.share_of_batch(make_recipe("small_mixup")) == 100
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="mixup pairs the images of a whole batch"):
-        ddp.share_of_batch(make_recipe("small_mixup"))
-
-
-def test_compile_is_refused_under_torchrun(monkeypatch, few_shards, tmp_path, capsys):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    command = ["fit", "--recipe", "small_plain", "--data", str(few_shards), "--out", str(tmp_path / "run")]
-    assert main([*command, "--compile"]) == 2
-    assert "--compile is for one process: leave it out under torchrun" in capsys.readouterr().err
+        ddp.share_of_batch(make_recipe("small_mixup", batch_size=99))
 
 
 @pytest.mark.parametrize(("precise", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
@@ -140,25 +136,29 @@ def test_evaluation_has_the_precision_asked_for_and_counts_by_weight(precise, dt
         assert accuracy == pytest.approx(float((model(images[:3]).argmax(1) == 0).double().mean()))
 
 
+FIT = ["fit", "--recipe", "small_plain", "--data", "x", "--out", "x", "--compile"]
+
+
 @pytest.mark.parametrize(
-    "verb",
-    [["demo"], ["robustness", "run"], ["checks", "run"], ["export", "run", "--out", "x"], ["sweep", "--out", "x"]],
+    ("command", "message"),
+    [
+        (FIT, "--compile is for one process: leave it out under torchrun"),
+        *(
+            (verb.split(), "torchrun is for `fit`, run all else without it")
+            for verb in ("demo", "robustness run", "checks run", "export run --out x", "sweep --out x")
+        ),
+    ],
 )
-def test_torchrun_is_for_what_trains(monkeypatch, capsys, verb):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(verb) == 2
-    assert "torchrun is for `fit`, run all else without it" in capsys.readouterr().err
+def test_torchrun_is_for_what_trains(ranks, command, message, refused):
+    ranks(1, 2)
+    assert message in refused(*command)
 
 
-def test_more_ranks_than_gpus_are_refused(monkeypatch):
-    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
-        monkeypatch.setenv(name, value)
+def test_more_ranks_than_gpus_are_refused(ranks, monkeypatch):
+    ranks(3, 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with (
-        pytest.raises(ValueError, match=r"rank 3 has no GPU, there are 2: .*--device cpu"),
-        ddp.process_group(torch.device("cuda")),
-    ):
+    message = r"rank 3 has no GPU, there are 2: .*--device cpu"
+    with pytest.raises(ValueError, match=message), ddp.process_group(torch.device("cuda")):
         pass
 
 

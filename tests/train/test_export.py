@@ -1,5 +1,6 @@
 """An exported run gives the logits of the run, in ONNX Runtime and from its safetensors, and says what it is."""
 
+import json
 import re
 import shutil
 import sys
@@ -14,11 +15,7 @@ from tests.peers import needs
 from train.__main__ import main
 from train.export import CARD, ONNX, WEIGHTS, export_run, for_inference, largest_difference, to_onnx
 from train.files import CONFIG, read_json, write_json
-from train.recipes import make_recipe
-from train.robustness import evaluate_robustness
-from train.saved_run import first_samples, open_run
-from train.threat_model import PixelBounds
-from train.trainer import fit
+from train.saved_run import open_run
 
 CPU = torch.device("cpu")
 
@@ -72,63 +69,47 @@ def test_a_file_of_another_model_is_noticed():
 
 
 @pytest.fixture(scope="module")
-def trained(few_shards, tmp_path_factory):
+def measured(trained, tmp_path_factory):
     """A run with its robustness and the checks of its attack beside it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    recipe = make_recipe("small_tn_fdt", max_steps=6)
-    fit(recipe, few_shards, folder, device="cpu", show_progress=False)
-    run = open_run(folder, CPU)
-    loader = run.test_loader()
-    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
-    row = evaluate_robustness(run.model, first_samples(loader, 20), bounds, [0.1], steps=2).to_dict()
-    made_from = run.made_from(loader)
-    common = {"made_from": made_from, "epoch": run.epoch}
-    model = {"run": str(folder), "recipe": recipe.to_dict(), **common, **row}
-    write_json(folder / "robustness.json", {"weights": "final", "models": {"small_tn_fdt": model}})
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("measured") / "run")
+    attack = ["--images", "20", "--steps", "2", "--eps", "0.1", "--device", "cpu"]
+    assert main(["robustness", str(folder), *attack, "--json", str(folder / "robustness.json")]) == 0
+    [row] = read_json(folder / "robustness.json")["models"].values()
     check = {"name": "Square", "figures": {"PGD": 0.5, "Square": 0.25}, "verdict": "Square finds more than PGD"}
     found = {"eps": 0.01, "grey_levels": 2.56, "num_images": 20, "strongest": 0.25, "summary": "masked: 1 of 1 checks"}
-    write_json(folder / "checks.json", {**common, "checks": [check], **found})
+    write_json(folder / "checks.json", {"made_from": row["made_from"], "checks": [check], **found})
     return folder
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
+def exported(measured, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "small"
-    assert main(["export", str(trained), "--out", str(out)]) == 0
+    assert main(["export", str(measured), "--out", str(out)]) == 0
     return out
 
 
-def test_the_exported_onnx_file_gives_the_logits_of_the_run(trained, exported):
-    run = open_run(trained, CPU)
-    images, _ = next(iter(run.test_loader()))
-    assert largest_difference(run.model, (exported / ONNX).read_bytes(), images) < 1e-4
-
-
-def test_the_cards_own_lines_run_and_give_the_same_logits(trained, exported, monkeypatch):
+def test_the_cards_own_lines_run_and_give_the_same_logits(measured, exported, monkeypatch):
     monkeypatch.chdir(exported)
     onnx_lines, torch_lines = re.findall(r"```python\n(.*?)```", (exported / CARD).read_text(), re.DOTALL)
     names = {}
     exec(onnx_lines, names)
     exec(torch_lines, names)
     standardized = torch.from_numpy((names["pixels"] - names["mean"]) / names["std"])
-    images, _ = next(iter(open_run(trained, CPU).test_loader()))
+    run = open_run(measured, CPU)
+    loader, config = run.test_loader(), read_json(exported / CONFIG)
+    images, _ = next(iter(loader))
     with torch.no_grad():
         expected = names["model"](standardized)
-        assert torch.equal(names["model"](images), open_run(trained, CPU).model(images))
+        assert torch.equal(names["model"](images), run.model(images))
+    assert largest_difference(run.model, (exported / ONNX).read_bytes(), images) < 1e-4
+    assert (config["input"]["mean"], config["input"]["std"]) == (list(loader.mean), list(loader.std))
+    assert (config["classes"], config["in_channels"]) == (list(loader.classes), loader.shape[0])
     torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, rtol=0, atol=1e-4)
 
 
-def test_the_normalization_is_that_of_the_runs_loader(trained, exported):
-    config, loader = read_json(exported / CONFIG), open_run(trained, CPU).test_loader()
-    assert config["input"]["mean"] == list(loader.mean)
-    assert config["input"]["std"] == list(loader.std)
-    assert config["classes"] == list(loader.classes)
-    assert config["in_channels"] == loader.shape[0]
-
-
-def test_the_card_has_the_runs_figures(trained, exported):
+def test_the_card_has_the_runs_figures(measured, exported):
     card = (exported / CARD).read_text()
-    final = read_json(trained / "results.json")["final"]
+    final = read_json(measured / "results.json")["final"]
     assert f"| final | {final['epoch']} | {100 * final['accuracy']:.2f} |" in card
     assert "mean / last / worst" in card
     assert "on 20 images" in card
@@ -139,50 +120,42 @@ def test_the_card_has_the_runs_figures(trained, exported):
 
 def test_what_was_not_measured_is_said(trained, tmp_path):
     bare = shutil.copytree(trained, tmp_path / "bare")
-    for name in ("results.json", "robustness.json", "checks.json"):
-        (bare / name).unlink()
+    (bare / "results.json").unlink()
     export_run(bare, tmp_path / "out", "best")
     card = (tmp_path / "out" / CARD).read_text()
     assert card.count("Not measured") == 2
     assert "was not checked for masked gradients" in card
 
 
+OTHER_WEIGHTS, OTHER_SHARDS = "is not of the final weights", "is not of the run's test shards"
+
+
 @pytest.mark.parametrize(
-    ("field", "message"), [("weights", "is not of the final weights"), ("shards", "is not of the run's test shards")]
+    ("name", "field", "message"),
+    [
+        ("robustness.json", "weights", OTHER_WEIGHTS),
+        ("robustness.json", "shards", OTHER_SHARDS),
+        ("checks.json", "weights", OTHER_WEIGHTS),
+        ("checks.json", "shards", OTHER_SHARDS),
+        ("results.json", "weights", OTHER_WEIGHTS),
+        ("robustness.json", None, "holds 2 models like small_tn_fdt"),
+    ],
 )
-@pytest.mark.parametrize("name", ["robustness.json", "checks.json"])
-def test_figures_of_other_weights_or_of_other_shards_are_refused(trained, tmp_path, name, field, message):
-    run = shutil.copytree(trained, tmp_path / "run")
-    value = read_json(run / "checks.json")["made_from"][field]
-    (run / name).write_text((run / name).read_text().replace(value, "0" * 64))
-    with pytest.raises(ValueError, match=f"{name} {message}"):
-        export_run(run, tmp_path / "out")
-
-
-def test_the_results_of_a_run_that_was_made_again_are_refused(trained, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    write_json(run / "results.json", {**read_json(run / "results.json"), "weights": "0" * 64})
-    with pytest.raises(ValueError, match=r"results\.json is not of the final weights"):
-        export_run(run, tmp_path / "out")
-
-
-def test_several_models_of_one_recipe_are_refused(trained, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    content = read_json(run / "robustness.json")
-    [model] = content["models"].values()
-    content["models"] = {"a": model, "b": model}
-    write_json(run / "robustness.json", content)
-    with pytest.raises(ValueError, match="holds 2 models like small_tn_fdt"):
-        export_run(run, tmp_path / "out")
+def test_figures_of_other_weights_other_shards_or_several_models_are_refused(
+    measured, tmp_path, name, field, message, refused
+):
+    run = shutil.copytree(measured, tmp_path / "run")
+    content = (run / name).read_text()
+    if field is None:
+        [model] = json.loads(content)["models"].values()
+        write_json(run / name, {"models": {"a": model, "b": model}})
+    else:
+        (run / name).write_text(content.replace(read_json(run / "checks.json")["made_from"][field], "0" * 64))
+    assert f"{name} {message}" in refused("export", run, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript", "safetensors"])
-def test_a_missing_package_is_told_with_its_extra(trained, tmp_path, package, monkeypatch, capsys):
+def test_a_missing_package_is_told_with_its_extra(trained, tmp_path, package, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, package, None)
-    assert main(["export", str(trained), "--out", str(tmp_path / "out")]) == 2
-    assert f'export needs {package}: pip install -e ".[export]"' in capsys.readouterr().err
-
-
-def test_a_folder_without_a_run_exits_2(tmp_path, capsys):
-    assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    error = refused("export", trained, "--out", tmp_path / "out")
+    assert f'export needs {package}: pip install -e ".[export]"' in error

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from tests.peers import needs
-from train import speed
-from train.files import write_json
-from train.measure_speed import Settings, measure, report, table
+from train import measure_speed
+from train.measure_speed import BOUNDS, Figure, Plan, all_columns, model_and_images, ratios, timed_rounds, with_frozen
 from train.robustness import evaluate_robustness
-from train.speed import Figure, peak_in_a_process, ratios, timed_rounds
 
 CPU = torch.device("cpu")
-TINY = Settings("small", (4,), 8, 1, 2, 2, 1, 1.1, 1.03, 0.01, attacks=(("small", 2, 8, 2),))
+TINY = Plan("small", (4,), 1, 2, 2, 1, 1.1, 1.03, 0.01, attacks=(("small", 2, 8, 2),), size=8)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,45 +23,38 @@ def test_the_median_is_held_against_the_bound_on_its_side():
     assert Figure("a", (1.0,)).holds is None
 
 
-def test_contenders_take_turns_forwards_and_backwards_and_the_first_round_is_dropped():
+def test_contenders_take_turns_both_ways_the_first_round_is_dropped_and_ratios_are_taken_within_a_round():
     turns = []
     seconds = timed_rounds({name: lambda name=name: turns.append(name) for name in "ab"}, 3, CPU, "")
     assert turns == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert [len(each) for each in seconds.values()] == [3, 3]
-
-
-def test_ratios_are_taken_within_a_round():
     assert ratios([2.0, 9.0], [1.0, 3.0]) == (2.0, 3.0)
 
 
 @pytest.mark.peer
-def test_the_whole_of_it_runs_and_is_written(tmp_path):
+def test_the_whole_of_it_runs_and_is_written(tmp_path, capsys):
     needs("foolbox")
-    parts = list(measure(TINY, CPU))
-    figures = [figure for part, _ in parts for figure in part]
-    raw = {name: values for _, part in parts for name, values in part.items()}
-    assert [figure.bound for figure in figures] == [1.1, 1.03, 0.01, 1.0, None, 1.3]
-    assert all(value > 0 for figure in figures for value in figure.values)
-    assert figures[2].values[0] < 1
-    write_json(tmp_path / "speed.json", report(figures, raw, CPU))
-    written = json.loads((tmp_path / "speed.json").read_text())
-    assert [figure["name"] for figure in written["figures"]] == [figure.name for figure in figures]
-    assert len(table(figures).splitlines()) == 2 + len(figures)
+    assert measure_speed.main(["--out", str(tmp_path / "speed.json"), "--device", "cpu"], TINY) == 0
+    figures = json.loads((tmp_path / "speed.json").read_text())["figures"]
+    assert [figure["bound"] for figure in figures] == [1.1, 1.03, 0.01, 1.0, None, 1.3]
+    assert all(value > 0 for figure in figures for value in figure["values"])
+    assert figures[2]["values"][0] < 1
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(figures)
 
 
 @pytest.mark.process
 def test_a_peak_holds_what_a_larger_batch_needs():
-    small, large = (peak_in_a_process("plain", "small", size, "32", "cpu") for size in ("100", "400"))
+    small, large = (measure_speed.peak_in_a_process("plain", "small", size, 32, "cpu") for size in (100, 400))
     assert large > small + 300 * 16 * 16 * 16 * 4  # one map of the stem
 
 
 @pytest.mark.peer
 def test_foolbox_is_asked_for_the_same_columns_as_ours():
     needs("foolbox")
-    model, x, labels = speed.model_and_images("small", 4, 8, CPU)
+    model, x, labels = model_and_images("small", 4, 8, CPU)
     labels[0] = (labels[0] + 1) % 10
-    theirs = speed._frozen(speed.all_columns, model, x, labels, 5)
-    ours = evaluate_robustness(model, [(x, labels)], speed.BOUNDS, steps=5)
+    theirs = with_frozen(all_columns, model, x, labels, 5)
+    ours = evaluate_robustness(model, [(x, labels)], BOUNDS, steps=5)
     assert all(parameter.requires_grad for parameter in model.parameters())
     for rows, radius in zip(theirs, ours.radii, strict=True):
         assert tuple(rows.sum(1).tolist()) == radius.attacks["exact"].correct

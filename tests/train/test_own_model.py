@@ -51,17 +51,18 @@ def fit(shards, out, *options, model="tiny", recipe="tn_fdt"):
 
 
 def test_it_is_trained_with_tensor_norm_resumed_and_attacked(few_shards, tmp_path, capsys):
-    assert fit(few_shards, tmp_path / "run", "--epochs", "1") == 0
+    out = tmp_path / "run"
+    assert fit(few_shards, out, "--epochs", "1") == 0
     assert "tiny_tn_fdt: 3 steps" in capsys.readouterr().out
-    run = open_run(tmp_path / "run", torch.device("cpu"))
+    run = open_run(out, torch.device("cpu"))
     assert len(tensor_norm_layers(run.model)) == 2
     assert run.config["recipe"]["loss"] == "multi-label"
-    assert fit(few_shards, tmp_path / "run", "--epochs", "1", "--resume") == 0
-    assert open_run(tmp_path / "run", torch.device("cpu")).weights == run.weights
-    assert main(["robustness", str(tmp_path / "run"), "--steps", "1", "--images", "5"]) == 0
+    assert fit(few_shards, out, "--epochs", "1", "--resume") == 0
+    assert open_run(out, torch.device("cpu")).weights == run.weights
+    assert main(["robustness", str(out), "--steps", "1", "--images", "5"]) == 0
     assert "| tiny_tn_fdt |" in capsys.readouterr().out
-    assert fit(few_shards, tmp_path / "run", "--epochs", "1", "--resume", model="many_logits") == 2
-    assert fit(few_shards, tmp_path / "run", "--epochs", "1", "--resume", recipe="fdt") == 2
+    assert fit(few_shards, out, "--epochs", "1", "--resume", model="many_logits") == 2
+    assert fit(few_shards, out, "--epochs", "1", "--resume", recipe="fdt") == 2
     assert "tensor_norm was 'straight-through' and is now None" in capsys.readouterr().err
 
 
@@ -77,32 +78,26 @@ def test_it_is_exported_at_the_size_of_its_images(few_shards, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "recipe", "message"),
     [
-        ("no_such_module:f", "no_such_module:f cannot be imported (No module named 'no_such_module')"),
-        ("my_networks:vgg", "cannot be imported (module 'my_networks' has no attribute 'vgg')"),
-        ("without_channels", "cannot be called as without_channels(num_classes=10, in_channels=3): got an unexpected"),
-        ("no_module", "returns an nn.Module, got int"),
-        ("many_logits", "expected logits f32[2 10] of the model for two images, got f32[2, 11]"),
-        ("other_sizes", "the model cannot take images f32[n 3 28 28]"),
-        ("my_networks:", "expected --model MODULE:FUNCTION, got 'my_networks:'"),
+        ("no_such_module:f", "plain", "no_such_module:f cannot be imported (No module named 'no_such_module')"),
+        ("my_networks:vgg", "plain", "cannot be imported (module 'my_networks' has no attribute 'vgg')"),
+        (
+            "without_channels",
+            "plain",
+            "be called as without_channels(num_classes=10, in_channels=3): got an unexpected",
+        ),
+        ("no_module", "plain", "returns an nn.Module, got int"),
+        ("many_logits", "plain", "expected logits f32[2 10] of the model for two images, got f32[2, 11]"),
+        ("other_sizes", "plain", "the model cannot take images f32[n 3 28 28]"),
+        ("my_networks:", "plain", "expected --model MODULE:FUNCTION, got 'my_networks:'"),
+        ("tiny", "small_tn_fdt", "with --model, --recipe is one of plain, ov, fdt, tn, tn_fdt, label_smoothing"),
+        ("tiny", "cutmix", "got 'cutmix'"),
+        ("tiny", "plain --stem imagenet", "stems are of the ResNets here, got stem 'imagenet' with my_networks:tiny"),
     ],
 )
-def test_a_model_that_does_not_fit_exits_2_and_says_why(few_shards, tmp_path, model, message, capsys):
-    assert fit(few_shards, tmp_path / "run", model=model, recipe="plain") == 2
+def test_a_model_or_recipe_that_does_not_fit_exits_2_and_says_why(few_shards, tmp_path, model, recipe, message, capsys):
+    recipe, *options = recipe.split()
+    assert fit(few_shards, tmp_path / "run", *options, model=model, recipe=recipe) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"recipe": "small_tn_fdt"}, "with --model, --recipe is one of plain, ov, fdt, tn, tn_fdt, label_smoothing"),
-        ({"recipe": "cutmix"}, "got 'cutmix'"),
-        ({"stem": "imagenet"}, "stems are of the ResNets here, got stem 'imagenet' with my_networks:tiny"),
-    ],
-)
-def test_a_recipe_that_does_not_fit_a_model_exits_2(few_shards, tmp_path, options, message, capsys):
-    stem = ["--stem", options.pop("stem")] if "stem" in options else []
-    assert fit(few_shards, tmp_path / "run", *stem, **options) == 2
-    assert message in capsys.readouterr().err

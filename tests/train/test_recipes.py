@@ -1,14 +1,18 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from fdt_pipeline import FDT, Augment
-from train.recipes import RECIPES, make_recipe
+from train.recipes import CONTROLS, RECIPES, Recipe, make_recipe
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_named_as_it_is_asked_for(name):
-    assert make_recipe(name).name == name
+@pytest.mark.parametrize("name", [*RECIPES, *(f"resnet34_{control}" for control in CONTROLS)])
+def test_every_recipe_is_named_as_it_is_asked_for_is_unlike_any_other_and_survives_json(name):
+    recipe = make_recipe(name)
+    assert recipe.name == name
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+    assert name in RECIPES or recipe.to_dict() != replace(make_recipe("resnet34_plain"), name=name).to_dict()
 
 
 def test_the_papers_recipe_is_its_schedule():
@@ -43,14 +47,21 @@ def test_fewer_epochs_keep_the_share_of_the_run_before_each_drop():
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "match"),
+    ("changes", "match"),
     [
-        ("resnet35_plain", {}, "there is no recipe 'resnet35_plain'; recipes: resnet18_plain"),
-        ("resnet34_plain", {"epochs": 0}, "epochs must be 1 or more"),
-        ("resnet34_plain", {"lr": -1.0}, "lr must be above 0"),
-        ("resnet34_plain", {"loss_eps": 1e-3}, "loss_eps is the multi-label loss's, got 0.001 with cross-entropy"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"lr": -1.0}, "lr must be above 0"),
+        ({"loss_eps": 1e-3}, "loss_eps is the multi-label loss's, got 0.001 with cross-entropy"),
+        ({"norm": "pono", "tensor_norm": "exact"}, 'norm must be "pono" without tensor_norm'),
+        ({"norm": "layer"}, 'norm must be "pono"'),
+        ({"label_smoothing": 0.1}, 'label_smoothing must be "fdt-entropy" or None, got 0.1'),
+        ({"mixup": 0.0}, "mixup must be above 0"),
+        ({"mixup": 1.0, "fdt": FDT()}, "controls on whole images"),
+        ({"label_smoothing": "fdt-entropy", "fdt": FDT()}, "controls on whole images"),
     ],
 )
-def test_bad_recipes_are_refused(name, changes, match):
+def test_recipes_that_do_not_fit_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):
-        make_recipe(name, **changes)
+        Recipe("made up", "small", **changes)
+    with pytest.raises(ValueError, match="there is no recipe 'resnet35_plain'; recipes: resnet34_plain"):
+        make_recipe("resnet35_plain")

@@ -64,19 +64,30 @@ def test_a_missing_data_set_that_another_machine_has_is_no_longer_missing(tmp_pa
     assert json.loads((tmp_path / "c" / "plan.json").read_text())["missing"] == {"svhn": "gone"}
 
 
+ATTACKED = {"accuracy": 0.1, "num_images": 50, "eps": 0.03, "masked": False}
+OTHER, TWO = "results of different configurations", "one row and seed has two results"
+
+
 @pytest.mark.parametrize(
-    ("path", "value", "field"),
+    ("seed", "path", "value", "message"),
     [
-        ("training.recipe.lr", 0.2, r"recipe\.lr is 0\.1 in .*one .* and 0\.2 in .*two"),
-        ("training.recipe.augment.pad", 0, r"recipe\.augment\.pad is 4"),
-        ("training.shards.test", "other", r"shards\.test is 'cifar10 test'"),
-        ("precision", "bfloat16", "precision is 'float32'"),
-        ("robustness.num_images", 7, "num_images is 1000"),
+        (2, "training.recipe.lr", 0.2, rf"{OTHER}: recipe\.lr is 0\.1 in .*one .* and 0\.2 in .*two"),
+        (2, "training.recipe.augment.pad", 0, rf"{OTHER}: recipe\.augment\.pad is 4"),
+        (2, "training.shards.test", "other", rf"{OTHER}: shards\.test is 'cifar10 test'"),
+        (2, "precision", "bfloat16", f"{OTHER}: precision is 'float32'"),
+        (2, "robustness.num_images", 7, f"{OTHER}: num_images is 1000"),
+        (2, "autoattack", {**ATTACKED, "eps": 0.02}, rf"{OTHER}: autoattack\.eps is 0\.03 in .* and 0\.02"),
+        (1, "training.final.accuracy", 0.91, rf"{TWO}: training\.final\.accuracy"),
+        (1, "robustness.num_correct", 3, rf"{TWO}: robustness\.num_correct"),
+        (1, "curves.train_kl", [1.0, 0.6], rf"{TWO}: curves\.train_kl"),
     ],
 )
-def test_results_of_another_configuration_are_refused_with_the_field(one, tmp_path, path, value, field):
-    two = write_table(tmp_path / "two", [changed(made_up_record(seed=2), path, value)])
-    with pytest.raises(ValueError, match=f"different configurations: {field}"):
+def test_results_of_another_configuration_or_of_one_seed_twice_are_refused_with_the_field(
+    tmp_path, seed, path, value, message
+):
+    one = write_table(tmp_path / "one", [made_up_record(seed=0), made_up_record(seed=1, autoattack=ATTACKED)])
+    two = write_table(tmp_path / "two", [changed(made_up_record(seed=seed), path, value)])
+    with pytest.raises(ValueError, match=message):
         merge([one, two], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
@@ -94,27 +105,8 @@ def test_a_report_of_mixed_records_is_refused(one):
         write_report(one)
 
 
-def test_autoattack_at_another_radius_is_refused(tmp_path):
-    found = {"accuracy": 0.1, "num_images": 50, "eps": 0.03, "masked": False}
-    records = [made_up_record(seed=0, autoattack=found), made_up_record(seed=1, autoattack={**found, "eps": 0.02})]
-    folders = [write_table(tmp_path / f"{number}", [record]) for number, record in enumerate(records)]
-    with pytest.raises(ValueError, match=r"autoattack\.eps is 0\.03 in .* and 0\.02"):
-        merge(folders, tmp_path / "both")
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [("training.final.accuracy", 0.91), ("robustness.num_correct", 3), ("curves.train_kl", [1.0, 0.6])],
-)
-def test_a_seed_with_two_results_is_refused(one, tmp_path, path, value):
-    two = write_table(tmp_path / "two", [changed(made_up_record(seed=1), path, value)])
-    with pytest.raises(ValueError, match=f"one row and seed has two results: {path}"):
-        merge([one, two], tmp_path / "both")
-
-
 def test_a_seed_that_was_run_twice_with_the_same_figures_is_one_seed(one, tmp_path):
-    attacked = {"accuracy": 0.1, "num_images": 50, "eps": 0.03, "masked": False}
-    again = changed(made_up_record(seed=1, autoattack=attacked), "training.seconds", 7.0)
+    again = changed(made_up_record(seed=1, autoattack=ATTACKED), "training.seconds", 7.0)
     two = write_table(tmp_path / "two", [again])
     merge([one, two], tmp_path / "both")
     records = read_records(tmp_path / "both")

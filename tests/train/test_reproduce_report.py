@@ -16,7 +16,7 @@ from train.files import read_json
 from train.reproduce.claims import Claim, Difference, Measure, difference, grouped, judge, verdict
 from train.reproduce.paper import PAPER, Row, select_rows, table_rows
 from train.reproduce.record import Record, write_plan
-from train.reproduce.report import ALL_COLUMNS, absent_rows, provenance, write_report, write_sweep_report
+from train.reproduce.report import ALL_COLUMNS, provenance, write_report, write_sweep_report
 from train.reproduce.running import in_order
 from train.reproduce.settings import Settings, recipe_of
 from train.reproduce.tables import summary_table
@@ -43,9 +43,6 @@ def test_the_papers_tables_are_whole():
     assert (row.clean, row.std, row.eq7) == (74.37, 0.27, (9.91, 46.92, 72.38, 74.37))
     assert PAPER["cifar100", "wrn28_10", "plain"].std is None
     assert all(row.eq7[0] < row.eq7[1] < row.eq7[2] <= row.eq7[3] <= row.clean for row in PAPER.values())
-
-
-def test_every_row_of_the_tables_stands_beside_the_paper():
     rows = [*table_rows("table1"), *table_rows("table2")]
     assert len(rows) == 20 + 4
     assert {(row.dataset, row.model, row.column) for row in rows} == set(PAPER)
@@ -56,7 +53,9 @@ def test_rows_are_chosen_by_part_or_pattern():
     rows = table_rows("table1")
     assert [row.column for row in select_rows(rows, ["svhn"])] == ["plain", "tn_fdt", "fdt", "tn", "ov"]
     assert len(select_rows(rows, ["ov", "cifar100-*"])) == 4 + 5 - 1
-    assert select_rows(rows, None) == rows
+    assert select_rows(rows, None) == list(rows)
+    sweep = select_rows([small(column) for column in ALL_COLUMNS], ["fdt*", "pono"])
+    assert [row.column for row in sweep[:3]] == ["fdt", "fdt_k2", "pono"]
     with pytest.raises(ValueError, match=r"--only cifar11 names no row; rows: cifar10-resnet34-plain"):
         select_rows(rows, ["cifar10", "cifar11"])
 
@@ -164,19 +163,12 @@ def test_what_was_not_run_is_listed_and_never_filled(tmp_path):
     assert verdicts["FDT - plain, clean"][5:7] == ["", "one seed: undecided"]
 
 
-def test_a_diverged_run_is_told(tmp_path):
+def test_a_diverged_run_is_told_and_not_called_not_run(tmp_path):
     out = write_table(tmp_path / "t", records_of("plain"))
     write_plan(out, TINY, [small("plain")], {}, {"cifar10-small-ov seed 1": "the loss of step 3 is nan"})
-    assert "* Diverged: cifar10-small-ov seed 1: the loss of step 3 is nan" in write_report(out)
-
-
-def test_a_row_that_diverged_is_not_called_not_run():
-    groups = grouped([small("plain"), small("ov")], [])
-    plan = {"missing": {}, "diverged": {"cifar10-small-ov seed 0": "the loss of step 3 is nan"}}
-    assert absent_rows(groups, plan) == [
-        "* CIFAR-10, small ResNet: not run: cifar10-small-plain.\n"
-        "* Diverged: cifar10-small-ov seed 0: the loss of step 3 is nan"
-    ]
+    text = write_report(out)
+    assert "* Diverged: cifar10-small-ov seed 1: the loss of step 3 is nan" in text
+    assert "not run: cifar10-small-fdt, cifar10-small-tn, cifar10-small-tn_fdt." in text
 
 
 def test_records_of_older_versions_are_reported_as_without_their_weights():
@@ -212,30 +204,17 @@ def test_autoattack_stands_beside_eq_7(tmp_path):
     assert "AutoAttack: 4 runs, on 50 images at eps = 0.03125 (8 grey levels); the checks found signs" in report
 
 
-def test_the_report_is_remade_from_the_records_alone(tmp_path):
-    out = write_table(tmp_path / "t", [*records_of("plain"), *records_of("tn_fdt")])
-    text = write_report(out)
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    shutil.copy(out / "plan.json", copy)
-    shutil.copytree(out / "records", copy / "records")
-    assert write_report(copy) == text
-    assert (copy / "report.md").read_bytes() == (out / "report.md").read_bytes()
-    pictures = sorted(path.name for path in out.glob("*.png"))
-    assert pictures == ["cifar10-small-learning.png", "cifar10-small-paths.png"]
-    for name in pictures:
-        assert (copy / name).read_bytes() == (out / name).read_bytes()
-        assert (np.asarray(Image.open(out / name).convert("L")) < 200).mean() > 0.01
-
-
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
-def test_committed_reports_say_what_their_records_say(folder, tmp_path):
+def test_committed_reports_are_remade_from_their_records_alone(folder, tmp_path):
     shutil.copy(folder / "plan.json", tmp_path)
     shutil.copytree(folder / "records", tmp_path / "records")
     is_sweep = read_json(folder / "plan.json")["settings"]["table"] == "sweep"
     (write_sweep_report if is_sweep else write_report)(tmp_path)
     assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text()
-    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in folder.glob("*.png")}
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {path.name for path in folder.glob("*.png")}
+    for name in pictures:  # matplotlib's releases draw them by other pixels
+        assert (np.asarray(Image.open(tmp_path / name).convert("L")) < 200).mean() > 0.01
 
 
 def test_the_sweeps_report_tells_each_control_from_what_it_is_compared_with(tmp_path):
@@ -252,12 +231,9 @@ def test_the_sweeps_report_tells_each_control_from_what_it_is_compared_with(tmp_
     assert {path.name for path in out.glob("*.png")} == {"cifar10-small-clean-robust.png", "cifar10-small-weights.png"}
 
 
-def test_a_folder_without_a_table_is_named(tmp_path):
+def test_a_folder_without_a_table_or_with_another_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no table: make one with"):
         write_report(tmp_path)
-
-
-def test_a_folder_of_another_table_is_refused(tmp_path):
     out = write_table(tmp_path / "t", records_of("plain"))
     with pytest.raises(ValueError, match="holds table1, not table2"):
         write_report(out, "table2")

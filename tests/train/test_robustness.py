@@ -1,22 +1,21 @@
 """Robust accuracy is Eq. 7, counted exactly, and takes the worse of the attacks on tensor normalization."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
+from tests.train.test_attack import PAPER as BOUNDS
+from tests.train.test_attack import conv_net as attacked_net
+from tests.train.test_attack import images_in
 from train.attack import PGD, PixelBounds, pgd_path
 from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
 
-BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 EPS = (0.05, 0.005)
 STEPS = 6
 
@@ -24,28 +23,23 @@ STEPS = 6
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def conv_net(normalized: bool, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    relu = ReLUTensorNorm if normalized else nn.ReLU
-    stem = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), relu(), nn.Conv2d(8, 8, 3, padding=1), relu()]
-    last = nn.Linear(32, 5)
-    net = nn.Sequential(*stem, nn.AdaptiveAvgPool2d(2), nn.Flatten(), last).eval()
+def conv_net(normalized, seed=0):
+    net = attacked_net("straight-through" if normalized else "plain", seed)
     with torch.no_grad():
-        last.bias -= net(images(50, seed)).mean(0)  # so that all classes are answered
+        net[-1].bias -= net(images(50, seed)).mean(0)  # so that all classes are answered
     return net
 
 
-def images(num: int, seed: int) -> Tensor:
-    unit = torch.tensor(np.random.default_rng(seed).random((num, 3, 8, 8)), dtype=torch.float32)
-    return BOUNDS.clip(BOUNDS.low + unit * (BOUNDS.high - BOUNDS.low))
+def images(num, seed):
+    return images_in(BOUNDS, num, seed)
 
 
-def labelled(model: nn.Module, num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def labelled(model, num, seed=0):
     """Images with the model's own answers as labels, every fifth of them wrong."""
     x = images(num, seed)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    labels[::5] = (labels[::5] + 1) % 5
+    labels[::5] = (labels[::5] + 1) % 10
     return x, labels
 
 
@@ -53,29 +47,21 @@ def labelled(model: nn.Module, num: int, seed: int = 0) -> tuple[Tensor, Tensor]
 @given(
     seed=st.integers(0, 99),
     normalized=st.booleans(),
-    eps=st.sampled_from([1e-3, 0.05, 0.5]),
+    eps=st.sampled_from([0.0, 1e-3, 0.05, 0.5]),
     steps=st.integers(1, 8),
 )
-def test_worst_is_never_above_any_other_figure(seed: int, normalized: bool, eps: float, steps: int) -> None:
+def test_worst_is_never_above_any_other_figure(seed, normalized, eps, steps):
     model = conv_net(normalized, seed)
     result = evaluate_robustness(model, [labelled(model, 10, seed)], BOUNDS, [eps], steps=steps)
     radius = result.at(eps)
     assert result.clean == 0.8
     assert radius.worst <= min(result.clean, radius.last, radius.mean, *radius.path)
+    assert eps or radius.worst == radius.mean == 0.8
     assert all(radius.worst <= attack.worst <= min(attack.path) for attack in radius.attacks.values())
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_radius_zero_leaves_clean_accuracy_everywhere(normalized: bool) -> None:
-    model = conv_net(normalized)
-    result = evaluate_robustness(model, [labelled(model, 10)], BOUNDS, [0.0], steps=3)
-    radius = result.at(0.0)
-    assert result.num_correct == 8
-    assert [radius.mean, radius.last, radius.worst, *radius.path] == [0.8] * 7
-
-
-@pytest.mark.parametrize("normalized", [False, True])
-def test_batch_size_does_not_change_the_result(normalized: bool) -> None:
+def test_batch_size_does_not_change_the_result(normalized):
     model = conv_net(normalized)
     x, labels = labelled(model, 30)
     results = [
@@ -86,7 +72,7 @@ def test_batch_size_does_not_change_the_result(normalized: bool) -> None:
     assert results[0].at(0.05).worst < results[0].clean, "an attack without effect would show nothing"
 
 
-def slow_answers(model: nn.Module, x: Tensor, label: Tensor, eps: float) -> list[bool]:
+def slow_answers(model, x, label, eps):
     """One image at a time, Eq. 6 in its own words: the whole sum is projected by limits computed in advance."""
     lower, upper = torch.maximum(x - eps, BOUNDS.low), torch.minimum(x + eps, BOUNDS.high)
     point, answers = x.clone(), []
@@ -100,7 +86,7 @@ def slow_answers(model: nn.Module, x: Tensor, label: Tensor, eps: float) -> list
     return answers
 
 
-def test_figures_equal_a_slow_independent_count() -> None:
+def test_figures_equal_a_slow_independent_count():
     model = conv_net(normalized=True)
     x, labels = labelled(model, 20)
     result = evaluate_robustness(model, [(x[:12], labels[:12]), (x[12:], labels[12:])], BOUNDS, EPS, steps=STEPS)
@@ -119,7 +105,7 @@ def test_figures_equal_a_slow_independent_count() -> None:
     assert result.at(0.05).attacks["exact"] != result.at(0.05).attacks["straight-through"]
 
 
-def test_headline_is_the_lower_of_the_gradients_column_by_column() -> None:
+def test_headline_is_the_lower_of_the_gradients_column_by_column():
     exact = AttackCounts(num_images=10, correct=(9, 8, 5, 2), correct_throughout=2)
     through = AttackCounts(num_images=10, correct=(9, 5, 4, 4), correct_throughout=3)
     radius = RobustnessAtEps(0.1, {"exact": exact, "straight-through": through}, correct_throughout=1)
@@ -135,18 +121,18 @@ class TwoTraps(nn.Module):
     wrong, without a slope to show it, for b in (0.351, 0.369).
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.norm = ReLUTensorNorm()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         a, b = self.norm(x)[:, :, 0, 0].unbind(1)
         trap = ((x[:, 1, 0, 0] - 0.36).abs() < 0.009).float()
         score = -3 * a - b + 0.01 - 10 * trap
         return torch.stack([score, torch.zeros_like(score)], dim=1)
 
 
-def test_each_gradient_finds_what_the_other_misses_and_worst_counts_both() -> None:
+def test_each_gradient_finds_what_the_other_misses_and_worst_counts_both():
     x = torch.tensor([[0.2, 0.2], [0.05, 0.3]]).reshape(2, 2, 1, 1)
     bounds = PixelBounds.from_normalization([117.0], 256.0)
     radius = evaluate_robustness(TwoTraps(), [(x, torch.tensor([0, 0]))], bounds, [0.1]).at(0.1)
@@ -158,12 +144,12 @@ def test_each_gradient_finds_what_the_other_misses_and_worst_counts_both() -> No
     assert (radius.gradient, radius.mean, radius.last, radius.worst) == ("exact", 41 / 80, 0.5, 0.0)
 
 
-def test_only_a_model_with_tensor_norm_is_attacked_twice_and_gets_its_gradients_back() -> None:
+def test_only_a_model_with_tensor_norm_is_attacked_twice_and_gets_its_gradients_back():
     plain, normalized = conv_net(normalized=False), conv_net(normalized=True)
     layers = tensor_norm_layers(normalized)
     own = ["straight-through", "exact"]
     for layer, gradient in zip(layers, own, strict=True):
-        layer.gradient = gradient  # type: ignore[assignment]
+        layer.gradient = gradient
     attacks = {
         kind: evaluate_robustness(model, [labelled(model, 5)], BOUNDS, [0.1], steps=2).at(0.1).attacks
         for kind, model in (("plain", plain), ("normalized", normalized))
@@ -175,21 +161,7 @@ def test_only_a_model_with_tensor_norm_is_attacked_twice_and_gets_its_gradients_
     assert [layer.gradient for layer in layers] == own
 
 
-def test_iterable_is_read_once_and_progress_counts_every_image_step() -> None:
-    model, reads, progress = conv_net(normalized=True), [], []
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for size in (4, 3):
-            reads.append(size)
-            yield labelled(model, size)
-
-    result = evaluate_robustness(model, batches(), BOUNDS, EPS, steps=STEPS, progress=progress.append)
-    assert reads == [4, 3]
-    assert result.num_images == 7
-    assert progress == [4 * STEPS] * 4 + [3 * STEPS] * 4
-
-
-def test_options_reach_the_attack() -> None:
+def test_options_reach_the_attack():
     model = conv_net(normalized=False)
     x, labels = labelled(model, 20)
     x = torch.where(x > 0, BOUNDS.high, BOUNDS.low)  # every pixel at an end of its range, so that clipping matters
@@ -200,16 +172,10 @@ def test_options_reach_the_attack() -> None:
         assert (result.steps, result.clip_pixels) == (STEPS, clip)
 
 
-def test_default_radii_and_steps_are_the_papers() -> None:
-    model = conv_net(normalized=False)
-    result = evaluate_robustness(model, [labelled(model, 1)], BOUNDS)
-    assert tuple(radius.eps for radius in result.radii) == EPS_VALUES == (1e-1, 1e-2, 1e-3, 1e-4)
-    assert [len(radius.path) for radius in result.radii] == [41] * 4
-
-
-def test_result_survives_json() -> None:
+def test_result_survives_json():
     model = conv_net(normalized=True)
     result = evaluate_robustness(model, [labelled(model, 7)], BOUNDS, EPS, steps=2)
+    assert EPS_VALUES == (1e-1, 1e-2, 1e-3, 1e-4)  # the paper's, which are the default
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert Robustness.from_dict(values) == result
     assert values["clean"] == result.clean
@@ -217,7 +183,7 @@ def test_result_survives_json() -> None:
     assert sum(values["radii"][0]["attacks"]["exact"]["correct"]) == 7 * sum(result.at(0.05).attacks["exact"].path)
 
 
-def row(clean: int, exact: tuple[int, ...], through: tuple[int, ...] = (), steps: int = 2) -> Robustness:
+def row(clean, exact, through=(), steps=2):
     """Of 1000 images; each attack fools one image for a while only, and both attacks fool the same."""
     paths = {"exact": exact, "straight-through": through} if through else {"exact": exact}
     attacks = {name: AttackCounts(1000, path, min(path) - 1) for name, path in paths.items()}
@@ -225,7 +191,7 @@ def row(clean: int, exact: tuple[int, ...], through: tuple[int, ...] = (), steps
     return Robustness(1000, clean, steps, True, (RobustnessAtEps(0.001, attacks, worst),))
 
 
-def test_table_has_a_row_a_model_and_says_what_its_columns_mean() -> None:
+def test_table_has_a_row_a_model_and_says_what_its_columns_mean():
     text = format_table({"plain": row(925, (925, 500, 301)), "TN+FDT": row(938, (938, 700, 400), (938, 800, 399))})
     lines = text.splitlines()
     assert lines[:4] == [
@@ -246,43 +212,35 @@ def test_table_has_a_row_a_model_and_says_what_its_columns_mean() -> None:
     assert "attacked along the exact and the straight-through gradient" in text
 
 
-def test_rows_that_were_attacked_otherwise_share_no_table() -> None:
-    with pytest.raises(ValueError, match=r"got \(\[0\.001\], 3, True\) for other; make a table for each attack"):
-        format_table({"one": row(1, (1, 1, 1)), "other": row(1, (1, 1, 1, 1), steps=3)})
-    with pytest.raises(ValueError, match="expected at least one row"):
-        format_table({})
+def table_of(**rows):
+    return lambda: format_table(rows)
 
 
-def test_data_that_cannot_be_evaluated_is_refused() -> None:
-    model = conv_net(normalized=False)
-    x, labels = labelled(model, 4)
-    with pytest.raises(ValueError, match="expected at least one batch, got none"):
-        evaluate_robustness(model, iter([]), BOUNDS)
-    with pytest.raises(ValueError, match="expected at least one image"):
-        evaluate_robustness(model, [(x[:0], labels[:0])], BOUNDS)
-    with pytest.raises(ValueError, match=r"got a tensor; pass \[\(images, labels\)\]"):
-        evaluate_robustness(model, x, BOUNDS)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"labels in 0\.\.4, as the model has 5 outputs, got .*\.\.5"):
-        evaluate_robustness(model, [(x, torch.full_like(labels, 5))], BOUNDS)
+def attack_of(batches=(), **options):
+    return lambda: evaluate_robustness(conv_net(normalized=False), batches, BOUNDS, **options)
 
 
-def test_attacks_that_make_no_sense_are_refused_before_the_data_is_read() -> None:
-    model = conv_net(normalized=False)
-
-    def unread() -> Iterator[tuple[Tensor, Tensor]]:
-        raise AssertionError
-        yield
-
-    for options, message in [
-        ({"eps_values": []}, "one or more different eps_values"),
-        ({"eps_values": [0.1, 0.1]}, "one or more different eps_values"),
-        ({"eps_values": [-0.1]}, "expected a finite eps >= 0"),
-        ({"steps": 0}, "expected steps >= 1"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            evaluate_robustness(model, unread(), BOUNDS, **options)  # type: ignore[arg-type]
+X = images(4, 0)
+OTHERWISE = r"got \(\[0\.001\], 3, True\) for other; make a table for each attack"
 
 
-def test_asking_for_a_radius_that_was_not_evaluated_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one of the evaluated eps \[0\.001\], got 0\.1"):
-        row(1, (1, 1, 1)).at(0.1)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (table_of(one=row(1, (1, 1, 1)), other=row(1, (1, 1, 1, 1), steps=3)), OTHERWISE),
+        (table_of(), "expected at least one row"),
+        (lambda: row(1, (1, 1, 1)) + row(1, (1, 1, 1, 1), steps=3), "expected counts of the attacks"),
+        (lambda: row(1, (1, 1, 1)).at(0.1), r"one of the evaluated eps \[0\.001\], got 0\.1"),
+        (attack_of(), "expected at least one batch, got none"),
+        (attack_of([(X[:0], torch.arange(0))]), "expected at least one image"),
+        (attack_of(X), r"got a tensor; pass \[\(images, labels\)\]"),
+        (attack_of([(X, torch.full((4,), 10))]), r"labels in 0\.\.9, as the model has 10 outputs, got .*\.\.10"),
+        (attack_of(eps_values=[]), "one or more different eps_values"),
+        (attack_of(eps_values=[0.1, 0.1]), "one or more different eps_values"),
+        (attack_of(eps_values=[-0.1]), "expected a finite eps >= 0"),
+        (attack_of(steps=0), "expected steps >= 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_or_shown_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()

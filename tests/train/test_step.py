@@ -96,26 +96,15 @@ def graphed(monkeypatch):
     return make
 
 
-def test_a_recorded_pass_trains_as_the_step_itself_does(graphed):
+def test_a_recorded_pass_trains_as_the_step_itself_does_and_a_batch_of_another_shape_runs_as_it_is(graphed):
     ours, theirs = tiny_model(), tiny_model()
     record = RecordOnCpu(ours)
     step, reference = graphed(ours, record), train_step(theirs)
-    figures = [(step(*batch), reference(*batch)) for batch in batches(8)]
+    figures = [(step(*batch), reference(*batch)) for batch in [*batches(8), *batches(2, size=6), *batches(2)]]
     for got, expected in figures:  # looked at late: no replay may have overwritten them
         assert torch.equal(torch.stack(got), torch.stack(expected))
     assert_same_weights(ours, theirs)
-    assert (record.recordings, record.replays) == (1, 5)
-
-
-def test_a_batch_of_another_shape_runs_as_it_is_and_the_next_is_replayed(graphed):
-    ours, theirs = tiny_model(), tiny_model()
-    record = RecordOnCpu(ours)
-    step, reference = graphed(ours, record), train_step(theirs)
-    for batch in [*batches(5), *batches(2, size=6), *batches(2)]:
-        step(*batch)
-        reference(*batch)
-    assert_same_weights(ours, theirs)
-    assert (record.recordings, record.replays) == (1, 4)
+    assert (record.recordings, record.replays) == (1, 5 + 2)
 
 
 def test_a_recording_that_fails_is_told_once_and_training_goes_on(graphed):
@@ -150,20 +139,15 @@ def test_a_cuda_graph_trains_as_the_step_itself_does():
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.01)
 
 
-def test_a_loaded_state_leaves_the_choice_of_kernels_to_this_machine():
+def test_the_update_is_fused_on_a_gpu_alone_whatever_state_is_loaded():
     model = nn.Linear(2, 2)
-    optimizer = make_optimizer(model, 0.1, 0.9, 5e-4, CPU)
+    on_gpu, optimizer = (make_optimizer(model, 0.1, 0.9, 5e-4, device) for device in (torch.device("cuda"), CPU))
+    assert on_gpu.param_groups[0]["fused"] is True
     state = copy.deepcopy(optimizer.state_dict())
     state["param_groups"][0] |= {"fused": True, "lr": 0.025}
     load_optimizer(optimizer, state)
     assert optimizer.param_groups[0]["fused"] is None
     assert optimizer.param_groups[0]["lr"] == 0.025
-
-
-def test_on_a_gpu_the_update_is_fused_and_on_a_cpu_it_is_the_plain_one():
-    model = nn.Linear(2, 2)
-    assert make_optimizer(model, 0.1, 0.9, 5e-4, torch.device("cuda")).param_groups[0]["fused"] is True
-    assert make_optimizer(model, 0.1, 0.9, 5e-4, CPU).param_groups[0]["fused"] is None
 
 
 @pytest.mark.parametrize(("device", "inside"), [("cpu", False), ("cuda", True)])
@@ -208,15 +192,17 @@ def test_what_does_not_compile_is_called_as_it_is_with_the_reason(monkeypatch):
     assert found == expected
 
 
-def test_long_runs_on_a_gpu_are_compiled_unless_asked_otherwise(monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "num_steps", "asked", "compiled"),
+    [
+        ("cuda", FEWEST_STEPS, None, True),
+        ("cuda", FEWEST_STEPS - 1, None, False),
+        ("cuda", FEWEST_STEPS, False, False),
+        ("cpu", FEWEST_STEPS, None, False),
+        ("cpu", 1, True, True),
+    ],
+)
+def test_long_runs_on_a_gpu_are_compiled_unless_asked_otherwise(device, num_steps, asked, compiled, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    model = torch.nn.Identity()
-
-    def chosen(device, num_steps, asked=None):
-        return isinstance(network_of_step(model, device, num_steps, asked), Compiled)
-
-    assert chosen(torch.device("cuda"), FEWEST_STEPS)
-    assert not chosen(torch.device("cuda"), FEWEST_STEPS - 1)
-    assert not chosen(CPU, FEWEST_STEPS)
-    assert chosen(CPU, 1, True)
-    assert not chosen(torch.device("cuda"), FEWEST_STEPS, False)
+    network = network_of_step(nn.Identity(), torch.device(device), num_steps, asked)
+    assert isinstance(network, Compiled) == compiled

@@ -17,7 +17,6 @@ from scipy.stats import ttest_ind
 from train.recipes import GAMMAS
 from train.reproduce.paper import COLUMNS, DATASETS, Row
 from train.reproduce.record import Record
-from train.robust_accuracy import RobustnessAtEps
 
 Kind = Literal["clean", "mean", "last", "worst", "autoattack"]
 NETWORKS = {"resnet34": "ResNet-34", "resnet152": "ResNet-152", "wrn28_10": "WRN-28-10", "small": "small ResNet"}
@@ -50,13 +49,14 @@ class Measure:
 
     def of(self, record: Record) -> float | None:
         """Percent, None where it was not measured."""
-        if self.kind == "clean":
-            return 100 * record.clean
-        if self.kind == "autoattack":
-            return None if record.autoattack is None else 100 * record.autoattack
-        assert self.eps is not None
-        radius: RobustnessAtEps = record.robustness.at(self.eps)
-        return 100 * {"mean": radius.mean, "last": radius.last, "worst": radius.worst}[self.kind]
+        if self.eps is None:
+            share = record.clean if self.kind == "clean" else record.autoattack
+        else:
+            share = getattr(record.robustness.at(self.eps), self.kind)
+        return None if share is None else 100 * share
+
+
+CLEAN, AUTOATTACK = Measure("clean"), Measure("autoattack")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,12 @@ class Results:
 
     @property
     def title(self) -> str:
-        return f"{data_title(self.dataset)}, {NETWORKS.get(self.model, self.model)}"
+        return f"{DATASETS.get(self.dataset, self.dataset)}, {NETWORKS.get(self.model, self.model)}"
+
+    @property
+    def run(self) -> dict[str, tuple[Record, ...]]:
+        """The columns that have records."""
+        return {column: records for column, records in self.columns.items() if records}
 
     def row(self, column: str) -> Row:
         return Row(self.dataset, self.model, column)
@@ -79,9 +84,15 @@ class Results:
         values = (measure.of(record) for record in self.columns.get(column, ()))
         return [value for value in values if value is not None]
 
+    def difference(self, a: str, b: str, measure: Measure) -> Difference | None:
+        """None where a column has no figure."""
+        of_a, of_b = self.values(a, measure), self.values(b, measure)
+        return difference(of_a, of_b) if of_a and of_b else None
 
-def data_title(dataset: str) -> str:
-    return DATASETS.get(dataset, dataset)
+    def paper_difference(self, a: str, b: str, measure: Measure) -> float | None:
+        """Of the printed figures, None where one is not printed."""
+        printed = [None if row is None else row.figure(measure.eps) for row in (self.row(a).paper, self.row(b).paper)]
+        return None if printed[0] is None or printed[1] is None else printed[0] - printed[1]
 
 
 def label(column: str) -> str:
@@ -90,29 +101,13 @@ def label(column: str) -> str:
 
 def grouped(rows: Sequence[Row], records: Iterable[Record]) -> list[Results]:
     """One for each data set and network of `rows`; a column without records is there, and empty."""
-    by_row: dict[Row, list[Record]] = {}
-    for record in records:
-        by_row.setdefault(record.row, []).append(record)
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        groups.setdefault((row.dataset, row.model), []).append(row.column)
-    return [
-        Results(
-            dataset,
-            model,
-            {column: _seeds(by_row.get(Row(dataset, model, column), [])) for column in sorted(columns, key=_place)},
-        )
-        for (dataset, model), columns in groups.items()
-    ]
-
-
-def _seeds(records: list[Record]) -> tuple[Record, ...]:
-    return tuple(sorted(records, key=lambda record: record.seed))
-
-
-def _place(column: str) -> int:
-    """sorted() keeps the controls' own order."""
-    return COLUMNS.index(column) if column in COLUMNS else len(COLUMNS)
+    groups: dict[tuple[str, str], Results] = {}
+    for row in sorted(rows, key=lambda row: COLUMNS.index(row.column) if row.column in COLUMNS else len(COLUMNS)):
+        groups.setdefault((row.dataset, row.model), Results(row.dataset, row.model, {})).columns[row.column] = ()
+    for record in sorted(records, key=lambda record: record.seed):
+        if (group := groups.get((record.row.dataset, record.row.model))) and record.row.column in group.columns:
+            group.columns[record.row.column] += (record,)
+    return [groups[place] for place in dict.fromkeys((row.dataset, row.model) for row in rows)]
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -144,9 +139,6 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(value, error, float(interval.low), float(interval.high))
 
 
-CLEAN, AUTOATTACK = Measure("clean"), Measure("autoattack")
-
-
 @dataclass(frozen=True)
 class Claim:
     """`better` is said to exceed `worse` by more than -margin points, in the measure's figure."""
@@ -166,24 +158,20 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """ours, last, autoattack: the difference in the claim's measure, at the attack's last iterate, under AutoAttack;
-    None where a column has no figure. paper: the printed difference."""
+    None where a column has no figure. paper: the printed difference. word: by the 95 % interval of ours."""
 
     claim: Claim
     paper: float | None
     ours: Difference | None
     last: Difference | None
     autoattack: Difference | None
-
-    @property
-    def word(self) -> str:
-        """By the 95 % interval of the difference."""
-        if self.ours is None:
-            return "not run"
-        return verdict(self.ours, self.claim.margin)
+    word: str
 
 
-def verdict(found: Difference, margin: float) -> str:
+def verdict(found: Difference | None, margin: float) -> str:
     """holds: the whole interval is above -margin; does not hold: all of it is below; else undecided."""
+    if found is None:
+        return "not run"
     if found.low is None or found.high is None:
         return "one seed: undecided"
     if found.low > -margin:
@@ -208,34 +196,14 @@ def claims_of(eps_values: Sequence[float]) -> list[Claim]:
 
 def judge(results: Results, eps_values: Sequence[float]) -> list[Verdict]:
     """Of the claims whose two columns are rows of this table, run or not."""
-    return [
-        _judge(results, claim)
-        for claim in claims_of(eps_values)
-        if claim.better in results.columns and claim.worse in results.columns
-    ]
-
-
-def _judge(results: Results, claim: Claim) -> Verdict:
-    robust = claim.measure.kind != "clean"
-    return Verdict(
-        claim,
-        _paper_difference(results, claim),
-        _difference(results, claim, claim.measure),
-        _difference(results, claim, Measure("last", claim.measure.eps)) if robust else None,
-        _difference(results, claim, AUTOATTACK) if robust else None,
-    )
-
-
-def _difference(results: Results, claim: Claim, measure: Measure) -> Difference | None:
-    better, worse = results.values(claim.better, measure), results.values(claim.worse, measure)
-    return difference(better, worse) if better and worse else None
-
-
-def _paper_difference(results: Results, claim: Claim) -> float | None:
-    better, worse = results.row(claim.better).paper, results.row(claim.worse).paper
-    if better is None or worse is None:
-        return None
-    if claim.measure.eps is None:
-        return better.clean - worse.clean
-    high, low = better.at(claim.measure.eps), worse.at(claim.measure.eps)
-    return None if high is None or low is None else high - low
+    verdicts = []
+    for claim in claims_of(eps_values):
+        pair = claim.better, claim.worse
+        if results.columns.keys() >= {*pair}:
+            ours, last, attacked = results.difference(*pair, claim.measure), None, None
+            if claim.measure != CLEAN:
+                last = results.difference(*pair, Measure("last", claim.measure.eps))
+                attacked = results.difference(*pair, AUTOATTACK)
+            paper = results.paper_difference(*pair, claim.measure)
+            verdicts.append(Verdict(claim, paper, ours, last, attacked, verdict(ours, claim.margin)))
+    return verdicts

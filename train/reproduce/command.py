@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing torch takes seconds, and --help does without
+    from train.reproduce.paper import Row
+    from train.reproduce.settings import Settings
 
 REPRODUCE_HELP = """Train and attack the rows of a table of the paper, and print the paper's figures beside ours.
 
@@ -34,89 +37,107 @@ SWEEP_IMAGES = 1000
 INTERRUPTED = "the same command goes on from the last whole epoch, or the last images attacked"
 
 
+# What PAPER.md's readings switch: (option, kind or choices, help).
+READINGS: tuple[tuple[str, Any, str], ...] = (
+    ("--batch-size", int, "default: 100"),
+    ("--lr", float, "default: 0.1"),
+    ("--loss-eps", float, "Algorithm 4's threshold (default: 1e-6)"),
+    ("--min-images", int, "lowest K of a superposition (default: 1)"),
+    ("--max-images", int, "highest K (default: the number of classes)"),
+    ("--mix-probability", float, "share of the outputs that are superpositions (default: 1)"),
+    ("--anchor", ("random", "epoch"), "image 1: drawn, or each image once an epoch (default: random)"),
+    ("--stem", ("cifar", "cifar-pool", "imagenet"), "of the ResNets (default: cifar)"),
+    ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
+)
+
+
 def add_reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", choices=("table1", "table2"), help="of the paper")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder with a folder of shards for each data set")
     parser.add_argument("--scale", choices=("full", "small"), default="full", help="default: %(default)s")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="copy these folders' results to --out")
-    instead.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
-    parser.add_argument(
-        "--only", nargs="+", metavar="ROW", help="data sets, models, columns or DATA-MODEL-COLUMN with * (default: all)"
-    )
-    _add_common(parser, seeds=3, images=f"all; {SMALL_IMAGES} at the small scale")
-    for flag, kind, text in (
-        ("--batch-size", int, "default: 100"),
-        ("--lr", float, "default: 0.1"),
-        ("--loss-eps", float, "Algorithm 4's threshold (default: 1e-6)"),
-        ("--min-images", int, "lowest K of a superposition (default: 1)"),
-        ("--max-images", int, "highest K (default: the number of classes)"),
-        ("--mix-probability", float, "share of the outputs that are superpositions (default: 1)"),
-    ):
-        parser.add_argument(flag, type=kind, help=text)
-    for flag, choices, text in (
-        ("--anchor", ("random", "epoch"), "image 1: drawn, or each image once an epoch (default: random)"),
-        ("--stem", ("cifar", "cifar-pool", "imagenet"), "of the ResNets (default: cifar)"),
-        ("--tensor-norm", ("straight-through", "exact"), "TN's gradient in training (default: straight-through)"),
-    ):
-        parser.add_argument(flag, choices=choices, help=text)
-    parser.set_defaults(run=_reproduce, interrupted=INTERRUPTED)
+    only = "data sets, models, columns or DATA-MODEL-COLUMN, * for any part (default: all)"
+    data = "folder with a folder of shards for each data set"
+    _add_common(parser, instead, only, data, seeds=3, images=f"all; {SMALL_IMAGES} at the small scale")
+    for flag, kind, text in READINGS:
+        parser.add_argument(flag, **{"type" if callable(kind) else "choices": kind}, help=text)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="SHARDS", help="folder with train/ and test/ shards")
     parser.add_argument("--model", default="small", help="of the recipes (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="COLUMN", help="columns, * for any part (default: all)")
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
-    parser.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
-    _add_common(parser, seeds=1, images="1,000, or all if they are fewer")
-    parser.set_defaults(run=_sweep, interrupted=INTERRUPTED)
+    only, data = "columns, * for any part (default: all)", "folder with train/ and test/ shards"
+    _add_common(parser, parser, only, data, seeds=1, images="1,000, or all if they are fewer")
 
 
-def _add_common(parser: argparse.ArgumentParser, seeds: int, images: str) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
-    parser.add_argument("--seeds", type=int, default=seeds, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds S .. S+N-1 (default: 0)")
-    parser.add_argument("--epochs", type=int, help="default: the recipe's; learning-rate drops keep their share")
-    parser.add_argument("--images", type=int, metavar="N", help=f"attack the first N test images (default: {images})")
-    parser.add_argument("--steps", type=int, default=40, help="of the attack, each eps / 30 (default: %(default)s)")
-    parser.add_argument("--eps", type=float, nargs="+", help="radii in input units (default: the paper's four)")
-    parser.add_argument("--no-clip", action="store_true", help="let the attack leave the pixel range")
-    parser.add_argument("--retry-diverged", action="store_true", help="train again what has diverged")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+def _add_common(parser: Any, instead: Any, only: str, data: str, seeds: int, images: str) -> None:
+    """instead: where --report goes, as it takes the place of other options there."""
+    instead.add_argument("--report", action="store_true", help="make the report of --out again, and run nothing")
+    for flag, options in (
+        ("--data", {"type": Path, "metavar": "ROOT", "help": data}),
+        ("--out", {"type": Path, "metavar": "DIR", "required": True, "help": "folder of the results"}),
+        ("--only", {"nargs": "+", "metavar": "ROW", "help": only}),
+        ("--seeds", {"type": int, "default": seeds, "metavar": "N", "help": "how many (default: %(default)s)"}),
+        ("--first-seed", {"type": int, "default": 0, "metavar": "S", "help": "seeds S .. S+N-1 (default: 0)"}),
+        ("--epochs", {"type": int, "help": "default: the recipe's; learning-rate drops keep their share"}),
+        ("--images", {"type": int, "metavar": "N", "help": f"attack the first N test images (default: {images})"}),
+        ("--steps", {"type": int, "default": 40, "help": "of the attack, each eps / 30 (default: %(default)s)"}),
+        ("--eps", {"type": float, "nargs": "+", "help": "radii in input units (default: the paper's four)"}),
+        ("--no-clip", {"action": "store_true", "help": "let the attack leave the pixel range"}),
+        ("--retry-diverged", {"action": "store_true", "help": "train again what has diverged"}),
+        ("--device", {"choices": ("cpu", "cuda"), "help": "default: cuda where there is a GPU"}),
+    ):
+        parser.add_argument(flag, **options)
     parser.set_defaults(default_of=parser.get_default)
 
 
-def _reproduce(arguments: argparse.Namespace) -> int:
+def reproduce(arguments: argparse.Namespace) -> int:
     from train.reproduce.paper import select_rows, table_rows
     from train.reproduce.record import merge
     from train.reproduce.report import write_report
-    from train.reproduce.running import run_rows
     from train.reproduce.settings import data_folder, missing_data
 
-    out = arguments.out
+    out, root, scale = arguments.out, arguments.data, arguments.scale
     diverged: list[str] = []
     if arguments.merge or arguments.report:
         _refuse_options(arguments)
     if arguments.merge:
         merge(arguments.merge, out)
     elif not arguments.report:
-        rows = select_rows(table_rows(arguments.table, arguments.scale), arguments.only)
-        reasons = {row.dataset: missing_data(arguments.data, row.dataset, arguments.scale) for row in rows}
+        rows = select_rows(table_rows(arguments.table, scale), arguments.only)
+        reasons = {row.dataset: missing_data(root, row.dataset, scale) for row in rows}
         missing = {dataset: reason for dataset, reason in reasons.items() if reason}
         if len(missing) == len(reasons):
             raise ValueError("; ".join(f"{dataset}: {reason}" for dataset, reason in missing.items()))
-        diverged = run_rows(
-            rows,
-            _seeds(arguments),
-            _table_settings(arguments),
-            missing,
-            lambda dataset: data_folder(arguments.data, dataset, arguments.scale, out),
-            out,
-            arguments.device,
-            retry_diverged=arguments.retry_diverged,
-        )
+        small = {"epochs": SMALL_EPOCHS, "attack_images": SMALL_IMAGES} if scale == "small" else {}
+        names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in READINGS]
+        given = {name: getattr(arguments, name) for name in names}
+        settings = _settings(arguments, table=arguments.table, scale=scale, defaults=small, **given)
+        diverged = _run(arguments, rows, settings, missing, lambda dataset: data_folder(root, dataset, scale, out))
     print(write_report(out, arguments.table), end="")
+    return 1 if diverged else 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from fdt_pipeline.shards import read_manifest
+    from train.recipes import make_recipe
+    from train.reproduce.paper import Row, select_rows
+    from train.reproduce.report import ALL_COLUMNS, write_sweep_report
+
+    data, model = arguments.data, arguments.model
+    diverged: list[str] = []
+    if arguments.report:
+        _refuse_options(arguments)
+    elif data is None:
+        raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
+    else:
+        num_samples = read_manifest(data / "test").num_samples
+        make_recipe(f"{model}_plain")  # says which models there are
+        rows = select_rows([Row(data.resolve().name, model, column) for column in ALL_COLUMNS], arguments.only)
+        images, augment = {"attack_images": min(SWEEP_IMAGES, num_samples)}, False if arguments.no_augment else None
+        settings = _settings(arguments, table="sweep", defaults=images, augment=augment)
+        diverged = _run(arguments, rows, settings, {}, lambda _: data)
+    print(write_sweep_report(arguments.out), end="")
     return 1 if diverged else 0
 
 
@@ -129,81 +150,27 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--merge and --report go by what was run: leave out {', '.join(ignored)}")
 
 
-def _table_settings(arguments: argparse.Namespace) -> Any:
+def _settings(arguments: argparse.Namespace, defaults: Mapping[str, Any], **given: Any) -> Settings:
+    """What is not given is the default of this command, or else of Settings."""
     from train.reproduce.settings import Settings
 
-    small = arguments.scale == "small"
-    names = ("batch_size", "lr", "loss_eps", "min_images", "max_images", "mix_probability", "anchor")
-    given = {name: getattr(arguments, name) for name in (*names, "stem", "tensor_norm")}
-    return Settings(
-        arguments.table,
-        arguments.scale,
-        epochs=SMALL_EPOCHS if small and arguments.epochs is None else arguments.epochs,
-        attack_images=SMALL_IMAGES if small and arguments.images is None else arguments.images,
-        **_attack_settings(arguments),
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    given |= {"epochs": arguments.epochs, "attack_images": arguments.images, "attack_steps": arguments.steps}
+    given |= {"clip_pixels": not arguments.no_clip, "eps_values": tuple(arguments.eps) if arguments.eps else None}
+    return Settings(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
 
 
-def _attack_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    eps = {"eps_values": tuple(arguments.eps)} if arguments.eps else {}
-    return {"attack_steps": arguments.steps, "clip_pixels": not arguments.no_clip, **eps}
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    from train.reproduce.report import write_sweep_report
-
-    diverged: list[str] = []
-    if arguments.report:
-        _refuse_options(arguments)
-    else:
-        if arguments.data is None:
-            raise ValueError("expected --data SHARDS, or --report to make the report of --out again")
-        diverged = _run_sweep(arguments)
-    print(write_sweep_report(arguments.out), end="")
-    return 1 if diverged else 0
-
-
-def _run_sweep(arguments: argparse.Namespace) -> list[str]:
-    """The sweep's rows, on the shards DATA/{train,test}; -> the names of the runs that diverged."""
-    from fdt_pipeline.shards import read_manifest
-    from train.recipes import make_recipe
-    from train.reproduce.paper import Row
+def _run(
+    arguments: argparse.Namespace,
+    rows: Sequence[Row],
+    settings: Settings,
+    missing: Mapping[str, str],
+    folder_of: Callable[[str], Path],
+) -> list[str]:
+    """-> the names of the runs that diverged."""
     from train.reproduce.running import run_rows
-    from train.reproduce.settings import Settings
 
-    data, model, images = arguments.data, arguments.model, arguments.images
-    num_samples = read_manifest(data / "test").num_samples
-    make_recipe(f"{model}_plain")  # says which models there are
-    return run_rows(
-        [Row(data.resolve().name, model, column) for column in select_columns(arguments.only)],
-        _seeds(arguments),
-        Settings(
-            "sweep",
-            epochs=arguments.epochs,
-            augment=False if arguments.no_augment else None,
-            attack_images=min(SWEEP_IMAGES, num_samples) if images is None else images,
-            **_attack_settings(arguments),
-        ),
-        {},
-        lambda _: data,
-        arguments.out,
-        arguments.device,
-        retry_diverged=arguments.retry_diverged,
-    )
-
-
-def select_columns(patterns: Sequence[str] | None) -> list[str]:
-    """The sweep's columns that any of the patterns names; ValueError for a pattern that names none."""
-    from train.reproduce.report import ALL_COLUMNS
-
-    for pattern in patterns or ():
-        if not any(fnmatchcase(column, pattern) for column in ALL_COLUMNS):
-            raise ValueError(f"--only {pattern} names no column; columns: {', '.join(ALL_COLUMNS)}")
-    return [c for c in ALL_COLUMNS if not patterns or any(fnmatchcase(c, pattern) for pattern in patterns)]
-
-
-def _seeds(arguments: argparse.Namespace) -> range:
-    if arguments.seeds < 1 or arguments.first_seed < 0:
-        raise ValueError(f"expected 1 or more seeds from 0 on, got {arguments.seeds} from {arguments.first_seed} on")
-    return range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    first, count = arguments.first_seed, arguments.seeds
+    if count < 1 or first < 0:
+        raise ValueError(f"expected 1 or more seeds from 0 on, got {count} from {first} on")
+    seeds, retry = range(first, first + count), arguments.retry_diverged
+    return run_rows(rows, seeds, settings, missing, folder_of, arguments.out, arguments.device, retry)

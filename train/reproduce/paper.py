@@ -23,20 +23,20 @@ class PaperRow:
 
     clean: float
     std: float | None
-    eq7: tuple[float, float, float, float]
+    eq7: tuple[float, ...]
 
-    def at(self, eps: float) -> float | None:
-        """Eq. 7's accuracy, None for a radius that is not in the tables."""
+    def figure(self, eps: float | None) -> float | None:
+        """Eq. 7's accuracy, or clean for None; None for a radius that is not in the tables."""
+        if eps is None:
+            return self.clean
         return self.eq7[EPS_VALUES.index(eps)] if eps in EPS_VALUES else None
 
 
 def _row(text: str) -> PaperRow:
     """ "92.52±.25 6.28 54.90 91.93 92.51" -> the row."""
-    clean, first, second, third, fourth = text.split()
+    clean, *eq7 = text.split()
     value, _, std = clean.partition("±")
-    return PaperRow(
-        float(value), float(std) if std else None, (float(first), float(second), float(third), float(fourth))
-    )
+    return PaperRow(float(value), float(std) if std else None, tuple(map(float, eq7)))
 
 
 _TABLE_1 = {
@@ -128,18 +128,17 @@ def table_rows(table: str, scale: str = "full") -> tuple[Row, ...]:
     )
 
 
-def select_rows(rows: Sequence[Row], patterns: Sequence[str] | None) -> tuple[Row, ...]:
-    """The rows that any pattern names: a data set, a model, a column, or DATA-MODEL-COLUMN with * for any of it.
+def select_rows(rows: Sequence[Row], patterns: Sequence[str] | None) -> list[Row]:
+    """The rows that any pattern names: a data set, a model, a column, or DATA-MODEL-COLUMN, * standing for any part.
 
     ValueError for a pattern that names none.
     """
-    if not patterns:
-        return tuple(rows)
-    for pattern in patterns:
-        if not any(_names(pattern, row) for row in rows):
+    named = {pattern: {row for row in rows if _names(pattern, row)} for pattern in patterns or ["*"]}
+    for pattern, found in named.items():
+        if not found:
             raise ValueError(f"--only {pattern} names no row; rows: {', '.join(row.key for row in rows)}")
-    return tuple(row for row in rows if any(_names(pattern, row) for pattern in patterns))
+    return [row for row in rows if row in set().union(*named.values())]
 
 
 def _names(pattern: str, row: Row) -> bool:
-    return pattern in (row.dataset, row.model, row.column) or fnmatchcase(row.key, pattern)
+    return any(fnmatchcase(name, pattern) for name in (row.dataset, row.model, row.column, row.key))

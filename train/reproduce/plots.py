@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,6 @@ from matplotlib.figure import Figure
 
 from train.plots import save_figure
 from train.reproduce.claims import Kind, Measure, Results, deviation, label
-from train.reproduce.record import Record
 from train.reproduce.tables import largest_radii
 
 # The paper's columns, then the controls; told apart by shape as well (MARKERS), as there are more than hues.
@@ -42,7 +42,7 @@ def draw_attack_paths(results: Results, eps_values: Sequence[float], path: Path)
     figure = Figure(figsize=(3.3 * len(eps_values), 3.7), layout="constrained")
     panels = figure.subplots(1, len(eps_values), sharey=True, squeeze=False)[0]
     for panel, eps in zip(panels, eps_values, strict=True):
-        for column, records in _with_records(results):
+        for column, records in results.run.items():
             curves = [[100 * share for share in record.robustness.at(eps).path] for record in records]
             _draw_band(panel, curves, column, first=0)
         panel.set_title(f"eps = {eps:g} ({eps * 256:.3g} grey levels)", fontsize=10)
@@ -58,7 +58,7 @@ def draw_learning_curves(results: Results, path: Path) -> None:
     """Test accuracy, and the divergence of the model from its training targets, epoch by epoch."""
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for column, records in _with_records(results):
+    for column, records in results.run.items():
         curves = [record.content["curves"] for record in records]
         _draw_band(left, [[100 * share for share in curve["test_accuracy"]] for curve in curves], column)
         _draw_band(right, [curve["train_kl"] for curve in curves], column)
@@ -71,10 +71,6 @@ def draw_learning_curves(results: Results, path: Path) -> None:
         panel.grid(alpha=0.3)
     _legend(figure, left, f"{results.title}: learning curves")
     save_figure(figure, path)
-
-
-def _with_records(results: Results) -> list[tuple[str, tuple[Record, ...]]]:
-    return [(column, records) for column, records in results.columns.items() if records]
 
 
 def _draw_band(panel: Axes, curves: Sequence[Sequence[float]], column: str, first: int = 1) -> None:
@@ -99,10 +95,9 @@ def draw_clean_against_robust(results: Results, eps_values: Sequence[float], pat
     radii = largest_radii(eps_values)
     figure = Figure(figsize=(6.2 * len(radii), 9.5), layout="constrained")
     panels = figure.subplots(len(KINDS), len(radii), squeeze=False, sharex=True)
-    names = [column for column, records in results.columns.items() if records]
     for line, (kind, text) in zip(panels, KINDS, strict=True):
         for panel, eps in zip(line, radii, strict=True):
-            for number, column in enumerate(names, 1):
+            for number, column in enumerate(results.run, 1):
                 _draw_point(panel, results, column, Measure(kind, eps), number)
             panel.set_title(f"eps = {eps:g} ({eps * 256:.3g} grey levels)", fontsize=10)
             panel.set_ylabel(f"{text}, %")
@@ -122,19 +117,11 @@ def _draw_point(panel: Axes, results: Results, column: str, measure: Measure, nu
     """With its number beside it, as there are more columns than colours to tell apart."""
     clean, robust = results.values(column, Measure("clean")), results.values(column, measure)
     x, y = fmean(clean), fmean(robust)
-    panel.errorbar(
-        x,
-        y,
-        xerr=deviation(clean),
-        yerr=deviation(robust),
-        fmt=MARKERS.get(column, "^" if "gamma" in column else "o"),
-        color=COLORS.get(column),
-        label=f"{number}  {label(column)}",
-        markersize=7,
-        markeredgecolor="#222222",
-        markeredgewidth=0.5,
-        elinewidth=0.9,
-    )
+    marker = MARKERS.get(column, "^" if "gamma" in column else "o")
+    look: dict[str, Any] = {"fmt": marker, "color": COLORS.get(column), "markersize": 7, "elinewidth": 0.9}
+    edge: dict[str, Any] = {"markeredgecolor": "#222222", "markeredgewidth": 0.5}
+    name, x_error, y_error = f"{number}  {label(column)}", deviation(clean), deviation(robust)
+    panel.errorbar(x, y, xerr=x_error, yerr=y_error, label=name, **look, **edge)
     panel.annotate(str(number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9)
 
 
@@ -146,20 +133,14 @@ def draw_weight_series(
     panel = figure.subplots()
     columns = sorted((c for c in gamma_of if results.columns.get(c)), key=gamma_of.__getitem__)
     measures = [(Measure("clean"), "clean"), *((Measure("mean", eps), f"Eq. 7, eps {eps:g}") for eps in eps_values)]
+    gammas = [gamma_of[column] for column in columns]
     for number, (measure, text) in enumerate(measures):
-        values = [results.values(column, measure) for column in columns]
-        panel.errorbar(
-            [gamma_of[column] for column in columns],
-            [fmean(found) for found in values],
-            yerr=[deviation(found) or 0 for found in values],
-            color=f"C{number}",
-            marker="o",
-            markersize=4,
-            label=text,
-        )
+        values, color = [results.values(column, measure) for column in columns], f"C{number}"
+        errors = [deviation(found) or 0 for found in values]
+        panel.errorbar(gammas, list(map(fmean, values)), errors, color=color, marker="o", markersize=4, label=text)
         plain = results.values("plain", measure)
         if plain:
-            panel.axhline(fmean(plain), color=f"C{number}", linestyle=":", linewidth=1)
+            panel.axhline(fmean(plain), color=color, linestyle=":", linewidth=1)
     panel.set_xlabel("gamma: image i weighs i^-gamma (1 is the paper's)")
     panel.set_ylabel("accuracy, %; dotted: plain training")
     panel.grid(alpha=0.3)

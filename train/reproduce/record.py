@@ -7,7 +7,7 @@ are listed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,8 +21,6 @@ from train.robust_accuracy import Robustness
 FORMAT = 1
 RECORDS = "records"
 PLAN = "plan.json"
-# Two machines disagree in the last bits, so they train different weights from one seed; these are what a seed gave.
-FIGURES = ("curves", "robustness", "training.final", "training.best", "training.accuracies")
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,12 @@ def write_record(out: Path, content: dict[str, Any]) -> None:
 
 
 def read_records(out: Path) -> list[Record]:
-    """Those in out/records, by name. ValueError for one of another format."""
+    """The records in out/records, by name."""
     return [read_record(path) for path in sorted((out / RECORDS).glob("*.json"))]
 
 
 def read_record(path: Path) -> Record:
+    """ValueError for a record of another format."""
     content = read_json(path)
     with fitting(path):
         if content["format"] != FORMAT:
@@ -90,19 +89,12 @@ def read_record(path: Path) -> Record:
 def learning_curves(run: Path) -> dict[str, list[float]]:
     """From a run's log, one value an epoch: test_accuracy, and train_loss and train_kl (nats), means of the epoch."""
     records = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
-    test = [record["accuracy"] for record in records if record["kind"] == "test"]
-    train = [record for record in records if record["kind"] == "train"]
-    epochs = sorted({record["epoch"] for record in train})
-    return {
-        "test_accuracy": _rounded(test),
-        "train_loss": _rounded(fmean(r["loss"] for r in train if r["epoch"] == epoch) for epoch in epochs),
-        "train_kl": _rounded(fmean(r["kl"] for r in train if r["epoch"] == epoch) for epoch in epochs),
-    }
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    """To five places: they are for a picture."""
-    return [round(value, 5) for value in values]
+    curves: dict[str, dict[int, list[float]]] = {"test_accuracy": {}, "train_loss": {}, "train_kl": {}}
+    for record in records:
+        for name in {"test": ["accuracy"], "train": ["loss", "kl"]}[record["kind"]]:
+            curves[f"{record['kind']}_{name}"].setdefault(record["epoch"], []).append(record[name])
+    # To five places: they are for a picture.
+    return {name: [round(fmean(values), 5) for values in epochs.values()] for name, epochs in curves.items()}
 
 
 def write_plan(
@@ -161,10 +153,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
 
 def check_settings(old: Mapping[str, Any], new: Mapping[str, Any], old_name: str, new_name: str) -> None:
     """ValueError that names every field in which two folders differ."""
-    fields = differing_fields(old, new)
-    if fields:
-        text = "; ".join(f"{name} is {a!r} in {old_name} and {b!r} in {new_name}" for name, a, b in fields)
-        raise ValueError(f"these are results of different settings: {text}. Use a folder for each")
+    _refuse_differences(
+        "these are results of different settings", old, new, old_name, new_name, ". Use a folder for each"
+    )
 
 
 def check_mixable(records: Sequence[tuple[str, Record]]) -> list[Record]:
@@ -173,21 +164,25 @@ def check_mixable(records: Sequence[tuple[str, Record]]) -> list[Record]:
     ValueError, naming the fields, where rows differ in settings, recipe (but for the seed), precision or shards, and
     where a row and seed is there twice with other figures.
     """
-    kept: dict[str, tuple[str, Record]] = {}
-    first: dict[str, tuple[str, Record]] = {}
+    kept: dict[str, Record] = {}
+    first: dict[str, tuple[str, Any]] = {}
     for folder, record in records:
+        name = f"{folder} ({record.name})"
         for scope, part in _parts(record).items():
-            where, known = first.setdefault(scope, (folder, record))
-            _refuse(
-                differing_fields(_parts(known)[scope], part), f"{where} ({known.name})", f"{folder} ({record.name})"
-            )
-        if record.name in kept:
-            where, known = kept[record.name]
-            fields = differing_fields(_figures(known), _figures(record))
-            _refuse(fields, f"{where} ({known.name})", f"{folder} ({record.name})", same_seed=True)
-        if record.name not in kept or kept[record.name][1].autoattack is None:  # the same figures, and perhaps more
-            kept[record.name] = (folder, record)
-    return [record for _, record in kept.values()]
+            where, known = first.setdefault(scope, (name, part))
+            what = "one row and seed has two results" if scope == record.name else "results of different configurations"
+            _refuse_differences(what, known, part, where, name)
+        if record.name not in kept or kept[record.name].autoattack is None:  # the same figures, and perhaps more
+            kept[record.name] = record
+    return list(kept.values())
+
+
+def _refuse_differences(what: str, a: Any, b: Any, a_name: str, b_name: str, advice: str = "") -> None:
+    """ValueError that names every field in which two JSON values differ."""
+    fields = differing_fields(a, b)
+    if fields:
+        text = "; ".join(f"{name} is {_short(x)} in {a_name} and {_short(y)} in {b_name}" for name, x, y in fields)
+        raise ValueError(f"{what}: {text}{advice}")
 
 
 def differing_fields(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -200,7 +195,7 @@ def differing_fields(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, A
 
 
 def _parts(record: Record) -> dict[str, dict[str, Any]]:
-    """What must agree, by the records among which: of a table, of a data set, of a row."""
+    """What must agree, by the records among which: of a table, of a data set, of a row, of a row and seed."""
     content, training = record.content, record.content["training"]
     recipe = {name: value for name, value in training["recipe"].items() if name != "seed"}
     attacked = content["autoattack"]
@@ -214,24 +209,12 @@ def _parts(record: Record) -> dict[str, dict[str, Any]]:
         },
         f"data {record.row.dataset}": {"shards": training["shards"], "num_images": content["robustness"]["num_images"]},
         f"row {record.row.key}": {"recipe": recipe},
+        # Two machines disagree in the last bits, so they train different weights from one seed; this is what it gave.
+        record.name: {
+            **{name: content[name] for name in ("curves", "robustness")},
+            **{f"training.{name}": training[name] for name in ("final", "best", "accuracies")},
+        },
     }
-
-
-def _figures(record: Record) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in FIGURES:
-        value: Any = record.content
-        for part in name.split("."):
-            value = value[part]
-        found[name] = value
-    return found
-
-
-def _refuse(fields: list[tuple[str, Any, Any]], a_name: str, b_name: str, same_seed: bool = False) -> None:
-    if fields:
-        text = "; ".join(f"{name} is {_short(a)} in {a_name} and {_short(b)} in {b_name}" for name, a, b in fields)
-        what = "one row and seed has two results" if same_seed else "results of different configurations"
-        raise ValueError(f"{what}: {text}")
 
 
 def _short(value: Any) -> str:

@@ -5,31 +5,18 @@ It is made from plan.json and records/ alone, so anybody who has these can make 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.files import write_text
 from train.recipes import CONTROLS, GAMMAS
-from train.reproduce.claims import Results, data_title, grouped, judge
-from train.reproduce.paper import COLUMNS, Row, table_rows
-from train.reproduce.plots import (
-    draw_attack_paths,
-    draw_clean_against_robust,
-    draw_learning_curves,
-    draw_weight_series,
-)
+from train.reproduce import plots, tables
+from train.reproduce.claims import Results, grouped, judge
+from train.reproduce.paper import COLUMNS, DATASETS, Row, table_rows
 from train.reproduce.record import Record, check_mixable, read_plan, read_records
 from train.reproduce.settings import Settings
-from train.reproduce.tables import (
-    READING,
-    comparison_table,
-    odd_cell_notes,
-    seeds_table,
-    separation_table,
-    summary_table,
-    verdict_table,
-)
+from train.reproduce.tables import READING
 
 REPORT = "report.md"
 SMALL = (
@@ -53,99 +40,79 @@ def write_report(out: Path, table: str | None = None) -> str:
 
     ValueError where `out` holds no table, another one than `table`, or records that cannot stand in one.
     """
-    plan = read_plan(out, table)
-    settings = Settings.from_dict(plan["settings"])
-    records = check_mixable([(str(out), record) for record in read_records(out)])
+    plan, settings, records = _read(out, table)
     groups = grouped(table_rows(settings.table, settings.scale), records)
-    shown, absent = list(filter(has_records, groups)), absent_rows(groups, plan)
-    parts = [_group_part(group, settings.eps_values) for group in shown]
-    notes = [*READING, *odd_cell_notes(shown)]
-    summary = summary_table([(group, judge(group, settings.eps_values)) for group in shown]) if shown else ""
-    text = [f"# {_title(settings)}", *_scale_part(settings, records), summary, *notes]
+    shown, absent = [group for group in groups if group.run], absent_rows(groups, plan)
+    name, small = settings.table.replace("table", "Table "), settings.scale == "small"
+    title = f"# {name} of the paper, beside ours" + (" at a small scale" if small else "")
+    epochs = sorted({record.content["training"]["recipe"]["epochs"] for record in records})
+    scale = [SMALL.format(epochs=" or ".join(map(str, epochs)))] if small else []
+    judged = [(group, judge(group, settings.eps_values)) for group in shown]
+    parts = {
+        group.title: [
+            f"## {group.title}",
+            tables.comparison_table(group, settings.eps_values),
+            tables.verdict_table(verdicts),
+        ]
+        for group, verdicts in judged
+    }
+    notes, summary = [*READING, *tables.odd_cell_notes(shown)], tables.summary_table(judged) if shown else ""
+    text = [title, *scale, summary, *notes]
     text += [f"Remake this page: `python -m train reproduce {settings.table} --report --out DIR`."]
-    for group, part in zip(shown, parts, strict=True):
-        text += [*part, *_pictures(group, settings.eps_values, out)]
+    for group in shown:
+        text += parts[group.title]
+        along, curves = "accuracy along the attack's path", "learning curves"
+        text += [_picture(group, out, "paths", along, plots.draw_attack_paths, settings.eps_values)]
+        text += [_picture(group, out, "learning", curves, plots.draw_learning_curves)]
     text += ["## Not here", *(absent or ["Every row of the table was run."])]
     text += ["## Every seed"]
     for group in shown:
-        text += [
-            f"{group.title}; each cell: Eq. 7 mean / last iterate / worst.",
-            seeds_table(group, settings.eps_values),
-        ]
-    text += ["## Where the numbers come from", *provenance(records), *_settings_part(settings)]
+        text += [f"{group.title}; each cell: Eq. 7 mean / last iterate / worst."]
+        text += [tables.seeds_table(group, settings.eps_values)]
+    chosen = ", ".join(f"{name} {value}" for name, value in settings.to_dict().items() if value is not None)
+    text += ["## Where the numbers come from", *provenance(records)]
+    text += [f"Settings ({chosen}); what is not named is the recipe's own. The whole recipe is in each record."]
     write_text(out / REPORT, "\n\n".join(text) + "\n")
-    return "\n\n".join([*(line for part in parts for line in part), *notes, summary, *absent]) + "\n"
+    return "\n\n".join([*(line for part in parts.values() for line in part), *notes, summary, *absent]) + "\n"
 
 
 def write_sweep_report(out: Path) -> str:
     """Writes report.md and its pictures; returns the table, for a terminal."""
-    plan = read_plan(out, "sweep")
-    settings = Settings.from_dict(plan["settings"])
-    records = check_mixable([(str(out), record) for record in read_records(out)])
+    plan, settings, records = _read(out, "sweep")
+    eps_values = settings.eps_values
     places = sorted({(record.row.dataset, record.row.model) for record in records})
     groups = grouped([Row(*place, column) for place in places for column in ALL_COLUMNS], records)
     text = ["# Controls: what FDT's and TN's effects are made of", MEANING, *READING[:2]]
     text += ["Remake this page: `python -m train sweep --report --out DIR`."]
-    tables = []
+    shown, absent = [], absent_rows(groups, plan)
     for group in groups:
-        part = [
-            f"## {group.title}",
-            comparison_table(group, settings.eps_values, beside_paper=False),
-            separation_table(group, settings.eps_values),
-        ]
-        tables += part
-        text += [*part, *_sweep_pictures(group, settings.eps_values, out)]
-    absent = absent_rows(groups, plan)
-    text += absent
-    text += ["## Every seed"]
-    text += [seeds_table(group, settings.eps_values) for group in groups]
+        part = [f"## {group.title}", tables.comparison_table(group, eps_values, beside_paper=False)]
+        part += [tables.separation_table(group, eps_values)]
+        shown += part
+        clean_robust = _picture(
+            group, out, "clean-robust", "clean against robust accuracy", plots.draw_clean_against_robust, eps_values
+        )
+        text += [*part, clean_robust]
+        if len(GAMMA_OF.keys() & group.run) > 1:
+            what = "accuracy against the weights' exponent"
+            text += [_picture(group, out, "weights", what, plots.draw_weight_series, GAMMA_OF, eps_values)]
+    text += [*absent, "## Every seed", *(tables.seeds_table(group, eps_values) for group in groups)]
     text += ["## Where the numbers come from", *provenance(records)]
     write_text(out / REPORT, "\n\n".join(text) + "\n")
-    return "\n\n".join([*tables, *absent]) + "\n"
+    return "\n\n".join([*shown, *absent]) + "\n"
 
 
-def _title(settings: Settings) -> str:
-    name = {"table1": "Table 1", "table2": "Table 2"}[settings.table]
-    return f"{name} of the paper, beside ours" + (" at a small scale" if settings.scale == "small" else "")
+def _read(out: Path, table: str | None) -> tuple[dict[str, Any], Settings, list[Record]]:
+    """(plan.json, its settings, the records, which can stand in one table)."""
+    plan = read_plan(out, table)
+    return plan, Settings.from_dict(plan["settings"]), check_mixable([(str(out), r) for r in read_records(out)])
 
 
-def _scale_part(settings: Settings, records: Sequence[Record]) -> list[str]:
-    if settings.scale == "full":
-        return []
-    epochs = sorted({record.content["training"]["recipe"]["epochs"] for record in records})
-    return [SMALL.format(epochs=" or ".join(map(str, epochs)))]
-
-
-def _group_part(group: Results, eps_values: Sequence[float]) -> list[str]:
-    return [
-        f"## {group.title}",
-        comparison_table(group, eps_values),
-        verdict_table(judge(group, eps_values)),
-    ]
-
-
-def _pictures(group: Results, eps_values: Sequence[float], out: Path) -> list[str]:
-    name = f"{group.dataset}-{group.model}"
-    draw_attack_paths(group, eps_values, out / f"{name}-paths.png")
-    draw_learning_curves(group, out / f"{name}-learning.png")
-    return [
-        f"![{group.title}: accuracy along the attack's path]({name}-paths.png)",
-        f"![{group.title}: learning curves]({name}-learning.png)",
-    ]
-
-
-def _sweep_pictures(group: Results, eps_values: Sequence[float], out: Path) -> list[str]:
-    name = f"{group.dataset}-{group.model}"
-    draw_clean_against_robust(group, eps_values, out / f"{name}-clean-robust.png")
-    pictures = [f"![{group.title}: clean against robust accuracy]({name}-clean-robust.png)"]
-    if sum(bool(group.columns.get(column)) for column in GAMMA_OF) > 1:
-        draw_weight_series(group, GAMMA_OF, eps_values, out / f"{name}-weights.png")
-        pictures.append(f"![{group.title}: accuracy against the weights' exponent]({name}-weights.png)")
-    return pictures
-
-
-def has_records(group: Results) -> bool:
-    return any(group.columns.values())
+def _picture(group: Results, out: Path, name: str, what: str, draw: Callable[..., None], *arguments: Any) -> str:
+    """Draws it, and gives the line that shows it."""
+    file = f"{group.dataset}-{group.model}-{name}.png"
+    draw(group, *arguments, out / file)
+    return f"![{group.title}: {what}]({file})"
 
 
 def absent_rows(groups: Iterable[Results], plan: Mapping[str, Any]) -> list[str]:
@@ -153,7 +120,7 @@ def absent_rows(groups: Iterable[Results], plan: Mapping[str, Any]) -> list[str]
     lines = []
     diverged = {name.rpartition(" seed ")[0] for name in plan["diverged"]}
     for group in groups:
-        absent = [group.row(column).key for column, records in group.columns.items() if not records]
+        absent = [group.row(column).key for column in group.columns if column not in group.run]
         not_run = [key for key in absent if key not in diverged]
         if group.dataset in plan["missing"] and len(not_run) == len(group.columns):
             lines.append(f"* {group.title}: missing, {plan['missing'][group.dataset]}.")
@@ -169,22 +136,16 @@ def provenance(records: Sequence[Record]) -> list[str]:
     for record in records:
         machines.setdefault(_machine(record), []).append(record)
     lines = []
-    for machine, of_it in machines.items():
-        training = sum(record.content["training"]["seconds"] for record in of_it)
-        attacking = sum(record.content["attack_seconds"] for record in of_it)
-        lines.append(
-            f"* {machine}: {len(of_it)} runs, {training / 60:.1f} minutes of training, {attacking / 60:.1f} of attacks."
-        )
-    images = {data_title(r.row.dataset): r.content["robustness"]["num_images"] for r in records}
-    attacked = ", ".join(f"{count:,} of {name}" for name, count in images.items())
+    for machine, runs in machines.items():
+        training = sum(record.content["training"]["seconds"] for record in runs) / 60
+        attacking = sum(record.content["attack_seconds"] for record in runs) / 60
+        lines.append(f"* {machine}: {len(runs)} runs, {training:.1f} minutes of training, {attacking:.1f} of attacks.")
+    images = {r.row.dataset: r.content["robustness"]["num_images"] for r in records}
+    attacked = ", ".join(f"{count:,} of {DATASETS.get(name, name)}" for name, count in images.items())
     text = f"Images attacked: {attacked or 'none'}. {_autoattack_part(records)}"
-    return ["\n".join(lines), text, *_weights_part(records)]
-
-
-def _weights_part(records: Sequence[Record]) -> list[str]:
-    """For records that older versions wrote."""
-    unknown = sum("weights" not in record.content["training"] for record in records)
-    return [f"Weights not recorded in {unknown} of {len(records)} records."] if unknown else []
+    unknown = sum("weights" not in record.content["training"] for record in records)  # in records of older versions
+    note = [f"Weights not recorded in {unknown} of {len(records)} records."] if unknown else []
+    return ["\n".join(lines), text, *note]
 
 
 def _autoattack_part(records: Sequence[Record]) -> str:
@@ -206,8 +167,3 @@ def _machine(record: Record) -> str:
     place = hardware.get("gpu") or f"{hardware['cores']} cores of {hardware['cpu']}"
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "commit")
     return f"{place}, {record.content['precision']}; commit {versions['commit'] or 'unknown'}; {packages}"
-
-
-def _settings_part(settings: Settings) -> list[str]:
-    chosen = ", ".join(f"{name} {value}" for name, value in settings.to_dict().items() if value is not None)
-    return [f"Settings ({chosen}); what is not named is the recipe's own. The whole recipe is in each record."]

@@ -7,35 +7,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from fdt_pipeline.shards import read_manifest
+from train.attack import PixelBounds
 from train.files import check_folder, fitting, read_json, write_json
 from train.precision import amp_dtype, attack_precision
+from train.reproduce import record as records
 from train.reproduce.paper import Row
-from train.reproduce.record import (
-    RECORDS,
-    check_settings,
-    learning_curves,
-    make_record,
-    read_record,
-    record_name,
-    write_plan,
-    write_record,
-)
+from train.reproduce.record import RECORDS, record_name
 from train.reproduce.settings import Settings, recipe_of
 from train.robust_accuracy import Robustness
 from train.robustness import evaluate_robustness
 from train.saved_run import CHECKS, first_samples, open_run
 from train.setup import pick_device, test_folder, train_folder
 from train.step import NonFiniteLossError
-from train.threat_model import PixelBounds
 from train.trainer import fit
 
 RUNS = "runs"
@@ -54,7 +45,6 @@ def run_rows(
     folder_of: Callable[[str], Path],
     out: Path,
     device_name: str | None = None,
-    show: bool = True,
     retry_diverged: bool = False,
 ) -> list[str]:
     """Leaves one record a row and seed in out/records; rows of data sets in `missing` (name: reason) are left out.
@@ -65,7 +55,7 @@ def run_rows(
     """
     check_folder(out)
     device = pick_device(device_name)
-    diverged = write_plan(out, settings, rows, missing)
+    diverged = records.write_plan(out, settings, rows, missing)
     names = []
     for row, seed in in_order(rows, seeds, missing):
         name, data = f"{row.key} seed {seed}", folder_of(row.dataset)
@@ -77,12 +67,12 @@ def run_rows(
             print(f"{name} diverged before: --retry-diverged trains it again", file=sys.stderr)
             continue
         try:
-            write_record(out, run_one(row, seed, settings, data, out, device, show))
+            records.write_record(out, run_one(row, seed, settings, data, out, device))
             diverged.pop(name, None)
         except NonFiniteLossError as error:
             diverged[name] = str(error)
             print(f"{name}: {error}", file=sys.stderr)
-        write_plan(out, settings, rows, missing, diverged)
+        records.write_plan(out, settings, rows, missing, diverged)
     return [name for name in names if name in diverged]
 
 
@@ -93,20 +83,18 @@ def in_order(rows: Sequence[Row], seeds: Sequence[int], missing: Mapping[str, st
             yield from ((row, seed) for row in rows if row.dataset == dataset)
 
 
-def run_one(
-    row: Row, seed: int, settings: Settings, data: Path, out: Path, device: torch.device, show: bool
-) -> dict[str, Any]:
+def run_one(row: Row, seed: int, settings: Settings, data: Path, out: Path, device: torch.device) -> dict[str, Any]:
     """The record of one row and seed."""
     run = out / RUNS / row.key / f"seed{seed}"
-    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type, show_progress=show)
-    robustness, attack_seconds = attack_in_batches(run, data, settings, device, show)
-    return make_record(
+    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type)
+    robustness, attack_seconds = attack_in_batches(run, data, settings, device)
+    return records.make_record(
         row,
         seed,
         settings.to_dict(),
         training=training,
         precision=str(amp_dtype(device) or "torch.float32").removeprefix("torch."),
-        curves=learning_curves(run),
+        curves=records.learning_curves(run),
         robustness=robustness.to_dict(),
         attack_seconds=round(attack_seconds, 1),
         autoattack=autoattack_of(run, training),
@@ -115,13 +103,13 @@ def run_one(
 
 def go_on_with_record(out: Path, row: Row, seed: int, data: Path) -> None:
     """Adds AutoAttack to a record that is there, where it was run after it. ValueError for a record of other shards."""
-    record = read_record(out / RECORDS / record_name(row, seed))
+    record = records.read_record(out / RECORDS / record_name(row, seed))
     training, folders = record.content["training"], {"train": train_folder(data), "test": test_folder(data)}
     shards = {split: read_manifest(folder).sha256 for split, folder in folders.items() if folder}
-    check_settings({"shards": training["shards"]}, {"shards": shards}, record.name, str(data))
+    records.check_settings({"shards": training["shards"]}, {"shards": shards}, record.name, str(data))
     found = autoattack_of(out / RUNS / row.key / f"seed{seed}", training)
     if found is not None and found != record.content["autoattack"]:
-        write_record(out, {**record.content, "autoattack": found})
+        records.write_record(out, {**record.content, "autoattack": found})
 
 
 def autoattack_of(run: Path, training: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -152,9 +140,7 @@ def autoattack_of(run: Path, training: Mapping[str, Any]) -> dict[str, Any] | No
     return None
 
 
-def attack_in_batches(
-    run: Path, data: Path, settings: Settings, device: torch.device, show: bool
-) -> tuple[Robustness, float]:
+def attack_in_batches(run: Path, data: Path, settings: Settings, device: torch.device) -> tuple[Robustness, float]:
     """-> (counts, seconds); goes on with what RUN/attack.json has of these weights, samples and settings, if anything.
 
     Counts of batches add up, so the result is the one of an undisturbed attack.
@@ -172,14 +158,17 @@ def attack_in_batches(
         "clip_pixels": settings.clip_pixels,
     }
     whole, seconds = _so_far(run / PROGRESS, made_from)
-    done = whole.num_images if whole else 0
+    done, seen = whole.num_images if whole else 0, 0
     bounds = PixelBounds.from_normalization(loader.mean, loader.std)
-    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image", disable=not show) as bar:
-        for batch in _after(done, first_samples(loader, num_images)):
+    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image") as bar:
+        for images, labels in first_samples(loader, num_images):
+            seen += len(labels)
+            if seen <= done:
+                continue
             start = time.perf_counter()
             counts = evaluate_robustness(
                 saved.model,
-                [batch],
+                [(images, labels)],
                 bounds,
                 settings.eps_values,
                 steps=settings.attack_steps,
@@ -194,19 +183,10 @@ def attack_in_batches(
     return whole, seconds
 
 
-def _after(done: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches that come after the first `done` images."""
-    passed = 0
-    for images, labels in batches:
-        passed += len(labels)
-        if passed > done:
-            yield images, labels
-
-
 def _so_far(path: Path, made_from: dict[str, Any]) -> tuple[Robustness | None, float]:
-    found = read_json(path) if path.exists() else None
-    if found is None:
+    if not path.exists():
         return None, 0.0
+    found = read_json(path)
     if found.get("made_from") != made_from:
         print(f"{path} is of other weights, samples or settings: attacking again", file=sys.stderr)
         return None, 0.0

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import ArraySource, Source, open_source
+from train.attack import PGD
 from train.recipes import Recipe, make_recipe
 from train.reproduce.paper import EPS_VALUES, TABLES, Row
-from train.threat_model import PGD
 
 ONE_STEM = ("small", "demo", "wrn28_10")
 SPLITS = ("train", "test")
@@ -82,30 +82,25 @@ def recipe_of(row: Row, settings: Settings, seed: int) -> Recipe:
     """What `fit` is given. A sweep's data set is named by its folder, and the name decides nothing."""
     recipe = make_recipe(
         f"{row.model}_{row.column}",
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
+        **{name: getattr(settings, name) for name in ("epochs", "batch_size", "lr")},
         seed=seed,
     )
+    changes: dict[str, Any] = {}
     if row.model not in ONE_STEM:
-        recipe = replace(recipe, stem=settings.stem)
+        changes["stem"] = settings.stem
     if settings.augment is False or (settings.table in TABLES and row.dataset == "svhn"):
-        recipe = replace(recipe, augment=None)
+        changes["augment"] = None
     if recipe.loss == "multi-label" and settings.loss_eps is not None:
-        recipe = replace(recipe, loss_eps=settings.loss_eps)
+        changes["loss_eps"] = settings.loss_eps
     if recipe.tensor_norm == "straight-through":
-        recipe = replace(recipe, tensor_norm=settings.tensor_norm)
-    return _with_mixing(recipe, settings)
-
-
-def _with_mixing(recipe: Recipe, settings: Settings) -> Recipe:
-    fdt = recipe.fdt
-    if fdt is None:
-        return recipe
-    changes: dict[str, Any] = {"probability": settings.mix_probability, "anchor": settings.anchor}
-    if fdt.min_images != fdt.max_images:  # fdt_k2 is about its two images
-        changes |= {"min_images": settings.min_images, "max_images": settings.max_images}
-    return replace(recipe, fdt=replace(fdt, **{name: value for name, value in changes.items() if value is not None}))
+        changes["tensor_norm"] = settings.tensor_norm
+    if recipe.fdt is not None:
+        mixing: dict[str, Any] = {"probability": settings.mix_probability, "anchor": settings.anchor}
+        if recipe.fdt.min_images != recipe.fdt.max_images:  # fdt_k2 is about its two images
+            mixing |= {"min_images": settings.min_images, "max_images": settings.max_images}
+        given = {name: value for name, value in mixing.items() if value is not None}
+        changes["fdt"] = replace(recipe.fdt, **given)
+    return replace(recipe, **changes)
 
 
 def missing_data(root: Path | None, dataset: str, scale: str) -> str | None:

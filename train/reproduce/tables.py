@@ -7,6 +7,8 @@ from statistics import fmean
 
 from train.recipes import GAMMAS
 from train.reproduce.claims import (
+    AUTOATTACK,
+    CLEAN,
     CONFIDENCE_TEXT,
     KEEPS_WITHIN,
     Difference,
@@ -15,7 +17,6 @@ from train.reproduce.claims import (
     Results,
     Verdict,
     deviation,
-    difference,
     label,
 )
 from train.reproduce.paper import ODD_CELLS
@@ -59,30 +60,25 @@ def comparison_table(results: Results, eps_values: Sequence[float], beside_paper
 def _column_lines(results: Results, column: str, eps_values: Sequence[float], beside_paper: bool) -> list[list[str]]:
     lines, paper = [], results.row(column).paper if beside_paper else None
     if paper:
-        eq7 = [_paper_cell(results.dataset, column, eps, paper.at(eps)) for eps in eps_values]
+        eq7 = [_paper_cell(paper.figure(eps), (results.dataset, column, eps)) for eps in eps_values]
         clean = f"{paper.clean:.2f}" + (f" ± {paper.std:.2f}" if paper.std is not None else "")
         lines.append([label(column), "paper, Eq. 7", clean, *eq7, ""])
-    num_seeds = len(results.columns[column])
+    name, num_seeds = "" if paper else label(column), len(results.columns[column])
     if not num_seeds:
-        return [*lines, ["" if paper else label(column), "ours", "not run", *("" for _ in eps_values), ""]]
-    for kind, name in FIGURES:
-        cells = [over_seeds(results.values(column, Measure(kind, eps))) for eps in eps_values]
-        first = kind == "mean"
-        clean = over_seeds(results.values(column, Measure("clean"))) if first else ""
-        attacked = (over_seeds(results.values(column, Measure("autoattack"))) or "not run") if first else ""
-        text = f"{name}, {num_seeds} seed{'s' * (num_seeds > 1)}" if first else name
-        lines.append(["" if paper or not first else label(column), text, clean, *cells, attacked])
+        return [*lines, [name, "ours", "not run", *("" for _ in eps_values), ""]]
+    for kind, text in FIGURES:
+        line = [text, "", *(over_seeds(results.values(column, Measure(kind, eps))) for eps in eps_values), ""]
+        if kind == "mean":
+            line[:2] = f"{text}, {num_seeds} seed{'s' * (num_seeds > 1)}", over_seeds(results.values(column, CLEAN))
+            line[-1] = over_seeds(results.values(column, AUTOATTACK)) or "not run"
+        lines.append([name if kind == "mean" else "", *line])
     return lines
 
 
-def _paper_cell(dataset: str, column: str, eps: float, value: float | None) -> str:
+def _paper_cell(value: float | None, place: tuple[str, str, float]) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" + (f" [{_odd_number(dataset, column, eps)}]" if (dataset, column, eps) in ODD_CELLS else "")
-
-
-def _odd_number(dataset: str, column: str, eps: float) -> int:
-    return list(ODD_CELLS).index((dataset, column, eps)) + 1
+    return f"{value:.2f}" + (f" [{list(ODD_CELLS).index(place) + 1}]" if place in ODD_CELLS else "")
 
 
 def odd_cell_notes(groups: Sequence[Results]) -> list[str]:
@@ -110,34 +106,24 @@ def seeds_table(results: Results, eps_values: Sequence[float]) -> str:
     for column, records in results.columns.items():
         for record in records:
             cells = [" / ".join(f"{Measure(kind, eps).of(record):.2f}" for kind, _ in FIGURES) for eps in eps_values]
-            attacked = Measure("autoattack").of(record)
+            attacked = AUTOATTACK.of(record)
             shown = "not run" if attacked is None else f"{attacked:.2f}"
-            lines.append([label(column), str(record.seed), f"{100 * record.clean:.2f}", *cells, shown])
+            lines.append([label(column), str(record.seed), f"{CLEAN.of(record):.2f}", *cells, shown])
     return "\n".join(markdown_table(header, lines)) if lines else "No seed was run."
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    header = [
-        "claim",
-        "compared",
-        "paper",
-        "ours",
-        "standard error",
-        "interval",
-        "verdict",
-        "last iterate",
-        "AutoAttack",
-    ]
-    return "\n".join(markdown_table(header, [_verdict_line(verdict) for verdict in verdicts]))
+    names = "claim, compared, paper, ours, standard error, interval, verdict, last iterate, AutoAttack"
+    return "\n".join(markdown_table(names.split(", "), [_verdict_line(verdict) for verdict in verdicts]))
 
 
 def summary_table(groups: Sequence[tuple[Results, Sequence[Verdict]]]) -> str:
     """One line a claim, one column a data set and network: how many of its comparisons hold, or do not."""
     texts = list(dict.fromkeys(verdict.claim.text for _, verdicts in groups for verdict in verdicts))
-    lines = [
-        [text, *(_counted([v.word for v in verdicts if v.claim.text == text]) for _, verdicts in groups)]
-        for text in texts
-    ]
+    lines = []
+    for text in texts:
+        words = [[verdict.word for verdict in verdicts if verdict.claim.text == text] for _, verdicts in groups]
+        lines.append([text, *map(_counted, words)])
     return "\n".join(markdown_table(["claim", *(group.title for group, _ in groups)], lines))
 
 
@@ -149,7 +135,7 @@ def _counted(words: Sequence[str]) -> str:
 def _verdict_line(verdict: Verdict) -> list[str]:
     claim, ours = verdict.claim, verdict.ours
     interval = "" if ours is None or ours.low is None else f"[{ours.low:+.2f}, {ours.high:+.2f}]"
-    robust = claim.measure.kind != "clean"
+    robust = claim.measure != CLEAN
     return [
         claim.text,
         claim.compared,
@@ -176,17 +162,12 @@ def largest_radii(eps_values: Sequence[float]) -> list[float]:
 
 def separation_table(results: Results, eps_values: Sequence[float]) -> str:
     """Differences of the means in points, each with its standard error where both columns have two seeds."""
-    radii = largest_radii(eps_values)
-    measures = [("clean", Measure("clean"))]
-    for eps in radii:
+    measures = [("clean", CLEAN)]
+    for eps in largest_radii(eps_values):
         measures += [(f"Eq. 7, eps {eps:g}", Measure("mean", eps)), (f"last, eps {eps:g}", Measure("last", eps))]
     lines = [
-        [f"{label(a)} - {label(b)}", *(_difference_cell(results, a, b, measure) for _, measure in measures)]
+        [f"{label(a)} - {label(b)}", *(with_error(results.difference(a, b, measure)) for _, measure in measures)]
         for a, b in COMPARED
-        if results.columns.get(a) and results.columns.get(b)
+        if {a, b} <= results.run.keys()
     ]
     return "\n".join(markdown_table(["difference", *(name for name, _ in measures)], lines))
-
-
-def _difference_cell(results: Results, a: str, b: str, measure: Measure) -> str:
-    return with_error(difference(results.values(a, measure), results.values(b, measure)))
