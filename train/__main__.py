@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 try:
-    from fdt_pipeline.cli.command_line import add_debug, run_verb
+    from fdt_pipeline.cli import add_debug, run_verb
     from train.recipes import CONTROLS, RECIPES
     from train.reproduce.command import REPRODUCE_HELP, SWEEP_HELP, add_reproduce, add_sweep
 except KeyboardInterrupt:  # they take seconds, and a traceback says nothing of use

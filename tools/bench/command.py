@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fdt_pipeline.cli.command_line import verb_parser
+from fdt_pipeline.cli import verb_parser
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.storage.atomic import atomic_file
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fdt_pipeline.cli.page import save_figure
+from train.plots import save_figure
 
 from .intervals import measured
 from .report import number
@@ -34,7 +34,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for panel, (name, sweep) in zip(panels[1:], sweeps.items(), strict=True):
         _lines(panel, sweep, SWEEPS[name])
     figure.suptitle(_title(results), fontsize=9)
-    save_figure(figure, path, dpi=110)
+    save_figure(figure, path)
 
 
 def _median(contender: dict[str, Any]) -> float:
