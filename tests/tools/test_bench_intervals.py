@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.bench.intervals import estimate, paired_ratio
+from tools.bench.results import estimate, paired_ratio
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tools.bench.intervals import paired_ratio
 from tools.bench.race import race
+from tools.bench.results import paired_ratio
 from tools.bench.task import FailedError, NotInstalledError, RefusedError
 from tools.rounds import measure_rounds, turn_order
 

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.bench_results import contender, results, steady
 from tools.__main__ import main
 from tools.bench.plot import draw
-from tools.bench.report import filled, number, read_results, rendered, report
-from tools.tables import markdown_table, text_table
+from tools.bench.report import filled, markdown_table, number, rendered, report, text_table
+from tools.bench.results import read_results
 
 ROOT = Path(__file__).parents[2]
 NOISY = [50, 60, 100, 100, 140, 150]

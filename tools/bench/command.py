@@ -143,7 +143,7 @@ def _list() -> int:
 
 def _compare(old: Path, new: Path, bound: float) -> int:
     from .comparing import compare, describe_changes, lost
-    from .report import read_results
+    from .results import read_results
 
     before, after = read_results(old), read_results(new)
     changes = compare(before, after)

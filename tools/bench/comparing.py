@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..tables import text_table
-from .intervals import estimate, measured, rates
+from .report import text_table
+from .results import estimate, measured, races, rates
 
 SAME = ("data", "options")
 # Options that change no rate.
 REPEATING = ("repeats", "seconds", "widest", "timeout", "classes", "batch_sizes", "model")
-Contenders = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,35 +62,21 @@ def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
 
 def _check_same(before: dict[str, Any], after: dict[str, Any]) -> None:
     for part in SAME:
-        differing = [
-            key
-            for key in before[part].keys() | after[part].keys()
-            if key not in REPEATING and before[part].get(key) != after[part].get(key)
-        ]
-        if differing:
-            key = sorted(differing)[0]
-            raise ValueError(
-                f"the two cannot be compared: {part}, {key}: {before[part].get(key)} and {after[part].get(key)}"
-            )
+        for key in sorted((before[part].keys() | after[part].keys()) - set(REPEATING)):
+            old, new = before[part].get(key), after[part].get(key)
+            if old != new:
+                raise ValueError(f"the two cannot be compared: {part}, {key}: {old} and {new}")
 
 
 def _values(results: dict[str, Any], own_machine: bool) -> dict[str, list[float]]:
     """Name -> rates of the rounds, or on two machines their ratios to the first contender's of the same race."""
     found = {}
-    for race, contenders in _races(results):
+    for race, contenders in [("", results["contenders"]), *races(results)]:
         for contender in measured(contenders):
             under = [1.0] * len(contender["turns"]) if own_machine else rates(measured(contenders)[0])
-            found[race + contender["name"]] = [a / b for a, b in zip(rates(contender), under, strict=True)]
+            name = f"{race}: {contender['name']}" if race else contender["name"]
+            found[name] = [a / b for a, b in zip(rates(contender), under, strict=True)]
     return found
-
-
-def _races(results: dict[str, Any]) -> Iterator[tuple[str, Contenders]]:
-    """The races of a result: what names begin with in the comparison, and the contenders."""
-    yield "", results["contenders"]
-    yield "training: ", results["training"]
-    for name, sweep in results["sweeps"].items():
-        for value, contenders in sweep.items():
-            yield f"{name.replace('_', ' ')}, {value}: ", contenders
 
 
 def describe_changes(
@@ -106,10 +91,7 @@ def describe_changes(
         rows.append((change.name, f"{change.ratio:.3f}", between, change.verdict(bound)))
     yield from text_table(rows)
     yield from (f"{name}: regression: {reason}" for name, reason in lost(before, after).items())
-    for name, versions in sorted(_changed(before["versions"], after["versions"]).items()):
-        yield f"{name}: {versions[0]} -> {versions[1]}"
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = before.keys() | after.keys()
-    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+    old, new = before["versions"], after["versions"]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name)} -> {new.get(name)}"

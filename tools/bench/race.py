@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..rounds import turn_order
-from .intervals import rounded
+from .results import rounded
 from .task import FailedError, NotInstalledError, RefusedError
 from .worker import WorkerHandle
 

@@ -16,13 +16,12 @@ from fdt_pipeline.shards import Manifest, read_manifest
 from train.environment import hardware, versions
 
 from .contenders import find_entry
-from .intervals import TOO_WIDE, measured, summarize
 from .race import Noise, Raced, caught, race, say
+from .results import FORMAT, TOO_WIDE, measured, summarize
 from .subsets import CheckSets, relabelled, write_check_sets
 from .task import MODELS, TIMEOUT, Spec, Task
 from .worker import WorkerHandle
 
-FORMAT = 1
 FEWEST_REPEATS = 2
 PACKAGES = ("pillow", "scipy", "timm", "litdata", "mosaicml-streaming", "ffcv")
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .contenders import find_entry
-from .intervals import rounded
 from .resources import Usage, usage, wait_until_idle
+from .results import rounded
 from .task import TIMEOUT, Batch, Contender, FailedError, NotInstalledError, RefusedError, Spec
 from .timing import BatchTimer
 
