@@ -7,9 +7,8 @@ import torch
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests import bench_contenders
-from tools.bench.checks import check, take_epoch, to_u8_range
+from tools.bench.checks import check, check_law, take_epoch, to_u8_range
 from tools.bench.contenders import find_entry
-from tools.bench.laws import check_law
 from tools.bench.running import Options
 from tools.bench.subsets import CODES, PER_CODE, levels, write_check_sets
 from tools.bench.task import RefusedError
