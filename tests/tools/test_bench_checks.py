@@ -9,7 +9,7 @@ from fdt_pipeline.sources import ArraySource
 from tests import bench_contenders
 from tools.bench.checks import check, check_law, take_epoch, to_u8_range
 from tools.bench.contenders import find_entry
-from tools.bench.running import Options
+from tools.bench.race import Options
 from tools.bench.subsets import CODES, PER_CODE, levels, write_check_sets
 from tools.bench.task import RefusedError
 

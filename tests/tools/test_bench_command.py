@@ -14,8 +14,8 @@ from tools.__main__ import main
 from tools.bench.checks import check
 from tools.bench.command import REPEATS
 from tools.bench.contenders import ENTRIES, find_entry
-from tools.bench.race import Noise
-from tools.bench.running import Bench, Options
+from tools.bench.race import Bench, Options
+from tools.bench.resources import Noise
 from tools.bench.subsets import relabelled
 from tools.bench.task import Entry
 from tools.bench.training import Trainer
@@ -54,8 +54,8 @@ class QuickWorker:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, QuickWorker))
-    monkeypatch.setattr("tools.bench.race.noise_works", lambda: {"arithmetic": lambda: None})
+    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, QuickWorker))
+    monkeypatch.setattr("tools.bench.resources.noise_works", lambda: {"arithmetic": lambda: None})
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, 
     def new_worker(spec, timeout):
         return WorkerHandle(spec, timeout) if spec.contender.endswith("hangs") else QuickWorker(spec, timeout)
 
-    monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, new_worker))
+    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, new_worker))
     out = tmp_path / "bench.json"
     assert bench(shards, tmp_path, "--timeout", 0.1, "--json", out, contenders=("hangs", "whole")) == 1
     reason = "it gave no batch for 0.1 s and was stopped; --timeout S waits longer"

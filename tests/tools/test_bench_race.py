@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.bench.race import race
+from tools.bench.race import Raced, race
 from tools.bench.results import paired_ratio
 from tools.bench.task import FailedError, NotInstalledError, RefusedError
 from tools.rounds import measure_rounds, turn_order
@@ -37,7 +37,9 @@ class FakeWorker:
 
 def raced(workers, repeats=3):
     log = next(iter(workers.values())).log
-    return race({name: lambda worker=worker: worker for name, worker in workers.items()}, repeats, 1.0, say=log.append)
+    found = {name: Raced() for name in workers}
+    race({name: (lambda name=name: workers[name], found[name]) for name in workers}, repeats, 1.0, say=log.append)
+    return found
 
 
 def test_every_contender_has_a_turn_a_round_and_the_first_round_is_left_out():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench.contenders import choose, find_entry
+from tools.bench.race import Options
 from tools.bench.resources import process_tree, usage, wait_until_idle
-from tools.bench.running import Options
 from tools.bench.subsets import write_check_sets
 from tools.bench.task import FailedError, NotInstalledError, RefusedError, Spec
 from tools.bench.worker import WorkerHandle

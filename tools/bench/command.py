@@ -107,8 +107,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     """Race, print, and write what was asked for; 1 where a contender was refused or failed."""
     from .contenders import choose  # torch, torchvision: not for the other verbs
+    from .race import Bench, Options
     from .report import report
-    from .running import Bench, Options
 
     names = {field.name for field in fields(Options)} - {"contenders", "classes", "batch_sizes", "size"}
     options = Options(

@@ -1,13 +1,18 @@
-"""What a process and all that it has started use, by psutil; and waiting until they are idle."""
+"""What a process and all that it has started use, by psutil; waiting until they are idle; how steady the machine is."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
+
+from .results import rounded
 
 WINDOW, BUSY = 0.1, 0.2  # seconds, and the share of one core from which on a process tree is not idle
 PATIENCE = 10.0
@@ -77,12 +82,38 @@ def wait_until_idle(patience: float = PATIENCE) -> bool:
 
 
 def _cpu_seconds() -> float:
-    return sum(_seconds_of_each())
-
-
-def _seconds_of_each() -> Iterator[float]:
+    total = 0.0
     for process in process_tree():
-        try:
-            yield sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
+def noise_works() -> dict[str, Callable[[], object]]:
+    """A tenth of a second of arithmetic and of memory traffic, on one core."""
+    text, array = bytes(64 << 20), np.ones(16 << 20, np.float32)
+    return {
+        "arithmetic": lambda: hashlib.blake2b(text).digest(),
+        "memory": lambda: [array.copy() for _ in range(4)],
+    }
+
+
+class Noise:
+    """How steady the machine is: seconds of the same work, once a round."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._works, self._clock = noise_works(), clock
+        self.seconds: dict[str, list[float]] = {name: [] for name in self._works}
+
+    def measure(self) -> None:
+        for name, work in self._works.items():
+            begin = self._clock()
+            work()
+            self.seconds[name].append(rounded(self._clock() - begin))
+
+    def to_dict(self) -> dict[str, object]:
+        """spread: (most - least) / least, 0 on a quiet machine."""
+        return {
+            name: {"seconds": values, "spread": rounded(max(values) / min(values) - 1) if values else 0.0}
+            for name, values in self.seconds.items()
+        }
