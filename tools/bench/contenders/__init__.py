@@ -9,11 +9,9 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..task import MIXING, Batch, Entry, Mixing, Task
-from . import dali, data_loader, ffcv_loader, gpu_loader, libraries, ours
+from . import dali, data_loader, libraries, ours
 
-ENTRIES = tuple(
-    entry for module in (ours, dali, data_loader, libraries, ffcv_loader, gpu_loader) for entry in module.ENTRIES
-)
+ENTRIES = (*ours.ENTRIES, *dali.ENTRIES, *data_loader.ENTRIES, *libraries.ENTRIES)
 
 
 def find_entry(name: str) -> Entry:

@@ -132,12 +132,13 @@ def _extract(task: Task, folder: Path) -> None:
                 (folder / f"{int(content[f'{key}.cls']):05d}" / name).write_bytes(data)
 
 
-def read_pil(file: str | BinaryIO, channels: int) -> Image.Image:
-    with Image.open(file) as image:
+def read_pil(file: str | BinaryIO | Image.Image, channels: int) -> Image.Image:
+    """A file, or a PIL image that is opened, decoded."""
+    with file if isinstance(file, Image.Image) else Image.open(file) as image:
         return image.convert("L" if channels == 1 else "RGB")
 
 
-def read_tensor(file: str | BinaryIO, channels: int) -> torch.Tensor:
+def read_tensor(file: str | BinaryIO | Image.Image, channels: int) -> torch.Tensor:
     """u8[c h w]. By Pillow, as torchvision's data sets do: torchvision's own decoders are deprecated since 0.29, and
     took as long."""
     return torchvision_v2().functional.pil_to_tensor(read_pil(file, channels))
