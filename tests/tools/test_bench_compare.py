@@ -6,7 +6,7 @@ import pytest
 
 from tests.bench_results import contender, results, steady
 from tools.__main__ import main
-from tools.bench.comparing import compare
+from tools.bench.report import compare
 
 
 def verdicts(before, after, bound=0.05):

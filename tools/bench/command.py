@@ -119,7 +119,7 @@ def _list() -> int:
 
 
 def _compare(old: Path, new: Path, bound: float) -> int:
-    from .comparing import compare, describe_changes, lost
+    from .report import compare, describe_changes, lost
     from .results import read_results
 
     before, after = read_results(old), read_results(new)
