@@ -175,12 +175,7 @@ def test_every_option_reaches_the_manifest_and_shards_are_replaced_only_when_ask
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [
-        ([], "keep"),
-        (["--size", "8"], "raw"),
-        (["--encode", "webp"], "webp"),
-        (["--encode", "keep", "--size", 8], "keep"),
-    ],
+    [("", "keep"), ("--size 8", "raw"), ("--encode webp", "webp"), ("--encode keep --size 8", "keep")],
 )
 def test_files_are_kept_unless_another_encoding_is_asked_for(photos: Path, options: str, expected: str) -> None:
     run("shard", photos, photos.with_name("out"), "--on-bad", "quarantine", *options.split())
