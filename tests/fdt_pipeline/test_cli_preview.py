@@ -149,51 +149,46 @@ def test_a_folder_of_splits_shows_train(tmp_path: Path, capsys: pytest.CaptureFi
         assert capsys.readouterr().out.endswith(f"of {tmp_path}/set/train\n")
 
 
-def test_superposing_needs_one_size_and_two_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with sets: a good one, one of mixed sizes, and one with a single class."""
     for number in range(2):
         (tmp_path / "images" / str(number)).mkdir(parents=True)
         Image.new("RGB", (20, 20 + number)).save(tmp_path / "images" / str(number) / "0.png")
     write_shards(open_source(tmp_path / "images"), tmp_path / "mixed", "png")
     write_shards(colours(5, 1), tmp_path / "one")
-    for name, problem in (("mixed", "images differ in size"), ("one", "needs 2 or more of them, got 1")):
-        assert run(tmp_path / name, "--superpose", "--out", tmp_path / "sheet.png") == 2
-        assert problem in capsys.readouterr().err
-    assert not (tmp_path / "sheet.png").exists()
+    write_shards(colours(6, 2), tmp_path / "set", "png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["set", "--out", "sheet.jpg"], "expected a name that ends in .png"),
-        (["set", "--out", "nowhere/sheet.png"], "there is no folder nowhere"),
-        (["set", "--out", "sheet.png", "--seed", "-1"], "--seed must be 0 or more"),
-        (["nothing", "--out", "sheet.png"], "nothing: no such folder"),
+        ("set --out sheet.jpg", "expected a name that ends in .png"),
+        ("set --out nowhere/sheet.png", "there is no folder nowhere"),
+        ("set --out sheet.png --seed -1", "--seed must be 0 or more"),
+        ("nothing --out sheet.png", "nothing: no such folder"),
+        ("mixed --out sheet.png --superpose", "images differ in size"),
+        ("one --out sheet.png --superpose", "needs 2 or more of them, got 1"),
     ],
 )
 def test_a_wrong_usage_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    problem: str,
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: str, problem: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_shards(colours(6, 2), tmp_path / "set")
-    assert run(*arguments) == 2
+    assert run(*arguments.split()) == 2
     error = capsys.readouterr().err
     assert problem in error
     assert error.count("\n") == 1
-    assert os.listdir(tmp_path) == ["set"]
+    assert sorted(os.listdir(here)) == ["images", "mixed", "one", "set"]
 
 
-def test_a_broken_image_is_named_and_the_old_sheet_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shards(colours(6, 2), tmp_path / "set", "png")
-    tar = tmp_path / "set" / "shard-000000.tar"
+def test_a_broken_image_is_named_and_the_old_sheet_stays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = here / "set" / "shard-000000.tar"
     data = bytearray(tar.read_bytes())
     data[520:560] = bytes(40)
     tar.write_bytes(data)
-    (tmp_path / "sheet.png").write_text("old")
-    assert run(tmp_path / "set", "--out", tmp_path / "sheet.png") == 2
-    key = data[:8].decode()
-    assert f"{tar}: sample {key}: broken png" in capsys.readouterr().err
-    assert (tmp_path / "sheet.png").read_text() == "old"
+    (here / "sheet.png").write_text("old")
+    assert run("set", "--out", "sheet.png") == 2
+    assert f"set/shard-000000.tar: sample {data[:8].decode()}: broken png" in capsys.readouterr().err
+    assert (here / "sheet.png").read_text() == "old"
