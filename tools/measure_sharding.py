@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         | {"verify": {"keep": verified(files, "keep")}, "peak MB, 1 worker": peak_memory(arguments.photos)},
         "rounds": arguments.rounds,
         "hardware": hardware(torch.device("cpu")),
-        "versions": versions() | {"webdataset": webdataset.__version__},
+        "versions": versions(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")

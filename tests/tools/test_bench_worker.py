@@ -9,7 +9,7 @@ import pytest
 
 from tools.bench.contenders import choose, find_entry
 from tools.bench.race import Options
-from tools.bench.resources import process_tree, usage, wait_until_idle
+from tools.bench.resources import process_tree, usage, used_between, wait_until_idle
 from tools.bench.subsets import write_check_sets
 from tools.bench.task import FailedError, NotInstalledError, RefusedError, Spec
 from tools.bench.worker import WorkerHandle
@@ -114,7 +114,7 @@ def test_the_use_of_a_tree_counts_children_and_those_that_ended():
         os._exit(0)
     assert str(child) in [str(process.pid) for process in process_tree()]
     os.waitpid(child, 0)
-    used = usage().since(before)
+    used = used_between(before, usage())
     assert 0.2 <= used["cpu"] < 30
     assert used["by_read"] >= 1 << 20
     assert used["peak"] >= used["memory"] > 0

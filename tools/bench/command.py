@@ -68,9 +68,21 @@ def add_parser(verbs: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        return _list()
+        from .contenders import ENTRIES
+
+        width = max(len(entry.name) for entry in ENTRIES)
+        for entry in ENTRIES:
+            print(f"{entry.name:{width}}  {MIXING[entry.mixing]:16}  {entry.note}".rstrip())
+        return 0
     if arguments.compare:
-        return _compare(arguments.compare[0], arguments.compare[1], arguments.bound)
+        from .report import compare, describe_changes, lost
+        from .results import read_results
+
+        before, after = map(read_results, arguments.compare)
+        changes = compare(before, after)
+        print("\n".join(describe_changes(before, after, changes, arguments.bound)))
+        slower = any(change.verdict(arguments.bound) == "regression" for change in changes)
+        return 1 if slower or lost(before, after) else 0
     if arguments.render:
         from .report import rendered
 
@@ -107,23 +119,3 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
         draw(results, arguments.plot)
     return 1 if any(one["status"] in ("refused", "failed") for one in results["contenders"]) else 0
-
-
-def _list() -> int:
-    from .contenders import ENTRIES
-
-    width = max((len(entry.name) for entry in ENTRIES), default=0)
-    for entry in ENTRIES:
-        print(f"{entry.name:{width}}  {MIXING[entry.mixing]:16}  {entry.note}".rstrip())
-    return 0
-
-
-def _compare(old: Path, new: Path, bound: float) -> int:
-    from .report import compare, describe_changes, lost
-    from .results import read_results
-
-    before, after = read_results(old), read_results(new)
-    changes = compare(before, after)
-    print("\n".join(describe_changes(before, after, changes, bound)))
-    slower = any(change.verdict(bound) == "regression" for change in changes)
-    return 1 if slower or lost(before, after) else 0

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ class Bench:
             "format": FORMAT,
             "command": list(command),
             "machine": hardware(torch.device(options.device)),
-            "versions": versions() | {name: _version(name) for name in PACKAGES},
+            "versions": versions(*PACKAGES),
             "data": _describe_data(task.manifest),
             "options": options.to_dict(),
             "contenders": contenders,
@@ -184,24 +183,10 @@ def _describe(name: str, spec: Spec, raced: Raced) -> dict[str, Any]:
 
 def _describe_data(manifest: Manifest) -> dict[str, Any]:
     """Which images, without where they lie."""
-    return {
-        "kind": manifest.kind,
-        "split": manifest.split,
-        "samples": manifest.num_samples,
-        "classes": len(manifest.classes),
-        "shape": list(manifest.shape) if manifest.shape else None,
-        "encoding": manifest.encoding,
-        "megabytes": round(sum(shard.num_bytes for shard in manifest.shards) / 1e6, 1),
-        "manifest_sha256": manifest.sha256,
-    }
-
-
-def _version(name: str) -> str | None:
-    """None where it is not installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    megabytes = round(sum(shard.num_bytes for shard in manifest.shards) / 1e6, 1)
+    counts = {"samples": manifest.num_samples, "classes": len(manifest.classes), "megabytes": megabytes}
+    images = {"shape": list(manifest.shape) if manifest.shape else None, "encoding": manifest.encoding}
+    return {"kind": manifest.kind, "split": manifest.split, **counts, **images, "manifest_sha256": manifest.sha256}
 
 
 @dataclass

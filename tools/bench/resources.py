@@ -6,8 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -18,42 +16,31 @@ WINDOW, BUSY = 0.1, 0.2  # seconds, and the share of one core from which on a pr
 PATIENCE = 10.0
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What a tree of processes uses.
+Usage = dict[str, float]
+GROWING = ("cpu", "from_storage", "by_read")
+
+
+def usage() -> Usage:
+    """What this process and its descendants use. A process that ends meanwhile is left out.
 
     cpu: seconds in user and in kernel mode, those of ended children included. memory: bytes in RAM now, a page that
     several share counted once (PSS). peak: the sum of the processes' peaks, with shared pages in each (RSS).
     from_storage: bytes that were not in the page cache. by_read: bytes that read() gave, from files, pipes and sockets
     (a memory-mapped file is in neither, unless it came from storage).
     """
-
-    cpu: float
-    memory: int
-    peak: int
-    from_storage: int
-    by_read: int
-
-    def since(self, before: Usage) -> dict[str, Any]:
-        """What has grown since `before`, and the memory as it is."""
-        grown = {key: getattr(self, key) - getattr(before, key) for key in ("cpu", "from_storage", "by_read")}
-        return {**asdict(self), **grown}
-
-
-def usage() -> Usage:
-    """What this process and its descendants use. A process that ends meanwhile is left out."""
-    cpu, memory, peak, from_storage, by_read = 0.0, 0, 0, 0, 0
+    total: Usage = dict.fromkeys(("cpu", "memory", "peak", "from_storage", "by_read"), 0)
     for process in process_tree():
-        try:
-            with process.oneshot():
-                times, files = process.cpu_times(), process.io_counters()
-                pss, highest = process.memory_full_info().pss, _peak(process.pid)
-        except (psutil.Error, OSError):
-            continue
-        cpu += times.user + times.system + times.children_user + times.children_system
-        memory, peak = memory + pss, peak + highest
-        from_storage, by_read = from_storage + files.read_bytes, by_read + files.read_chars
-    return Usage(cpu, memory, peak, from_storage, by_read)
+        with suppress(psutil.Error, OSError), process.oneshot():
+            times, files = process.cpu_times(), process.io_counters()
+            found = {"memory": process.memory_full_info().pss, "peak": _peak(process.pid), "cpu": sum(times[:4])}
+            found |= {"from_storage": files.read_bytes, "by_read": files.read_chars}
+            total = {key: total[key] + found[key] for key in total}
+    return total
+
+
+def used_between(before: Usage, now: Usage) -> Usage:
+    """What has grown since `before`, and the memory as it is."""
+    return {key: now[key] - before[key] if key in GROWING else now[key] for key in now}
 
 
 def process_tree() -> list[psutil.Process]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .contenders import find_entry
-from .resources import Usage, usage, wait_until_idle
+from .resources import Usage, usage, used_between, wait_until_idle
 from .results import rounded
 from .task import TIMEOUT, Batch, Contender, FailedError, NotInstalledError, RefusedError, Spec
 from .timing import BatchTimer
@@ -197,11 +197,8 @@ class Worker:
 
     def _used(self) -> tuple[Usage, int]:
         """What the process uses, and the bytes of the GPU that are taken by anybody: others are idle meanwhile."""
-        taken = 0
-        if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            taken = total - free
-        return usage(), taken
+        free, total = torch.cuda.mem_get_info(self._device) if self._device.type == "cuda" else (0, 0)
+        return usage(), total - free
 
     def _used_since(self, before: tuple[Usage, int]) -> dict[str, Any]:
         """Wait until all is idle, and say what was used since `before`, without what the waiting took."""
@@ -209,7 +206,7 @@ class Worker:
         rests = wait_until_idle()
         waiting = time.thread_time() - own
         now, gpu = self._used()
-        self._gpu_bytes += gpu - before[1]
-        used = now.since(before[0])
+        used = used_between(before[0], now)
         used["cpu"] = rounded(max(0.0, used["cpu"] - waiting))
+        self._gpu_bytes += gpu - before[1]
         return {**used, "gpu": self._gpu_bytes, "rests": rests}

@@ -176,18 +176,6 @@ def _whole(task: Task, mix: Callable[[torch.Tensor, torch.Tensor], Batch] | None
     return LoaderEpochs(loader, task)
 
 
-def _mixup(task: Task) -> LoaderEpochs:
-    return _whole(task, torchvision_v2().MixUp(num_classes=task.num_classes))
-
-
-def _fdt_in_batch(task: Task) -> LoaderEpochs:
-    return _whole(task, partial(superpose_batch, num_classes=task.num_classes))
-
-
-def _fdt(task: Task) -> LoaderEpochs:
-    return LoaderEpochs(DataLoader(Superposed(task), **loader_options(task)), task)
-
-
 class GpuImages:
     """The whole set is on the GPU as f32[n c h w], standardized and framed by zeros; an epoch flips and crops it there.
 
@@ -227,13 +215,19 @@ class GpuImages:
 
 ENTRIES = (
     Entry("DataLoader, torchvision", "none", _whole, note="u8 tensors from the start"),
-    Entry("DataLoader, torchvision, MixUp", "mixup", _mixup, lambda num_classes: 2.0, note="v2.MixUp when collating"),
     Entry(
-        "DataLoader, torchvision, FDT in the batch", "fdt in the batch", _fdt_in_batch, lambda c: (c + 1) / 2,
+        "DataLoader, torchvision, MixUp", "mixup",
+        lambda task: _whole(task, torchvision_v2().MixUp(num_classes=task.num_classes)), lambda num_classes: 2.0,
+        note="v2.MixUp when collating",
+    ),
+    Entry(
+        "DataLoader, torchvision, FDT in the batch", "fdt in the batch",
+        lambda task: _whole(task, partial(superpose_batch, num_classes=task.num_classes)), lambda c: (c + 1) / 2,
         note="vectorized torch when collating; K is at most the number of classes in a batch",
     ),
     Entry(
-        "DataLoader, FDT over the set", "fdt", _fdt, lambda num_classes: (num_classes + 1) / 2,
+        "DataLoader, FDT over the set", "fdt",
+        lambda task: LoaderEpochs(DataLoader(Superposed(task), **loader_options(task)), task), lambda c: (c + 1) / 2,
         note="sums NumPy views in __getitem__; the decoded set in memory",
     ),
     Entry(
