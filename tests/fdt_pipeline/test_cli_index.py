@@ -306,6 +306,18 @@ def test_where_no_tar_is_nothing_is_done(here: Path, capsys: pytest.CaptureFixtu
     assert not (here / "x.idx").exists()
 
 
+def test_a_killed_write_leaves_the_old_index(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_tar("x.tar", samples())
+    (here / "x.idx").write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    assert index("x.tar") == 2
+    assert (here / "x.idx").read_text() == "old"
+    assert sorted(os.listdir(here)) == ["x.idx", "x.tar"]
+
+
 def test_names_are_escaped_as_tar_does_and_printed_as_they_are(here: Path) -> None:
     names = [bytes(byte for byte in range(first, first + 16) if byte not in b"\0/ ") for first in range(0, 256, 16)]
     with open("x.tar", "wb") as file:
