@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fdt_pipeline.loader.memory import load_pool
     from fdt_pipeline.loader.pipeline import fdt_pipeline
     from fdt_pipeline.loader.stats import LoaderStats
-    from fdt_pipeline.loader.targets import SparseTargets, sparse_targets
+    from fdt_pipeline.losses import SparseTargets, sparse_targets
     from fdt_pipeline.native.load import load as load_operators
     from fdt_pipeline.shards import webdataset_files
 
@@ -69,8 +69,8 @@ _NEEDS_DALI = {
 }
 _NEEDS_TORCH = {
     "LoaderStats": "loader.stats",
-    "SparseTargets": "loader.targets",
-    "sparse_targets": "loader.targets",
+    "SparseTargets": "losses",
+    "sparse_targets": "losses",
     "webdataset_files": "shards",
 }
 

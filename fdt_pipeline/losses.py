@@ -1,4 +1,4 @@
-"""The losses of the paper: cross entropy (Algorithm 3) and the multi-label loss (Algorithm 4).
+"""The losses of the paper: cross entropy (Algorithm 3) and the multi-label loss (Algorithm 4); sparse soft targets.
 
 The paper prints the gradient of Algorithm 4, not a loss. Per sample, with P = softmax(z), the gradient is P - GT where
 GT > eps and P elsewhere, which is, for every GT, the gradient of
@@ -11,7 +11,7 @@ Targets and losses are float32 (or float64) under autocast too: bfloat16 would r
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -115,3 +115,24 @@ def _check_soft_targets(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(
             f"expected float32 targets, got {targets.dtype}; keep targets out of autocast and half precision"
         )
+
+
+class SparseTargets(NamedTuple):
+    """Classes i64[n k], largest weight first, and their weights f32[n k]. A loss of log probabilities [n num_classes]
+    is `-(weights * log_probabilities.gather(1, classes)).sum(1)`."""
+
+    classes: Tensor
+    weights: Tensor
+
+
+def sparse_targets(targets: Tensor, k: int) -> SparseTargets:
+    """Soft targets f32[n num_classes] -> the same as their k largest classes, for many classes of which few are mixed.
+
+    k: the most images of a sum, `mix.most_images(num_classes)`; where an output has fewer, the rest has class 0 and
+    weight 0. ValueError where a target has more than k classes, as its weights would no longer sum to 1.
+    """
+    most = int((targets > 0).sum(1).max()) if len(targets) else 0
+    if most > k:
+        raise ValueError(f"a target has {most} classes, more than k={k}: pass k={most} or more")
+    weights, classes = targets.topk(min(k, targets.shape[1]), dim=1)
+    return SparseTargets(classes.where(weights > 0, classes.new_zeros(())), weights)

@@ -1,6 +1,6 @@
 """Results of a bench with given numbers, for the tests of what is made of them."""
 
-from tools.bench.intervals import summarize
+from tools.bench.results import summarize
 
 
 def contender(name, rates, mixing="none", images_per_output=1.0, **others):

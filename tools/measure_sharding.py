@@ -64,39 +64,34 @@ def loop(samples: Callable[[], Iterable[Members]], out: Path) -> None:
             sink.write({"__key__": f"{number:08d}", "cls": label, **members})
 
 
-def ours(source: Source, encoding: str) -> dict[str, Write]:
-    """write_shards with one worker and with two."""
-
-    def write(workers: int, out: Path) -> None:
-        write_shards(source, out, encoding, samples_per_shard=SHARD, workers=workers)
-
-    return {f"{encoding}, {name}": partial(write, n) for n, name in ((1, "1 worker"), (2, "2 workers"))}
-
-
 def loops_of_files(folder: Path) -> dict[str, Write]:
     files = sorted((path, int(path.parent.name)) for path in folder.glob("*/*.jpg"))
 
-    def copied() -> Iterator[Members]:
-        return (({"jpg": path.read_bytes()}, label) for path, label in files)
+    def copied(path: Path) -> Any:
+        return path.read_bytes()
 
-    def checked() -> Iterator[Members]:
-        for members, label in copied():
-            with Image.open(io.BytesIO(members["jpg"])) as image:
-                image.load()
-            yield members, label
+    def checked(path: Path) -> Any:
+        data = path.read_bytes()
+        Image.open(io.BytesIO(data)).load()
+        return data
 
-    def encoded() -> Iterator[Members]:
-        for path, label in files:
-            with Image.open(path) as image:
-                yield {"jpg": image.convert("RGB")}, label
+    def encoded(path: Path) -> Any:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    def samples(read: Callable[[Path], Any]) -> Iterator[Members]:
+        return (({"jpg": read(path)}, label) for path, label in files)
 
     named = {"bytes unseen": copied, "each image decoded": checked, "decoded and encoded": encoded}
-    return {f"ShardWriter, {name}": partial(loop, samples) for name, samples in named.items()}
+    return {f"ShardWriter, {name}": partial(loop, partial(samples, read)) for name, read in named.items()}
 
 
 def measure(source: Source, loops: dict[str, Write], encodings: Sequence[str], rounds: int) -> dict[str, Any]:
     """Samples a second of the loops and of ours in each of the encodings, with [median, least, most] of all ratios."""
-    writers = loops | {name: write for encoding in encodings for name, write in ours(source, encoding).items()}
+    writers = dict(loops)
+    for encoding, (workers, text) in product(encodings, ((1, "1 worker"), (2, "2 workers"))):
+        options: dict[str, Any] = {"encoding": encoding, "samples_per_shard": SHARD, "workers": workers}
+        writers[f"{encoding}, {text}"] = partial(write_shards, source, **options)
     Path("runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="runs") as scratch:  # on the disk of the checkout: /tmp may be memory
 
@@ -180,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         | {"verify": {"keep": verified(files, "keep")}, "peak MB, 1 worker": peak_memory(arguments.photos)},
         "rounds": arguments.rounds,
         "hardware": hardware(torch.device("cpu")),
-        "versions": versions() | {"webdataset": webdataset.__version__},
+        "versions": versions(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -21,7 +21,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 try:
-    from fdt_pipeline.cli.command_line import add_debug, run_verb
+    from fdt_pipeline.cli import add_debug, run_verb
     from train.recipes import CONTROLS, RECIPES
     from train.reproduce.command import (
         INTERRUPTED,

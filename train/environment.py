@@ -17,11 +17,11 @@ from fdt_pipeline.machine import available_cpus
 PACKAGES = ("torchvision", "numpy", "webdataset")
 
 
-def versions() -> dict[str, str | None]:
-    """Version of each package (None if absent), of Python, and the commit if the checkout is a git repository."""
+def versions(*others: str) -> dict[str, str | None]:
+    """Version of each package and of `others` (None if absent), of Python, and the commit in a git checkout."""
     found: dict[str, str | None] = {"commit": _commit(), "python": platform.python_version()}
     found["torch"] = str(torch.__version__)  # with the CUDA version, which the distribution's metadata leaves out
-    for name in (*PACKAGES, *installed_wheels()):
+    for name in (*PACKAGES, *others, *installed_wheels()):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from fdt_pipeline.cli.command_line import location, verb_parser
+from fdt_pipeline.cli import location, verb_parser
 from fdt_pipeline.shards.indexing import index_tar
 from fdt_pipeline.storage import Folder, open_folder
 
@@ -43,11 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     found = dict.fromkeys(tar for place in arguments.tars for tar in _tars(place))
     results = []
     for folder, name in found:
-        results.append(_index(folder, name))
+        result = _index(folder, name)
+        results.append(result)
         if not arguments.json:
-            _print(results[-1])
+            outcome = "no index written, see above" if result.problems else result.index
+            problems = [f"{result.tar}: {problem}" for problem in result.problems]
+            print("\n".join([*problems, f"{result.tar}: {result.num_samples} samples, {outcome}"]))
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+        print(json.dumps([vars(result) for result in results], indent=2))
     return 1 if any(result.problems for result in results) else 0
 
 
@@ -83,10 +85,3 @@ def _write(folder: Folder, name: str, text: bytes) -> str:
     with folder.writing(name) as file:
         file.write(text)
     return "replaced" if is_there else "written"
-
-
-def _print(result: Indexed) -> None:
-    for problem in result.problems:
-        print(f"{result.tar}: {problem}")
-    outcome = "no index written, see above" if result.problems else result.index
-    print(f"{result.tar}: {result.num_samples} samples, {outcome}")

@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fdt_pipeline.cli.command_line import location, verb_parser
-from fdt_pipeline.cli.writing import stored
+from fdt_pipeline.cli import location, verb_parser
 from fdt_pipeline.shards import Manifest, read_manifest, shard_sets, verify_shards
 from fdt_pipeline.shards.progress import progress_bar
 
@@ -27,15 +26,13 @@ _INFO_EXAMPLE = """example:
 
 
 def add_parsers(verbs: Any) -> None:
-    parser = verb_parser(verbs, "verify", "check every byte of a set of shards", _VERIFY, _VERIFY_EXAMPLE)
-    parser.add_argument("out", metavar="OUT", type=location, help="folder of the shards, or of train/ and test/")
-    parser.add_argument("--decode", action="store_true", help="decode every image, and compare their mean and std")
-    parser.add_argument("--json", action="store_true", help="print the problems as JSON")
-    parser.set_defaults(run=_verify)
-    parser = verb_parser(verbs, "info", "print what a set of shards holds", _INFO, _INFO_EXAMPLE)
-    parser.add_argument("out", metavar="OUT", type=location, help="folder of the shards, or of train/ and test/")
-    parser.add_argument("--json", action="store_true", help="print the manifests as JSON")
-    parser.set_defaults(run=_info)
+    verify = verb_parser(verbs, "verify", "check every byte of a set of shards", _VERIFY, _VERIFY_EXAMPLE)
+    info = verb_parser(verbs, "info", "print what a set of shards holds", _INFO, _INFO_EXAMPLE)
+    for parser, run, printed in ((verify, _verify, "problems"), (info, _info, "manifests")):
+        parser.add_argument("out", metavar="OUT", type=location, help="folder of the shards, or of train/ and test/")
+        parser.add_argument("--json", action="store_true", help=f"print the {printed} as JSON")
+        parser.set_defaults(run=run)
+    verify.add_argument("--decode", action="store_true", help="decode every image, and compare their mean and std")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -53,25 +50,23 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     manifests = {folder.url: read_manifest(folder) for folder in shard_sets(arguments.out)}
     if not arguments.json:
-        print("\n\n".join("\n".join(_described(folder, manifest)) for folder, manifest in manifests.items()))
-    elif arguments.out in manifests:
-        print(json.dumps(manifests[arguments.out].to_dict(), indent=2))
-    else:
-        by_subfolder = {url.rpartition("/")[2]: manifest.to_dict() for url, manifest in manifests.items()}
-        print(json.dumps(by_subfolder, indent=2))
+        print("\n\n".join("\n".join(describe(folder, manifest)) for folder, manifest in manifests.items()))
+        return 0
+    found = {url.rpartition("/")[2]: manifest.to_dict() for url, manifest in manifests.items()}
+    print(json.dumps(manifests[arguments.out].to_dict() if arguments.out in manifests else found, indent=2))
     return 0
 
 
-def _described(folder: str, manifest: Manifest) -> Iterator[str]:
-    """Lines for people to read."""
+def describe(folder: str, manifest: Manifest) -> Iterator[str]:
+    """Lines for people to read: the set, a blank line, and its classes."""
     size = " x ".join(map(str, manifest.shape)) if manifest.shape else f"sizes differ, {manifest.channels} channels"
     megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
     yield folder
     yield f"  source    {manifest.kind}{f', split {manifest.split}' if manifest.split else ''}"
     yield f"  samples   {manifest.num_samples} of {len(manifest.classes)} classes"
-    yield f"  images    {size}, {manifest.encoding}: {stored(manifest)}"
-    yield f"  mean      {_numbers(manifest.mean)} of 255"
-    yield f"  std       {_numbers(manifest.std)} of 255"
+    yield f"  images    {size}, {manifest.encoding}: {stored_as(manifest)}"
+    for name, values in (("mean", manifest.mean), ("std", manifest.std)):
+        yield f"  {name:8}  {', '.join(f'{value:.2f}' for value in values)} of 255"
     yield f"  shards    {len(manifest.shards)} of up to {manifest.samples_per_shard} samples, {megabytes:.1f} MB"
     yield f"  seed      {manifest.seed}"
     if manifest.quarantine:
@@ -83,5 +78,6 @@ def _described(folder: str, manifest: Manifest) -> Iterator[str]:
         yield f"  {label:5}  {name:{width}}  {num_samples:7}"
 
 
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)
+def stored_as(manifest: Manifest) -> str:
+    """How many images are stored in which format, such as "20 jpg, 10 png"."""
+    return ", ".join(f"{count} {extension}" for extension, count in manifest.samples_per_extension.items())

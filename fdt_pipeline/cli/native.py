@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from fdt_pipeline.cli.command_line import verb_parser
+from fdt_pipeline.cli import verb_parser
 
 _BUILD = """Compile the native operators now, in a Docker layer, say, and not at their first use.
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fdt_pipeline.cli import main as cli
-from fdt_pipeline.cli.command_line import run_verb
+from fdt_pipeline.cli import run_verb
 from tools.__main__ import main as tools
 from train.__main__ import main as train
 

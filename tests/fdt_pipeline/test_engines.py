@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from fdt_pipeline.native.unavailable import NativeUnavailable
 
 from fdt_pipeline import FDT, FDTLoader, fdt_pipeline
 from fdt_pipeline.loader.engines import choose_engine

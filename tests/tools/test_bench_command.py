@@ -14,8 +14,8 @@ from tools.__main__ import main
 from tools.bench.checks import check
 from tools.bench.command import REPEATS
 from tools.bench.contenders import ENTRIES, find_entry
-from tools.bench.race import Noise
-from tools.bench.running import Bench, Options
+from tools.bench.race import Bench, Options
+from tools.bench.resources import Noise
 from tools.bench.subsets import relabelled
 from tools.bench.task import Entry
 from tools.bench.training import Trainer
@@ -54,8 +54,8 @@ class QuickWorker:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, QuickWorker))
-    monkeypatch.setattr("tools.bench.race.noise_works", lambda: {"arithmetic": lambda: None})
+    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, QuickWorker))
+    monkeypatch.setattr("tools.bench.resources.noise_works", lambda: {"arithmetic": lambda: None})
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, 
     def new_worker(spec, timeout):
         return WorkerHandle(spec, timeout) if spec.contender.endswith("hangs") else QuickWorker(spec, timeout)
 
-    monkeypatch.setattr("tools.bench.running.Bench", lambda options: Bench(options, new_worker))
+    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, new_worker))
     out = tmp_path / "bench.json"
     assert bench(shards, tmp_path, "--timeout", 0.1, "--json", out, contenders=("hangs", "whole")) == 1
     reason = "it gave no batch for 0.1 s and was stopped; --timeout S waits longer"
@@ -128,19 +128,16 @@ def test_contenders_for_gpus_are_left_out_on_a_cpu(shards, tmp_path, quick, monk
     assert bench(shards, tmp_path, contenders=("whole", "not_installed")) == 0, "nor is a missing library a failure"
 
 
-def test_sweeps_race_on_other_classes_and_in_other_batches(shards, tmp_path, quick):
-    json_path = tmp_path / "bench.json"
-    assert bench(shards, tmp_path, "--classes", 4, 8, "--batch-sizes", 16, "--json", json_path) == 0
-    sweeps = json.loads(json_path.read_text())["sweeps"]
-    rates = {c: found[0]["summary"]["images_per_second"]["median"] for c, found in sweeps["classes"].items()}
+def test_sweeps_and_training_are_raced_with_what_was_measured(shards, tmp_path, quick):
+    """On other classes, in other batches; a model alone and with each loader."""
+    out = tmp_path / "bench.json"
+    options = ("--classes", 4, 8, "--batch-sizes", 16, "--model", "small", "--json", out)
+    assert bench(shards, tmp_path, *options) == 0
+    found = json.loads(out.read_text())
+    rates = {c: one[0]["summary"]["images_per_second"]["median"] for c, one in found["sweeps"]["classes"].items()}
     assert rates["4"] / rates["8"] == pytest.approx(2, rel=0.1)
-    assert list(sweeps["batch_sizes"]) == ["16"]
-
-
-def test_training_is_raced_alone_and_with_each_loader(shards, tmp_path, quick):
-    json_path = tmp_path / "bench.json"
-    assert bench(shards, tmp_path, "--model", "small", "--json", json_path) == 0
-    names = [one["name"] for one in json.loads(json_path.read_text())["training"]]
+    assert list(found["sweeps"]["batch_sizes"]) == ["16"]
+    names = [one["name"] for one in found["training"]]
     assert names == ["small, the same batch again", f"small, {MODULE}:whole", f"small, {MODULE}:mixed"]
 
 
@@ -166,12 +163,9 @@ def test_a_trainer_takes_labels_and_soft_targets(shards, tmp_path, monkeypatch):
     assert torch.equal(*map(weights, networks))
 
 
-def test_without_shards_there_is_nothing_to_race_on(capsys):
+def test_without_shards_there_is_nothing_to_race_on_but_a_list_that_names_every_contender(capsys):
     assert main(["bench"]) == 2
     assert "expected SHARDS" in capsys.readouterr().err
-
-
-def test_the_list_names_every_contender(capsys):
     assert main(["bench", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(ENTRIES)
@@ -206,42 +200,31 @@ def test_wrong_options_are_an_error_of_one_line(shards, tmp_path, quick, capsys,
     assert message in error[0]
 
 
-def test_mixed_sizes_need_a_size(tmp_path, quick):
-    with pytest.raises(ValueError, match="--size"):
-        Options(mixed_sizes(tmp_path), (), 4, 1, 6, 1.0, tmp_path).task()
-    assert Options(mixed_sizes(tmp_path), (), 4, 1, 6, 1.0, tmp_path, size=(8, 8)).task().shape == (3, 8, 8)
-
-
-def mixed_sizes(folder):
-    class Source(ArraySource):
+def test_mixed_sizes_need_a_size(tmp_path):
+    class MixedSizes(ArraySource):
         def __getitem__(self, index):
             sample = super().__getitem__(index)
             return sample._replace(image=np.ascontiguousarray(sample.image[: 4 + index % 2]))
 
-    if not (folder / "mixed").exists():
-        source = Source(numbered_images(20), np.arange(20) % 2)
-        source.shape = None
-        write_shards(source, folder / "mixed", "png")
-    return folder / "mixed"
+    source = MixedSizes(numbered_images(20), np.arange(20) % 2)
+    source.shape = None
+    write_shards(source, tmp_path / "mixed", "png")
+    with pytest.raises(ValueError, match="--size"):
+        Options(tmp_path / "mixed", (), 4, 1, 6, 1.0, tmp_path).task()
+    assert Options(tmp_path / "mixed", (), 4, 1, 6, 1.0, tmp_path, size=(8, 8)).task().shape == (3, 8, 8)
 
 
-def test_relabelled_images_are_the_same_with_other_classes(numbered_shards, tmp_path):
-    folder = relabelled(numbered_shards, 23, tmp_path)
-    manifest = read_manifest(folder)
-    assert manifest.samples_per_class == (10,) * 23
-    images, labels, _ = load_shards(folder)
-    before = [image.tobytes() for image in load_shards(numbered_shards)[0]]
-    assert sorted(image.tobytes() for image in images) == sorted(before)
-    assert [before.index(image.tobytes()) % 23 for image in images] == labels.tolist()
-    assert relabelled(numbered_shards, 23, tmp_path) == folder
-
-
-def test_encoded_images_are_relabelled_byte_by_byte(tmp_path):
-    write_shards(ArraySource(numbered_images(30), np.arange(30) % 3), tmp_path / "shards", "jpg")
+@pytest.mark.parametrize("encoding", ["raw", "jpg"])
+def test_relabelled_images_are_the_same_with_other_classes(tmp_path, encoding):
+    """Encoded ones byte by byte, so that nothing is lost on the way."""
+    write_shards(ArraySource(numbered_images(30), np.arange(30) % 3), tmp_path / "shards", encoding)
     folder = relabelled(tmp_path / "shards", 5, tmp_path)
-    decoded = [sorted(image.tobytes() for image in load_shards(where)[0]) for where in (tmp_path / "shards", folder)]
-    assert decoded[0] == decoded[1]
     assert read_manifest(folder).samples_per_class == (6,) * 5
+    images, labels, _ = load_shards(folder)
+    before = [image.tobytes() for image in load_shards(tmp_path / "shards")[0]]
+    assert sorted(image.tobytes() for image in images) == sorted(before)
+    assert [before.index(image.tobytes()) % 5 for image in images] == labels.tolist()
+    assert relabelled(tmp_path / "shards", 5, tmp_path) == folder
 
 
 def test_the_noise_of_a_machine_is_how_much_longer_the_same_work_took(quick):

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from fdt_pipeline.definition.series import Harmonic
@@ -26,6 +28,7 @@ from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
 from tools.bench.contenders import ENTRIES, find_entry
 from tools.bench.contenders.data_loader import draw_mixture, index_classes
 from tools.bench.contenders.images import image_files, made_once
+from tools.bench.contenders.libraries import Decode
 from tools.bench.task import Contender, NotInstalledError, Task
 
 pytest.importorskip("nvidia.dali")
@@ -194,11 +197,25 @@ def test_classes_are_drawn_in_the_order_of_uniform_images_among_the_classes_left
 
 def test_ours_is_the_first_and_each_says_how_many_images_an_output_takes() -> None:
     """A sum of FDT takes half of all classes and one."""
-    names = [entry.name for entry in ENTRIES]
-    assert len(set(names)) == len(names)
-    assert names[0] == "ours, resident, native, FDT"
+    assert ENTRIES[0].name == "ours, resident, native, FDT"
     for entry in ENTRIES:
         assert entry.images_per_output(100) == {"none": 1.0, "mixup": 2.0}.get(entry.mixing, 50.5), entry.name
+
+
+def test_an_image_is_decoded_in_each_form_in_which_a_library_stores_it(folder: Path) -> None:
+    shards = folder / "decoded"
+    write_shards(ArraySource(IMAGES, LABELS), shards, samples_per_shard=60)
+    decode, image, file = Decode(task(shards)), IMAGES[7], BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    planes = torch.tensor(image).permute(2, 0, 1)
+    for stored in (image, planes, Image.open(file), file.getvalue()):
+        for sample in ((stored, 3), {"image": stored, "label": 3}):
+            decoded, label = decode(sample)
+            torch.testing.assert_close(decoded, planes.float())
+            assert label == 3
+    images, labels = decode.batch([{"image": file.getvalue(), "label": 2}, {"image": planes[:1], "label": 4}])
+    torch.testing.assert_close(images[1], planes[:1].expand(3, -1, -1).float())
+    assert labels.tolist() == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -216,14 +233,9 @@ def test_a_missing_library_is_named_with_what_to_install(
 
 
 def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(folder: Path) -> None:
-    names = [
-        "DALI, webdataset",
-        "DataLoader, torchvision",
-        "ours, streaming, native, no FDT",
-    ]
     shards = folder / "sizes"
     write_shards(_OfManySizes(), shards, "png", samples_per_shard=10)
-    for name in names:
+    for name in ("DALI, webdataset", "DataLoader, torchvision", "ours, streaming, native, no FDT"):
         with made(name, task(shards, size=(4, 4))) as contender:
             images, targets = epoch(contender)
         assert images.shape == (20, 3, 4, 4), name
@@ -246,21 +258,19 @@ class _OfManySizes(ArraySource):
         return sample._replace(image=np.full((3 + index, 9 - index % 5, 3), 10 * sample.label, np.uint8))
 
 
-def test_files_are_taken_out_of_the_shards_once_and_byte_for_byte(folder: Path, tmp_path: Path) -> None:
+def test_files_are_taken_out_of_the_shards_once_and_what_was_cut_short_is_made_again(tmp_path: Path) -> None:
     write_shards(ArraySource(IMAGES, LABELS), tmp_path / "set", "png", samples_per_shard=60)
     files = image_files(task(tmp_path / "set"))
     assert sorted(file.label for file in files) == sorted(LABELS.tolist())
     before = Path(files[0].path).stat().st_mtime_ns
     assert image_files(task(tmp_path / "set")) == files
     assert Path(files[0].path).stat().st_mtime_ns == before
-
-
-def test_what_was_cut_short_is_made_again(tmp_path: Path) -> None:
-    def fail(out: Path) -> None:
-        out.write_text("half")
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        made_once(tmp_path / "made", fail)
+        made_once(tmp_path / "made", _cut_short)
     assert made_once(tmp_path / "made", lambda out: out.write_text("whole")).read_text() == "whole"
-    assert made_once(tmp_path / "made", fail).read_text() == "whole"
+    assert made_once(tmp_path / "made", _cut_short).read_text() == "whole"
+
+
+def _cut_short(out: Path) -> None:
+    out.write_text("half")
+    raise KeyboardInterrupt

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tools.bench.intervals import paired_ratio
-from tools.bench.race import race
+from tools.bench.race import Raced, race
+from tools.bench.results import paired_ratio
 from tools.bench.task import FailedError, NotInstalledError, RefusedError
 from tools.rounds import measure_rounds, turn_order
 
@@ -37,7 +37,9 @@ class FakeWorker:
 
 def raced(workers, repeats=3):
     log = next(iter(workers.values())).log
-    return race({name: lambda worker=worker: worker for name, worker in workers.items()}, repeats, 1.0, say=log.append)
+    found = {name: Raced() for name in workers}
+    race({name: (lambda name=name: workers[name], found[name]) for name in workers}, repeats, 1.0, say=log.append)
+    return found
 
 
 def test_every_contender_has_a_turn_a_round_and_the_first_round_is_left_out():
@@ -55,39 +57,21 @@ def test_the_order_changes_from_round_to_round():
     assert followers == {"b", "c"}
 
 
-def test_all_are_closed_in_the_end():
+@pytest.mark.parametrize("moment", ["start", 2, "close"])
+@pytest.mark.parametrize("error", [RefusedError, FailedError, NotInstalledError])
+def test_a_contender_that_fails_is_dropped_with_the_reason_and_the_others_go_on(error, moment):
     log = []
-    raced({name: FakeWorker(name, 100, log) for name in "ab"})
-    assert sorted(entry[1] for entry in log if entry[0] == "close") == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (RefusedError("it cheats"), "refused"),
-        (FailedError("it cheats"), "failed"),
-        (NotInstalledError("it cheats"), "not installed"),
-    ],
-)
-@pytest.mark.parametrize("moment", ["start", 2])
-def test_who_fails_is_out_with_the_reason_and_the_others_go_on(error, status, moment):
-    log = []
-    workers = {"a": FakeWorker("a", 100, log), "b": FakeWorker("b", 100, log, fails_in=moment, error=error)}
+    workers = {
+        "a": FakeWorker("a", 100, log),
+        "b": FakeWorker("b", 100, log, fails_in=moment, error=error("it cheats")),
+    }
     found = raced(workers)
+    status = {RefusedError: "refused", FailedError: "failed", NotInstalledError: "not installed"}[error]
     assert (found["b"].status, found["b"].reason) == (status, "it cheats")
     assert found["a"].status == "measured"
     assert len(found["a"].turns) == 3
-    assert sum(entry == ("turn", "b") for entry in log) == (0 if moment == "start" else 2)
-
-
-def test_who_hangs_in_the_end_is_out_with_the_reason_and_the_others_are_closed():
-    log = []
-    workers = {name: FakeWorker(name, 100, log) for name in "ab"}
-    workers["b"].fails_in, workers["b"].error = "close", FailedError("it did not end")
-    found = raced(workers)
-    assert (found["b"].status, found["b"].reason) == ("failed", "it did not end")
-    assert found["a"].status == "measured"
-    assert ("close", "a") in log
+    assert sum(entry == ("turn", "b") for entry in log) == {"start": 0, 2: 2, "close": 4}[moment]
+    assert sorted(entry[1] for entry in log if entry[0] == "close") == ["a", "b"], "all are closed in the end"
 
 
 def test_the_first_reason_stays_where_the_end_fails_as_well():

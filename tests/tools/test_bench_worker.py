@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench.contenders import choose, find_entry
-from tools.bench.resources import process_tree, usage, wait_until_idle
-from tools.bench.running import Options
+from tools.bench.race import Options
+from tools.bench.resources import process_tree, usage, used_between, wait_until_idle
 from tools.bench.subsets import write_check_sets
 from tools.bench.task import FailedError, NotInstalledError, RefusedError, Spec
 from tools.bench.worker import WorkerHandle
@@ -23,19 +23,13 @@ def task(few_shards, tmp_path):
 
 
 @pytest.mark.process
-def test_a_process_that_dies_is_told_with_its_exit_code(task):
-    message = "its process ended with exit code 7"
-    with closing(WorkerHandle(Spec(f"{MODULE}:dies", task))) as worker, pytest.raises(FailedError, match=message):
-        worker.start(0.1)
-
-
-@pytest.mark.process
 def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on(task):
     """One of each, all started before the first is asked: their start takes the time."""
     kinds = {
         "not_installed": (NotInstalledError, "pip install nothing-like-it"),
         "raises": (FailedError, "RuntimeError: out of luck"),
         "half_of_the_epoch": (RefusedError, "150 images"),
+        "dies": (FailedError, "its process ended with exit code 7"),
     }
     with ExitStack() as stack:
         workers = {name: stack.enter_context(closing(WorkerHandle(Spec(f"{MODULE}:{name}", task)))) for name in kinds}
@@ -47,23 +41,20 @@ def test_what_a_contender_raises_comes_back_by_its_kind_and_the_process_lives_on
 
 
 @pytest.mark.process
-def test_a_contender_that_hangs_is_stopped_with_all_that_it_started(task):
-    with closing(WorkerHandle(Spec(f"{MODULE}:hangs", task))) as worker:
-        worker.start(0)
-        worker.timeout = 0.5
-        with pytest.raises(FailedError, match=r"it gave no batch for 0\.5 s and was stopped; --timeout S"):
-            worker.turn(0)
-        wait_for_end(int((task.work / "child").read_text()))
-
-
-@pytest.mark.process
-def test_a_contender_that_hangs_in_the_end_is_stopped_with_all_that_it_started(task, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hangs", r"it gave no batch for 0\.5 s and was stopped; --timeout S"),
+        ("hangs_closing", r"it did not end within 0\.5 s of being closed, and was stopped"),
+    ],
+)
+def test_a_contender_that_hangs_is_stopped_with_all_that_it_started(task, monkeypatch, name, message):
     monkeypatch.setattr("tools.bench.worker.SHUTDOWN_TIMEOUT", 0.5)
-    worker = WorkerHandle(Spec(f"{MODULE}:hangs_closing", task))
+    worker = WorkerHandle(Spec(f"{MODULE}:{name}", task))
     worker.start(0)
-    worker.turn(0)
-    with pytest.raises(FailedError, match=r"it did not end within 0\.5 s of being closed, and was stopped"):
-        worker.close()
+    worker.timeout = 0.5 if name == "hangs" else worker.timeout
+    with pytest.raises(FailedError, match=message), closing(worker):
+        worker.turn(0)
     wait_for_end(int((task.work / "child").read_text()))
 
 
@@ -123,21 +114,24 @@ def test_the_use_of_a_tree_counts_children_and_those_that_ended():
         os._exit(0)
     assert str(child) in [str(process.pid) for process in process_tree()]
     os.waitpid(child, 0)
-    used = usage().since(before)
+    used = used_between(before, usage())
     assert 0.2 <= used["cpu"] < 30
     assert used["by_read"] >= 1 << 20
     assert used["peak"] >= used["memory"] > 0
 
 
-def test_names_are_known_or_said_to_be_unknown():
-    with pytest.raises(ValueError, match="unknown contender 'nobody'"):
-        find_entry("nobody")
-    with pytest.raises(ValueError, match="no_such_module"):
-        find_entry("no_such_module:loader")
-    with pytest.raises(ValueError, match="no attribute 'nothing'"):
-        find_entry(f"{MODULE}:nothing")
-    with pytest.raises(ValueError, match="expected an Entry, or a function"):
-        find_entry("tests.numbered:NUM_SAMPLES")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody", "unknown contender 'nobody'"),
+        ("no_such_module:loader", "no_such_module"),
+        (f"{MODULE}:nothing", "no attribute 'nothing'"),
+        ("tests.numbered:NUM_SAMPLES", "expected an Entry, or a function"),
+    ],
+)
+def test_names_are_known_or_said_to_be_unknown(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_entry(name)
 
 
 def test_an_own_contender_says_how_it_mixes_and_what_it_reads():

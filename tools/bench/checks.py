@@ -1,29 +1,45 @@
 """A contender is checked before it is timed, in a process like the one that is timed: one that cheats is refused.
 
 Two small sets of the same form as the one that is raced on: its own images, and flat images whose colour encodes their
-class. Without augmentation what comes out can be told apart (laws.py).
+class. Without augmentation what comes out can be told apart: whole images once each, mixed ones by their law, and
+targets that say what is in an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy import stats
 
 from fdt_pipeline.shards import read_manifest
 
-from .laws import F32, Key, Reference, check_agreement, check_law, exact_hashes
-from .subsets import CheckSets
-from .task import Contender, Entry, Mixing, RefusedError, Task
+from .subsets import CheckSets, Key, Reference, exact_hashes, levels
+from .task import Contender, Entry, Mixing, Task, require
 from .timing import EpochCount
 
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
 BATCHES = 8  # an epoch of a check has at least 8
-SUM = 1e-3  # how far a target's sum may be from 1: what a thousand float32 roundings come to, and more
+# How far an honest contender may be from each law:
+SUM = 1e-3  # of a target from 1: what a thousand float32 roundings come to, and more
+COLOUR = 0.1  # grey levels of a flat image, where nothing is lost: float32 leaves 0.001
+LOSSY_COLOUR = 3.0  # the same for JPEG
+DISTINCT = 0.9  # share of mixed outputs that must differ: a sum of one image may come again
+IN_PLACE = 0.5  # share of images that may come at the same place in two epochs
+SIGMAS = 7.0  # of the weight that a class has in all targets
+PAIRS = 0.25  # of MixUp's outputs mix two classes, at least
+ALPHA = 1e-9  # odds that an honest contender is refused by the test of K, in
+BINS = 10
+ENOUGH = 64  # outputs of a batch that show all classes it was drawn from
 
 
 @dataclass
@@ -86,14 +102,13 @@ def _made(entry: Entry, task: Task) -> Iterator[Contender]:
 
 
 def _check_shuffled(first: list[Any], second: list[Any]) -> None:
-    """RefusedError unless every epoch has an order of its own."""
-    same = [
-        a == b if isinstance(a, bytes) else bool(abs(a - b).max() < 1e-3) for a, b in zip(first, second, strict=False)
-    ]
-    if sum(same) > len(same) / 2:
-        raise RefusedError(
-            f"{sum(same)} of {len(same)} images come at the same place in two epochs: it does not shuffle"
-        )
+    """Every epoch has an order of its own."""
+    pairs = list(zip(first, second, strict=False))
+    same = sum(a == b if isinstance(a, bytes) else bool(abs(a - b).max() < 1e-3) for a, b in pairs)
+    require(
+        same <= IN_PLACE * len(pairs),
+        f"{same} of {len(pairs)} images come at the same place in two epochs: it does not shuffle",
+    )
 
 
 def take_epoch(contender: Contender, task: Task, mixing: Mixing, number: int, key: Key) -> Epoch:
@@ -127,47 +142,99 @@ def _one_hot(targets: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def _check_form(batch: Any, task: Task, mixing: Mixing) -> None:
-    """RefusedError unless the batch is (images, targets) as the task says."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise RefusedError(f"a batch must be (images, targets), got {type(batch).__name__}")
+    """The batch is (images, targets) as the task says."""
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    require(is_pair, f"a batch must be (images, targets), got {type(batch).__name__}")
     images, targets = batch
     for name, tensor in (("images", images), ("targets", targets)):
-        if not isinstance(tensor, torch.Tensor):
-            raise RefusedError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.device.type != torch.device(task.device).type:
-            raise RefusedError(f"{name} must be on {task.device}, got {tensor.device}")
-    _check_images(images, task)
-    if len(targets) != len(images):
-        raise RefusedError(f"expected a target an image, got {len(images)} images and {len(targets)} targets")
+        require(isinstance(tensor, torch.Tensor), f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        on_device = tensor.device.type == torch.device(task.device).type
+        require(on_device, f"{name} must be on {task.device}, got {tensor.device}")
+    is_image = images.dtype == torch.float32 and images.ndim == 4 and tuple(images.shape[1:]) == task.shape
+    shape = " ".join(map(str, task.shape))
+    require(is_image, f"images must be float32 [n {shape}], got {images.dtype} {list(images.shape)}")
+    n, most = len(images), task.batch_size
+    require(1 <= n <= most, f"a batch must have 1 to {most} images, got {n}")
+    require(torch.isfinite(images).all(), "images must be finite")
+    require(len(targets) == n, f"expected a target an image, got {n} images and {len(targets)} targets")
+    num_classes = task.num_classes
     if targets.ndim == 1 and mixing == "none":
-        _check_labels(targets, task.num_classes)
+        least, most = targets.min(), targets.max()
+        require(targets.dtype == torch.int64, f"labels must be int64, got {targets.dtype}")
+        in_range = 0 <= least <= most < num_classes
+        require(in_range, f"labels must be in 0..{num_classes - 1}, got {least} to {most}")
+        return
+    is_soft = targets.dtype == torch.float32 and tuple(targets.shape[1:]) == (num_classes,)
+    require(is_soft, f"targets must be float32 [n {num_classes}], got {targets.dtype} {list(targets.shape)}")
+    least, sums = targets.min(), targets.sum(1)
+    worst = sums[(sums - 1).abs().argmax()]
+    is_distribution = least >= 0 and (worst - 1).abs() <= SUM
+    require(is_distribution, f"targets must be at least 0 and sum to 1, got {least:.4g} at least, a sum {worst:.4g}")
+
+
+def check_agreement(means: F32, targets: F32, flatness: float, encoding: str) -> None:
+    """RefusedError unless flat images whose colour encodes their class are mixed as their targets say.
+
+    means: f32[n c], 0..255; flatness: how far any pixel is from its image's mean.
+    """
+    tolerance = LOSSY_COLOUR if encoding in ("jpg", "keep") else COLOUR
+    expected = targets @ levels(means.shape[1])
+    off = np.abs(means - expected).max(1)
+    worst = int(off.argmax())
+    colour, said = np.round(means[worst], 1).tolist(), np.round(expected[worst], 1).tolist()
+    require(
+        off[worst] <= tolerance,
+        f"{(off > tolerance).sum()} of {len(means)} images are not what their targets say: of flat images one has the "
+        f"colour {colour}, its target {said}",
+    )
+    is_flat = flatness <= tolerance
+    require(is_flat, f"flat images come out with pixels {flatness:.3g} from their mean, augmentation off")
+
+
+def check_law(keys: list[Any], batches: list[F32], mixing: Mixing, samples_per_class: Sequence[int]) -> None:
+    """RefusedError unless outputs differ and their classes are drawn as the method says. batches: their targets."""
+    require(len(set(keys)) >= DISTINCT * len(keys), f"only {len(set(keys))} of {len(keys)} outputs differ")
+    frequencies = np.array(samples_per_class) / sum(samples_per_class)
+    even = np.full_like(frequencies, 1 / len(frequencies))
+    # In a batch of an uneven set the weights depend on what it happens to hold.
+    if mixing != "fdt in the batch" or np.allclose(frequencies, even):
+        _check_mass(np.concatenate(batches), frequencies if mixing == "mixup" else even)
+    if mixing == "mixup":
+        _check_pairs(np.concatenate(batches))
     else:
-        _check_soft(targets, task.num_classes)
+        _check_counts(batches, whole_set=mixing == "fdt")
 
 
-def _check_images(images: torch.Tensor, task: Task) -> None:
-    if images.dtype != torch.float32 or tuple(images.shape[1:]) != task.shape or images.ndim != 4:
-        raise RefusedError(
-            f"images must be float32 [n {' '.join(map(str, task.shape))}], got {images.dtype} {list(images.shape)}"
-        )
-    if not 1 <= len(images) <= task.batch_size:
-        raise RefusedError(f"a batch must have 1 to {task.batch_size} images, got {len(images)}")
-    if not torch.isfinite(images).all():
-        raise RefusedError("images must be finite")
+def _check_mass(targets: F32, shares: F64) -> None:
+    """shares: the mean of each class's weight; its variance is less than that, as no weight exceeds 1."""
+    expected = len(targets) * shares
+    mass = targets.sum(0, dtype=np.float64)
+    off = np.abs(mass - expected) / (SIGMAS * np.sqrt(expected) + 1)
+    worst = int(off.argmax())
+    got = f"a weight of {mass[worst]:.4g} in {len(targets)} outputs"
+    require(off[worst] <= 1, f"class {worst} has {got}, expected {expected[worst]:.4g}")
 
 
-def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
-    if labels.dtype != torch.int64:
-        raise RefusedError(f"labels must be int64, got {labels.dtype}")
-    if not ((labels >= 0) & (labels < num_classes)).all():
-        raise RefusedError(f"labels must be in 0..{num_classes - 1}, got {labels.min()} to {labels.max()}")
+def _check_pairs(targets: F32) -> None:
+    counts = (targets > 0).sum(1)
+    require(counts.max() <= 2, f"MixUp mixes two images, got a target with {counts.max()} classes")
+    share = (counts == 2).mean()
+    require(targets.shape[1] == 1 or share >= PAIRS, f"only {share:.1%} of the outputs mix two classes")
 
 
-def _check_soft(targets: torch.Tensor, num_classes: int) -> None:
-    if targets.dtype != torch.float32 or tuple(targets.shape[1:]) != (num_classes,):
-        raise RefusedError(f"targets must be float32 [n {num_classes}], got {targets.dtype} {list(targets.shape)}")
-    if (targets < 0).any() or not ((targets.sum(1) - 1).abs() <= SUM).all():
-        worst = targets.sum(1)[(targets.sum(1) - 1).abs().argmax()]
-        raise RefusedError(
-            f"targets must be at least 0 and sum to 1, got {targets.min():.4g} at least, a sum {worst:.4g}"
-        )
+def _check_counts(batches: list[F32], whole_set: bool) -> None:
+    """K, the number of classes in a sum, is uniform on 1..D.
+
+    D is the number of classes that could be drawn: those of the set, or of the images that the outputs of a batch were
+    made from, which is seen in the batch itself. K lies in (0, D], spread evenly within its step.
+    """
+    rng, places = np.random.default_rng(0), [np.empty(0)]
+    for targets in batches:
+        if whole_set or len(targets) >= ENOUGH:
+            present = targets > 0
+            most = targets.shape[1] if whole_set else int(present.any(0).sum())
+            places.append((present.sum(1) - rng.random(len(targets))) / most)
+    counts = np.histogram(np.concatenate(places), BINS, (0, 1))[0]
+    is_uniform = counts.sum() < 5 * BINS or stats.chisquare(counts).pvalue >= ALPHA
+    parts = f"got {counts.tolist()} in {BINS} equal parts of it"
+    require(is_uniform, f"the number of classes in a sum must be uniform on 1..D, {parts}")

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fdt_pipeline.cli.command_line import verb_parser
+from fdt_pipeline.cli import verb_parser
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.storage.atomic import atomic_file
 
@@ -31,69 +31,58 @@ REPEATS, SECONDS = 15, 1.0
 def add_parser(verbs: Any) -> None:
     parser = verb_parser(verbs, "bench", "race data loaders on a set of shards", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("shards", metavar="SHARDS", type=Path, nargs="?", help="folder of one set of shards")
-    _add_choice(parser)
-    _add_measuring(parser)
-    _add_outputs(parser)
+    option = parser.add_argument_group("who races").add_argument
+    option("--contenders", nargs="+", default=[], metavar="NAME", help="names, or how several begin")
+    own_help = "a function of a Task that gives batches (images, targets); may be given again"
+    option("--contender", action="append", default=[], metavar="MODULE:FUNCTION", help=own_help)
+    option("--mixing", nargs="+", default=[], choices=tuple(MIXING), help="only those that mix so")
+    option("--list", action="store_true", help="list the contenders that there are, and end")
+
+    option = parser.add_argument_group("how it is measured").add_argument
+    default = "(default: %(default)s)"
+    option("--batch-size", type=int, default=256, metavar="N", help=default)
+    workers_help = "processes or threads of each (default: the CPUs)"
+    option("--workers", type=int, default=available_cpus(), metavar="N", help=workers_help)
+    option("--repeats", type=int, default=REPEATS, metavar="N", help=f"rounds {default}")
+    option("--seconds", type=float, default=SECONDS, metavar="S", help=f"of a turn {default}")
+    option("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
+    option("--device", default="cpu", metavar="D", help=f"cpu or cuda {default}")
+    option("--model", choices=MODELS, help="train it too: alone, and on each loader")
+    classes_help = "race again on the same images in C classes"
+    option("--classes", type=int, nargs="+", default=[], metavar="C", help=classes_help)
+    option("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="race again in batches of N")
+    widest_help = f"an interval that reaches farther from its median is too noisy {default}"
+    option("--widest", type=float, default=0.25, metavar="SHARE", help=widest_help)
+    timeout_help = f"stop a contender that gives no batch for S seconds {default}"
+    option("--timeout", type=float, default=TIMEOUT, metavar="S", help=timeout_help)
+    option("--work", type=Path, default=Path("runs/bench"), help=f"for others' formats {default}")
+
+    option = parser.add_argument_group("what comes out").add_argument
+    option("--json", type=Path, metavar="OUT", help="write all raw numbers")
+    option("--plot", type=Path, metavar="OUT.png", help="draw them")
+    option("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two --json files; 1 on a regression")
+    option("--bound", type=float, default=0.05, metavar="SHARE", help=f"of --compare {default}")
+    option("--render", type=Path, nargs="+", metavar="FILE", help="print --json files as Markdown")
     parser.set_defaults(run=_run)
-
-
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("who races")
-    group.add_argument("--contenders", nargs="+", default=[], metavar="NAME", help="names, or how several begin")
-    group.add_argument(
-        "--contender", action="append", default=[], metavar="MODULE:FUNCTION",
-        help="a function of a Task that gives batches (images, targets); may be given again",
-    )  # fmt: skip
-    group.add_argument("--mixing", nargs="+", default=[], choices=tuple(MIXING), help="only those that mix so")
-    group.add_argument("--list", action="store_true", help="list the contenders that there are, and end")
-
-
-def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how it is measured")
-    group.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: %(default)s)")
-    group.add_argument(
-        "--workers",
-        type=int,
-        default=available_cpus(),
-        metavar="N",
-        help="processes or threads of each (default: the CPUs)",
-    )
-    group.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help="rounds (default: %(default)s)")
-    group.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="of a turn (default: %(default)s)")
-    group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
-    group.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
-    group.add_argument("--model", choices=MODELS, help="train it too: alone, and on each loader")
-    group.add_argument(
-        "--classes", type=int, nargs="+", default=[], metavar="C", help="race again on the same images in C classes"
-    )
-    group.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="race again in batches of N")
-    group.add_argument(
-        "--widest", type=float, default=0.25, metavar="SHARE",
-        help="an interval that reaches farther from its median is too noisy (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--timeout", type=float, default=TIMEOUT, metavar="S",
-        help="stop a contender that gives no batch for S seconds (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--work", type=Path, default=Path("runs/bench"), help="for others' formats (default: %(default)s)"
-    )
-
-
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what comes out")
-    group.add_argument("--json", type=Path, metavar="OUT", help="write all raw numbers")
-    group.add_argument("--plot", type=Path, metavar="OUT.png", help="draw them")
-    group.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two --json files; 1 on a regression")
-    group.add_argument("--bound", type=float, default=0.05, metavar="SHARE", help="of --compare (default: %(default)s)")
-    group.add_argument("--render", type=Path, nargs="+", metavar="FILE", help="print --json files as Markdown")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        return _list()
+        from .contenders import ENTRIES
+
+        width = max(len(entry.name) for entry in ENTRIES)
+        for entry in ENTRIES:
+            print(f"{entry.name:{width}}  {MIXING[entry.mixing]:16}  {entry.note}".rstrip())
+        return 0
     if arguments.compare:
-        return _compare(arguments.compare[0], arguments.compare[1], arguments.bound)
+        from .report import compare, describe_changes, lost
+        from .results import read_results
+
+        before, after = map(read_results, arguments.compare)
+        changes = compare(before, after)
+        print("\n".join(describe_changes(before, after, changes, arguments.bound)))
+        slower = any(change.verdict(arguments.bound) == "regression" for change in changes)
+        return 1 if slower or lost(before, after) else 0
     if arguments.render:
         from .report import rendered
 
@@ -107,8 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     """Race, print, and write what was asked for; 1 where a contender was refused or failed."""
     from .contenders import choose  # torch, torchvision: not for the other verbs
+    from .race import Bench, Options
     from .report import report
-    from .running import Bench, Options
 
     names = {field.name for field in fields(Options)} - {"contenders", "classes", "batch_sizes", "size"}
     options = Options(
@@ -130,23 +119,3 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
         draw(results, arguments.plot)
     return 1 if any(one["status"] in ("refused", "failed") for one in results["contenders"]) else 0
-
-
-def _list() -> int:
-    from .contenders import ENTRIES
-
-    width = max((len(entry.name) for entry in ENTRIES), default=0)
-    for entry in ENTRIES:
-        print(f"{entry.name:{width}}  {MIXING[entry.mixing]:16}  {entry.note}".rstrip())
-    return 0
-
-
-def _compare(old: Path, new: Path, bound: float) -> int:
-    from .comparing import compare, describe_changes, lost
-    from .report import read_results
-
-    before, after = read_results(old), read_results(new)
-    changes = compare(before, after)
-    print("\n".join(describe_changes(before, after, changes, bound)))
-    slower = any(change.verdict(bound) == "regression" for change in changes)
-    return 1 if slower or lost(before, after) else 0

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fdt_pipeline.cli.page import save_figure
+from train.plots import save_figure
 
-from .intervals import measured
 from .report import number
+from .results import describe_data, describe_machine, measured
 from .task import MIXING
 
 COLOURS = {"none": "#8c8c8c", "mixup": "#4c9f70", "fdt in the batch": "#e0923a", "fdt": "#3b6fb6"}
@@ -33,8 +33,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     _bars(panels[0], contenders)
     for panel, (name, sweep) in zip(panels[1:], sweeps.items(), strict=True):
         _lines(panel, sweep, SWEEPS[name])
-    figure.suptitle(_title(results), fontsize=9)
-    save_figure(figure, path, dpi=110)
+    batches = f"batches of {results['options']['batch_size']}"
+    title = f"{describe_data(results)}; {batches}; {describe_machine(results, ', ')}"
+    figure.suptitle("\n".join(textwrap.wrap(title, 110)), fontsize=9)
+    save_figure(figure, path)
 
 
 def _median(contender: dict[str, Any]) -> float:
@@ -94,14 +96,3 @@ def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> No
     panel.set_ylabel("microseconds an image")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-
-
-def _title(results: dict[str, Any]) -> str:
-    data, machine, options = results["data"], results["machine"], results["options"]
-    shape = " x ".join(map(str, data["shape"])) if data["shape"] else "sizes differ"
-    place = f"{machine['gpu']}, " if "gpu" in machine else ""
-    text = (
-        f"{data['kind']}: {data['samples']:,} images, {shape}, {data['encoding']}, {data['classes']} classes; "
-        f"batches of {options['batch_size']}; {place}{machine['cores']} cores of {machine['cpu']}"
-    )
-    return "\n".join(textwrap.wrap(text, 110))

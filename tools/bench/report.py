@@ -1,53 +1,65 @@
-"""Results as tables: for the terminal, and as Markdown for a page."""
+"""Results as tables, for the terminal and as Markdown for a page; and what two results differ by, beyond noise."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..tables import markdown_table, text_table
-from .intervals import measured
+from .results import Contenders, describe_data, describe_machine, estimate, measured, races, rates, read_results
 
+Row = Sequence[str]
+SAME = ("data", "options")
+# Options that change no rate.
+REPEATING = ("repeats", "seconds", "widest", "timeout", "classes", "batch_sizes", "model")
 HEADINGS = (
-    "contender", "images/s", "interval", ": first", "interval", "source images/s", "ms a batch p50 / p95 / p99",
-    "set-up s", "first batch s", "first epoch images/s", "CPU us/image", "MB", "GPU MB", "bytes read/image",
+    "contender", "images/s", ": first", "source images/s", "ms a batch p50 / p95 / p99", "set-up s", "first batch s",
+    "first epoch images/s", "CPU us/image", "MB", "GPU MB", "bytes read/image",
 )  # fmt: skip
-TRAINING = ("training", "images/s", "interval", ": model alone", "interval", "trainer waits")
+TRAINING = ("training", "images/s", ": the model alone", "the trainer waits")
 PAGE_HEADINGS = (
     "contender", "images/s", ": first", "source images/s", "p99, ms", "first batch, s", "CPU us/image", "MB",
 )  # fmt: skip
-PAGE_TRAINING = ("training", "images/s", ": the model alone", "the trainer waits")
 _BLOCK = re.compile(r"(<!-- bench (?P<files>[^>]+?) -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
+
+
+def text_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines with aligned columns, the first to the left and the others to the right; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+
+
+def markdown_table(rows: Sequence[Row]) -> Iterator[str]:
+    """The same as Markdown."""
+    heading, *others = rows
+    yield f"| {' | '.join(heading)} |"
+    yield f"|---|{'---:|' * (len(heading) - 1)}"
+    yield from (f"| {' | '.join(cells)} |" for cells in others)
 
 
 def report(results: dict[str, Any]) -> Iterator[str]:
     """Lines for people to read at a terminal."""
-    yield from _run(results)
-    yield from ("", *_contenders(results["contenders"]))
-    if results["training"]:
-        rows = [(*_ratios(one), _waiting(one)) for one in measured(results["training"])]
-        yield from ("", *text_table([TRAINING, *rows]), *_notes(results["training"]))
-    for name, sweep in results["sweeps"].items():
-        for value, contenders in sweep.items():
-            yield from ("", f"{name.replace('_', ' ')}: {value}", *_contenders(contenders))
-
-
-def _run(results: dict[str, Any]) -> Iterator[str]:
-    """What was measured, where and how."""
-    machine, data, options = results["machine"], results["data"], results["options"]
-    yield f"machine   {machine.get('gpu', machine['cpu'])}, {machine['cores']} cores, {machine['memory_gib']} GiB"
-    yield f"versions  {', '.join(f'{key} {value}' for key, value in results['versions'].items() if value)}"
-    shape = " x ".join(map(str, data["shape"])) if data["shape"] else "sizes differ"
-    classes = f"{data['samples']} images of {data['classes']} classes"
-    yield f"data      {data['kind']}: {classes}, {shape}, {data['encoding']}"
-    yield f"options   {', '.join(f'{key} {value}' for key, value in options.items() if value not in (None, []))}"
+    options = {key: value for key, value in results["options"].items() if value not in (None, [])}
     spreads = ", ".join(f"{name} {100 * found['spread']:.1f} %" for name, found in results["noise"].items())
+    yield f"machine   {describe_machine(results, ', ')}, {results['machine']['memory_gib']} GiB"
+    yield f"versions  {', '.join(f'{key} {value}' for key, value in results['versions'].items() if value)}"
+    yield f"data      {describe_data(results)}"
+    yield f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"
     yield f"noise     the same work took up to so much longer in one round than in another: {spreads}"
     yield f"interval  {_confidence(results)}"
+    yield from ("", *_contenders(results["contenders"]))
+    for name, contenders in races(results):
+        yield ""
+        if name == "training":
+            yield from text_table([TRAINING, *map(_training_row, measured(contenders))])
+            yield from _notes(contenders)
+        else:
+            yield from (name, *_contenders(contenders))
 
 
 def _confidence(results: dict[str, Any]) -> str:
@@ -57,41 +69,46 @@ def _confidence(results: dict[str, Any]) -> str:
     return f"of the median, from order statistics of {results['options']['repeats']} rounds{share}"
 
 
-def _contenders(contenders: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _contenders(contenders: Contenders) -> Iterator[str]:
     yield from text_table([HEADINGS, *map(_row, measured(contenders))])
     yield from _notes(contenders)
 
 
-def _row(contender: dict[str, Any]) -> tuple[str, ...]:
+def _row(contender: dict[str, Any]) -> Row:
     found = contender["summary"]
     batch = " / ".join(number(found["batch_ms"][key]) for key in ("p50", "p95", "p99"))
     numbers = (
         found["set_up_seconds"], found["first_batch_seconds"], found["first_epoch_images_per_second"],
         found["cpu_us_per_image"], found["memory_mb"], found["gpu_mb"], found["bytes_by_read_per_image"],
     )  # fmt: skip
-    return (*_ratios(contender), _source_images(found), batch, *map(number, numbers))
+    return (*_rates(contender), _source_images(found), batch, *map(number, numbers))
 
 
-def _ratios(contender: dict[str, Any]) -> tuple[str, ...]:
-    """Name, rate, interval, ratio and interval."""
-    rate, ratio = contender["summary"]["images_per_second"], contender["summary"]["ratio"]
-    return contender["name"], _median(rate), _interval(rate), _median(ratio), _interval(ratio)
+def _page_row(contender: dict[str, Any]) -> Row:
+    found = contender["summary"]
+    first_batch = found["set_up_seconds"] + found["first_batch_seconds"]
+    numbers = (found["batch_ms"]["p99"], first_batch, found["cpu_us_per_image"], found["memory_mb"])
+    return (*_rates(contender), _source_images(found), *map(number, numbers))
+
+
+def _training_row(contender: dict[str, Any]) -> Row:
+    alone = "same batch" in contender["name"]
+    return (*_rates(contender), "" if alone else f"{100 * contender['summary']['waiting']:.1f} %")
+
+
+def _rates(contender: dict[str, Any]) -> Row:
+    """Name, rate and ratio, with intervals."""
+    found = (contender["summary"][key] for key in ("images_per_second", "ratio"))
+    cells = (f"{_median(one)} [{number(one['low'])} .. {number(one['high'])}]" for one in found)
+    return (contender["name"], *cells)
 
 
 def _source_images(found: dict[str, Any]) -> str:
     return "" if found["images_per_second"]["too_noisy"] else number(found["source_images_per_second"])
 
 
-def _waiting(contender: dict[str, Any]) -> str:
-    return "" if "same batch" in contender["name"] else f"{100 * contender['summary']['waiting']:.1f} %"
-
-
 def _median(found: dict[str, Any]) -> str:
     return "too noisy" if found["too_noisy"] else number(found["median"])
-
-
-def _interval(found: dict[str, Any]) -> str:
-    return f"{number(found['low'])} .. {number(found['high'])}"
 
 
 def number(value: float) -> str:
@@ -100,7 +117,7 @@ def number(value: float) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.3g}"
 
 
-def _notes(contenders: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _notes(contenders: Contenders) -> Iterator[str]:
     """Why a contender was not measured, and what the reader should know."""
     for contender in contenders:
         if contender["status"] != "measured":
@@ -109,17 +126,6 @@ def _notes(contenders: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{contender['name']}: worked on while others were measured: their numbers suffer"
         if contender["note"]:
             yield f"{contender['name']}: {contender['note']}"
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """The content of a file that bench wrote; ValueError for any other."""
-    try:
-        results = json.loads(path.read_text())
-        assert results["format"] == 1
-        assert results["contenders"]
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise ValueError(f"{path}: expected results of python -m tools bench --json") from None
-    return results
 
 
 def filled(page: str, folder: Path) -> str:
@@ -137,34 +143,98 @@ def rendered(names: Sequence[str], folder: Path = Path()) -> str:
 
 def _part(results: dict[str, Any], name: str) -> Iterator[str]:
     """One file: what was measured where, the table, and which contenders are not in it."""
-    yield f"{_setting(results)}. `{shlex.join(results['command'])}`, [{name}]({name})."
+    noise = max(found["spread"] for found in results["noise"].values())
+    yield (
+        f"{describe_data(results, 'of different sizes')}. {describe_machine(results, ' and ')}; "
+        f"batches of {results['options']['batch_size']}; [interval {_confidence(results)}]; "
+        f"the same work differed by up to {100 * noise:.0f} % from round to round. "
+        f"`{shlex.join(results['command'])}`, [{name}]({name})."
+    )
     yield from ("", *markdown_table([PAGE_HEADINGS, *map(_page_row, measured(results["contenders"]))]))
     if others := [one for one in results["contenders"] if one["status"] != "measured"]:
         yield from ("", "; ".join(f"{one['name']}: {one['status']} ({one['reason']})" for one in others) + ".")
     if results["training"]:
-        rows = [(*_with_intervals(one), _waiting(one)) for one in measured(results["training"])]
-        yield from ("", *markdown_table([PAGE_TRAINING, *rows]))
+        yield from ("", *markdown_table([TRAINING, *map(_training_row, measured(results["training"]))]))
 
 
-def _page_row(contender: dict[str, Any]) -> tuple[str, ...]:
-    found = contender["summary"]
-    first_batch = found["set_up_seconds"] + found["first_batch_seconds"]
-    numbers = (found["batch_ms"]["p99"], first_batch, found["cpu_us_per_image"], found["memory_mb"])
-    return (*_with_intervals(contender), _source_images(found), *map(number, numbers))
+@dataclass(frozen=True)
+class Change:
+    """How a contender's rate has changed.
+
+    ratio: the later rate over the former; low and high: the least and most that it can be, from the intervals' ends.
+    """
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+    def verdict(self, bound: float) -> str:
+        """A regression is beyond noise, and more than `bound` of the rate."""
+        if self.high < 1:
+            return "regression" if self.ratio < 1 - bound else "slower, within the bound"
+        return "faster" if self.low > 1 else "no change beyond noise"
 
 
-def _with_intervals(contender: dict[str, Any]) -> tuple[str, str, str]:
-    name, rate, rate_interval, ratio, ratio_interval = _ratios(contender)
-    return name, f"{rate} [{rate_interval}]", f"{ratio} [{ratio_interval}]"
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """The changes of what both have measured: images a second on one machine, ratios to the first contender on two.
+
+    ValueError where the two do not measure the same.
+    """
+    _check_same(before, after)
+    own_machine = before["machine"] == after["machine"]
+    old, new = _values(before, own_machine), _values(after, own_machine)
+    changes = []
+    for name in (name for name in old if name in new):
+        a, b = estimate(old[name]), estimate(new[name])
+        changes.append(Change(name, b.median / a.median, b.low / a.high, b.high / a.low))
+    if not changes:
+        raise ValueError("the two results have no contender in common that was measured")
+    return changes
 
 
-def _setting(results: dict[str, Any]) -> str:
-    data, machine, options = results["data"], results["machine"], results["options"]
-    shape = " x ".join(map(str, data["shape"])) if data["shape"] else "of different sizes"
-    place = f"{machine['gpu']} and " if "gpu" in machine else ""
-    noise = max(found["spread"] for found in results["noise"].values())
-    return (
-        f"{data['kind']}: {data['samples']:,} images, {shape}, {data['encoding']}, {data['classes']} classes. "
-        f"{place}{machine['cores']} cores of {machine['cpu']}; batches of {options['batch_size']}; "
-        f"[interval {_confidence(results)}]; the same work differed by up to {100 * noise:.0f} % from round to round"
-    )
+def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """Contenders that were measured before and are refused or fail now, each with the reason."""
+    names = {one["name"] for one in measured(before["contenders"])}
+    return {
+        one["name"]: f"{one['status']}: {one['reason']}"
+        for one in after["contenders"]
+        if one["name"] in names and one["status"] in ("refused", "failed")
+    }
+
+
+def _check_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for part in SAME:
+        for key in sorted((before[part].keys() | after[part].keys()) - set(REPEATING)):
+            old, new = before[part].get(key), after[part].get(key)
+            if old != new:
+                raise ValueError(f"the two cannot be compared: {part}, {key}: {old} and {new}")
+
+
+def _values(results: dict[str, Any], own_machine: bool) -> dict[str, list[float]]:
+    """Name -> rates of the rounds, or on two machines their ratios to the first contender's of the same race."""
+    found = {}
+    for race, contenders in [("", results["contenders"]), *races(results)]:
+        for contender in measured(contenders):
+            under = [1.0] * len(contender["turns"]) if own_machine else rates(measured(contenders)[0])
+            name = f"{race}: {contender['name']}" if race else contender["name"]
+            found[name] = [a / b for a, b in zip(rates(contender), under, strict=True)]
+    return found
+
+
+def describe_changes(
+    before: dict[str, Any], after: dict[str, Any], changes: list[Change], bound: float
+) -> Iterator[str]:
+    """Lines for people to read."""
+    if before["machine"] != after["machine"]:
+        yield "Two machines: the ratios to the first contender of each run are compared."
+    rows = [("contender", "after : before", "interval", "")]
+    for change in changes:
+        between = f"{change.low:.3f} .. {change.high:.3f}"
+        rows.append((change.name, f"{change.ratio:.3f}", between, change.verdict(bound)))
+    yield from text_table(rows)
+    yield from (f"{name}: regression: {reason}" for name, reason in lost(before, after).items())
+    old, new = before["versions"], after["versions"]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name)} -> {new.get(name)}"

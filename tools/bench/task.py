@@ -35,6 +35,12 @@ class FailedError(Exception):
     """A contender raised an error, or its process died; the message says how."""
 
 
+def require(holds: Any, message: str) -> None:
+    """RefusedError with the message unless what a contender must do holds."""
+    if not holds:
+        raise RefusedError(message)
+
+
 @dataclass(frozen=True)
 class Task:
     """One epoch after another of `manifest`'s images as standardized float32 [n c h w] batches on `device`.

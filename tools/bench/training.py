@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from fdt_pipeline.losses import cross_entropy
-from models import Stem, build_model
+from models import build_model
 from train.step import TrainStep, make_optimizer, make_scaler
 
 from .task import Batch, Task
 
 PHOTO = 64  # pixels a side, from which on a ResNet gets its stem for photographs
-IMAGENET: Stem = "imagenet"
-assert IMAGENET in get_args(Stem)
 
 
 class Trainer:
@@ -29,13 +27,11 @@ class Trainer:
         c, h, _ = task.shape
         self._num_classes = task.num_classes
         device = torch.device(task.device)
-        stem: dict[str, Any] = {"stem": IMAGENET} if h >= PHOTO and model.startswith("resnet") else {}
+        stem: dict[str, Any] = {"stem": "imagenet"} if h >= PHOTO and model.startswith("resnet") else {}
         network = build_model(model, task.num_classes, in_channels=c, **stem)
         network = network.to(device).to(memory_format=torch.channels_last).train()
-        optimizer = make_optimizer(network, 0.01, 0.9, 0.0, device)
-        self._step = TrainStep(
-            network, cross_entropy, optimizer, make_scaler(device), device, graph=device.type == "cuda"
-        )
+        optimizer, scaler = make_optimizer(network, 0.01, 0.9, 0.0, device), make_scaler(device)
+        self._step = TrainStep(network, cross_entropy, optimizer, scaler, device, graph=device.type == "cuda")
 
     def step(self, images: Any, targets: Any) -> None:
         if targets.dim() == 1:  # labels

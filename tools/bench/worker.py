@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .contenders import find_entry
-from .intervals import rounded
-from .resources import Usage, usage, wait_until_idle
+from .resources import Usage, usage, used_between, wait_until_idle
+from .results import rounded
 from .task import TIMEOUT, Batch, Contender, FailedError, NotInstalledError, RefusedError, Spec
 from .timing import BatchTimer
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .subsets import CheckSets
 
 SHUTDOWN_TIMEOUT = 20.0  # seconds
-ERRORS = {"refused": RefusedError, "not installed": NotInstalledError, "failed": FailedError}
 
 
 class WorkerHandle:
@@ -65,13 +64,13 @@ class WorkerHandle:
         try:
             self._connection.send((verb, argument))
             self._wait()
-            kind, answer = self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(SHUTDOWN_TIMEOUT)
             raise FailedError(f"its process ended with exit code {self._process.exitcode}") from None
-        if kind == "done":
-            return answer
-        raise ERRORS[kind](answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _wait(self) -> None:
         """Wait for an answer, as long as batches come meanwhile."""
@@ -115,21 +114,17 @@ def serve(connection: Connection, spec: Spec, batches: ctypes.c_uint64) -> None:
                 verb, argument = connection.recv()
             except EOFError:
                 return
-            answer = _answer(getattr(worker, verb), argument)
+            try:
+                answer = getattr(worker, verb)(argument)
+            except (RefusedError, NotInstalledError) as error:
+                answer = error
+            except Exception as error:  # whatever a contender raises is passed on, and the other contenders go on
+                traceback.print_exc()
+                answer = FailedError(f"{type(error).__name__}: {' '.join(str(error).split())}")
             try:
                 connection.send(answer)
             except BrokenPipeError:  # the parent was interrupted meanwhile
                 return
-
-
-def _answer(verb: Callable[[Any], dict[str, Any]], argument: Any) -> tuple[str, Any]:
-    try:
-        return "done", verb(argument)
-    except (RefusedError, NotInstalledError) as error:
-        return next(kind for kind, known in ERRORS.items() if isinstance(error, known)), str(error)
-    except Exception as error:  # whatever a contender raises is passed on, and the other contenders go on
-        traceback.print_exc()
-        return "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class CountedBatches:
@@ -165,13 +160,23 @@ class Worker:
 
     def start(self, seconds: float) -> dict[str, Any]:
         """Set up, take the first batch, and go on with the first epoch for at most `seconds`."""
-        before = self._used()
+        spec, before = self._spec, self._used()
         begin = time.perf_counter()
-        self._contender = CountedBatches(self._made(), self._batches)
-        set_up = time.perf_counter() - begin
-        self._timer = self._new_timer(self._contender)
-        # A model without a loader has no epochs: one batch.
-        epoch = self._timer.first_epoch(seconds if self._spec.kind != "model" else 0.0)
+        if spec.kind == "model":
+            from .training import SameBatch  # models: not in a process that has none
+
+            made: Contender = SameBatch(spec.task)
+        else:
+            made = find_entry(spec.contender).make(spec.task)
+        self._contender = CountedBatches(made, self._batches)
+        set_up, step = time.perf_counter() - begin, None
+        if spec.model is not None:
+            from .training import Trainer
+
+            step = Trainer(spec.model, spec.task).step
+        ready, alone = self._synchronize, spec.kind == "model"
+        self._timer = BatchTimer(self._contender, spec.task, step=step, ready=ready, endless=alone)
+        epoch = self._timer.first_epoch(0.0 if alone else seconds)  # a model without a loader has no epochs: one batch
         return {"set_up_seconds": rounded(set_up), **epoch, **self._used_since(before)}
 
     def turn(self, seconds: float) -> dict[str, Any]:
@@ -186,32 +191,14 @@ class Worker:
         if self._contender is not None:
             self._contender.close()
 
-    def _made(self) -> Contender:
-        if self._spec.kind == "model":
-            from .training import SameBatch  # models: not in a process that has none
-
-            return SameBatch(self._spec.task)
-        return find_entry(self._spec.contender).make(self._spec.task)
-
-    def _new_timer(self, contender: Contender) -> BatchTimer:
-        spec, step = self._spec, None
-        if spec.model is not None:
-            from .training import Trainer
-
-            step = Trainer(spec.model, spec.task).step
-        return BatchTimer(contender, spec.task, step=step, ready=self._synchronize, endless=spec.kind == "model")
-
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _used(self) -> tuple[Usage, int]:
         """What the process uses, and the bytes of the GPU that are taken by anybody: others are idle meanwhile."""
-        taken = 0
-        if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            taken = total - free
-        return usage(), taken
+        free, total = torch.cuda.mem_get_info(self._device) if self._device.type == "cuda" else (0, 0)
+        return usage(), total - free
 
     def _used_since(self, before: tuple[Usage, int]) -> dict[str, Any]:
         """Wait until all is idle, and say what was used since `before`, without what the waiting took."""
@@ -219,7 +206,7 @@ class Worker:
         rests = wait_until_idle()
         waiting = time.thread_time() - own
         now, gpu = self._used()
-        self._gpu_bytes += gpu - before[1]
-        used = now.since(before[0])
+        used = used_between(before[0], now)
         used["cpu"] = rounded(max(0.0, used["cpu"] - waiting))
+        self._gpu_bytes += gpu - before[1]
         return {**used, "gpu": self._gpu_bytes, "rests": rests}

@@ -9,11 +9,9 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..task import MIXING, Batch, Entry, Mixing, Task
-from . import dali, data_loader, ffcv_loader, gpu_loader, libraries, ours
+from . import dali, data_loader, libraries, ours
 
-ENTRIES = tuple(
-    entry for module in (ours, dali, data_loader, libraries, ffcv_loader, gpu_loader) for entry in module.ENTRIES
-)
+ENTRIES = (*ours.ENTRIES, *dali.ENTRIES, *data_loader.ENTRIES, *libraries.ENTRIES)
 
 
 def find_entry(name: str) -> Entry:
@@ -34,20 +32,16 @@ def choose(names: Sequence[str], own: Sequence[str], mixings: Sequence[str]) -> 
     names: of ENTRIES, or how several begin; all where neither these nor `own`, as module:function, are given. mixings:
     those that are wanted, any where there are none.
     """
-    chosen = list(dict.fromkeys([*(name for asked in names for name in _named(asked)), *own]))
-    if not names and not own:
-        chosen = [entry.name for entry in ENTRIES]
+    known = [entry.name for entry in ENTRIES]
+    chosen: list[str] = []
+    for asked in names:
+        begins = [name for name in known if name.startswith(asked)]
+        chosen += [asked] if asked in known else begins or [find_entry(asked).name]
+    chosen = list(dict.fromkeys([*chosen, *own])) if names or own else known
     left = [name for name in chosen if not mixings or find_entry(name).mixing in mixings]
     if not left:
         raise ValueError(f"no contender is left with mixing {', '.join(mixings) or 'any'}: see --list")
     return left
-
-
-def _named(asked: str) -> list[str]:
-    names = [entry.name for entry in ENTRIES]
-    if asked in names:
-        return [asked]
-    return [name for name in names if name.startswith(asked)] or [find_entry(asked).name]
 
 
 def _imported(name: str) -> Entry:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
 
-from fdt_pipeline.dali import import_dali
 from fdt_pipeline.shards import webdataset_files
 from fdt_pipeline.shards.codec import npy_header
 from fdt_pipeline.sources.source import I64, U8
 
-from ..task import Batch, Entry, NotInstalledError, Task
-from .images import arrays, framed
+from ..task import Batch, Entry, Task
+from .images import arrays, dali, framed
 
 Graph = Callable[[], tuple[Any, Any]]
 KEPT = 8  # batches; DALI has two queues of two under way, and reads them where they are
 SHUFFLED = 4096  # samples that the reader keeps to draw from; four of our shards
-
-
-def dali() -> Any:
-    """The package, with `fn` and `types`."""
-    try:
-        return import_dali()
-    except ImportError as error:
-        raise NotInstalledError(str(error)) from error
 
 
 class DaliEpochs:
@@ -65,13 +57,14 @@ def from_shards(task: Task) -> DaliEpochs:
             **webdataset_files(task.shards), missing_component_behavior="error", random_shuffle=True,
             initial_fill=SHUFFLED, pad_last_batch=True, name="reader",
         )  # fmt: skip
-        images = _sized(_decoded(encoded, task), task)
+        images = _decoded(encoded, task)
+        if task.size is not None:
+            images = fn.resize(images, size=task.size)
         if task.pad:
             start = fn.random.uniform(values=list(range(-task.pad, task.pad + 1)), shape=2, dtype=types.INT32)
             h, w = task.shape[1:]
-            images = fn.slice(
-                images, start=start, shape=(h, w), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
-            )  # fmt: skip
+            crop = {"start": start, "shape": (h, w), "axes": (0, 1)}
+            images = fn.slice(images, **crop, out_of_bounds_policy="pad", fill_values=0)
         return _normalized(images, task), fn.pad(label, fill_value=0)
 
     return DaliEpochs(task, graph, _parsed, reader_name="reader")
@@ -87,10 +80,6 @@ def _decoded(encoded: Any, task: Task) -> Any:
         return pixels.gpu() if on_gpu else pixels
     kind = types.GRAY if task.manifest.channels == 1 else types.RGB
     return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=kind)
-
-
-def _sized(images: Any, task: Task) -> Any:
-    return images if task.size is None else dali().fn.resize(images, size=task.size)
 
 
 def _normalized(images: Any, task: Task, **crop: Any) -> Any:
@@ -110,39 +99,33 @@ def _parsed(text: torch.Tensor) -> torch.Tensor:
     return labels
 
 
-class ArrayEpochs:
-    """Iterated, it gives an epoch: (u8[n h w c], i64[n]), a new permutation of the set; the last batch may be smaller.
+def shuffled_batches(images: U8, labels: I64, batch_size: int, seed: int) -> Callable[[], Iterator[tuple[U8, I64]]]:
+    """A function that gives an epoch: (u8[n h w c], i64[n]) of a new permutation; the last batch may be smaller.
 
     Rows are taken into one of a few arrays, which are used again: DALI need not copy them, and no memory is touched
     for the first time.
     """
+    rng, rows = np.random.default_rng(seed), min(batch_size, len(labels))
+    kept = cycle([(np.empty((rows, *images.shape[1:]), np.uint8), np.empty(rows, np.int64)) for _ in range(KEPT)])
 
-    def __init__(self, images: U8, labels: I64, batch_size: int, seed: int) -> None:
-        self._images, self._labels, self._batch_size = images, labels, batch_size
-        self._rng = np.random.default_rng(seed)
-        rows = min(batch_size, len(labels))
-        self._kept = [(np.empty((rows, *images.shape[1:]), np.uint8), np.empty(rows, np.int64)) for _ in range(KEPT)]
-        self._given = 0
+    def epoch() -> Iterator[tuple[U8, I64]]:
+        order = rng.permutation(len(labels))
+        for first in range(0, len(order), batch_size):
+            some = order[first : first + batch_size]
+            pixels, classes = next(kept)
+            pixels, classes = pixels[: len(some)], classes[: len(some)]
+            np.take(images, some, axis=0, out=pixels, mode="clip")  # with mode="raise" NumPy would buffer it
+            np.take(labels, some, axis=0, out=classes, mode="clip")
+            yield pixels, classes
 
-    def __iter__(self) -> Iterator[tuple[U8, I64]]:
-        order = self._rng.permutation(len(self._labels))
-        for first in range(0, len(order), self._batch_size):
-            yield self._taken(order[first : first + self._batch_size])
-
-    def _taken(self, rows: I64) -> tuple[U8, I64]:
-        images, labels = self._kept[self._given % KEPT]
-        pixels, classes = images[: len(rows)], labels[: len(rows)]
-        self._given += 1
-        np.take(self._images, rows, axis=0, out=pixels, mode="clip")  # with mode="raise" NumPy would buffer it
-        np.take(self._labels, rows, axis=0, out=classes, mode="clip")
-        return pixels, classes
+    return epoch
 
 
 def from_memory(task: Task) -> DaliEpochs:
     """The set in memory, framed by zeros once, so that a shift is a crop; what resident FDT is to be held against."""
     fn, types = dali().fn, dali().types
     images, labels = arrays(task)
-    batches = ArrayEpochs(framed(images, task.pad), labels, task.batch_size, task.seed)
+    batches = shuffled_batches(framed(images, task.pad), labels, task.batch_size, task.seed)
 
     def graph() -> tuple[Any, Any]:
         pixels, label = fn.external_source(
@@ -156,12 +139,7 @@ def from_memory(task: Task) -> DaliEpochs:
             crop = {"crop": task.shape[1:], "crop_pos_x": x, "crop_pos_y": y}
         return _normalized(pixels.gpu() if task.device != "cpu" else pixels, task, **crop), label
 
-    return DaliEpochs(task, graph, _flat)
-
-
-def _flat(labels: torch.Tensor) -> torch.Tensor:
-    """i64[n] or i64[n 1] -> i64[n]"""
-    return labels.reshape(-1)
+    return DaliEpochs(task, graph, torch.Tensor.flatten)  # i64[n] or i64[n 1] -> i64[n]
 
 
 ENTRIES = (

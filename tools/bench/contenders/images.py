@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fdt_pipeline.dali import import_dali
 from fdt_pipeline.shards import EXTENSIONS, load_shards
 from fdt_pipeline.sources.source import I64, U8
 
@@ -31,6 +32,14 @@ def imported(module: str, install: str) -> Any:
         raise NotInstalledError(f"{module.partition('.')[0]} could not be imported ({error}): {install}") from error
 
 
+def dali() -> Any:
+    """The package, with `fn` and `types`."""
+    try:
+        return import_dali()
+    except ImportError as error:
+        raise NotInstalledError(str(error)) from error
+
+
 def torchvision_v2() -> Any:
     return imported("torchvision.transforms.v2", "pip install torchvision")
 
@@ -42,20 +51,13 @@ class LoaderEpochs:
         self._loader, self._task, self._finish = loader, task, finish
 
     def epoch(self, number: int) -> Iterator[Batch]:
+        """A batch is moved as trainers do with pinned ones; no-op on a CPU."""
         for images, targets, *_ in self._loader:
-            yield self._finish(*to_device((images, targets), self._task))
+            yield self._finish(*(tensor.to(self._task.device, non_blocking=True) for tensor in (images, targets)))
 
     def close(self) -> None:
         """Release the loader: the workers of a DataLoader end when nothing holds it."""
         self._loader = None
-
-
-def to_device(batch: Batch, task: Task) -> Batch:
-    """Move a batch as trainers do with pinned ones; no-op on a CPU."""
-    if task.device == "cpu":
-        return batch
-    images, targets = batch
-    return images.to(task.device, non_blocking=True), targets.to(task.device, non_blocking=True)
 
 
 class ImageFile(NamedTuple):
@@ -63,25 +65,18 @@ class ImageFile(NamedTuple):
     label: int
 
 
-class Arrays(NamedTuple):
-    """images u8[n h w c], labels i64[n]."""
-
-    images: U8
-    labels: I64
-
-
 def is_raw(task: Task) -> bool:
     """Shards of arrays, which in the libraries' own examples are kept in memory; else of image files."""
     return task.manifest.encoding == "raw"
 
 
-def arrays(task: Task) -> Arrays:
-    """The whole set, decoded. ValueError where images differ in size, or are to be resized."""
+def arrays(task: Task) -> tuple[U8, I64]:
+    """The whole set, decoded: u8[n h w c], i64[n]. ValueError where images differ in size, or are to be resized."""
     shape = task.manifest.shape
     if shape is None or task.size not in (None, shape[:2]):
         raise ValueError("only images of one size, which stays as it is, are held in memory: leave this contender out")
     images, labels, _ = load_shards(task.shards)
-    return Arrays(images, labels)
+    return images, labels
 
 
 def framed(images: U8, pad: int) -> U8:
@@ -132,12 +127,13 @@ def _extract(task: Task, folder: Path) -> None:
                 (folder / f"{int(content[f'{key}.cls']):05d}" / name).write_bytes(data)
 
 
-def read_pil(file: str | BinaryIO, channels: int) -> Image.Image:
-    with Image.open(file) as image:
+def read_pil(file: str | BinaryIO | Image.Image, channels: int) -> Image.Image:
+    """A file, or a PIL image that is opened, decoded."""
+    with file if isinstance(file, Image.Image) else Image.open(file) as image:
         return image.convert("L" if channels == 1 else "RGB")
 
 
-def read_tensor(file: str | BinaryIO, channels: int) -> torch.Tensor:
+def read_tensor(file: str | BinaryIO | Image.Image, channels: int) -> torch.Tensor:
     """u8[c h w]. By Pillow, as torchvision's data sets do: torchvision's own decoders are deprecated since 0.29, and
     took as long."""
     return torchvision_v2().functional.pil_to_tensor(read_pil(file, channels))

@@ -1,8 +1,9 @@
-"""timm, webdataset, litData and MosaicML's streaming, each as its own examples have it."""
+"""timm, webdataset, litData, MosaicML's streaming and FFCV, each as its own examples have it."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils.data import default_collate
 
 from fdt_pipeline.shards import EXTENSIONS
 
-from ..task import Entry, Task
+from ..task import Batch, Entry, Task
 from .data_loader import WholeImages, loader_options
 from .images import (
     LoaderEpochs,
@@ -23,6 +24,7 @@ from .images import (
     imported,
     is_raw,
     made_once,
+    read_pil,
     read_tensor,
     stored_images,
     torchvision_v2,
@@ -30,59 +32,56 @@ from .images import (
 )
 
 BUFFER = 1000  # samples, as in webdataset's own examples
-LITDATA = "pip install litdata"
-CHUNK = "64MB"  # as in its examples
-STREAMING = "pip install mosaicml-streaming"
+CHUNK = "64MB"  # as in litData's examples
+TIMM, LITDATA, STREAMING = "pip install timm", "pip install litdata", "pip install mosaicml-streaming"
+FFCV = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install ffcv opencv-python-headless"
+
+
+class Decode:
+    """A stored image with its label -> (f32[c h w], label), augmented, in the workers.
+
+    Stored are a file's bytes, which Pillow decodes as the libraries' own decoders do; a PIL image; an array u8[h w c];
+    or a tensor u8[c h w], which may be gray among color.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._channels, self._transform = task.manifest.channels, whole_transform(task)
+
+    def __call__(self, sample: dict[str, Any] | tuple[Any, int]) -> tuple[torch.Tensor, int]:
+        image, label = (sample["image"], sample["label"]) if isinstance(sample, dict) else sample
+        if isinstance(image, np.ndarray):  # a copy: it may be a view of bytes, not to be written to
+            tensor = torch.tensor(image).permute(2, 0, 1)
+        elif isinstance(image, torch.Tensor):
+            tensor = image.expand(self._channels, -1, -1)
+        else:
+            tensor = read_tensor(BytesIO(image) if isinstance(image, bytes) else image, self._channels)
+        return self._transform(tensor), label
+
+    def batch(self, samples: list[Any]) -> Any:
+        """Collate samples."""
+        return default_collate([self(sample) for sample in samples])
 
 
 def _timm(task: Task, mixup: bool) -> LoaderEpochs:
-    data = imported("timm.data", "pip install timm")
+    data = imported("timm.data", TIMM)
     on_gpu = task.device != "cpu"
     # Mixup pairs a batch with its mirror image, and so needs an even one.
     batch_size = task.batch_size - task.batch_size % 2 if mixup else task.batch_size
     options: dict[str, Any] = {"mixup_alpha": 1.0, "label_smoothing": 0.0, "num_classes": task.num_classes}
     torch.manual_seed(task.seed)  # of its sampler, which has no other
     loader = data.create_loader(
-        WholeImages(task, pil=True),
-        task.shape,
-        batch_size,
-        is_training=True,
-        mean=tuple(mean / 255 for mean in task.mean),
-        std=tuple(std / 255 for std in task.std),
-        num_workers=task.num_workers,
-        persistent_workers=task.num_workers > 0,
-        pin_memory=on_gpu,
-        device=torch.device(task.device),
-        use_prefetcher=on_gpu,
+        WholeImages(task, pil=True), task.shape, batch_size, is_training=True,
+        mean=tuple(mean / 255 for mean in task.mean), std=tuple(std / 255 for std in task.std),
+        num_workers=task.num_workers, persistent_workers=task.num_workers > 0, pin_memory=on_gpu,
+        device=torch.device(task.device), use_prefetcher=on_gpu,
         collate_fn=data.FastCollateMixup(**options) if mixup and on_gpu else None,
-    )
-    # Its training transforms are ImageNet's random resized crops: crops with padding take their place.
-    loader.dataset.transform = _to_u8(task) if on_gpu else whole_transform(task, pil=True)
+    )  # fmt: skip
+    # Its training transforms are ImageNet's random resized crops: crops with padding take their place. On a GPU its
+    # prefetcher normalizes.
+    to_u8 = [*augmentation(task), imported("timm.data.transforms", TIMM).ToNumpy()]
+    loader.dataset.transform = torchvision_v2().Compose(to_u8) if on_gpu else whole_transform(task, pil=True)
     mix = data.Mixup(**options) if mixup and not on_gpu else None
     return LoaderEpochs(loader, task, mix or (lambda *batch: batch))
-
-
-def _to_u8(task: Task) -> Any:
-    """The prefetcher normalizes on the GPU."""
-    return torchvision_v2().Compose(
-        [*augmentation(task), imported("timm.data.transforms", "pip install timm").ToNumpy()]
-    )
-
-
-class DecodeSample:
-    """(content of an image, label) -> (f32[c h w], label).
-
-    An npy has been decoded by webdataset; a file comes as bytes, which Pillow decodes, as for webdataset's "pil".
-    """
-
-    def __init__(self, task: Task) -> None:
-        self._raw, self._channels, self._transform = is_raw(task), task.manifest.channels, whole_transform(task)
-
-    def __call__(self, sample: tuple[Any, int]) -> tuple[torch.Tensor, int]:
-        content, label = sample
-        if self._raw:
-            return self._transform(torch.from_numpy(content).permute(2, 0, 1)), label
-        return self._transform(read_tensor(BytesIO(content), self._channels)), label
 
 
 def _webdataset(task: Task) -> LoaderEpochs:
@@ -93,18 +92,27 @@ def _webdataset(task: Task) -> LoaderEpochs:
         .shuffle(BUFFER)
         .decode()
         .to_tuple(";".join(EXTENSIONS[task.manifest.encoding]), "cls")
-        .map(DecodeSample(task))
+        .map(Decode(task))
         .batched(task.batch_size, collation_fn=default_collate)
     )
-    loader = wds.WebLoader(
-        dataset, batch_size=None, num_workers=task.num_workers, persistent_workers=task.num_workers > 0,
-        pin_memory=task.device != "cpu",
+    # The data set makes the batches, and shuffles.
+    options = {**loader_options(task), "batch_size": None, "generator": None}
+    return LoaderEpochs(wds.WebLoader(dataset, **options), task)
+
+
+def _litdata(task: Task) -> LoaderEpochs:
+    litdata = imported("litdata", LITDATA)
+    folder = made_once(task.work / "litdata", partial(_write_litdata, task))
+    dataset = litdata.StreamingDataset(
+        str(folder), shuffle=True, drop_last=False, seed=task.seed, transform=Decode(task)
     )  # fmt: skip
-    return LoaderEpochs(loader, task)
+    options = loader_options(task)
+    del options["generator"]  # its data set shuffles
+    return LoaderEpochs(litdata.StreamingDataLoader(dataset, **options), task)
 
 
 class StoreOne:
-    """What litData stores of image i: a u8 tensor [c h w], or a file byte for byte.
+    """What litData stores of image i: an array as a tensor u8[c h w], or a file byte for byte.
 
     It does that with a PIL image of a JPEG that has been opened and not decoded.
     """
@@ -119,34 +127,6 @@ class StoreOne:
         return {"image": torch.from_numpy(image).permute(2, 0, 1).contiguous(), "label": label}
 
 
-class DecodeStored:
-    """A stored sample -> (f32[c h w], label); JPEGs come as tensors, other files as PIL images."""
-
-    def __init__(self, task: Task) -> None:
-        self._mode = "L" if task.manifest.channels == 1 else "RGB"
-        self._tensor, self._pil = whole_transform(task), whole_transform(task, pil=True)
-
-    def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
-        image = sample["image"]
-        if isinstance(image, Image.Image):
-            return self._pil(image.convert(self._mode)), sample["label"]
-        if self._mode == "RGB" and len(image) == 1:
-            image = image.expand(3, -1, -1)
-        return self._tensor(image), sample["label"]
-
-
-def _litdata(task: Task) -> LoaderEpochs:
-    litdata = imported("litdata", LITDATA)
-    folder = made_once(task.work / "litdata", partial(_write_litdata, task))
-    dataset = litdata.StreamingDataset(
-        str(folder), shuffle=True, drop_last=False, seed=task.seed, transform=DecodeStored(task)
-    )  # fmt: skip
-    options = loader_options(task)
-    del options["generator"]  # its data set shuffles
-    loader = litdata.StreamingDataLoader(dataset, **options)
-    return LoaderEpochs(loader, task)
-
-
 def _write_litdata(task: Task, folder: Path) -> None:
     store = StoreOne(task)
     before = multiprocessing.get_start_method(allow_none=True)
@@ -158,49 +138,79 @@ def _write_litdata(task: Task, folder: Path) -> None:
         multiprocessing.set_start_method(before, force=True)
 
 
-class DecodeBatch:
-    """Stored samples -> a batch (f32[n c h w], i64[n]), in the workers.
-
-    Files are stored as bytes, which Pillow decodes, as it does with streaming's own encoding of JPEGs.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self._channels, self._transform = task.manifest.channels, whole_transform(task)
-
-    def __call__(self, samples: list[dict[str, Any]]) -> Any:
-        return default_collate(
-            [(self._transform(self._tensor(sample["image"])), sample["label"]) for sample in samples]
-        )
-
-    def _tensor(self, image: Any) -> torch.Tensor:
-        """u8[c h w] of bytes, or of u8[c h w]"""
-        if isinstance(image, bytes):
-            return read_tensor(BytesIO(image), self._channels)
-        return torch.tensor(image)  # a copy: its arrays are views of bytes, not to be written to
-
-
 def _mosaic(task: Task) -> LoaderEpochs:
     streaming = imported("streaming", STREAMING)
     folder = made_once(task.work / "streaming", partial(_write_mosaic, task))
     dataset = streaming.StreamingDataset(
         local=str(folder), shuffle=True, batch_size=task.batch_size, shuffle_seed=task.seed
     )
-    loader = streaming.StreamingDataLoader(dataset, collate_fn=DecodeBatch(task), **loader_options(task))
+    loader = streaming.StreamingDataLoader(dataset, collate_fn=Decode(task).batch, **loader_options(task))
     return LoaderEpochs(loader, task)
 
 
 def _write_mosaic(task: Task, folder: Path) -> None:
-    kind = "bytes"
-    if is_raw(task):
-        c, h, w = task.shape
-        kind = f"ndarray:uint8:{c},{h},{w}"
-    columns = {"image": kind, "label": "int"}
-    with imported("streaming", STREAMING).MDSWriter(out=str(folder), columns=columns) as out:
+    kind = "ndarray:uint8:{1},{2},{0}".format(*task.shape) if is_raw(task) else "bytes"
+    writer = imported("streaming", STREAMING).MDSWriter(out=str(folder), columns={"image": kind, "label": "int"})
+    with writer as out:
         for image, label in stored_images(task):
-            if isinstance(image, str):
-                out.write({"image": Path(image).read_bytes(), "label": label})
-            else:
-                out.write({"image": np.ascontiguousarray(image.transpose(2, 0, 1)), "label": label})
+            out.write({"image": Path(image).read_bytes() if isinstance(image, str) else image, "label": label})
+
+
+class Beton:
+    """An indexed data set of (u8[h w c], label), which FFCV writes."""
+
+    def __init__(self, task: Task) -> None:
+        self._images = stored_images(task)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        image, label = self._images[i]
+        return np.asarray(read_pil(image, 3)) if isinstance(image, str) else image, label
+
+
+class FfcvEpochs:
+    """A batch's memory is used again three batches later, as with FFCV itself."""
+
+    def __init__(self, task: Task) -> None:
+        ffcv = imported("ffcv.loader", FFCV)
+        decoders, transforms = imported("ffcv.fields.decoders", FFCV), imported("ffcv.transforms", FFCV)
+        if task.manifest.channels != 3:
+            raise ValueError("FFCV's image field and its normalization are for RGB: leave FFCV out for gray images")
+        np.random.seed(task.seed)  # noqa: NPY002 - what its augmentations draw from, outside of Numba
+        beton = made_once(task.work / "images.beton", partial(_write_beton, task))
+        on_gpu = task.device != "cpu"
+        moved = [transforms.ToDevice(torch.device(task.device), non_blocking=True)] if on_gpu else []
+        image = [
+            decoders.CenterCropRGBImageDecoder(task.size, ratio=1) if task.size else decoders.SimpleRGBImageDecoder(),
+            *([transforms.RandomTranslate(padding=task.pad)] if task.pad else []),
+            *([transforms.RandomHorizontalFlip()] if task.flip else []),
+            transforms.NormalizeImage(np.array(task.mean), np.array(task.std), np.float32),
+            transforms.ToTensor(),
+            *moved,
+            transforms.ToTorchImage(),
+        ]
+        self._loader = ffcv.Loader(
+            str(beton), batch_size=task.batch_size, num_workers=max(1, task.num_workers), seed=task.seed,
+            order=ffcv.OrderOption.RANDOM, os_cache=True, drop_last=False,
+            pipelines={"image": image, "label": [decoders.IntDecoder(), transforms.ToTensor(), *moved]},
+        )  # fmt: skip
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        self._loader.next_epoch = number
+        return ((images, labels.reshape(-1)) for images, labels in self._loader)
+
+    def close(self) -> None:
+        self._loader = None
+
+
+def _write_beton(task: Task, path: Path) -> None:
+    fields = imported("ffcv.fields", FFCV)
+    lossy = task.manifest.encoding in ("jpg", "keep")
+    image = fields.RGBImageField("jpg", jpeg_quality=95) if lossy else fields.RGBImageField("raw")
+    columns = {"image": image, "label": fields.IntField()}
+    imported("ffcv.writer", FFCV).DatasetWriter(str(path), columns, num_workers=1).from_indexed_dataset(Beton(task))
 
 
 ENTRIES = (
@@ -212,4 +222,8 @@ ENTRIES = (
     Entry("webdataset", "none", _webdataset, note="WebLoader; batches are made in the workers"),
     Entry("litData", "none", _litdata, note="optimize and StreamingDataLoader, chunks of 64 MB"),
     Entry("MosaicML streaming", "none", _mosaic, note="MDSWriter and StreamingDataLoader"),
+    Entry(
+        "FFCV", "none", FfcvEpochs,
+        note="OrderOption.RANDOM, os_cache; its writer encodes JPEGs again, other files are stored decoded",
+    ),
 )  # fmt: skip

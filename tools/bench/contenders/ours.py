@@ -8,10 +8,10 @@ from math import ceil, prod
 from typing import Any, Literal
 
 from fdt_pipeline import FDT, Augment
-from fdt_pipeline.dali import import_dali
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, WINDOW_BYTES
 
-from ..task import Entry, NotInstalledError, Task
+from ..task import Entry, Task
+from .images import dali
 
 Mode = Literal["resident", "streaming"]
 Engine = Literal["native", "torch"]
@@ -21,10 +21,7 @@ class Ours:
     """Without FDT its targets are one-hot rows, f32[n num_classes]."""
 
     def __init__(self, task: Task, mode: Mode, engine: Engine, fdt: FDT | None) -> None:
-        try:
-            import_dali()
-        except ImportError as error:
-            raise NotInstalledError(str(error)) from error
+        dali()  # or NotInstalledError
         from fdt_pipeline.loader.loader import FDTLoader
 
         self._loader = FDTLoader(

@@ -1,16 +1,23 @@
-"""Medians of few repeats, with intervals that assume nothing but that the repeats are alike and independent."""
+"""What is made of a race: medians with intervals, a summary of each contender, and results read from a file.
+
+The intervals assume nothing but that the repeats are alike and independent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from scipy import stats
 
+FORMAT = 1
 CONFIDENCE = 0.95
 TOO_WIDE = 0.25
+Contenders = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def paired_ratio(over: Sequence[float], under: Sequence[float]) -> Estimate:
     return estimate([a / b for a, b in zip(over, under, strict=True)])
 
 
-def measured(contenders: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def measured(contenders: Contenders) -> list[dict[str, Any]]:
     return [contender for contender in contenders if contender["status"] == "measured"]
 
 
@@ -74,7 +81,7 @@ def rates(contender: dict[str, Any]) -> list[float]:
     return [turn["rate"] for turn in contender["turns"]]
 
 
-def summarize(contenders: Sequence[dict[str, Any]], widest: float = TOO_WIDE) -> None:
+def summarize(contenders: Contenders, widest: float = TOO_WIDE) -> None:
     """Add a "summary" to each contender that was measured; ratios are to the first of them.
 
     widest: how far an interval may reach from the median, as a share of it, before it is called too noisy.
@@ -108,3 +115,36 @@ def _summary(contender: dict[str, Any], first: dict[str, Any], widest: float) ->
         "waiting": rounded(median(turn["waited"] / turn["seconds"] for turn in turns)),
         "rests": all(used["rests"] for used in (start, *turns)),
     }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a file that bench wrote; ValueError for any other."""
+    try:
+        results = json.loads(path.read_text())
+        assert results["format"] == FORMAT
+        assert results["contenders"]
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise ValueError(f"{path}: expected results of python -m tools bench --json") from None
+    return results
+
+
+def races(results: dict[str, Any]) -> Iterator[tuple[str, Contenders]]:
+    """The name and the contenders of each race but the first, that of the loaders: the training and the sweeps."""
+    if results["training"]:
+        yield "training", results["training"]
+    for name, sweep in results["sweeps"].items():
+        for value, contenders in sweep.items():
+            yield f"{name.replace('_', ' ')}, {value}", contenders
+
+
+def describe_data(results: dict[str, Any], mixed_sizes: str = "sizes differ") -> str:
+    """Which images were raced on."""
+    data = results["data"]
+    shape = " x ".join(map(str, data["shape"])) if data["shape"] else mixed_sizes
+    return f"{data['kind']}: {data['samples']:,} images, {shape}, {data['encoding']}, {data['classes']} classes"
+
+
+def describe_machine(results: dict[str, Any], joined: str) -> str:
+    """The GPU, if there is one, and the cores; joined: what stands between them."""
+    machine = results["machine"]
+    return f"{machine['gpu'] + joined if 'gpu' in machine else ''}{machine['cores']} cores of {machine['cpu']}"

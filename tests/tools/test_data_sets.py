@@ -1,4 +1,4 @@
-"""The JPEG set of the bench: real images enlarged, the same for the same input."""
+"""The data sets made of others: real images enlarged, or drawn by a seed; the same for the same input."""
 
 import io
 from pathlib import Path
@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from fdt_pipeline.shards import read_manifest, write_shards
-from fdt_pipeline.sources import ArraySource
-from tools.bench.jpeg_set import main, write_jpeg_set
+from fdt_pipeline.sources import ArraySource, open_source
+from tests.conftest import SUBSET
+from tools.data_sets import PER_CLASS, draw_balanced, main, write_jpeg_set
 
 CLASSES = ("apple", "bear", "chair")
 
@@ -38,8 +39,21 @@ def test_as_many_of_each_class_enlarged_as_jpeg_files(shards: Path, tmp_path: Pa
 
 
 def test_the_same_input_gives_the_same_bytes(shards: Path, tmp_path: Path) -> None:
-    main([str(shards), str(tmp_path / "new" / "a"), "--images", "6"])
-    assert read_manifest(tmp_path / "new" / "a").sha256 == write_jpeg_set(shards, tmp_path / "b", 6).sha256
+    assert write_jpeg_set(shards, tmp_path / "new" / "a", 6).sha256 == write_jpeg_set(shards, tmp_path / "b", 6).sha256
+
+
+def test_a_balanced_subset_in_the_official_format_is_drawn_by_its_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn from the committed subset, of which it takes what the seed says."""
+    monkeypatch.setattr("tools.data_sets.PER_CLASS", {split: (name, 7) for split, (name, _) in PER_CLASS.items()})
+    main(["fashion", str(SUBSET), str(tmp_path)])
+    for split in PER_CLASS:
+        whole, drawn = (open_source(folder, "fashion-mnist", split) for folder in (SUBSET, tmp_path))
+        chosen = draw_balanced(whole.labels, 7)
+        assert np.bincount(drawn.labels).tolist() == [7] * 10
+        np.testing.assert_array_equal(drawn.images, whole.images[chosen])
+        np.testing.assert_array_equal(drawn.labels, whole.labels[chosen])
 
 
 @pytest.mark.parametrize("num_images", [0, 10, 33])
