@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from fdt_pipeline import FDT, FDTLoader
-from fdt_pipeline.shards import verify_shards, write_shards
+from fdt_pipeline.cli.preview import Samples, page, superposed_entries
+from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import open_source
+from fdt_pipeline.storage import open_folder
 from train.environment import hardware, versions
 from train.files import check_folder, read_json, write_json, write_text
-from train.plots import draw_batch, draw_paths
+from train.plots import draw_paths, save_figure
 from train.recipes import make_recipe
 from train.robustness import EPS_VALUES, Robustness, format_table
 from train.saved_run import attack_run, open_run
@@ -30,6 +31,7 @@ from train.trainer import fit
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist_subset"
 NAMES = {"demo_plain": "plain", "demo_tn_fdt": "TN + FDT"}
+PAGE_DPI = 100  # of `page`, which places images by pixels
 SPLITS = ("train", "test")
 
 
@@ -63,7 +65,7 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
             shard_split(shards / split, split, settings.seed)
         with seconds.of(f"verify {split}"):
             _verify(shards / split)
-    draw_batch(FDTLoader(shards / "train", 100, mix=FDT(), channels=3, seed=settings.seed), out / "batch.png")
+    _draw_superposed(shards / "train", settings.seed, out / "batch.png")
     for recipe in NAMES:
         made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)
         with seconds.of(f"fit {recipe}"):
@@ -73,7 +75,8 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
         with seconds.of(f"attack {recipe}"):
             rows[name] = _attack(out / recipe, shards, settings, device)
     table = format_table(rows)
-    draw_paths(rows, out / "robustness.png")
+    paths = {name: [robustness] for name, robustness in rows.items()}
+    draw_paths(paths, settings.eps_values, "Accuracy along the attack's path", out / "robustness.png")
     write_text(out / "table.md", table)
     write_json(out / "results.json", _results(out, settings, rows, seconds.seconds, hardware(device)))
     return table
@@ -99,16 +102,18 @@ def _verify(folder: Path) -> None:
         raise ValueError(f"{folder} is damaged: {problems[0]} ({len(problems)} in all). Delete it and run again")
 
 
+def _draw_superposed(shards: Path, seed: int, path: Path) -> None:
+    """The page of `fdt-pipeline preview --superpose`."""
+    folder = open_folder(shards)
+    entries = superposed_entries(Samples(folder, read_manifest(folder)), seed, str(shards))
+    head = ["Superposed training images, each with K and the largest weights of its soft target"]
+    save_figure(page(head, entries, columns=3, characters=36), path, dpi=PAGE_DPI)
+
+
 def _attack(run: Path, shards: Path, settings: Settings, device: torch.device) -> Robustness:
-    """Attacks again where robustness.json is of other weights, test shards or settings."""
-    path, saved = run / "robustness.json", open_run(run, device)
-    loader = saved.test_loader(shards)
-    made_from = {**saved.made_from(loader), "settings": settings.to_dict()}
-    if path.exists() and (found := read_json(path)).get("made_from") == made_from:
-        return Robustness.from_dict(found)
-    result = attack_run(saved, loader, settings.eps_values, settings.attack_steps, num_images=settings.attack_images)
-    write_json(path, {"made_from": made_from, **result.to_dict()})
-    return result
+    saved, images = open_run(run, device), settings.attack_images
+    loader, kept = saved.test_loader(shards), run / "robustness.json"
+    return attack_run(saved, loader, settings.eps_values, settings.attack_steps, num_images=images, kept=kept)
 
 
 def _results(

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,19 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fdt_pipeline.losses import cross_entropy
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from models import build_model
+from tools.rounds import measure_rounds
 from train.attack import PGD, PixelBounds, frozen, pgd_path
 from train.environment import hardware, versions
 from train.files import write_json
 from train.precision import full_float32
 from train.recipes import make_recipe
 from train.robustness import EPS_VALUES, evaluate_robustness
-from train.robustness_table import markdown_table
 from train.setup import make_loader, pick_device
 from train.step import TrainStep, make_optimizer, make_scaler
 
@@ -76,24 +76,25 @@ class Figure:
     """A ratio in each round; bound: of the median, at most, or at least for a peer; None for a mere comparison."""
 
     name: str
-    values: tuple[float, ...]
+    values: Sequence[float]
     bound: float | None = None
     side: str = "at most"
-
-    @property
-    def median(self) -> float:
-        return median(self.values)
 
     @property
     def holds(self) -> bool | None:
         if self.bound is None:
             return None
-        return self.median <= self.bound if self.side == "at most" else self.median >= self.bound
+        found = median(self.values)
+        return found <= self.bound if self.side == "at most" else found >= self.bound
 
     def to_dict(self) -> dict[str, Any]:
-        spread = {"median": self.median, "min": min(self.values), "max": max(self.values)}
-        bound = {"bound": self.bound, "side": self.side, "holds": self.holds}
-        return {"name": self.name, **spread, **bound, "values": list(self.values)}
+        spread = {"median": median(self.values), "min": min(self.values), "max": max(self.values)}
+        return {**asdict(self), **spread, "holds": self.holds}
+
+    def to_text(self) -> str:
+        spread = f"{median(self.values):.3f} [{min(self.values):.3f}, {max(self.values):.3f}]"
+        bound = "" if self.bound is None else f", {self.side} {self.bound:g}: {'holds' if self.holds else 'FAILS'}"
+        return f"{self.name}: {spread}{bound}"
 
 
 Part = tuple[list[Figure], dict[str, Any]]  # figures, and what they were made of
@@ -104,28 +105,22 @@ def measure(plan: Plan, device: torch.device) -> Iterator[Part]:
     for batch_size in plan.batch_sizes:
         yield step_time(plan, batch_size, device)
         yield peak_memory(plan, batch_size, device)
-    yield [waiting_share(plan, device)], {}
+    yield waiting_share(plan, device)
     for attack in plan.attacks:
         yield attack_speed(*attack, plan.rounds, device)
 
 
-def timed_rounds(
-    contenders: Mapping[str, Callable[[], object]], num_rounds: int, device: torch.device, label: str
-) -> dict[str, list[float]]:
-    """Seconds of each contender's turns. Every other round goes backwards; one more, the first, is thrown away."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in tqdm(range(num_rounds + 1), desc=label, unit="round"):
-        for name in list(contenders)[:: 1 if index % 2 else -1]:
-            _wait_for(device)
-            start = time.perf_counter()
-            contenders[name]()
-            _wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: turns[1:] for name, turns in seconds.items()}
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
-    return tuple(a / b for a, b in zip(above, below, strict=True))
+def seconds_of(turn: Callable[[], object], device: torch.device) -> float:
+    """How long one turn takes, the work that it leaves to a GPU included."""
+    _wait_for(device)
+    start = time.perf_counter()
+    turn()
+    _wait_for(device)
+    return time.perf_counter() - start
 
 
 def _wait_for(device: torch.device) -> None:
@@ -136,19 +131,19 @@ def _wait_for(device: torch.device) -> None:
 def step_time(plan: Plan, batch_size: int, device: torch.device) -> Part:
     """Turns of `steps` steps on random images."""
     batch = random_batch(batch_size, plan.size, device)
-    turns = {name: partial(_repeat, make_step(plan.model, name, device), batch, plan.steps) for name in COLUMNS}
+    turns = {column: partial(_repeat, make_step(plan.model, column, device), batch, plan.steps) for column in COLUMNS}
+    timed = {column: partial(seconds_of, turn, device) for column, turn in turns.items()}
     name = f"TN step : plain step, {plan.model}, batch {batch_size}"
-    seconds = timed_rounds(turns, plan.time_rounds, device, name)
+    seconds = measure_rounds(timed, plan.time_rounds)
     return [Figure(name, ratios(seconds["tn"], seconds["plain"]), plan.time_bound)], {f"seconds, {name}": seconds}
 
 
 def peak_memory(plan: Plan, batch_size: int, device: torch.device) -> Part:
     """Each peak is measured in a process of its own."""
     name = f"peak memory, TN : plain, {plan.model}, batch {batch_size}"
-    peaks: dict[str, list[int]] = {column: [] for column in COLUMNS}
-    for _ in range(plan.memory_rounds):
-        for column in COLUMNS:
-            peaks[column].append(peak_in_a_process(column, plan.model, batch_size, plan.size, device.type))
+    size = batch_size, plan.size
+    contenders = {column: partial(peak_in_a_process, column, plan.model, *size, device.type) for column in COLUMNS}
+    peaks = measure_rounds(contenders, plan.memory_rounds)
     return [Figure(name, ratios(peaks["tn"], peaks["plain"]), plan.memory_bound)], {f"bytes, {name}": peaks}
 
 
@@ -199,28 +194,30 @@ def _status(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def waiting_share(plan: Plan, device: torch.device) -> Figure:
-    """Seconds in the loader : seconds in all, over rounds of three steps or more; one more is thrown away."""
-    batch_size, steps, shares = plan.batch_sizes[0], max(plan.steps, 3), []
+def waiting_share(plan: Plan, device: torch.device) -> Part:
+    """Seconds in the loader : seconds in all, over rounds of three steps or more."""
+    batch_size, steps = plan.batch_sizes[0], max(plan.steps, 3)
     recipe = make_recipe(f"{plan.model}_tn_fdt", batch_size=batch_size)
     step = make_step(plan.model, "tn", device)
     num_images = batch_size * steps * (plan.rounds + 1)
     images = np.random.default_rng(0).integers(0, 256, (num_images, plan.size, plan.size, 3), np.uint8)
+
+    def share(batches: Iterator[Any]) -> float:
+        start, waited = time.perf_counter(), 0.0
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            step(*batch)
+        _wait_for(device)
+        return waited / (time.perf_counter() - start)
+
     with tempfile.TemporaryDirectory() as folder:
         write_shards(ArraySource(images, np.arange(num_images) % 10), Path(folder) / "shards")
         with make_loader(recipe, Path(folder) / "shards", device, train=True) as loader:
-            batches = iter(loader)
-            for _ in range(plan.rounds + 1):
-                start, waited = time.perf_counter(), 0.0
-                for _ in range(steps):
-                    asked = time.perf_counter()
-                    batch = next(batches)
-                    waited += time.perf_counter() - asked
-                    step(*batch)
-                _wait_for(device)
-                shares.append(waited / (time.perf_counter() - start))
+            shares = measure_rounds({"share": partial(share, iter(loader))}, plan.rounds)["share"]
     name = f"waiting for the loader : all, {recipe.name}, batch {batch_size}"
-    return Figure(name, tuple(shares[1:]), plan.waiting_bound)
+    return [Figure(name, shares, plan.waiting_bound)], {}
 
 
 def attack_speed(name: str, num_images: int, size: int, steps: int, num_rounds: int, device: torch.device) -> Part:
@@ -231,17 +228,22 @@ def attack_speed(name: str, num_images: int, size: int, steps: int, num_rounds: 
     """
     model, x, labels = model_and_images(name, num_images, size, device)
     attack = PGD(0.01, steps)
-    contenders: dict[str, Callable[[], object]] = {
+    peer = partial(foolbox_path, model, x, labels, attack.eps, steps)
+    turns: dict[str, Callable[[], object]] = {
         "ours": partial(pgd_path, model, x, labels, attack, BOUNDS),
-        "foolbox": partial(_foolbox, model, x, labels, attack.eps, steps),
-        "foolbox, parameters frozen": partial(with_frozen, _foolbox, model, x, labels, attack.eps, steps),
+        "foolbox": peer,
+        "foolbox, parameters frozen": partial(peer, freeze=True),
         "ours, all columns": partial(evaluate_robustness, model, [(x, labels)], BOUNDS, steps=steps, together=False),
-        "foolbox, all columns, parameters frozen": partial(with_frozen, all_columns, model, x, labels, steps),
+        "foolbox, all columns, parameters frozen": partial(foolbox_columns, model, x, labels, steps),
     }
-    subject = f"{name}, {num_images} images, {steps} steps"
-    seconds = timed_rounds(contenders, num_rounds, device, f"PGD, {subject}")
+    seconds = measure_rounds({key: partial(seconds_of, turn, device) for key, turn in turns.items()}, num_rounds)
     figures = [
-        Figure(f"{above} : {below}, {subject}", ratios(seconds[above], seconds[below]), bound, "at least")
+        Figure(
+            f"{above} : {below}, {name}, {num_images} images, {steps} steps",
+            ratios(seconds[above], seconds[below]),
+            bound,
+            "at least",
+        )
         for above, below, bound in (
             ("foolbox", "ours", 1.0),
             ("foolbox, parameters frozen", "ours", None),
@@ -277,68 +279,45 @@ def import_foolbox() -> Any:
     return foolbox
 
 
-def _foolbox(model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+def foolbox_path(model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int, freeze: bool = False) -> Tensor:
     """x^T, by Eq. 6; in full float32, as ours."""
     foolbox = import_foolbox()
     peer = foolbox.PyTorchModel(model, bounds=(BOUNDS.low.item(), BOUNDS.high.item()), device=x.device)
     attack = foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=0.01 / 0.3, random_start=False)
-    with full_float32(x.device.type):
+    with full_float32(x.device.type), frozen(model) if freeze else nullcontext():
         return attack(peer, x, labels, epsilons=eps)[1]
 
 
-def all_columns(model: nn.Module, x: Tensor, labels: Tensor, steps: int) -> list[Tensor]:
-    """bool[T+1 n] for each eps: is the answer right at x^t, a point that foolbox asks the model about."""
+def foolbox_columns(model: nn.Module, x: Tensor, labels: Tensor, steps: int) -> list[Tensor]:
+    """bool[T+1 n] for each eps: is the answer right at x^t, a point that foolbox asks the frozen model about."""
     rows = []
     for eps in EPS_VALUES:
         points: list[Tensor] = []
-        handle = model.register_forward_pre_hook(partial(_note_input, points))
-        last = _foolbox(model, x, labels, eps, steps)
+        handle = model.register_forward_pre_hook(lambda _, inputs, kept=points: kept.append(inputs[0].detach()))
+        last = foolbox_path(model, x, labels, eps, steps, freeze=True)
         handle.remove()
         with torch.no_grad(), full_float32(x.device.type):
             rows.append(torch.stack([model(point).argmax(1) == labels for point in [*points[:steps], last]]))
     return rows
 
 
-def _note_input(points: list[Tensor], module: nn.Module, inputs: tuple[Tensor]) -> None:
-    points.append(inputs[0].detach())
-
-
-def with_frozen(attack: Callable[..., Any], model: nn.Module, *arguments: object) -> Any:
-    with frozen(model):
-        return attack(model, *arguments)
-
-
-def table(figures: Sequence[Figure]) -> str:
-    words = {True: "yes", False: "no", None: ""}
-    rows = []
-    for figure in figures:
-        spread = f"{figure.median:.3f} [{min(figure.values):.3f}, {max(figure.values):.3f}]"
-        bound = "" if figure.bound is None else f"{figure.side} {figure.bound:g}"
-        rows.append([figure.name, spread, bound, words[figure.holds]])
-    return "\n".join(markdown_table(["ratio", "median [min, max]", "bound", "holds"], rows))
-
-
 def main(argv: Sequence[str] | None = None, plan: Plan | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.measure_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m train.measure_speed", description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="where the figures are written")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     arguments = parser.parse_args(argv)
     device = pick_device(arguments.device)
     import_foolbox()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figures: list[Figure] = []
     report: dict[str, Any] = {"figures": [], "raw": {}, "threads": torch.get_num_threads()}
     report |= {"hardware": hardware(device), "versions": versions()}
-    for more, raw in measure(plan or PLANS[device.type], device):
-        figures += more
-        report["figures"] = [figure.to_dict() for figure in figures]
-        report["raw"] |= raw
+    for figures, raw_figures in measure(plan or PLANS[device.type], device):
+        for figure in figures:
+            report["figures"].append(figure.to_dict())
+            print(figure.to_text(), flush=True)
+        report["raw"] |= raw_figures
         write_json(arguments.out, report)
-    print(table(figures))
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from train.files import (
     read_json,
     write_json,
 )
-from train.precision import Precision
+from train.precision import Precision, attack_precision
 from train.robustness import EPS_VALUES, Robustness, evaluate_robustness, format_table
 from train.setup import fingerprint, make_model, output_options, pick_device, test_folder
 
@@ -98,22 +100,63 @@ def attack_run(
     clip_pixels: bool = True,
     num_images: int | None = None,
     precision: Precision | None = None,
+    kept: Path | None = None,
 ) -> Robustness:
-    """Eq. 6 and 7 over the first num_images test samples (default: all; shards interleave the classes), with a bar."""
+    """Eq. 6 and 7 over the first num_images test samples (default: all; shards interleave the classes), with a bar.
+
+    The JSON file `kept` gets the counts so far and their seconds after each batch, and an attack goes on from what it
+    holds of these weights, samples and settings. Counts add up, so the result is the one of an undisturbed attack.
+    """
     num_images = loader.num_samples if num_images is None else num_images
-    total = num_images * steps * len(eps_values) * len(gradients_to_follow(run.model))
-    with tqdm(total=total, desc=f"attack {run.name}", unit="image-step", unit_scale=True) as bar:
-        return evaluate_robustness(
-            run.model,
-            first_samples(loader, num_images),
-            PixelBounds.from_normalization(loader.mean, loader.std),
-            eps_values,
-            steps=steps,
-            clip_pixels=clip_pixels,
-            device=run.device,
-            precision=precision,
-            progress=bar.update,
-        )
+    made_from = {
+        **run.made_from(loader),
+        "precision": attack_precision(precision, run.device.type),
+        "batch_size": loader.batch_size,
+        "num_images": num_images,
+        "eps_values": list(eps_values),
+        "steps": steps,
+        "clip_pixels": clip_pixels,
+    }
+    whole, seconds = _counts_so_far(kept, made_from)
+    done, seen = whole.num_images if whole else 0, 0
+    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
+    each = steps * len(eps_values) * len(gradients_to_follow(run.model))
+    whole_bar = {"total": num_images * each, "initial": done * each}
+    with tqdm(desc=f"attack {run.name}", unit="image-step", unit_scale=True, **whole_bar) as bar:
+        for images, labels in first_samples(loader, num_images):
+            seen += len(labels)
+            if seen <= done:
+                continue
+            start = time.perf_counter()
+            counts = evaluate_robustness(
+                run.model,
+                [(images, labels)],
+                bounds,
+                eps_values,
+                steps=steps,
+                clip_pixels=clip_pixels,
+                device=run.device,
+                precision=precision,
+                progress=bar.update,
+            )
+            whole = whole + counts if whole else counts
+            seconds += time.perf_counter() - start
+            if kept:
+                write_json(kept, {"made_from": made_from, "seconds": seconds, **whole.to_dict()})
+    assert whole is not None  # num_images is 1 or more
+    return whole
+
+
+def _counts_so_far(kept: Path | None, made_from: dict[str, Any]) -> tuple[Robustness | None, float]:
+    """(counts, seconds) of an attack on the same weights and samples with the same settings, if the file has any."""
+    if kept is None or not kept.exists():
+        return None, 0.0
+    found = read_json(kept)
+    if found.get("made_from") != made_from:
+        print(f"{kept} is of other weights, samples or settings: attacking again", file=sys.stderr)
+        return None, 0.0
+    with fitting(kept):
+        return Robustness.from_dict(found), found["seconds"]
 
 
 def first_samples(loader: FDTLoader, num_images: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,36 +1,28 @@
-"""Train and attack the rows of a table, seed by seed, going on where it was stopped.
-
-The attack goes a batch at a time, with the counts so far on disk: a killed attack goes on.
-"""
+"""Train and attack the rows of a table, seed by seed, going on where it was stopped, in the middle of an attack too."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fdt_pipeline.shards import read_manifest
-from train.attack import PixelBounds
-from train.files import check_folder, fitting, read_json, write_json
-from train.precision import amp_dtype, attack_precision
+from train.files import check_folder, read_json
+from train.precision import amp_dtype
 from train.reproduce import record as records
 from train.reproduce.paper import Row
 from train.reproduce.record import RECORDS, record_name
 from train.reproduce.settings import Settings, recipe_of
-from train.robust_accuracy import Robustness
-from train.robustness import evaluate_robustness
-from train.saved_run import CHECKS, first_samples, open_run
+from train.saved_run import CHECKS, attack_run, open_run
 from train.setup import pick_device, test_folder, train_folder
 from train.step import NonFiniteLossError
 from train.trainer import fit
 
 RUNS = "runs"
-PROGRESS = "attack.json"
+ATTACK = "attack.json"  # the counts so far
 # On a GPU 250 images of 32x32 at four radii in one batch keep ResNet-34 busy, and take some 8 GB; on a CPU a batch is
 # what a kill may lose.
 BATCH_SIZE = {"cpu": 100, "cuda": 250}
@@ -87,7 +79,16 @@ def run_one(row: Row, seed: int, settings: Settings, data: Path, out: Path, devi
     """The record of one row and seed."""
     run = out / RUNS / row.key / f"seed{seed}"
     training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type)
-    robustness, attack_seconds = attack_in_batches(run, data, settings, device)
+    saved = open_run(run, device)
+    robustness = attack_run(
+        saved,
+        saved.test_loader(data, BATCH_SIZE[device.type]),
+        settings.eps_values,
+        settings.attack_steps,
+        settings.clip_pixels,
+        settings.attack_images,
+        kept=run / ATTACK,
+    )
     return records.make_record(
         row,
         seed,
@@ -96,7 +97,7 @@ def run_one(row: Row, seed: int, settings: Settings, data: Path, out: Path, devi
         precision=str(amp_dtype(device) or "torch.float32").removeprefix("torch."),
         curves=records.learning_curves(run),
         robustness=robustness.to_dict(),
-        attack_seconds=round(attack_seconds, 1),
+        attack_seconds=round(read_json(run / ATTACK)["seconds"], 1),
         autoattack=autoattack_of(run, training),
     )
 
@@ -138,57 +139,3 @@ def autoattack_of(run: Path, training: Mapping[str, Any]) -> dict[str, Any] | No
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a report of `python -m train checks` ({error}): make it again") from error
     return None
-
-
-def attack_in_batches(run: Path, data: Path, settings: Settings, device: torch.device) -> tuple[Robustness, float]:
-    """-> (counts, seconds); goes on with what RUN/attack.json has of these weights, samples and settings, if anything.
-
-    Counts of batches add up, so the result is the one of an undisturbed attack.
-    """
-    saved, batch_size = open_run(run, device), BATCH_SIZE[device.type]
-    loader = saved.test_loader(data, batch_size)
-    num_images = loader.num_samples if settings.attack_images is None else settings.attack_images
-    made_from = {
-        **saved.made_from(loader),
-        "precision": attack_precision(None, device.type),
-        "batch_size": batch_size,
-        "num_images": num_images,
-        "eps_values": list(settings.eps_values),
-        "steps": settings.attack_steps,
-        "clip_pixels": settings.clip_pixels,
-    }
-    whole, seconds = _so_far(run / PROGRESS, made_from)
-    done, seen = whole.num_images if whole else 0, 0
-    bounds = PixelBounds.from_normalization(loader.mean, loader.std)
-    with tqdm(total=num_images, initial=done, desc=f"attack {saved.name}", unit="image") as bar:
-        for images, labels in first_samples(loader, num_images):
-            seen += len(labels)
-            if seen <= done:
-                continue
-            start = time.perf_counter()
-            counts = evaluate_robustness(
-                saved.model,
-                [(images, labels)],
-                bounds,
-                settings.eps_values,
-                steps=settings.attack_steps,
-                clip_pixels=settings.clip_pixels,
-                device=device,
-            )
-            whole = whole + counts if whole else counts
-            seconds += time.perf_counter() - start
-            write_json(run / PROGRESS, {"made_from": made_from, "robustness": whole.to_dict(), "seconds": seconds})
-            bar.update(whole.num_images - bar.n)
-    assert whole is not None  # num_images is 1 or more
-    return whole, seconds
-
-
-def _so_far(path: Path, made_from: dict[str, Any]) -> tuple[Robustness | None, float]:
-    if not path.exists():
-        return None, 0.0
-    found = read_json(path)
-    if found.get("made_from") != made_from:
-        print(f"{path} is of other weights, samples or settings: attacking again", file=sys.stderr)
-        return None, 0.0
-    with fitting(path):
-        return Robustness.from_dict(found["robustness"]), found["seconds"]
