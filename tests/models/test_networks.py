@@ -105,18 +105,6 @@ def test_the_skip_path_of_a_wide_block_that_keeps_its_shape_carries_the_raw_inpu
     assert torch.equal(block(x), x)
 
 
-def test_the_small_network_learns_sixty_random_images_by_heart(one_thread):
-    torch.manual_seed(0)
-    model = small_resnet(10, tensor_norm="straight-through")
-    x, y = torch.randn(60, 3, 16, 16), torch.randint(10, (60,))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(25):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    assert (model(x).argmax(1) == y).float().mean() > 0.9
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,4 +1,10 @@
-"""Records with figures that are made up, as the runs of a table leave them."""
+"""Records with figures that are made up, as the runs of a table leave them; and a command that is killed."""
+
+import signal
+import subprocess
+import sys
+
+import torch
 
 from train.environment import versions
 from train.reproduce import running
@@ -65,3 +71,30 @@ def write_table(out, records, settings=TINY, missing=None):
     for record in records:
         write_record(out, record)
     return out
+
+
+def run_killed(command, step):
+    """`python -m train COMMAND` in a process that is killed when it takes this optimizer step, counted from 0."""
+    code = f"""
+import os
+import signal
+import torch
+from tests.train.made_up import SMALLER
+from train import trainer
+from train.__main__ import main
+
+torch.set_num_threads({torch.get_num_threads()})
+for change in SMALLER:
+    setattr(*change)
+take, steps = trainer.Run._step, iter(range(99))
+
+def killed(*arguments):
+    if next(steps) == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(*arguments)
+
+trainer.Run._step = killed
+main({command!r})
+"""
+    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False)
+    assert process.returncode == -signal.SIGKILL

@@ -21,7 +21,6 @@ UNIT = PixelBounds.from_normalization([0.0], 255.0)
 PAPER = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
 ATTACKS = [PGD(eps, steps=8) for eps in EPS_VALUES]
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -70,23 +69,19 @@ def outside(lower, x, upper):
     random_start=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_attack_leaves_neither_ball_nor_pixels(eps, steps, rel_step, random_start, seed):
-    x = images_in(PAPER, 2, seed, size=4)
+def test_an_attack_leaves_neither_ball_nor_pixels_and_radius_zero_changes_nothing(
+    eps, steps, rel_step, random_start, seed
+):
+    x, model = images_in(PAPER, 2, seed, size=4), conv_net(seed=seed)
     attack = PGD(eps, steps, rel_step, random_start=random_start, seed=seed)
-    adversarial = pgd_path(conv_net(seed=seed), x, torch.tensor([0, 1]), attack, PAPER).adversarial
+    path = pgd_path(model, x, torch.tensor([0, 1]), attack, PAPER)
+    adversarial = path.adversarial
     rounding = float(np.spacing(np.float32(1.0)))  # values are below 1
     assert outside(x.double() - eps, adversarial, x.double() + eps) <= rounding
     assert outside(PAPER.low.expand_as(x), adversarial, PAPER.high.expand_as(x)) <= 0.0
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 99), random_start=st.booleans())
-def test_radius_zero_changes_nothing(seed, random_start):
-    x, model = images_in(PAPER, 4, seed), conv_net(seed=seed)
-    labels = torch.arange(4)
-    path = pgd_path(model, x, labels, PGD(0.0, steps=3, random_start=random_start), PAPER)
-    assert torch.equal(path.adversarial, x)
-    assert torch.equal(path.correct, (predicted(model, x) == labels).expand(4, 4))
+    if eps == 0:
+        assert torch.equal(adversarial, x)
+        assert torch.equal(path.correct, (predicted(model, x) == torch.tensor([0, 1])).expand(steps + 1, 2))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -174,13 +169,6 @@ def test_a_planted_adversarial_region_is_found_if_and_only_if_it_meets_the_ball(
     assert beyond.adversarial.item() == np.float32(0.1)
 
 
-def test_a_fooled_sample_may_recover_as_no_sample_stops_early():
-    attack = PGD(0.1)
-    hopped = bump(center=15.25 * attack.alpha, width=0.5 * attack.alpha)  # narrower than a step: x^t hops about it
-    path = pgd_path(hopped, torch.zeros(1, 1, 1, 1), torch.tensor([0]), attack, GRAY)
-    assert path.correct[:, 0].tolist() == [t < 15 or t % 2 == 0 for t in range(41)]
-
-
 def test_pixel_range_is_left_only_when_clipping_is_off():
     x = GRAY.high.expand(1, 1, 1, 1).clone()
     grow = linear(-torch.ones(1))
@@ -263,8 +251,6 @@ def test_logits_or_a_gradient_that_are_not_finite_are_reported_with_their_step(m
 def test_bounds_are_where_0_and_255_lie_in_each_channel():
     assert PAPER.low.flatten().tolist() == [-122 / 256, -117 / 256, -104 / 256]
     assert PAPER.high.flatten().tolist() == [133 / 256, 138 / 256, 151 / 256]
-    each = PixelBounds.from_normalization((10.0, 20.0), (2.0, 4.0))
-    assert (each.low.flatten().tolist(), each.high.flatten().tolist()) == ([-5.0, -5.0], [122.5, 58.75])
 
 
 def attacked(x=None, labels=(0, 1), bounds=PAPER, model=None):
@@ -277,6 +263,7 @@ def together(*attacks):
 
 
 UNLIKE = "expected attacks that differ in eps, rel_step and seed alone"
+STDS = "one std > 0, or one for each of the 3 channels"
 
 
 @pytest.mark.parametrize(
@@ -286,11 +273,8 @@ UNLIKE = "expected attacks that differ in eps, rel_step and seed alone"
         (lambda: PGD(float("nan")), "expected a finite eps >= 0"),
         (lambda: PGD(0.1, steps=0), "expected steps >= 1, got 0"),
         (lambda: PGD(0.1, rel_step=0.0), "expected a finite rel_step > 0"),
-        (
-            lambda: PixelBounds.from_normalization((1.0, 2.0, 3.0), 0.0),
-            "one std > 0, or one for each of the 3 channels",
-        ),
-        (lambda: PixelBounds.from_normalization((1.0, 2.0, 3.0), [1.0, 2.0]), "one std > 0, or one for each of the 3"),
+        (lambda: PixelBounds.from_normalization((1.0, 2.0, 3.0), 0.0), STDS),
+        (lambda: PixelBounds.from_normalization((1.0, 2.0, 3.0), [1.0, 2.0]), STDS),
         (lambda: attacked(torch.zeros(0, 3, 8, 8), ()), r"at least one image, f32\[n c h w\], got .* \(0, 3, 8, 8\)"),
         (lambda: attacked(torch.zeros(2, 3, 8, 8).double()), r"got torch\.float64"),
         (lambda: attacked(labels=(0,)), r"expected labels i64\[2\]"),

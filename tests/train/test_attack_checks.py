@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -182,15 +181,6 @@ def test_few_classes_have_the_attacks_that_there_are(num_classes):
     assert list(report.checks[-1].figures) == ["PGD", "APGD-CE", "FAB-T", "Square"]
 
 
-def test_grey_levels_are_those_of_the_pixels():
-    target = target_of(nn.Identity())
-    assert target.grey_levels(0.1) == pytest.approx(25.6)
-    assert target.grey_levels(1e-3) == pytest.approx(0.256)
-    each = Target(nn.Identity(), *images(2, 0), PixelBounds.from_normalization((0, 0, 0), (255, 128, 64)))
-    with pytest.raises(ValueError, match="expected one std for all channels"):
-        each.grey_levels(0.1)
-
-
 def paths(*lasts, num=100):
     """For each share: bool[1 2 num], that many right at the last of two iterates."""
     return [torch.stack([torch.ones(num), torch.arange(num) < round(num * value)]).bool()[None] for value in lasts]
@@ -239,25 +229,18 @@ def test_the_tn_gradient_that_finds_less_is_named(exact, straight, weak):
     assert f"the {weak} gradient misses 20.00 points" in check.verdict
 
 
-def test_random_starts_differ_from_batch_to_batch_and_from_seed_to_seed(monkeypatch):
-    seeds = []
-    path = namedtuple("path", "correct")(torch.ones(2, 12, dtype=torch.bool))
-    monkeypatch.setattr("train.attack_checks.pgd_path", lambda *of: seeds.append(of[3].seed) or path)
-    for seed in (0, 1):
-        path_right(target_of(nn.Identity(), batch_size=12), PGD(0.1, steps=1, random_start=True, seed=seed))
-    assert len(set(seeds)) == len(seeds) == 6
-
-
 @pytest.mark.parametrize(
     ("values", "match"),
     [({"steps": 0}, "steps must be 1 or more"), ({"eps": 0.0}, "eps must be above 0"), ({"grey_levels": -1.0}, "grey")],
 )
-def test_impossible_settings_and_a_model_that_is_never_right_are_refused(net, values, match):
+def test_impossible_settings_a_model_that_is_never_right_and_several_stds_are_refused(net, values, match):
     with pytest.raises(ValueError, match=match):
         Settings(**values)
     x, labels = images(8, 0)
     with pytest.raises(ValueError, match="right on none of 8 images"):
         run_checks(Target(net, x, (labels + 1) % NUM_CLASSES, BOUNDS))
+    with pytest.raises(ValueError, match="expected one std for all channels"):
+        _ = Target(net, x, labels, PixelBounds.from_normalization((0, 0, 0), (255, 128, 64))).span
 
 
 def test_checks_of_a_run_are_printed_and_written(trained, tmp_path, capsys):

@@ -162,16 +162,6 @@ def test_more_ranks_than_gpus_are_refused(ranks, monkeypatch):
         pass
 
 
-def test_in_one_process_nothing_changes():
-    model, values = nn.Sequential(nn.BatchNorm2d(2)), torch.randn(3)
-    assert ddp.data_parallel(model, CPU) is model
-    assert type(model[0]) is nn.BatchNorm2d
-    assert ddp.mean_over_ranks(values) is values
-    with ddp.process_group(CPU) as device:
-        assert device is CPU
-    assert not dist.is_initialized()
-
-
 @pytest.fixture
 def group_of_one(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

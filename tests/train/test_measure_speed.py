@@ -7,7 +7,7 @@ import torch
 
 from tests.peers import needs
 from train import measure_speed
-from train.measure_speed import BOUNDS, Figure, Plan, all_columns, model_and_images, ratios, timed_rounds, with_frozen
+from train.measure_speed import BOUNDS, Figure, Plan, foolbox_columns, model_and_images
 from train.robustness import evaluate_robustness
 
 CPU = torch.device("cpu")
@@ -23,14 +23,6 @@ def test_the_median_is_held_against_the_bound_on_its_side():
     assert Figure("a", (1.0,)).holds is None
 
 
-def test_contenders_take_turns_both_ways_the_first_round_is_dropped_and_ratios_are_taken_within_a_round():
-    turns = []
-    seconds = timed_rounds({name: lambda name=name: turns.append(name) for name in "ab"}, 3, CPU, "")
-    assert turns == ["b", "a", "a", "b", "b", "a", "a", "b"]
-    assert [len(each) for each in seconds.values()] == [3, 3]
-    assert ratios([2.0, 9.0], [1.0, 3.0]) == (2.0, 3.0)
-
-
 @pytest.mark.peer
 def test_the_whole_of_it_runs_and_is_written(tmp_path, capsys):
     needs("foolbox")
@@ -39,7 +31,7 @@ def test_the_whole_of_it_runs_and_is_written(tmp_path, capsys):
     assert [figure["bound"] for figure in figures] == [1.1, 1.03, 0.01, 1.0, None, 1.3]
     assert all(value > 0 for figure in figures for value in figure["values"])
     assert figures[2]["values"][0] < 1
-    assert len(capsys.readouterr().out.splitlines()) == 2 + len(figures)
+    assert len(capsys.readouterr().out.splitlines()) == len(figures)
 
 
 @pytest.mark.process
@@ -53,7 +45,7 @@ def test_foolbox_is_asked_for_the_same_columns_as_ours():
     needs("foolbox")
     model, x, labels = model_and_images("small", 4, 8, CPU)
     labels[0] = (labels[0] + 1) % 10
-    theirs = with_frozen(all_columns, model, x, labels, 5)
+    theirs = foolbox_columns(model, x, labels, 5)
     ours = evaluate_robustness(model, [(x, labels)], BOUNDS, steps=5)
     assert all(parameter.requires_grad for parameter in model.parameters())
     for rows, radius in zip(theirs, ours.radii, strict=True):

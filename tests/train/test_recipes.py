@@ -11,8 +11,10 @@ from train.recipes import CONTROLS, RECIPES, Recipe, make_recipe
 def test_every_recipe_is_named_as_it_is_asked_for_is_unlike_any_other_and_survives_json(name):
     recipe = make_recipe(name)
     assert recipe.name == name
+    recipe = replace(recipe, size=(32, 40))
     assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
-    assert name in RECIPES or recipe.to_dict() != replace(make_recipe("resnet34_plain"), name=name).to_dict()
+    plain = make_recipe("resnet34_plain", size=(32, 40))
+    assert name in RECIPES or recipe.to_dict() != replace(plain, name=name).to_dict()
 
 
 def test_the_papers_recipe_is_its_schedule():
@@ -20,16 +22,10 @@ def test_the_papers_recipe_is_its_schedule():
     assert (recipe.batch_size, recipe.epochs, recipe.lr, recipe.lr_drop_every) == (100, 150, 0.1, 30)
     assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
     assert recipe.fdt == FDT()
+    assert "Harmonic()" in recipe.to_dict()["fdt"]["series"]
     assert recipe.augment == Augment(pad=4, flip=True)
     assert recipe.loss == "multi-label"
     assert recipe.tensor_norm == "straight-through"
-
-
-def test_recipes_are_told_apart_by_every_field_and_survive_json():
-    changed = make_recipe("small_fdt", size=(32, 40), lr=0.3)
-    assert json.loads(json.dumps(changed.to_dict())) == changed.to_dict()
-    assert changed.to_dict()["size"] == [32, 40]
-    assert "Harmonic()" in changed.to_dict()["fdt"]["series"]
 
 
 def test_columns_differ_as_the_papers_table_does():

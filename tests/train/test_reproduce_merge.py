@@ -8,7 +8,7 @@ import pytest
 
 from tests.train.made_up import TINY, made_up_record, write_table
 from train.reproduce.paper import Row
-from train.reproduce.record import differing_fields, merge, read_records, write_record
+from train.reproduce.record import merge, read_records, write_record
 from train.reproduce.report import write_report
 
 FDT = Row("cifar10", "small", "fdt")
@@ -112,7 +112,3 @@ def test_a_seed_that_was_run_twice_with_the_same_figures_is_one_seed(one, tmp_pa
     records = read_records(tmp_path / "both")
     assert len(records) == 2
     assert records[1].autoattack == 0.1  # the one that knows more is kept
-
-
-def test_differing_fields_are_named_down_to_the_leaf():
-    assert differing_fields({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == [("a.c", 2, 4), ("d", 3, None)]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fdt_pipeline import Augment
 from tests.train.made_up import TINY, made_up_record, write_table
 from train.files import read_json
 from train.reproduce.claims import Claim, Difference, Measure, difference, grouped, judge, verdict
@@ -70,6 +71,8 @@ def test_a_data_set_is_done_seed_by_seed_with_the_most_telling_rows_first():
 def test_recipes_are_the_papers_but_for_the_switches():
     plain = recipe_of(Row("svhn", "resnet34", "plain"), Settings("table1"), 4)
     assert (plain.augment, plain.seed, plain.epochs, plain.lr_drop_every) == (None, 4, 150, 30)
+    swept = recipe_of(Row("svhn", "small", "plain"), Settings("sweep"), 0)  # a folder's name decides nothing
+    assert swept.augment == Augment()
     switched = Settings("table1", stem="cifar-pool", tensor_norm="exact", max_images=3, anchor="epoch", epochs=15)
     recipe = recipe_of(Row("cifar10", "resnet34", "tn_fdt"), switched, 0)
     assert (recipe.stem, recipe.tensor_norm, recipe.fdt.max_images) == ("cifar-pool", "exact", 3)

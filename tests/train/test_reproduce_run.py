@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +9,16 @@ import pytest
 import torch
 
 from fdt_pipeline.shards import load_shards
-from tests.train.made_up import SMALLER
+from tests.train.made_up import SMALLER, run_killed
+from train import saved_run
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json
-from train.recipes import make_recipe
-from train.reproduce import running
 from train.reproduce import settings as table_settings
 from train.reproduce.record import read_records
-from train.reproduce.running import PROGRESS, attack_in_batches
-from train.reproduce.settings import Settings, draw_subset
+from train.reproduce.running import ATTACK
+from train.reproduce.settings import draw_subset
+from train.robust_accuracy import Robustness
 from train.saved_run import attack_run, open_run
-from train.step import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,21 +76,12 @@ def test_a_table_leaves_a_record_a_seed_and_a_report_that_lists_what_is_missing(
 
 def test_the_same_command_shows_the_same_table_and_runs_nothing(undisturbed, root, monkeypatch, capsys):
     monkeypatch.setattr("train.reproduce.running.fit", None)
-    monkeypatch.setattr("train.reproduce.running.evaluate_robustness", None)
+    monkeypatch.setattr(saved_run, "evaluate_robustness", None)
     assert main([*TABLE, "--data", str(root), "--out", str(undisturbed)]) == 0
     first = capsys.readouterr().out
     assert main(["reproduce", "table1", "--report", "--out", str(undisturbed)]) == 0
     assert capsys.readouterr().out == first
     assert "ours, Eq. 7, 2 seeds" in first
-
-
-def test_an_attack_in_batches_counts_what_one_attack_counts(undisturbed):
-    for record in read_records(undisturbed):
-        run = undisturbed / "runs" / record.row.key / f"seed{record.seed}"
-        saved = open_run(run, torch.device("cpu"))
-        loader = saved.test_loader(undisturbed / "data" / "cifar10", 60)
-        whole = attack_run(saved, loader, (0.1, 0.01), 2, num_images=60)
-        assert record.robustness.to_dict() == whole.to_dict()
 
 
 @pytest.mark.process
@@ -103,43 +90,20 @@ def test_a_table_killed_in_a_run_and_interrupted_in_an_attack_comes_out_the_same
 ):
     out = tmp_path / "table"
     command = [*TABLE, "--data", str(root), "--out", str(out)]
-    code = f"""
-import os
-import signal
-import torch
-from tests.train.made_up import SMALLER
-from train import trainer
-from train.__main__ import main
-
-torch.set_num_threads(1)
-for change in SMALLER:
-    setattr(*change)
-step, steps = trainer.Run._step, iter(range(99))
-
-def killed(*arguments):
-    if next(steps) == 7:  # two steps an epoch: in the second epoch of the second run
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*arguments)
-
-trainer.Run._step = killed
-main({command!r})
-"""
-    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False)
-    assert process.returncode == -signal.SIGKILL
+    run_killed(command, step=7)  # two steps an epoch: in the second epoch of the second run
     assert (out / "runs" / "cifar10-small-tn_fdt" / "seed0" / CHECKPOINT).exists()
     assert len(read_records(out)) == 1
-    attack, batches = running.evaluate_robustness, iter(range(99))
+    attack, batches = saved_run.evaluate_robustness, iter(range(99))
 
     def interrupted(*arguments, **options):
         if next(batches) == 1:
             raise KeyboardInterrupt
         return attack(*arguments, **options)
 
-    monkeypatch.setattr(running, "evaluate_robustness", interrupted)
+    monkeypatch.setattr(saved_run, "evaluate_robustness", interrupted)
     assert main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    attacked = read_json(out / "runs" / "cifar10-small-tn_fdt" / "seed0" / PROGRESS)
-    assert attacked["robustness"]["num_images"] == 25
+    assert read_json(out / "runs" / "cifar10-small-tn_fdt" / "seed0" / ATTACK)["num_images"] == 25
     assert main(command) == 0
     assert figures(out) == figures(undisturbed)
     assert next(batches) == 1 + 3 * 3  # no image twice: three batches a run, and one that was broken off
@@ -192,16 +156,16 @@ def test_an_attack_is_made_again_for_other_weights_samples_or_settings_alone(
     undisturbed, tmp_path, change, capsys, monkeypatch
 ):
     run = shutil.copytree(undisturbed / "runs" / "cifar10-small-plain" / "seed0", tmp_path / "run")
-    settings = Settings.from_dict(read_json(undisturbed / "plan.json")["settings"])
-    arguments = run, undisturbed / "data" / "cifar10", settings, torch.device("cpu")
-    content = read_json(run / PROGRESS)
-    made_from = {"made_from": {**content["made_from"], **change}} if change else {}  # an older version's has none
-    stale = {"robustness": {**content["robustness"], "num_correct": 0}, "seconds": 1.0, **made_from}
-    (run / PROGRESS).write_text(json.dumps(stale))
-    assert attack_in_batches(*arguments)[0].to_dict() == content["robustness"]
-    assert "is of other weights, samples or settings: attacking again" in capsys.readouterr().err
-    monkeypatch.setattr(running, "evaluate_robustness", None)
-    assert attack_in_batches(*arguments)[0].to_dict() == content["robustness"]
+    saved, kept = open_run(run, torch.device("cpu")), run / ATTACK
+    loader = saved.test_loader(undisturbed / "data" / "cifar10", 25)
+    content = read_json(kept)
+    made_from = content["made_from"] | change if change else None  # an older version's has none
+    kept.write_text(json.dumps({**content, "num_correct": 0, "made_from": made_from}))
+    for again in ("attacking again", ""):
+        found = attack_run(saved, loader, (0.1, 0.01), 2, num_images=60, kept=kept)
+        assert found == Robustness.from_dict(content)
+        assert again in capsys.readouterr().err
+        monkeypatch.setattr(saved_run, "evaluate_robustness", None)
 
 
 def test_a_table_does_not_go_on_with_another_configuration_or_other_shards(undisturbed, root, tmp_path, refused):
@@ -266,31 +230,17 @@ SWEEP = ["sweep", "--epochs", "1", "--images", "20", "--steps", "2", "--device",
 
 def test_a_sweep_is_run_drawn_and_drawn_again(few_shards, tmp_path, monkeypatch, capsys):
     out = tmp_path / "sweep"
-    command = [*SWEEP, "--data", str(few_shards), "--out", str(out), "--only", "plain", "fdt", "fdt_gamma2", "pono"]
+    command = [*SWEEP, "--data", str(few_shards), "--out", str(out), "--no-augment"]
+    command += ["--only", "plain", "fdt", "fdt_gamma2", "pono"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "PONO - plain" in shown
     records = read_records(out)
     assert [record.row.column for record in records] == ["fdt", "fdt_gamma2", "plain", "pono"]
     assert {record.row.dataset for record in records} == {few_shards.name}
+    assert {record.content["training"]["recipe"]["augment"] for record in records} == {None}
     assert {path.suffix for path in out.iterdir() if path.is_file()} == {".json", ".md", ".png"}
     monkeypatch.setattr("train.reproduce.running.fit", None)
     assert main(command) == 0  # all is there
     assert main(["sweep", "--report", "--out", str(out)]) == 0
     assert capsys.readouterr().out == 2 * shown
-
-
-def test_the_augmentation_is_an_option_and_not_the_name_of_the_folder(few_shards, tmp_path, monkeypatch):
-    data = tmp_path / "svhn"
-    data.symlink_to(few_shards)
-    recipes = []
-
-    def fit(recipe, *arguments, **options):
-        recipes.append(recipe)
-        raise NonFiniteLossError
-
-    monkeypatch.setattr("train.reproduce.running.fit", fit)
-    for options in ([], ["--no-augment"]):
-        out = tmp_path / f"sweep{len(options)}"
-        assert main([*SWEEP, "--data", str(data), "--out", str(out), "--only", "plain", *options]) == 1
-    assert [recipe.augment for recipe in recipes] == [make_recipe("small_plain").augment, None]

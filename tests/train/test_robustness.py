@@ -105,15 +105,6 @@ def test_figures_equal_a_slow_independent_count():
     assert result.at(0.05).attacks["exact"] != result.at(0.05).attacks["straight-through"]
 
 
-def test_headline_is_the_lower_of_the_gradients_column_by_column():
-    exact = AttackCounts(num_images=10, correct=(9, 8, 5, 2), correct_throughout=2)
-    through = AttackCounts(num_images=10, correct=(9, 5, 4, 4), correct_throughout=3)
-    radius = RobustnessAtEps(0.1, {"exact": exact, "straight-through": through}, correct_throughout=1)
-    assert (exact.mean, through.mean) == (0.5, pytest.approx(13 / 30))
-    assert (radius.gradient, radius.mean, radius.path) == ("straight-through", through.mean, [0.9, 0.5, 0.4, 0.4])
-    assert (radius.last, radius.worst) == (0.2, 0.1)
-
-
 class TwoTraps(nn.Module):
     """One pixel of two channels (a, b). After TN the first logit is b - a + 0.01, the second is 0.
 

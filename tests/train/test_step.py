@@ -10,7 +10,6 @@ from torch import nn
 from fdt_pipeline.losses import cross_entropy, kl_to_target
 from models import build_model
 from train.accelerate import FEWEST_STEPS, Compiled, GraphedPass, network_of_step
-from train.precision import autotuned_convolutions
 from train.step import TrainStep, load_optimizer, make_optimizer
 
 CPU = torch.device("cpu")
@@ -148,14 +147,6 @@ def test_the_update_is_fused_on_a_gpu_alone_whatever_state_is_loaded():
     load_optimizer(optimizer, state)
     assert optimizer.param_groups[0]["fused"] is None
     assert optimizer.param_groups[0]["lr"] == 0.025
-
-
-@pytest.mark.parametrize(("device", "inside"), [("cpu", False), ("cuda", True)])
-def test_convolutions_are_autotuned_inside_a_step_on_a_gpu_alone(device, inside):
-    before = torch.backends.cudnn.benchmark
-    with autotuned_convolutions(device):
-        assert torch.backends.cudnn.benchmark == inside
-    assert torch.backends.cudnn.benchmark == before
 
 
 def losses(model, network):

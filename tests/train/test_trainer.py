@@ -2,13 +2,12 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.train.made_up import run_killed
 from train import files, setup, trainer
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, RunLog, read_checkpoint
 from train.recipes import make_recipe
@@ -89,28 +88,8 @@ def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards
 
 def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
     out = tmp_path / "killed"
-    code = f"""
-import os
-import signal
-from pathlib import Path
-import torch
-from train import trainer
-from train.recipes import make_recipe
-
-torch.set_num_threads({torch.get_num_threads()})
-step, steps = trainer.Run._step, iter(range(99))
-
-def killed(*arguments):
-    if next(steps) == 8:  # in the second epoch
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*arguments)
-
-trainer.Run._step = killed
-recipe = make_recipe("small_tn_fdt", epochs=4, batch_size=50, lr_drop_every=2)
-trainer.fit(recipe, Path({str(few_shards)!r}), Path({str(out)!r}), device="cpu")
-"""
-    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False)
-    assert process.returncode == -signal.SIGKILL
+    fit_recipe = ["fit", "--recipe", "small_tn_fdt", "--epochs", "4", "--batch-size", "50", "--device", "cpu"]
+    run_killed([*fit_recipe, "--data", str(few_shards), "--out", str(out)], step=8)  # in the second epoch
     assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] == 1
     results = run(TN_FDT, few_shards, out, resume=True)
     assert_equal_weights(weights(out), weights(finished[1]))
