@@ -134,40 +134,29 @@ def block_activation(x):
     return F.relu(x) * 1
 
 
-class Branches(nn.Module):
-    """A forward that torch.fx cannot trace, as it branches on a value: one branch calls `other`."""
-
+class Base(nn.Module):
     activation = functools.partial(F.relu, inplace=False)
 
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
 
-    def forward(self, x):
-        return self.relu(x) if x.sum() > 0 else F.relu(-x)
-
     def other(self, x):
         return block_activation(x)
 
 
-class BranchesOnMode(Branches):
-    def forward(self, x):
-        return F.relu(x) if self.training else self.relu(x)
+# Forwards that torch.fx cannot trace, as they branch, with a functional ReLU in one branch.
+UNTRACEABLE = {
+    "on a value": lambda self, x: self.relu(x) if x.sum() > 0 else F.relu(-x),
+    "on the mode": lambda self, x: F.relu(x) if self.training else self.relu(x),
+    "a method's function": lambda self, x: self.relu(x) if x.sum() > 0 else self.other(x),
+    "an attribute": lambda self, x: self.relu(x) if x.sum() > 0 else self.activation(x),
+}
 
 
-class BranchesInAFunction(Branches):
-    def forward(self, x):
-        return self.relu(x) if x.sum() > 0 else self.other(x)
-
-
-class BranchesWithAnAttribute(Branches):
-    def forward(self, x):
-        return self.relu(x) if x.sum() > 0 else self.activation(x)
-
-
-@pytest.mark.parametrize("make", [Branches, BranchesOnMode, BranchesInAFunction, BranchesWithAnAttribute])
-def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_functional_relu(make):
-    model = nn.Sequential(make())
+@pytest.mark.parametrize("forward", UNTRACEABLE.values(), ids=UNTRACEABLE)
+def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_functional_relu(forward):
+    model = nn.Sequential(type("Branches", (Base,), {"forward": forward})())
     with pytest.warns(
         UserWarning,
         match=r"ReLUs in 1 module \(0.relu\). Left as they are: relu\(\) in a forward that torch.fx cannot trace in "
@@ -177,7 +166,7 @@ def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_fu
     assert isinstance(model[0].relu, ReLUTensorNorm)
 
 
-class BranchesWithoutFunctions(Branches):
+class BranchesWithoutFunctions(Base):
     def forward(self, x):
         """Neither self.relu(...) nor torch.cat is F.relu(...)."""
         relu = self.relu(x)

@@ -4,17 +4,15 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fdt_pipeline.tensor_norm import count_tensor_norm_sites, insert_tensor_norm, tensor_norm_layers
 from tests.peers import peer
+from tests.tensor_norm.test_insert import RELUS
 
 timm = peer("timm")
 pytestmark = pytest.mark.peer
-
-RELUS = {F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
 
 
 class CountReLUs(TorchFunctionMode):
