@@ -46,11 +46,8 @@ def test_smoothing_gives_the_entropy_that_is_asked_for(num_classes, share):
     smoothing = smoothing_with_entropy(entropy, num_classes)
     target = smooth_targets(torch.eye(num_classes, dtype=torch.float64)[:1], smoothing)
     assert float(torch.special.entr(target).sum()) == pytest.approx(entropy, abs=1e-6)
-
-
-def test_an_entropy_that_no_target_has_is_refused():
-    with pytest.raises(ValueError, match=r"in \[0, log 10\] nats, got 2\.4"):
-        smoothing_with_entropy(2.4, 10)
+    with pytest.raises(ValueError, match=rf"in \[0, log {num_classes}\] nats, got"):
+        smoothing_with_entropy(1.01 * math.log(num_classes), num_classes)
 
 
 def test_label_smoothing_is_as_soft_as_fdt_on_clean_images():
@@ -93,14 +90,6 @@ def test_mixup_draws_from_seed_and_step_alone_and_their_streams_do_not_meet():
     assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
 
 
-@pytest.mark.parametrize("column", ["plain", "ov", "fdt", "tn", "tn_fdt"])
-def test_paper_recipes_leave_a_batch_as_it_is(column):
-    images, targets = torch.rand(2, 1, 2, 2), torch.eye(2)
-    changed = make_batch_change(make_recipe(f"small_{column}"), 2)(images, targets, 5)
-    assert changed[0] is images
-    assert changed[1] is targets
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_trains(few_shards, tmp_path, control):
@@ -115,16 +104,8 @@ def test_positional_norm_is_layer_norm_over_the_channels_with_an_unbiased_varian
     biased = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=1e-5 * 7 / 8).permute(0, 3, 1, 2)
     torch.testing.assert_close(PositionalNorm()(x), biased * (7 / 8) ** 0.5)
     assert torch.autograd.gradcheck(PositionalNorm(), (x[:1, :4, :2, :2].clone().requires_grad_(),))
-
-
-def test_positional_norm_takes_off_a_pixels_mean_and_scale_and_leaves_a_dead_pixel_zero():
-    x = torch.rand(2, 6, 3, 3, dtype=torch.float64) + 1
-    pixel = torch.rand(2, 1, 3, 3, dtype=torch.float64) + 1
-    torch.testing.assert_close(
-        PositionalNorm()(1e3 * x * pixel + pixel), PositionalNorm()(1e6 * x), rtol=1e-6, atol=1e-6
-    )
-    assert not PositionalNorm()(torch.zeros(1, 4, 2, 2)).any()
-    assert PositionalNorm()(torch.rand(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert not PositionalNorm()(torch.zeros(1, 4, 2, 2)).any(), "a pixel without activation stays zero"
+    assert PositionalNorm()(x.bfloat16()).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="2 or more channels"):
         PositionalNorm()(torch.rand(2, 1, 3, 3))
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from fdt_pipeline.tensor_norm import tensor_norm_layers
 from models import build_model
 from tests.peers import needs
 from train.__main__ import main
-from train.export import CARD, ONNX, WEIGHTS, export_run, for_inference, largest_difference, to_onnx
+from train.export import CARD, ONNX, WEIGHTS, export_run, largest_difference, to_onnx
 from train.files import CONFIG, read_json, write_json
 from train.saved_run import open_run
 
@@ -49,17 +48,6 @@ def test_onnx_runtime_gives_the_logits_of_every_base_model(name, tensor_norm, si
     assert folded == sites
     for shape in ((1, 3, 32, 32), (3, 3, 28, 24)):  # number and size of the images are open
         assert largest_difference(model, onnx, torch.randn(shape)) < 1e-4
-
-
-def test_the_model_is_left_as_it_was():
-    model = build_model("small", 10, tensor_norm="straight-through").train().to(memory_format=torch.channels_last)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    ready, _ = for_inference(model)
-    assert model.training
-    assert len(tensor_norm_layers(model)) == 4
-    assert not tensor_norm_layers(ready)
-    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_file_of_another_model_is_noticed():

@@ -11,12 +11,16 @@ MATMUL = torch.backends.cuda.matmul
 
 @pytest.fixture(params=[(True, "highest"), (True, "high"), (False, "medium")])
 def flags(request):
-    before = CUDNN.allow_tf32, torch.get_float32_matmul_precision()
+    before = switches()
     CUDNN.allow_tf32 = request.param[0]
     torch.set_float32_matmul_precision(request.param[1])
     yield request.param
     CUDNN.allow_tf32 = before[0]
     torch.set_float32_matmul_precision(before[1])
+
+
+def switches():
+    return CUDNN.allow_tf32, torch.get_float32_matmul_precision()
 
 
 def fail_after(claim):
@@ -26,8 +30,8 @@ def fail_after(claim):
 
 def test_tf32_is_off_inside_and_as_found_after_an_exception(flags):
     with pytest.raises(KeyError), full_float32("cpu"):
-        fail_after(lambda: (CUDNN.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest"))
-    assert (CUDNN.allow_tf32, torch.get_float32_matmul_precision()) == flags
+        fail_after(lambda: switches() == (False, "highest"))
+    assert switches() == flags
 
 
 @pytest.mark.skipif(not hasattr(CUDNN, "conv"), reason="torch before 2.9 has no fp32_precision")
@@ -40,16 +44,6 @@ def test_the_newer_tf32_switches_are_handled_too():
         assert (CUDNN.conv.fp32_precision, MATMUL.fp32_precision) == ("ieee", "tf32")
     finally:
         CUDNN.conv.fp32_precision, MATMUL.fp32_precision = before
-
-
-def test_autocast_is_off_inside():
-    a = torch.ones(2, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16), full_float32("cpu"):
-        assert (a @ a).dtype == torch.float32
-
-
-def switches():
-    return CUDNN.allow_tf32, torch.get_float32_matmul_precision()
 
 
 def test_behind_the_first_layer_tf32_is_on_in_every_pass(flags):

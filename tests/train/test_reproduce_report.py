@@ -1,7 +1,6 @@
 """Tables, verdicts and the report, from records with made-up figures."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from tests.train.made_up import TINY, made_up_record, write_table
 from train.files import read_json
 from train.reproduce.claims import Claim, Difference, Measure, difference, grouped, judge, verdict
 from train.reproduce.paper import PAPER, Row, select_rows, table_rows
-from train.reproduce.record import Record, write_plan
-from train.reproduce.report import ALL_COLUMNS, provenance, write_report, write_sweep_report
+from train.reproduce.record import Record
+from train.reproduce.report import ALL_COLUMNS, write_report, write_sweep_report
 from train.reproduce.running import in_order
 from train.reproduce.settings import Settings, recipe_of
 from train.reproduce.tables import summary_table
@@ -166,33 +165,6 @@ def test_what_was_not_run_is_listed_and_never_filled(tmp_path):
     assert verdicts["FDT - plain, clean"][5:7] == ["", "one seed: undecided"]
 
 
-def test_a_diverged_run_is_told_and_not_called_not_run(tmp_path):
-    out = write_table(tmp_path / "t", records_of("plain"))
-    write_plan(out, TINY, [small("plain")], {}, {"cifar10-small-ov seed 1": "the loss of step 3 is nan"})
-    text = write_report(out)
-    assert "* Diverged: cifar10-small-ov seed 1: the loss of step 3 is nan" in text
-    assert "not run: cifar10-small-fdt, cifar10-small-tn, cifar10-small-tn_fdt." in text
-
-
-def test_records_of_older_versions_are_reported_as_without_their_weights():
-    old = made_up_record(small("plain"))
-    del old["training"]["weights"]
-    autoattack = {"accuracy": 0.1, "num_images": 50, "eps": 8 / 256, "masked": False}
-    records = map(Record.from_content, [old, made_up_record(small("fdt"), autoattack=autoattack)])
-    _, attacked, unknown = provenance(list(records))
-    assert attacked.endswith("in 0 of them; the weights that it attacked are not recorded in 1.")
-    assert unknown == "Weights not recorded in 1 of 2 records."
-
-
-def test_odd_cells_are_footnotes_of_the_tables_that_show_them(tmp_path):
-    rows = [made_up_record(small(column, "fashion-mnist")) for column in ("plain", "tn")]
-    text = write_report(write_table(tmp_path / "t", rows))
-    assert cells(text, "plain")[0][6] == "94.64 [2]"
-    assert cells(text, "TN")[0][6] == "94.70 [3]"
-    assert "[2] The paper's figure lies about 1.5 points below clean" in text
-    assert "[1]" not in text
-
-
 def test_autoattack_stands_beside_eq_7(tmp_path):
     found = {"num_images": 50, "eps": 8 / 256, "masked": False}
     records = [
@@ -218,20 +190,6 @@ def test_committed_reports_are_remade_from_their_records_alone(folder, tmp_path)
     assert pictures == {path.name for path in folder.glob("*.png")}
     for name in pictures:  # matplotlib's releases draw them by other pixels
         assert (np.asarray(Image.open(tmp_path / name).convert("L")) < 200).mean() > 0.01
-
-
-def test_the_sweeps_report_tells_each_control_from_what_it_is_compared_with(tmp_path):
-    tiny = replace(TINY, table="sweep", scale="full")
-    records = [
-        made_up_record(small(column), seed, 0.5 + 0.02 * number + 0.01 * seed, 0.4, tiny)
-        for number, column in enumerate(ALL_COLUMNS)
-        for seed in (0, 1)
-    ]
-    out = write_table(tmp_path / "s", records, tiny)
-    text = write_sweep_report(out)
-    assert cells(text, "FDT, gamma = 2 - FDT")[0][1] == "+18.00 ± 0.71"
-    assert "paper, Eq. 7" not in text
-    assert {path.name for path in out.glob("*.png")} == {"cifar10-small-clean-robust.png", "cifar10-small-weights.png"}
 
 
 def test_a_folder_without_a_table_or_with_another_one_is_refused(tmp_path):

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fdt_pipeline.tensor_norm import ReLUTensorNorm, tensor_norm_gradient, tensor_norm_layers
+from fdt_pipeline.tensor_norm import ReLUTensorNorm, tensor_norm_gradient
 from tests.train.test_attack import PAPER as BOUNDS
 from tests.train.test_attack import conv_net as attacked_net
 from tests.train.test_attack import images_in
-from train.attack import PGD, PixelBounds, pgd_path
+from train.attack import PixelBounds
 from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
 
 EPS = (0.05, 0.005)
@@ -54,6 +54,7 @@ def test_worst_is_never_above_any_other_figure(seed, normalized, eps, steps):
     model = conv_net(normalized, seed)
     result = evaluate_robustness(model, [labelled(model, 10, seed)], BOUNDS, [eps], steps=steps)
     radius = result.at(eps)
+    assert list(radius.attacks) == ["exact", "straight-through"][: 1 + normalized]
     assert result.clean == 0.8
     assert radius.worst <= min(result.clean, radius.last, radius.mean, *radius.path)
     assert eps or radius.worst == radius.mean == 0.8
@@ -72,9 +73,11 @@ def test_batch_size_does_not_change_the_result(normalized):
     assert results[0].at(0.05).worst < results[0].clean, "an attack without effect would show nothing"
 
 
-def slow_answers(model, x, label, eps):
+def slow_answers(model, x, label, eps, clip):
     """One image at a time, Eq. 6 in its own words: the whole sum is projected by limits computed in advance."""
-    lower, upper = torch.maximum(x - eps, BOUNDS.low), torch.minimum(x + eps, BOUNDS.high)
+    lower, upper = x - eps, x + eps
+    if clip:
+        lower, upper = torch.maximum(lower, BOUNDS.low), torch.minimum(upper, BOUNDS.high)
     point, answers = x.clone(), []
     for _ in range(STEPS + 1):
         point.requires_grad_()
@@ -86,15 +89,18 @@ def slow_answers(model, x, label, eps):
     return answers
 
 
-def test_figures_equal_a_slow_independent_count():
+@pytest.mark.parametrize("clip", [True, False])
+def test_figures_equal_a_slow_independent_count(clip):
     model = conv_net(normalized=True)
     x, labels = labelled(model, 20)
-    result = evaluate_robustness(model, [(x[:12], labels[:12]), (x[12:], labels[12:])], BOUNDS, EPS, steps=STEPS)
+    batches = [(x[:12], labels[:12]), (x[12:], labels[12:])]
+    result = evaluate_robustness(model, batches, BOUNDS, EPS, steps=STEPS, clip_pixels=clip, device="cpu")
+    assert (result.steps, result.clip_pixels) == (STEPS, clip)
     for eps in EPS:
         answers = {}
         for name in ("exact", "straight-through"):
             with tensor_norm_gradient(model, name):
-                slow = [slow_answers(model, x[i : i + 1], labels[i : i + 1], eps) for i in range(20)]
+                slow = [slow_answers(model, x[i : i + 1], labels[i : i + 1], eps, clip) for i in range(20)]
             answers[name] = np.array(slow)
             attack = result.at(eps).attacks[name]
             assert attack.path == (answers[name].sum(0) / 20).tolist()
@@ -133,34 +139,6 @@ def test_each_gradient_finds_what_the_other_misses_and_worst_counts_both():
     assert (exact.mean, exact.last, exact.worst) == (41 / 80, 0.5, 0.5)
     assert (through.mean, through.last, through.worst) == (75 / 80, 1.0, 0.5)
     assert (radius.gradient, radius.mean, radius.last, radius.worst) == ("exact", 41 / 80, 0.5, 0.0)
-
-
-def test_only_a_model_with_tensor_norm_is_attacked_twice_and_gets_its_gradients_back():
-    plain, normalized = conv_net(normalized=False), conv_net(normalized=True)
-    layers = tensor_norm_layers(normalized)
-    own = ["straight-through", "exact"]
-    for layer, gradient in zip(layers, own, strict=True):
-        layer.gradient = gradient
-    attacks = {
-        kind: evaluate_robustness(model, [labelled(model, 5)], BOUNDS, [0.1], steps=2).at(0.1).attacks
-        for kind, model in (("plain", plain), ("normalized", normalized))
-    }
-    assert {kind: list(names) for kind, names in attacks.items()} == {
-        "plain": ["exact"],
-        "normalized": ["exact", "straight-through"],
-    }
-    assert [layer.gradient for layer in layers] == own
-
-
-def test_options_reach_the_attack():
-    model = conv_net(normalized=False)
-    x, labels = labelled(model, 20)
-    x = torch.where(x > 0, BOUNDS.high, BOUNDS.low)  # every pixel at an end of its range, so that clipping matters
-    for clip in (True, False):
-        expected = pgd_path(model, x, labels, PGD(0.3, STEPS, clip_pixels=clip), BOUNDS).correct.sum(1).tolist()
-        result = evaluate_robustness(model, [(x, labels)], BOUNDS, [0.3], steps=STEPS, clip_pixels=clip, device="cpu")
-        assert list(result.at(0.3).attacks["exact"].correct) == expected
-        assert (result.steps, result.clip_pixels) == (STEPS, clip)
 
 
 def test_result_survives_json():
