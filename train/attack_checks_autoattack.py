@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fdt_pipeline.tensor_norm import tensor_norm_gradient
 from train.attack import frozen
-from train.attack_checks import GRADIENT_SLACK, Found, Target, judged, not_beaten, share
+from train.attack_checks import GRADIENT_SLACK, Found, Target, answers_right, judged, not_beaten, share
 from train.precision import full_float32
 
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
@@ -50,13 +50,10 @@ class AutoAttackStages:
         library = import_autoattack()
         self.target, self.eps, self.num_classes = target, eps, num_classes
         self.pixels = UnitPixels(target)
-        device = target.x.device
-        made = library.AutoAttack(
-            self.pixels, eps=eps / target.span, seed=target.seed, device=device, version="standard"
+        self.made = library.AutoAttack(
+            self.pixels, eps=eps / target.span, seed=target.seed, device=target.x.device, version="standard"
         )
-        made.apgd_targeted.n_target_classes = made.fab.n_target_classes = min(9, num_classes - 1)
-        made.fab.targeted = True
-        self.made = made
+        self.made.apgd_targeted.n_target_classes = self.made.fab.n_target_classes = min(9, num_classes - 1)
         self.warnings: list[str] = []
 
     def stages(self) -> list[str]:
@@ -65,26 +62,17 @@ class AutoAttackStages:
 
     def survivors(self, name: str, right: Tensor, queries: int | None = None) -> Tensor:
         """bool[n] -> bool[n]: which of the images that are right stay so under STAGES' attack, or "APGD-DLR"."""
-        attack = self._attack(name, queries)
-        right = right.clone()
-        with _as_a_library_needs_it(self.target, self.warnings):
-            for indices in right.nonzero().flatten().split(self.target.batch_size):
-                right[indices] = self._judged(attack, indices.to(self.target.x.device)).cpu()
-        return right
-
-    def _attack(self, name: str, queries: int | None) -> Any:
-        made = self.made
-        made.square.n_queries = QUERIES if queries is None else queries
-        made.apgd.loss = "dlr" if name == "APGD-DLR" else "ce"
-        parts = {"APGD-T": made.apgd_targeted, "FAB-T": made.fab, "Square": made.square}
-        return parts.get(name, made.apgd)
-
-    def _judged(self, attack: Any, indices: Tensor) -> Tensor:
-        x, labels = self.target.x[indices], self.target.labels[indices]
-        found = self.pixels.to_input(attack.perturb(self.pixels.to_pixels(x), labels).detach())
-        found = self.pixels.bounds.clip(x + (found - x).clamp(-self.eps, self.eps))
-        with torch.no_grad():
-            return self.target.model(found).argmax(1) == labels
+        if not bool(right.any()):
+            return right
+        target, made = self.target, self.made
+        made.attacks_to_run, made.square.n_queries = [name.lower()], QUERIES if queries is None else queries
+        which = right.to(target.x.device)
+        x, labels, found = target.x[which], target.labels[which], target.x.clone()
+        with _as_a_library_needs_it(target, self.warnings):
+            pixels, _ = made.run_standard_evaluation(self.pixels.to_pixels(x), labels, batch_size=target.batch_size)
+        within = (self.pixels.to_input(pixels.detach()) - x).clamp(-self.eps, self.eps)
+        found[which] = self.pixels.bounds.clip(x + within)
+        return right & answers_right(target.model, target, found)
 
 
 def import_autoattack() -> Any:
@@ -130,11 +118,19 @@ def autoattack(stages: AutoAttackStages, pgd: Tensor, clean: Tensor) -> Found:
 
 @contextmanager
 def _as_a_library_needs_it(target: Target, warnings: list[str]) -> Iterator[None]:
-    """Eval mode, frozen parameters, exact TN gradient, full float32; random state and flags are put back."""
+    """Eval mode, frozen parameters, exact TN gradient, full float32; random state and flags are put back.
+
+    `warnings` gets what the library logs in place of warning.
+    """
     model, device = target.model.eval(), target.x.device
-    collect = _Collect(warnings)
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            warnings.append(record.getMessage())
+        return False
+
     logger = logging.getLogger("auto-attack")
-    logger.addHandler(collect)
+    logger.addFilter(collect)
     try:
         with (
             frozen(model),
@@ -144,15 +140,4 @@ def _as_a_library_needs_it(target: Target, warnings: list[str]) -> Iterator[None
         ):
             yield
     finally:
-        logger.removeHandler(collect)
-
-
-class _Collect(logging.Handler):
-    """Keeps warnings, which the library logs in place of warning."""
-
-    def __init__(self, warnings: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.warnings = warnings
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.warnings.append(record.getMessage())
+        logger.removeFilter(collect)

@@ -99,13 +99,19 @@ def fitting(path: Path) -> Iterator[None]:
 
 def check_same(what: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """ValueError that names every field in which a checkpoint differs from what is asked for now."""
-    differing = [
-        f"{key} was {saved.get(key)!r} and is now {wanted.get(key)!r}"
-        for key in sorted({*saved, *wanted})
-        if saved.get(key) != wanted.get(key)
-    ]
-    if differing:
+    fields = differing_fields(saved, wanted)
+    if fields:
+        differing = [f"{name} was {a!r} and is now {b!r}" for name, a, b in fields]
         raise ValueError(f"the checkpoint is of another {what}: {'; '.join(differing)}. Use another --out, or go back")
+
+
+def differing_fields(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in a, value in b) of the leaves of two JSON values that differ; None where one lacks it."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        names = sorted({*a, *b})
+        dotted = [(name, f"{prefix}.{name}" if prefix else str(name)) for name in names]
+        return [field for name, path in dotted for field in differing_fields(a.get(name), b.get(name), path)]
+    return [] if a == b else [(prefix, a, b)]
 
 
 class RunLog:

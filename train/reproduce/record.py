@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from train.files import LOG, check_folder, fitting, read_json, write_json, write_text
+from train.files import LOG, check_folder, differing_fields, fitting, read_json, write_json, write_text
 from train.reproduce.paper import Row
 from train.reproduce.settings import Settings
 from train.robust_accuracy import Robustness
@@ -183,15 +183,6 @@ def _refuse_differences(what: str, a: Any, b: Any, a_name: str, b_name: str, adv
     if fields:
         text = "; ".join(f"{name} is {_short(x)} in {a_name} and {_short(y)} in {b_name}" for name, x, y in fields)
         raise ValueError(f"{what}: {text}{advice}")
-
-
-def differing_fields(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value in a, value in b) of the leaves of two JSON values that differ; None where one lacks it."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        names = sorted({*a, *b})
-        dotted = [(name, f"{prefix}.{name}" if prefix else str(name)) for name in names]
-        return [field for name, path in dotted for field in differing_fields(a.get(name), b.get(name), path)]
-    return [] if a == b else [(prefix, a, b)]
 
 
 def _parts(record: Record) -> dict[str, dict[str, Any]]:
