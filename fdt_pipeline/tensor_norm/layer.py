@@ -12,8 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fdt_pipeline.tensor_norm.eager import centred
-from fdt_pipeline.tensor_norm.fused import Gradient, check_gradient, check_map, relu_tensor_norm
+from fdt_pipeline.tensor_norm.fused import Gradient, centred, check_gradient, check_map, relu_tensor_norm
 
 
 def tensor_norm(x: torch.Tensor, gradient: Gradient = "straight-through", channel_dim: int = 1) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The two passes of ReLU and tensor normalization as Triton kernels: each reads its maps once and writes one.
 
 A program holds some pixels with all their channels, so the mean is taken between the read and the write. The results
-are those of eager.py, up to the order in which a mean is summed. Pixels and channels are addressed by
+are those of fused.py's passes, up to the order in which a mean is summed. Pixels and channels are addressed by
 their strides, so NCHW and channels_last are served alike. Importing this module needs Triton.
 """
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fdt_pipeline.tensor_norm import eager, relu_tensor_norm
+from fdt_pipeline.tensor_norm import fused, relu_tensor_norm
 
 GRADIENTS = ["straight-through", "exact"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -172,10 +172,10 @@ def test_inductor_fuses_it_with_its_neighbours_and_no_positive_activation_loses_
 @pytest.mark.parametrize("samples", [3 - 1e-3, 1e-3], ids=["two", "part of one"])
 def test_pieces_give_the_very_numbers_of_a_map_taken_whole(exact, dtype, samples, monkeypatch):
     x, grad = (random_map((7, 16, 5, 6), dtype, torch.channels_last, seed) for seed in (0, 1))
-    whole = eager.forward(x)
-    expected = eager.backward(grad, *whole, exact)
-    monkeypatch.setattr(eager, "PIECE", int(samples * x[0].numel() * x.element_size()))
-    pieces = eager.forward(x)
+    whole = fused.forward(x)
+    expected = fused.backward(grad, *whole, exact)
+    monkeypatch.setattr(fused, "PIECE", int(samples * x[0].numel() * x.element_size()))
+    pieces = fused.forward(x)
     assert torch.equal(pieces[0], whole[0])
     assert torch.equal(pieces[1], whole[1])
-    assert torch.equal(eager.backward(grad, *pieces, exact), expected)
+    assert torch.equal(fused.backward(grad, *pieces, exact), expected)
