@@ -16,8 +16,7 @@ from tests.native_pools import load_arrays
 from tests.numbered import LABELS, numbered_images
 from tools.measure_kernels import bounded_table
 from train.demo import COLUMNS
-from train.robust_accuracy import Robustness
-from train.robustness import format_table
+from train.robust_accuracy import Robustness, format_table
 
 pytestmark = pytest.mark.dali
 

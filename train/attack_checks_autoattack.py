@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fdt_pipeline.tensor_norm import tensor_norm_gradient
 from train.attack import frozen
 from train.attack_checks import GRADIENT_SLACK, Found, Target, answers_right, judged, not_beaten, share
+from train.environment import need
 from train.precision import full_float32
 
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
@@ -77,12 +78,9 @@ class AutoAttackStages:
 
 def import_autoattack() -> Any:
     """ImportError with what to install."""
-    try:
-        import pyautoattack
-    except ImportError as error:
-        raise ImportError(
-            f'checks need {error.name}: pip install -e ".[attacks]", beside the extras of this installation'
-        ) from error
+    need("checks need", "attacks", "pyautoattack")
+    import pyautoattack
+
     return pyautoattack
 
 

@@ -17,7 +17,7 @@ from train.reproduce.paper import Row
 from train.reproduce.record import read_records
 from train.reproduce.running import run_rows
 from train.reproduce.settings import SPLITS, Settings, shard_small
-from train.robustness_table import format_table
+from train.robust_accuracy import format_table
 
 DATASET = "fashion-mnist"
 COLUMNS = {"plain": "plain", "tn_fdt": "TN + FDT"}

@@ -1,7 +1,8 @@
-"""Where numbers come from: versions and hardware, for results.json."""
+"""Where numbers come from: versions and hardware, for results.json; and what has to be installed."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import subprocess
@@ -39,6 +40,17 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
+
+
+def need(what_needs: str, extra: str, *modules: str) -> None:
+    """ImportError that names the first module which is not installed, and the extra that brings it."""
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'{what_needs} {error.name}: pip install -e ".[{extra}]", beside the extras of this installation'
+        ) from error
 
 
 def _cpu_name() -> str:

@@ -11,7 +11,6 @@ README.md           the model card
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from fdt_pipeline.storage.atomic import atomic_file
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
+from train.environment import need
 from train.export_card import Results, model_card
 from train.files import CONFIG, RESULTS, check_folder, fitting, read_json, write_json, write_text
 from train.precision import full_float32
@@ -44,7 +44,7 @@ def export_run(folder: Path, out: Path, weights: str = "final") -> str:
     ImportError without the extra; ValueError where `folder` holds no run, or results of other weights; RuntimeError
     where ONNX Runtime does not give the model's logits.
     """
-    _check_installed()
+    need("export needs", "export", "onnx", "onnxruntime", "onnxscript", "safetensors")
     check_folder(out)
     run = open_run(folder, torch.device("cpu"), weights)
     with fitting(folder / CONFIG):
@@ -118,16 +118,6 @@ def _example_images(config: dict[str, Any]) -> torch.Tensor:
     mean, std = (torch.tensor(config["input"][name]).view(-1, 1, 1) for name in ("mean", "std"))
     pixels = 255 * torch.rand(5, len(mean), *config["input"]["size"], generator=torch.Generator().manual_seed(0))
     return (pixels - mean) / std
-
-
-def _check_installed() -> None:
-    try:
-        for name in ("onnx", "onnxruntime", "onnxscript", "safetensors"):
-            importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f'export needs {error.name}: pip install -e ".[export]", beside the extras of this installation'
-        ) from error
 
 
 class PlainTensorNorm(nn.Module):

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from train.robust_accuracy import Robustness
-from train.robustness_table import format_table
+from train.robust_accuracy import Robustness, format_table
 from train.saved_run import SavedRun
 from train.setup import is_own
 

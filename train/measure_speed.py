@@ -34,7 +34,7 @@ from fdt_pipeline.sources import ArraySource
 from models import build_model
 from tools.rounds import measure_rounds
 from train.attack import PGD, PixelBounds, frozen, pgd_path
-from train.environment import hardware, versions
+from train.environment import hardware, need, versions
 from train.files import write_json
 from train.precision import full_float32
 from train.recipes import make_recipe
@@ -272,10 +272,8 @@ def import_foolbox() -> Any:
     """ImportError, with what to install, before anything is measured."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
-        try:
-            import foolbox
-        except ImportError as error:
-            raise ImportError(f"foolbox is what PGD is measured beside: pip install foolbox ({error})") from error
+        need("PGD is measured beside", "test-all", "foolbox")
+        import foolbox
     return foolbox
 
 

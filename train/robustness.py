@@ -16,9 +16,6 @@ from fdt_pipeline.tensor_norm import tensor_norm_gradient
 from train.attack import PGD, PixelBounds, gradients_to_follow, pgd_paths
 from train.precision import Precision, attack_precision
 from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps
-from train.robustness_table import format_table
-
-__all__ = ["EPS_VALUES", "AttackCounts", "Robustness", "RobustnessAtEps", "evaluate_robustness", "format_table"]
 
 EPS_VALUES = (1e-1, 1e-2, 1e-3, 1e-4)  # the columns of Tables 1 and 2
 

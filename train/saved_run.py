@@ -31,8 +31,9 @@ from train.files import (
     write_json,
 )
 from train.precision import Precision, attack_precision
-from train.robustness import EPS_VALUES, Robustness, evaluate_robustness, format_table
-from train.setup import fingerprint, make_model, output_options, pick_device, test_folder
+from train.robust_accuracy import Robustness, format_table
+from train.robustness import EPS_VALUES, evaluate_robustness
+from train.setup import make_model, output_options, pick_device, test_folder
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
 CHECKS = "checks.json"  # of `python -m train checks RUN --json RUN/checks.json`
@@ -54,7 +55,7 @@ class SavedRun:
 
     def made_from(self, loader: FDTLoader) -> dict[str, Any]:
         """What figures of this run on the loader's samples depend on, beside the attack: JSON values."""
-        return {"weights": self.weights, "shards": fingerprint(loader)}
+        return {"weights": self.weights, "shards": loader.manifest.sha256}
 
     def test_loader(self, data: Path | None = None, batch_size: int = 100) -> FDTLoader:
         """The test samples, standardized as in training. data, a folder with test/ or the test shards themselves, takes
@@ -70,7 +71,7 @@ class SavedRun:
         loader = FDTLoader(tests, batch_size, train=False, rank=0, world_size=1, **options)  # also under torchrun
         if list(loader.classes) != self.config["classes"]:
             raise ValueError(f"{tests} has other classes than {self.name} was trained on: pass --data with its own")
-        if data is None and fingerprint(loader) != self.config["shards"]["test"]:
+        if data is None and loader.manifest.sha256 != self.config["shards"]["test"]:
             raise ValueError(
                 f"{tests} has changed since {self.name} was trained: pass --data to attack it all the same"
             )

@@ -60,11 +60,6 @@ def output_options(device: torch.device, channels: int | None, size: Sequence[in
     }
 
 
-def fingerprint(loader: FDTLoader) -> str:
-    """The manifest's sha256 of itself, and so of the shards' hashes: tells data sets apart."""
-    return loader.manifest.sha256
-
-
 def is_own(model: str) -> bool:
     """Whether a recipe's model is MODULE:FUNCTION, a network of the user's own."""
     return ":" in model

@@ -272,4 +272,4 @@ class Run:
 
     def _fingerprint(self) -> dict[str, str]:
         loaders = {"train": self.loader, "test": self.test_loader}
-        return {split: setup.fingerprint(loader) for split, loader in loaders.items() if loader}
+        return {split: loader.manifest.sha256 for split, loader in loaders.items() if loader}

@@ -14,7 +14,8 @@ from tests.train.test_attack import PAPER as BOUNDS
 from tests.train.test_attack import conv_net as attacked_net
 from tests.train.test_attack import images_in
 from train.attack import PixelBounds
-from train.robustness import EPS_VALUES, AttackCounts, Robustness, RobustnessAtEps, evaluate_robustness, format_table
+from train.robust_accuracy import AttackCounts, Robustness, RobustnessAtEps, format_table
+from train.robustness import EPS_VALUES, evaluate_robustness
 
 EPS = (0.05, 0.005)
 STEPS = 6

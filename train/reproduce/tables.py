@@ -20,7 +20,7 @@ from train.reproduce.claims import (
     label,
 )
 from train.reproduce.paper import ODD_CELLS
-from train.robustness_table import markdown_table
+from train.robust_accuracy import markdown_table
 
 FIGURES: tuple[tuple[Kind, str], ...] = (("mean", "ours, Eq. 7"), ("last", "last iterate"), ("worst", "worst"))
 NUM_RADII = 2  # the largest ones: below, nothing but clean accuracy shows
