@@ -7,6 +7,7 @@ import torch
 import torch._dynamo  # the first optimizer of a process would import it, in seconds: do it before a fork
 
 from fdt_pipeline import FDTLoader
+from train.files import read_checkpoint, write_checkpoint
 
 NUM_EPOCHS = 3
 BATCH_SIZE = 10  # 23 steps an epoch of 230 samples
@@ -23,7 +24,7 @@ def train(shards, folder, mode, steps):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     checkpoint = Path(folder) / "checkpoint.pt"
     if checkpoint.exists():
-        stored = torch.load(checkpoint)
+        stored = read_checkpoint(checkpoint)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         loader.load_state_dict(stored["loader"])
@@ -34,13 +35,6 @@ def train(shards, folder, mode, steps):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()},
-                 checkpoint)  # fmt: skip
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
+            write_checkpoint(checkpoint, state)  # a kill leaves the old one or the new one
             os.write(steps, b".")
-
-
-def save(state, path):
-    """So that a kill leaves the old one or the new one."""
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)

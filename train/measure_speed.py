@@ -237,13 +237,9 @@ def attack_speed(name: str, num_images: int, size: int, steps: int, num_rounds: 
         "foolbox, all columns, parameters frozen": partial(foolbox_columns, model, x, labels, steps),
     }
     seconds = measure_rounds({key: partial(seconds_of, turn, device) for key, turn in turns.items()}, num_rounds)
+    subject = f"{name}, {num_images} images, {steps} steps"
     figures = [
-        Figure(
-            f"{above} : {below}, {name}, {num_images} images, {steps} steps",
-            ratios(seconds[above], seconds[below]),
-            bound,
-            "at least",
-        )
+        Figure(f"{above} : {below}, {subject}", ratios(seconds[above], seconds[below]), bound, "at least")
         for above, below, bound in (
             ("foolbox", "ours", 1.0),
             ("foolbox, parameters frozen", "ours", None),

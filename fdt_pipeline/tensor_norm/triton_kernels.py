@@ -9,7 +9,6 @@ their strides, so NCHW and channels_last are served alike. Importing this module
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def forward(x: torch.Tensor, inplace: bool = False) -> tuple[torch.Tensor, torch
     mean = x.new_empty((len(x), 1, *x.shape[2:]))
     if x.numel():
         blocks, arguments, options = _launch(pixels)
-        with _on_device(x):
+        with torch.cuda.device_of(x):
             _forward[blocks](pixels, output, mean, *arguments, **options)
     if not inplace:
         return output.view(x.shape), mean
@@ -44,7 +43,7 @@ def backward(grad: torch.Tensor, output: torch.Tensor, mean: torch.Tensor, exact
     result = torch.empty_like(a)
     if grad.numel():
         blocks, arguments, options = _launch(a)
-        with _on_device(grad):
+        with torch.cuda.device_of(grad):
             _backward[blocks](g, a, mean, result, *arguments, exact=exact, **options)
     return result.view(output.shape)
 
@@ -149,7 +148,3 @@ def _launch(pixels: torch.Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str
     num_warps = min(max(channels * in_tile // 1024, 4), 16)
     options = {"channels": channels, "pixels": in_tile, "num_warps": num_warps}
     return (triton.cdiv(n * p, in_tile),), (n * p, p, z, *pixels.stride()), options
-
-
-def _on_device(x: torch.Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

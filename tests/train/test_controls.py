@@ -115,20 +115,14 @@ def test_positional_norm_follows_every_relu_and_changes_no_weight(name, sites):
     torch.manual_seed(0)
     plain = build_model(name, 10)
     torch.manual_seed(0)
-    model = insert_positional_norm(build_model(name, 10))
+    model = make_model(make_recipe(f"{name}_pono").to_dict(), 10, 3, torch.device("cpu"))
     calls = []
     for module in model.modules():
         if isinstance(module, PositionalNorm):
             module.register_forward_hook(lambda *_: calls.append(1))
     model.eval()(torch.rand(1, 3, 32, 32))
     assert len(calls) == sites
+    assert not tensor_norm_layers(model)
     assert_equal_weights(model.state_dict(), plain.state_dict())
     with pytest.raises(ValueError, match=r"found no nn\.ReLU"):
         insert_positional_norm(build_model(name, 10, tensor_norm="exact"))
-
-
-def test_the_pono_recipe_has_it_after_every_relu_and_no_tensor_norm():
-    model = make_model(make_recipe("small_pono").to_dict(), 10, 3, torch.device("cpu"))
-    norms = [module for module in model.modules() if isinstance(module, PositionalNorm)]
-    assert len(norms) == 4  # the stem's, and one a block, which is called twice
-    assert not tensor_norm_layers(model)

@@ -34,12 +34,6 @@ def test_the_whole_of_it_runs_and_is_written(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(figures)
 
 
-@pytest.mark.process
-def test_a_peak_holds_what_a_larger_batch_needs():
-    small, large = (measure_speed.peak_in_a_process("plain", "small", size, 32, "cpu") for size in (100, 400))
-    assert large > small + 300 * 16 * 16 * 16 * 4  # one map of the stem
-
-
 @pytest.mark.peer
 def test_foolbox_is_asked_for_the_same_columns_as_ours():
     needs("foolbox")
