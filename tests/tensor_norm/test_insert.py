@@ -63,6 +63,17 @@ class Overwrites(nn.Module):
         return x + y
 
 
+class OneReLU(nn.Module):
+    """One ReLU for maps and for vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.relu(self.fc(self.relu(self.conv(x)).mean((2, 3)))))
+
+
 @pytest.mark.parametrize(("name", "sites"), [("resnet18", 17), ("resnet34", 33), ("googlenet", 57), ("vgg11_bn", 10)])
 def test_every_relu_of_a_torchvision_network_is_normalized_without_a_warning(name, sites):
     options = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
@@ -77,8 +88,8 @@ def test_every_relu_of_a_torchvision_network_is_normalized_without_a_warning(nam
 
 @pytest.mark.parametrize(
     "make",
-    [Functional, lambda: Overwrites(F.relu_), lambda: nn.Sequential(Overwrites(torch.relu_), Functional())],
-    ids=["spellings", "in place", "nested"],
+    [Functional, lambda: Overwrites(F.relu_), lambda: nn.Sequential(Overwrites(torch.relu_), Functional()), OneReLU],
+    ids=["spellings", "in place", "nested", "one for maps and vectors"],
 )
 def test_equals_normalizing_each_relu_as_it_is_called(make):
     torch.manual_seed(0)
@@ -240,25 +251,6 @@ def test_a_relu_that_reads_a_linear_layer_is_normalized_over_its_outputs(shape, 
     block, x = Tokens(functional).eval(), torch.randn(shape)
     expected = over_last_dimension(block, x)
     torch.testing.assert_close(insert_tensor_norm(block)(x), expected)
-
-
-class Convolutional(nn.Module):
-    """One ReLU for maps and for vectors."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.relu, self.fc, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.head(self.relu(self.fc(self.relu(self.conv(x)).mean((2, 3)))))
-
-
-def test_one_relu_after_a_convolution_and_after_a_linear_layer_is_normalized_over_the_channels_of_each():
-    torch.manual_seed(0)
-    model, x = Convolutional(), torch.randn(2, 3, 6, 6)
-    with _NormalizeEveryReLU():
-        expected = model(x)
-    torch.testing.assert_close(insert_tensor_norm(model)(x), expected)
 
 
 def test_three_dimensions_of_unknown_meaning_are_refused_until_channel_dim_is_given():
