@@ -38,16 +38,12 @@ def ordered_bits(x):
 
 
 def hard_map(dtype):
-    """Per pixel one large value, then positives down to the least number, zeros of both signs and negatives.
-
-    The mean of the last pixel, which has the least positive number alone, underflows to zero.
-    """
+    """Per pixel one large value, then positives down to the least number, zeros of both signs and negatives."""
     tiny = torch.finfo(dtype).tiny
     columns = [1.0, 3.0, 0.1, 1e-30, tiny, 0.0, -0.0, -1e-30, -2.0]
     columns += [2.0**-power for power in range(4, 50, 2)]
     rows = torch.tensor(columns, dtype=torch.float64).repeat(6, 1)
     rows *= torch.tensor([[1.0], [0.37], [1e-3], [1e-5], [1.7], [0.0]])
-    rows[-1, 5] = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     return rows.to(dtype).reshape(6, -1, 1, 1)
 
 
@@ -106,6 +102,17 @@ def test_a_pixel_without_activation_is_zero_and_has_no_gradient_and_nan_spoils_i
     assert x.grad[:2].tolist() == [[0, 0, 0], [0, 1, 0]]
     assert y[2].isnan().all()
     assert y[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_mean_that_underflows_to_zero_leaves_value_and_gradient(dtype):
+    x = torch.zeros(1, 64, 1, 1, dtype=dtype)
+    x[0, 5] = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x.requires_grad_()
+    y = relu_tensor_norm(x)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(y, x)
+    assert x.grad.sum() == x.grad[0, 5] == 1
 
 
 def saved_bytes(activation, x):
