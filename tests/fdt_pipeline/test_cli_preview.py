@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fdt_pipeline.cli import main
-from fdt_pipeline.cli.preview import Samples, fitted, page, shortened, superposed
+from fdt_pipeline.cli.preview import CHARACTER, Samples, fitted, page, shortened, superposed
 from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.shards.conversion import OneShard
@@ -122,12 +122,14 @@ def test_fitted_images_keep_their_aspect_and_fill_a_side(height: int, width: int
 
 @given(st.text(min_size=1, max_size=60), st.integers(1, 3))
 def test_text_is_never_wider_than_its_place(text: str, lines: int) -> None:
-    """An entry whose text has room for 20 characters, and whose image comes after them."""
+    """An entry whose text has room for 20 characters, after its image and a space."""
     found = shortened(text, 20, lines)
     assert found.count("\n") < lines
     figure = page([], [(found, np.zeros((36, 100, 3), np.uint8))], 1, 20)
     [image] = figure.images
-    assert figure.texts[-1].get_window_extent().x1 <= image.get_extent()[0] + 1
+    place, right = figure.texts[-1].get_window_extent(), image.get_extent()[1]
+    assert right < place.x0
+    assert place.x1 <= right + 21 * CHARACTER + 1
 
 
 @pytest.mark.parametrize(("encoding", "channels"), [("raw", 1), ("png", 3)])
