@@ -65,7 +65,7 @@ def shards(few_shards):
 def bench(shards, tmp_path, *options, contenders=("whole", "mixed")):
     own = [argument for name in contenders for argument in ("--contender", f"{MODULE}:{name}")]
     common = ["--batch-size", 32, "--workers", 1, "--work", tmp_path / "work"]
-    return main(["bench", str(shards), *map(str, [*options, *common, *own])])
+    return main(["bench", str(shards), *map(str, [*common, *options, *own])])
 
 
 def test_a_table_json_and_a_plot_come_out(shards, tmp_path, quick, capsys):

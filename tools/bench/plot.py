@@ -77,7 +77,7 @@ def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> No
         points = [(int(value), one) for value, found in sweep.items() for one in measured(found) if one["name"] == name]
         rates = [[one["summary"]["images_per_second"][key] for _, one in points] for key in ("high", "median", "low")]
         least, costs, most = 1e6 / np.array(rates)
-        errors = [costs - least, most - costs]
+        errors = np.stack([costs - least, most - costs])
         style = {"marker": MARKERS[place % len(MARKERS)], "linestyle": "-" if place < 10 else "--"}
         panel.errorbar([x for x, _ in points], costs, errors, label=name, capsize=3, color=f"C{place % 10}", **style)
     values = [int(value) for value in sweep]
