@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fdt_pipeline.sources import ArraySource
+
 NUM_SAMPLES = 230
 LABELS = np.minimum(np.arange(NUM_SAMPLES) % 10, 6).astype(np.int64)  # 7 classes, the last four times as large
 
@@ -17,3 +19,15 @@ def numbered_images(n=NUM_SAMPLES, shape=(6, 5, 3)):
 def image_numbers(pixels):
     """f32[n c h w] in 0..255 -> i64[n]: the inverse."""
     return (pixels[:, 0, 0, 0] + 256 * pixels[:, 0, 0, 1]).round().long().numpy()
+
+
+class MixedSizes(ArraySource):
+    """20 flat images, each of a size of its own, whose level is 10 times their label."""
+
+    def __init__(self):
+        super().__init__(np.zeros((20, 1, 1, 3), np.uint8), np.arange(20) % 5)
+        self.shape = None
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample._replace(image=np.full((3 + index, 9 - index % 5, 3), 10 * sample.label, np.uint8))
