@@ -87,14 +87,8 @@ def expected(kind, split):
     [
         ("cifar10", "cifar-10-batches-bin", write_binary),
         ("cifar100", "cifar-100-binary", write_binary),
-        *(
-            ("cifar10", "cifar-10-batches-py", partial(write_pickled, dump=dump))
-            for dump in (python2, python3, python3_as_2)
-        ),
-        *(
-            ("cifar100", "cifar-100-python", partial(write_pickled, dump=dump))
-            for dump in (python2, python3, python3_as_2)
-        ),
+        *(("cifar10", "cifar-10-batches-py", partial(write_pickled, dump=dump)) for dump in DUMPS),
+        *(("cifar100", "cifar-100-python", partial(write_pickled, dump=dump)) for dump in DUMPS),
     ],
 )
 def test_binary_files_and_pickles_of_every_age_hold_the_images(tmp_path, kind, name, write):
