@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import time
 from contextlib import suppress
 from itertools import islice
 
@@ -250,20 +249,3 @@ def test_a_loader_goes_on_from_its_state_after_an_error(shards, whole, bad, pref
     resumed = loader_of(shards, mix_window=23)
     resumed.load_state_dict(state)
     assert numbers_of([*found, *resumed]).tolist() == order.tolist()
-
-
-def test_a_slow_disk_changes_nothing_but_the_time_waited(shards, monkeypatch):
-    expected = list(loader_of(shards))
-    real, slept = os.pread, []
-
-    def slow(*arguments):
-        begin = time.monotonic()
-        time.sleep(0.02)
-        slept.append(time.monotonic() - begin)
-        return real(*arguments)
-
-    loader = loader_of(shards, **EAGER)
-    monkeypatch.setattr(reading.os, "pread", slow)
-    assert_same(list(loader), expected)
-    assert len(slept) >= 4
-    assert loader.stats.wait_seconds >= sum(slept)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -136,20 +135,6 @@ def test_evaluation_counts_every_sample_once_by_its_weight(sets_of_shards, mode,
     assert torch.equal(labels, torch.from_numpy(LABELS[numbers]))
     assert weights.dtype == torch.float32
     assert len(weights) == batch_size * world_size * len(loaders[0])
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_last_batch_is_filled_up_on_ranks_that_did_not_make_those_before_it(numbered_shards, mode):
-    """230 outputs are 14 batches of 16, which two ranks make, and 6 more for eight ranks."""
-    options = {"train": False, "mode": mode, "last_batch": "fill", "weights": True, **PIXELS}
-    before, after = (ranks(numbered_shards, 16, world_size, **options) for world_size in (2, 8))
-    found = [batch for loader in before for batch in islice(loader, 14)]
-    for loader in after:
-        loader.load_state_dict(before[0].state_dict())
-    [last] = global_batches(after)
-    images, _, weights = joined([*found, last])
-    assert len(last[2]) == 16
-    assert np.array_equal(np.bincount(numbers_of([(images,)]), weights.numpy(), NUM_SAMPLES), np.ones(NUM_SAMPLES))
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3"}

@@ -14,15 +14,7 @@ import pytest
 from fdt_pipeline.native import NativeUnavailable, build, cache, recipe
 from fdt_pipeline.native.build import SHOWN_LINES, BuildFailed, obtain
 from fdt_pipeline.native.recipe import HEADER_WHEELS, core_recipe, operator_recipe
-from tests.native_stand_in import (
-    PATIENCE,
-    LoggingCompiler,
-    at_once,
-    building,
-    read_only,
-    start,
-    write_sources,
-)
+from tests.native_stand_in import PATIENCE, LoggingCompiler, at_once, building, read_only, start, write_sources
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
@@ -266,16 +258,6 @@ def test_the_key_changes_with(ingredient, sources, monkeypatch):
 def test_the_key_does_not_change_with_the_place(tmp_path, sources):
     shutil.copytree(sources, tmp_path / "elsewhere")
     assert operator_recipe(sources).key == operator_recipe(tmp_path / "elsewhere").key
-
-
-def test_extra_flags_and_sources_are_built_and_are_in_the_key(tmp_path, sources):
-    extra = tmp_path / "extra.cc"
-    extra.write_text('extern "C" __attribute__((visibility("default"))) int fdt_extra() { return 7; }\n')
-    plain, more = core_recipe(csrc=sources), core_recipe([extra], ("-fsanitize=undefined", "-g"), sources)
-    assert plain.key != more.key
-    library = obtain(more).path.read_bytes()
-    assert b"__ubsan" in library
-    assert b"fdt_extra" in library
 
 
 @pytest.mark.skipif("v2" not in recipe.LEVELS, reason="levels of x86-64")

@@ -7,7 +7,6 @@ LD_PRELOAD of their libraries (.ci/run does so). Every claim holds at every leve
 import ctypes
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +16,7 @@ from hypothesis import strategies as st
 
 from fdt_pipeline.definition.plans import draw_plans
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform, checked_weights
-from fdt_pipeline.definition.superposition import (
-    FDT,
-    NO_AUGMENT,
-    PLAIN,
-    Augment,
-    Pool,
-    epoch_order,
-)
+from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment, Pool, epoch_order
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
 from tests.native_pools import defined_outputs
@@ -296,16 +288,6 @@ def test_an_instruction_set_that_is_not_here_is_an_error_of_whatever_needs_it_fi
 @pytest.mark.parametrize(("seed", "epoch", "n"), [(0, 0, 1), (5, 7, 3), (2**64 - 1, 2**32 - 1, 10_000), (1, 2, 1_001)])
 def test_the_order_of_an_epoch_is_the_definitions(core, seed, epoch, n):
     assert np.array_equal(core.epoch_order(seed, epoch, n), epoch_order(seed, epoch, n))
-
-
-def test_a_pool_is_filled_by_threads_that_set_different_images(core):
-    case, output = Case((6, 5, 3), augment=Augment(1)), ProbeOutput(PAPER[3], (256.0,) * 3)
-    images, labels = case.pool()
-    pool = NativePool.begin(case.n, case.shape, 1, library=core.library)
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda i: pool.set_images(i, images[i : i + 1]), reversed(range(case.n))))
-    pool.finish(Pool(labels, 10))
-    assert np.array_equal(core.superpose(pool, case.draw(), output)[0], case.run(core, output)[0])
 
 
 def test_what_a_pool_cannot_hold_is_refused(core):

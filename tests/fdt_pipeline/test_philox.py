@@ -57,16 +57,6 @@ def test_permutations_of_three_are_equally_likely():
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
 
 
-def test_streams_epochs_and_seeds_do_not_share_numbers():
-    words = {
-        tuple(random_words(seed, stream, epoch, 7, 0).tolist())
-        for seed in (0, 1, 2**32)
-        for stream in Stream
-        for epoch in (0, 1)
-    }
-    assert len(words) == 3 * len(Stream) * 2
-
-
 @pytest.mark.parametrize(
     ("seed", "epoch", "index", "match"),
     [(-1, 0, 0, "seed"), (2**64, 0, 0, "seed"), (0, -1, 0, "epoch"), (0, 2**32, 0, "epoch"), (0, 0, 2**32, "index")],

@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-import threading
 
 import pytest
 import torch
@@ -162,14 +161,6 @@ def test_a_last_batch_that_is_not_full_is_dropped_or_filled(numbered_shards, mod
     assert fill[3] == partial[3] + again
 
 
-def test_a_rank_of_less_than_a_window_fills_it_with_its_own(numbered_shards):
-    options = {"mode": "streaming", "mix": None, "augment": None, "last_batch": "fill", **PIXELS}
-    [batch] = numbers_of(rest(iterate(numbered_shards, 300, rank=1, world_size=2, **options)))
-    assert len(batch) == 300
-    assert len(set(batch)) == 115
-    assert batch[115:230] == batch[:115]
-
-
 def with_size(*arguments, **options):
     with pytest.warns(Warning, match="Please set `reader_name`"):  # DALI's, of any size
         return DALIGenericIterator(*arguments, output_map=["images", "targets"], **options)
@@ -279,26 +270,6 @@ def test_the_pipelines_of_a_process_share_one_set_in_memory(numbered_shards, mon
     gc.collect()
     assert len(rest(iterate(numbered_shards, mode="resident"))) == 5
     assert len(reads) == 3
-
-
-def reading_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fdt_pipeline")]
-
-
-def test_the_thread_that_reads_ahead_ends_with_the_epoch_and_with_the_pipeline(numbered_shards):
-    gc.collect()
-    assert not reading_threads()
-    iterator = iterate(numbered_shards, mode="streaming", prefetch_queue_depth=1)
-    assert len(reading_threads()) == 1
-    for _ in iterator:
-        pass
-    assert not reading_threads()
-    iterator.reset()
-    next(iterator)
-    assert len(reading_threads()) == 1
-    del iterator
-    gc.collect()
-    assert not reading_threads()
 
 
 def test_a_shard_that_is_removed_is_named_when_the_next_epoch_begins(numbered_shards, tmp_path):

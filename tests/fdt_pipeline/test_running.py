@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.graphs import Decoding, decoding_pipeline
 from fdt_pipeline.loader.running import DaliError, DaliOptions, run_pipeline
 from fdt_pipeline.shards.codec import encode
@@ -63,21 +62,3 @@ def test_what_dali_cannot_decode_is_among_the_inputs_in_flight(prefetch):
     assert len(caught.value.inputs) <= max(1, prefetch)
     assert any(item is files[4] for item in caught.value.inputs)
     assert "\n" not in str(caught.value)
-
-
-def test_an_iteration_that_is_broken_off_closes_its_pipeline():
-    iteration = run(batches(6), 2, 6)
-    next(iteration)
-    iteration.close()
-    assert list(iteration) == []
-
-
-@pytest.mark.parametrize(("engine", "mode"), [("native", "resident"), ("native", "streaming"), ("torch", "streaming")])
-def test_ctrl_c_is_not_lost_while_an_epochs_pipeline_is_closed(numbered_shards, monkeypatch, engine, mode):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fdt_pipeline.loader.running._return_freed_memory", interrupted)
-    loader = FDTLoader(numbered_shards, 32, engine=engine, mode=mode, prefetch=0)
-    with pytest.raises(KeyboardInterrupt):
-        list(loader)
