@@ -93,16 +93,23 @@ class Manifest:
     @property
     def sha256(self) -> str:
         """The sha256 of all fields, as JSON with sorted keys and without blanks."""
-        fields = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = json.dumps(self._written(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(fields.encode("ascii")).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and, last, manifest_sha256."""
-        return {**dataclasses.asdict(self), SHA256_FIELD: self.sha256}
+        return {**self._written(), SHA256_FIELD: self.sha256}
 
     def to_json(self) -> str:
         """JSON without a time or a path: the same set has the same manifest."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def _written(self) -> dict[str, Any]:
+        """The fields as they are written: without `samples_per_extension` where the encoding has one extension."""
+        fields = dataclasses.asdict(self)
+        if len(EXTENSIONS[self.encoding]) == 1:
+            del fields["samples_per_extension"]
+        return fields
 
 
 def shard_name(index: int) -> str:
@@ -121,6 +128,9 @@ def manifest_from_json(text: str) -> Manifest:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"expected format_version {FORMAT_VERSION}, an integer, got {version!r}")
+    extensions = EXTENSIONS.get(str(content.get("encoding")), ("npy",))  # an unknown one is refused below
+    if len(extensions) == 1:
+        content = {"samples_per_extension": {extensions[0]: content.get("num_samples")}, **content}
     values = _read_fields({**get_type_hints(Manifest), SHA256_FIELD: str}, content)
     sha256 = values.pop(SHA256_FIELD)
     manifest = Manifest(**values)

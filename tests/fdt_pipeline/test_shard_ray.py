@@ -37,8 +37,10 @@ if __name__ == "__main__":
     killed = []
 
     def kill(done, total):
+        # Once the node has read some samples of a task, and not all.
         print(done, total, flush=True)
-        if done >= 30 and not killed:
+        reads = open(os.environ["READ_LOG"]).read().count(node.node_id)
+        if done >= 30 and reads % 10 and not killed:
             killed.append(node)
             cluster.remove_node(node, allow_graceful=False)
 
@@ -51,14 +53,16 @@ if __name__ == "__main__":
 
 
 class Slow(ArraySource):
-    """Takes long enough that a node has work when it dies, and notes which samples were asked for."""
+    """Takes long enough that a node has work when it dies, and notes which samples were asked for on which node."""
 
     def __getitem__(self, index: int) -> Sample:
-        time.sleep(0.02)
         sample = super().__getitem__(index)
         if "READ_LOG" in os.environ:
+            import ray
+
             with open(os.environ["READ_LOG"], "a") as log:
-                log.write(f"{sample.key}\n")
+                log.write(f"{sample.key} {ray.get_runtime_context().get_node_id()}\n")
+            time.sleep(0.1)
         return sample
 
 
@@ -74,7 +78,7 @@ def test_a_node_that_dies_in_mid_run_changes_no_byte(tmp_path: Path) -> None:
     environment = {**environment_with_checkout(), "READ_LOG": str(tmp_path / "log")}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    reads = Counter((tmp_path / "log").read_text().split())
+    reads = Counter(line.split()[0] for line in (tmp_path / "log").read_text().splitlines())
     assert len(reads) == 160
     assert max(reads.values()) > 1, "no task was under way on the node that died"
     write_shards(slow_source(), tmp_path / "local", "png", samples_per_shard=10)
