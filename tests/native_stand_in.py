@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 KERNEL = """\
@@ -53,6 +52,7 @@ def start(code, **environment):
     """A Python process that runs code with the checkout at hand; `environment` replaces variables."""
     return subprocess.Popen(
         [sys.executable, "-W", "default", "-c", code],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,21 +73,14 @@ print(obtain(core_recipe(csrc=Path({str(sources)!r}))).path)
 """
 
 
-def at_once(count, folder, code, **environment):
+def at_once(count, code, **environment):
     """(stdout, stderr) of processes that all have imported the package before any of them runs the code."""
-    folder.mkdir()
-    wait = f"""
-import os, time
-from pathlib import Path
-import fdt_pipeline.native.build
-Path({str(folder)!r}, str(os.getpid())).touch()
-while not Path({str(folder)!r}, "go").exists():
-    time.sleep(0.01)
-"""
+    wait = "import fdt_pipeline.native.build\nprint('ready', flush=True)\ninput()\n"
     processes = [start(wait + code, **environment) for _ in range(count)]
-    while len(list(folder.iterdir())) < count and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
-    (folder / "go").touch()
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * count
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
     return [process.communicate(timeout=PATIENCE) for process in processes]
 
 

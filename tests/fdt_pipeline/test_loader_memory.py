@@ -114,10 +114,3 @@ def test_windows_that_lack_classes_are_counted_and_warned_of_with_a_window_that_
     assert stats.images_per_output_of_all == 5.5
     assert 2 < stats.images_per_output < 5
     assert (targets > 0).sum(1).float().mean().item() == pytest.approx(stats.images_per_output, abs=0.6)
-
-
-def test_a_window_that_was_warned_of_at_first_is_not_warned_of_again(sorted_shards):
-    with pytest.warns(UserWarning, match="will often hold fewer than 10 classes"):
-        loader = FDTLoader(sorted_shards, 20, mode="streaming", mix_window=20)
-    list(loader)
-    assert loader.stats.images_per_output < 3

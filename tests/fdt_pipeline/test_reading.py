@@ -73,9 +73,7 @@ def test_a_tar_that_is_cut_while_it_is_read_is_named(copy):
     [
         (0, 0, {"offset": -512}, r"expected \S+ within the tar's \d+ bytes, got offset -512, size \d+"),
         (30, 1, {"size": -1}, r"expected \S+\.cls within the tar's \d+ bytes, got offset \d+, size -1"),
-        (59, 0, {"offset": 10**9}, r"expected \S+ within the tar's \d+ bytes, got offset 1000000000, size \d+"),
         (59, 1, {"size": 10**18}, r"expected \S+\.cls within the tar's .*, size 1000000000000000000"),
-        (7, 1, {"offset": 10**20}, r"expected \S+\.cls within the tar's .*, got offset 100000000000000000000"),
         (59, 1, {"offset": 1536}, r"expected each member behind the one before, got others at \d+"),
     ],
 )
