@@ -18,21 +18,26 @@ BAD = {17, 18, 100, 229}
 
 @pytest.fixture(params=["Pillow", "DALI"])
 def found_by(request, monkeypatch):
-    """Who finds the bad samples: where Pillow sees nothing wrong, DALI tries halves of a window."""
-    if request.param == "DALI":
-        monkeypatch.setattr("fdt_pipeline.loader.bad_samples.decode_image", lambda data, channels: None)
+    """Who finds the bad samples. Pillow decodes them, so it is made to refuse them where it is the one."""
+
+    def refuse(data, channels):
+        if data[45:60] == bytes(15):
+            raise ValueError("Pillow's reason")
+
+    if request.param == "Pillow":
+        monkeypatch.setattr("fdt_pipeline.loader.bad_samples.decode_image", refuse)
     return request.param
 
 
 @pytest.fixture
-def spoilt_shards(tmp_path, monkeypatch, found_by):
-    """Png shards; the bad samples are cut, or damaged, though nothing has changed since they were written."""
+def spoilt_shards(tmp_path, monkeypatch):
+    """Png shards; the bad samples are damaged though nothing has changed since they were written."""
     whole = reading.Chunk.image
 
     def image(chunk, number):
         file = whole(chunk, number)
         if int(chunk.key(number)) in BAD:
-            file = file[:60].copy() if found_by == "Pillow" else file.copy()
+            file = file.copy()
             file[45:60] = 0
         return file
 
@@ -47,11 +52,12 @@ def test_an_undecodable_sample_is_an_error_that_names_shard_and_key(spoilt_shard
     loader = FDTLoader(spoilt_shards, 46, mode="streaming", mix_window=46, train=False, prefetch=prefetch)
     with pytest.raises(RuntimeError, match=r"window \d of epoch 0: .* could not be read or decoded") as caught:
         list(loader)
-    [named] = re.findall(r"shard-00000\d.tar: sample (\d+): (.*?)(?:; |$)", str(caught.value))[:1]
-    assert int(named[0]) in BAD
-    assert ("though Pillow does" in named[1]) == (found_by == "DALI")
+    key, reason = re.findall(r"shard-00000\d.tar: sample (\d+): (.*?)(?:; |$)", str(caught.value))[0]
+    assert int(key) in BAD
+    assert reason == {"Pillow": "Pillow's reason", "DALI": "DALI does not decode it, though Pillow does"}[found_by]
 
 
+@pytest.mark.usefixtures("found_by")
 def test_an_undecodable_sample_is_substituted_after_dali_has_failed(spoilt_shards):
     """Wherever DALI is ahead of the consumer when it fails with a whole window; no batch is lost or repeated."""
     options = {"mode": "streaming", "mix_window": 46, "mix": None, "augment": None, "on_bad": "substitute", **PIXELS}
