@@ -3,21 +3,24 @@
 from tools.bench.results import summarize
 
 
-def contender(name, rates, mixing="none", images_per_output=1.0, **others):
-    turns = [
-        {
-            "rate": rate, "images": 1000, "taken": 2000, "batches": 10, "seconds": 1000 / rate, "waited": 250 / rate,
-            "p50": 0.010, "p95": 0.020, "p99": 0.030, "epoch": 1, "cpu": 0.1, "memory": 300e6, "peak": 400e6,
-            "from_storage": 0, "by_read": 4000, "gpu": 0, "rests": True,
-        }
-        for rate in rates
-    ]  # fmt: skip
+def turn(rate):
+    return {
+        "rate": rate, "images": 1000, "taken": 2000, "batches": 10, "seconds": 1000 / rate, "waited": 250 / rate,
+        "p50": 0.010, "p95": 0.020, "p99": 0.030, "epoch": 1, "cpu": 0.1, "memory": 300e6, "peak": 400e6,
+        "from_storage": 0, "by_read": 4000, "gpu": 0, "rests": True,
+    }  # fmt: skip
+
+
+def start():
     used = {"cpu": 1.0, "memory": 250e6, "peak": 450e6, "from_storage": 7, "by_read": 1, "gpu": 0, "rests": True}
     epoch = {"images": 500, "seconds": 2.0, "whole": False}
-    start = {"set_up_seconds": 1.5, "first_batch_seconds": 0.5, "first_epoch": epoch, **used}
+    return {"set_up_seconds": 1.5, "first_batch_seconds": 0.5, "first_epoch": epoch, **used}
+
+
+def contender(name, rates, mixing="none", images_per_output=1.0, **others):
     return {
         "name": name, "mixing": mixing, "note": "", "images_per_output": images_per_output, "status": "measured",
-        "reason": "", "check": {}, "start": start, "turns": turns, **others,
+        "reason": "", "check": {}, "start": start(), "turns": list(map(turn, rates)), **others,
     }  # fmt: skip
 
 

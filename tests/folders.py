@@ -1,14 +1,23 @@
-"""What lies in a folder, for comparing two of them."""
+"""Folders of image files, and what lies in a folder, for comparing two of them."""
 
-from __future__ import annotations
+import numpy as np
+from PIL import Image
 
-from pathlib import Path
+RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+COLOR = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
 
 
-def names(folder: Path) -> list[str]:
+def save_image(path, pixels=COLOR):
+    """A PNG, whatever the name says. The folders above are made; the path is returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, "PNG")
+    return path
+
+
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Of all files below it, by path."""
+def content(folder):
+    """The bytes of all files below it, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

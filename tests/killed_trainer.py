@@ -7,14 +7,13 @@ import torch
 import torch._dynamo  # the first optimizer of a process would import it, in seconds: do it before a fork
 
 from fdt_pipeline import FDTLoader
-from train.files import read_checkpoint, write_checkpoint
 
 NUM_EPOCHS = 3
 BATCH_SIZE = 10  # 23 steps an epoch of 230 samples
 
 
-def train(shards, folder, mode, steps):
-    """Until the end, or its own. steps: a file descriptor that gets a byte for every step that is in the checkpoint."""
+def train(shards, folder, mode):
+    """Until the end, or its own."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
@@ -22,12 +21,13 @@ def train(shards, folder, mode, steps):
     loader = FDTLoader(shards, BATCH_SIZE, mode=mode, seed=3, num_threads=1, **window)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(90, 16), torch.nn.ReLU(), torch.nn.Linear(16, 7))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    checkpoint = Path(folder) / "checkpoint.pt"
+    checkpoint, num_steps = Path(folder) / "checkpoint.pt", 0
     if checkpoint.exists():
-        stored = read_checkpoint(checkpoint)
+        stored = torch.load(checkpoint)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         loader.load_state_dict(stored["loader"])
+        num_steps = stored["num_steps"]
     for epoch in range(loader.epoch, NUM_EPOCHS):
         loader.set_epoch(epoch)
         for images, targets in loader:
@@ -35,6 +35,13 @@ def train(shards, folder, mode, steps):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
-            write_checkpoint(checkpoint, state)  # a kill leaves the old one or the new one
-            os.write(steps, b".")
+            num_steps += 1
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
+            save({**states, "num_steps": num_steps}, checkpoint)
+
+
+def save(state, path):
+    """So that a kill leaves the old one or the new one."""
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)

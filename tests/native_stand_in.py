@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 KERNEL = """\
@@ -12,13 +11,8 @@ KERNEL = """\
 namespace FDT_ISA { int answer() { return kAnswer; } }
 """
 CORE = """\
-#include <string>
 #include "answer.h"
-#define FDT_API extern "C" __attribute__((visibility("default")))
-static std::string nvrtc_path;
-FDT_API int fdt_answer() { return kAnswer; }
-FDT_API void fdt_set_nvrtc_path(const char *path) { nvrtc_path = path; }
-FDT_API const char *fdt_nvrtc_path() { return nvrtc_path.c_str(); }
+extern "C" __attribute__((visibility("default"))) int fdt_answer() { return kAnswer; }
 """
 PATIENCE = 120  # seconds, for processes that should end by themselves
 ROOT = Path(__file__).parents[1]
@@ -58,6 +52,7 @@ def start(code, **environment):
     """A Python process that runs code with the checkout at hand; `environment` replaces variables."""
     return subprocess.Popen(
         [sys.executable, "-W", "default", "-c", code],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,21 +73,14 @@ print(obtain(core_recipe(csrc=Path({str(sources)!r}))).path)
 """
 
 
-def at_once(count, folder, code, **environment):
+def at_once(count, code, **environment):
     """(stdout, stderr) of processes that all have imported the package before any of them runs the code."""
-    folder.mkdir()
-    wait = f"""
-import os, time
-from pathlib import Path
-import fdt_pipeline.native.build
-Path({str(folder)!r}, str(os.getpid())).touch()
-while not Path({str(folder)!r}, "go").exists():
-    time.sleep(0.01)
-"""
+    wait = "import fdt_pipeline.native.build\nprint('ready', flush=True)\ninput()\n"
     processes = [start(wait + code, **environment) for _ in range(count)]
-    while len(list(folder.iterdir())) < count and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
-    (folder / "go").touch()
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * count
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
     return [process.communicate(timeout=PATIENCE) for process in processes]
 
 

@@ -27,18 +27,18 @@ def wheel(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bare_site(wheel, tmp_path_factory):
-    """A folder with the wheel and NumPy, and nothing else to import beside the standard library."""
+def bare(wheel, tmp_path_factory):
+    """Runs code that finds the wheel and NumPy, and nothing else beside the standard library."""
     site = tmp_path_factory.mktemp("site")
     zipfile.ZipFile(wheel).extractall(site)
     for name in ("numpy", "numpy.libs"):
         (site / name).symlink_to(Path(np.__file__).parents[1] / name)
-    return site
 
+    def run(code):
+        command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
-def run_bare(site, code):
-    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    return run
 
 
 def test_the_wheel_ships_fdt_pipeline_alone(wheel):
@@ -47,106 +47,97 @@ def test_the_wheel_ships_fdt_pipeline_alone(wheel):
     assert {"fdt_pipeline/definition/superposition.py", "fdt_pipeline/py.typed"} <= set(names)
 
 
-def test_the_definition_works_with_numpy_alone(bare_site):
-    done = run_bare(
-        bare_site,
+def test_the_definition_works_with_numpy_alone(bare):
+    done = bare(
         "import fdt_pipeline as f\n"
         "plan = f.draw_plan(1, 0, 0, f.Pool([0, 1, 2], 3), f.FDT(min_images=3))\n"
-        "print(f.superpose_targets(plan, 3).sum(), 'torch' in sys.modules)",
+        "print(f.superpose_targets(plan, 3).sum(), 'torch' in sys.modules)"
     )
     assert done.stdout.split() == ["1.0", "False"], done.stderr
 
 
-def test_the_loader_says_what_to_install_where_dali_is_missing(bare_site):
-    done = run_bare(bare_site, "from fdt_pipeline import FDTLoader")
+def test_the_loader_says_what_to_install_where_dali_is_missing(bare):
+    done = bare("from fdt_pipeline import FDTLoader")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: the pipeline needs NVIDIA DALI")
 
 
-class Installed:
-    """A virtual environment with the wheel, which finds everything else in the environment of the tests."""
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Runs a program of a virtual environment with the wheel, in an empty folder, and returns what it prints.
 
-    def __init__(self, wheel, folder):
-        self.folder, self.bin = folder / "empty", folder / "env" / "bin"
-        self.folder.mkdir()
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
-        [site] = (folder / "env" / "lib").glob("python*/site-packages")
-        # pip installs the wheel by itself; what it depends on comes after it on the path, the checkout never.
-        command = [sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--no-deps", "--no-index"]
-        subprocess.run([*command, wheel], check=True, capture_output=True)
-        others = [path for path in sys.path if "site-packages" in path] or [sysconfig.get_path("purelib")]
-        (site / "others.pth").write_text("\n".join(others) + "\n")
+    pip installs the wheel by itself; what it depends on comes after it on the path, the checkout never.
+    """
+    folder, environment = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    command = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--no-deps"]
+    subprocess.run([*command, "--no-index", wheel], check=True, capture_output=True)
+    [site] = (environment / "lib").glob("python*/site-packages")
+    others = [path for path in sys.path if "site-packages" in path] or [sysconfig.get_path("purelib")]
+    (site / "others.pth").write_text("\n".join(others) + "\n")
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def run(self, *command):
-        """What a program of the environment prints, run in an empty folder."""
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        program = [self.bin / command[0], *command[1:]]
-        done = subprocess.run(program, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+    def run(program, *arguments):
+        command = [environment / "bin" / program, *arguments]
+        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def python(self, code):
-        return self.run("python", "-c", code)
+    return run
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    return Installed(wheel, tmp_path_factory.mktemp("installed"))
-
-
-@pytest.fixture(scope="module")
-def shards(installed):
-    """Made by the installed program, of an .npz in its folder."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
-    np.savez(installed.folder / "set.npz", images=images, labels=np.arange(40) % 4)
-    installed.run("fdt-pipeline", "shard", "set.npz", "shards")
-    return installed.folder / "shards"
+def with_shards(installed):
+    """The same, where the installed program has made shards of an .npz."""
+    arrays = "images=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), labels=np.arange(40) % 4"
+    installed("python", "-c", f"import numpy as np; np.savez('set.npz', {arrays})")
+    installed("fdt-pipeline", "shard", "set.npz", "shards")
+    return installed
 
 
 @pytest.mark.process
-def test_the_installed_program_makes_checks_describes_draws_and_converts_shards(installed, shards):
-    assert installed.run("fdt-pipeline", "verify", "shards") == "shards: fine\n"
-    assert json.loads(installed.run("fdt-pipeline", "info", "shards", "--json"))["shape"] == [8, 8, 3]
-    assert installed.run("fdt-pipeline", "index", "shards").endswith("40 samples, unchanged\n")
+def test_the_installed_program_makes_checks_describes_draws_and_converts_shards(with_shards):
+    run = with_shards
+    assert run("fdt-pipeline", "verify", "shards") == "shards: fine\n"
+    assert json.loads(run("fdt-pipeline", "info", "shards", "--json"))["shape"] == [8, 8, 3]
+    assert run("fdt-pipeline", "index", "shards").endswith("40 samples, unchanged\n")
     for options in ([], ["--superpose"]):
-        installed.run("fdt-pipeline", "preview", "shards", "--out", "sheet.png", *options)
-        assert (installed.folder / "sheet.png").read_bytes().startswith(b"\x89PNG")
-    installed.run("fdt-pipeline", "convert", "shards", "webp", "--encode", "webp")
-    assert installed.run("python", "-m", "fdt_pipeline", "verify", "webp", "--decode") == "webp: fine\n"
+        run("fdt-pipeline", "preview", "shards", "--out", "sheet.png", *options)
+        assert run("python", "-c", "print(open('sheet.png', 'rb').read(4))") == "b'\\x89PNG'\n"
+    run("fdt-pipeline", "convert", "shards", "webp", "--encode", "webp")
+    assert run("python", "-m", "fdt_pipeline", "verify", "webp", "--decode") == "webp: fine\n"
 
 
 @pytest.mark.process
 @pytest.mark.dali
-def test_the_installed_package_builds_its_operators_and_loads_a_batch(installed, shards):
+def test_the_installed_package_builds_its_operators_and_loads_a_batch(with_shards):
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    assert "compiled in" in (built := installed.run("fdt-pipeline", "build")) or "there already" in built
-    assert json.loads(installed.run("fdt-pipeline", "doctor", "--json"))["engine"]["cpu"] == "native"
-    printed = installed.python(
+    assert "compiled in" in (built := with_shards("fdt-pipeline", "build")) or "there already" in built
+    assert json.loads(with_shards("fdt-pipeline", "doctor", "--json"))["engine"]["cpu"] == "native"
+    code = (
         "import fdt_pipeline; from fdt_pipeline import FDT, FDTLoader\n"
         "images, targets = next(iter(FDTLoader('shards', batch_size=10, mix=FDT(), engine='native')))\n"
         "print(tuple(images.shape), targets.sum(1).round().tolist() == [1.0] * 10, fdt_pipeline.__file__)"
     )
+    printed = with_shards("python", "-c", code)
     assert printed.startswith("(10, 3, 8, 8) True ")
     assert str(ROOT) not in printed
 
 
 @pytest.mark.process
-def test_the_installed_package_brings_tensor_normalization_and_the_losses(installed):
-    printed = installed.python(
+def test_the_installed_package_brings_tensor_normalization_and_the_losses_and_dir_lists_every_name(installed):
+    code = (
         "import torch; import fdt_pipeline.losses\n"
         "from fdt_pipeline.tensor_norm import ReLUTensorNorm, fold_tensor_norm, insert_tensor_norm\n"
         "network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())\n"
         "network = insert_tensor_norm(network)\n"
-        "print(isinstance(network[2], ReLUTensorNorm), fold_tensor_norm(network.eval())[1], fdt_pipeline.losses)"
+        "print(isinstance(network[2], ReLUTensorNorm), fold_tensor_norm(network.eval())[1], fdt_pipeline.losses)\n"
+        "print(set(fdt_pipeline.__all__) - set(dir(fdt_pipeline)))"
     )
-    assert printed.startswith("True 0 <module 'fdt_pipeline.losses'")
-
-
-@pytest.mark.process
-def test_dir_lists_every_public_name(installed):
-    printed = installed.python("import fdt_pipeline; print(set(fdt_pipeline.__all__) - set(dir(fdt_pipeline)))")
-    assert printed == "set()\n"
+    network, names = installed("python", "-c", code).splitlines()
+    assert network.startswith("True 0 <module 'fdt_pipeline.losses'")
+    assert names == "set()"
 
 
 @pytest.mark.process

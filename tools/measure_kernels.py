@@ -4,9 +4,8 @@
 
 On the CPU plans, shifts, sums and outputs are held against the machine's own bound: the products of the same images,
 summed in the first-level cache, and nothing else (yardstick_kernel.cc). All images are in the caches. Contenders run in
-interleaved rounds. Ratios are taken within a round, as a machine's
-clock may change from one to the next. On a GPU (--gpu) the figures are outputs a second of the kernel alone.
-`python -m tools bench` measures whole loaders.
+interleaved rounds. Ratios are taken within a round, as a machine's clock may change from one to the next. On a GPU
+(--gpu) the figures are outputs a second of the kernel alone. `python -m tools bench` measures whole loaders.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import torch
 from fdt_pipeline.definition.superposition import FDT, Augment
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native.load import nvrtc_path
+from tools.bench.results import rounded
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe, load_levels
 from tools.rounds import measure_rounds
 from train.environment import hardware, versions
@@ -69,10 +69,6 @@ def rates(contenders: Mapping[str, Contender], outputs: int, seconds: float, rou
     return measure_rounds({name: partial(rate, contender) for name, contender in contenders.items()}, rounds)
 
 
-def rounded(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
 def ratio(name: str, over: Sequence[float], under: Sequence[float], bounds: tuple[float | None, float | None]) -> Any:
     values = [rounded(a / b) for a, b in zip(over, under, strict=True)]
     return {"ratio": name, **spread(values), "at_least": bounds[0], "stretch": bounds[1]}
@@ -104,16 +100,16 @@ def measure_cpu(probes: Mapping[str, Probe], seconds: float, rounds: int) -> tup
 
 def measure_gpu(probe: Probe, seconds: float, rounds: int) -> dict[str, Any]:
     """Outputs a second on GPU 0, by classes and type, from a pool there."""
+
+    def superpose(pool: Any, draw: Draw, half: bool, repeats: int) -> float:
+        return probe.gpu_superpose(pool, draw, output_of(half), GPU_OUTPUTS, repeats + 1)[2]
+
     contenders: dict[str, Contender] = {}
     for num_classes in CLASSES:
         pool = probe.pool(*made_up(GPU_IMAGES, num_classes), num_classes, PAD, device=0)
         draw = Draw(0, 0, np.arange(GPU_OUTPUTS), FDT(), Augment(PAD))
         for half in (False, True):
-
-            def superpose(repeats: int, pool: Any = pool, draw: Draw = draw, half: bool = half) -> float:
-                return probe.gpu_superpose(pool, draw, output_of(half), GPU_OUTPUTS, repeats + 1)[2]
-
-            contenders[f"GPU, C = {num_classes}, float{16 if half else 32}"] = superpose
+            contenders[f"GPU, C = {num_classes}, float{16 if half else 32}"] = partial(superpose, pool, draw, half)
     return rates(contenders, GPU_OUTPUTS, seconds, rounds)
 
 
@@ -127,11 +123,6 @@ def table(ratios: Sequence[dict[str, Any]]) -> str:
         interval = f"{median(values):.3g} [{min(values):.3g}, {max(values):.3g}]"
         rows.append(f"| {r['ratio']} | {interval} | {cells} | {holds} |")
     return "\n".join(rows)
-
-
-def bounded_table(ratios: Sequence[dict[str, Any]]) -> str:
-    """The ratios that have a bound, as the READMEs show them."""
-    return table([r for r in ratios if r["at_least"] is not None])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

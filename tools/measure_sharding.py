@@ -67,9 +67,6 @@ def loop(samples: Callable[[], Iterable[Members]], out: Path) -> None:
 def loops_of_files(folder: Path) -> dict[str, Write]:
     files = sorted((path, int(path.parent.name)) for path in folder.glob("*/*.jpg"))
 
-    def copied(path: Path) -> Any:
-        return path.read_bytes()
-
     def checked(path: Path) -> Any:
         data = path.read_bytes()
         Image.open(io.BytesIO(data)).load()
@@ -82,7 +79,7 @@ def loops_of_files(folder: Path) -> dict[str, Write]:
     def samples(read: Callable[[Path], Any]) -> Iterator[Members]:
         return (({"jpg": read(path)}, label) for path, label in files)
 
-    named = {"bytes unseen": copied, "each image decoded": checked, "decoded and encoded": encoded}
+    named = {"bytes unseen": Path.read_bytes, "each image decoded": checked, "decoded and encoded": encoded}
     return {f"ShardWriter, {name}": partial(loop, partial(samples, read)) for name, read in named.items()}
 
 

@@ -11,9 +11,11 @@ import ctypes
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -42,19 +44,11 @@ def load_levels(library: Path, folder: Path) -> dict[str, Probe]:
     A loaded library chooses its level once, so each has a copy of its own in `folder`.
     """
     found: dict[str, Probe] = {}
-    before = os.environ.get(ISA)
     for level in LEVELS:
         probe = Probe(ctypes.CDLL(str(shutil.copy(library, folder / f"{level}.so"))))
-        os.environ[ISA] = level
-        try:
+        with patch.dict(os.environ, {ISA: level}), suppress(ValueError):  # this processor lacks it
             assert probe.isa == level
             found[level] = probe
-        except ValueError:  # this processor lacks it
-            continue
-        finally:
-            os.environ.pop(ISA)
-            if before is not None:
-                os.environ[ISA] = before
     return found
 
 
@@ -163,11 +157,8 @@ class Probe:
         offsets = np.empty(len(index) + 1, np.int64)
         fields = [np.empty(0, np.int64) for _ in range(4)] + [np.empty(0, np.uint8)]
         for _ in range(2):  # the first call says how much room it takes
-            m = self._check(
-                self.library.probe_draw_plans(
-                    pool.handle, options, ids, len(fields[0]), _address(offsets), *map(_address, fields)
-                )
-            )
+            size, addresses = len(fields[0]), map(_address, (offsets, *fields))
+            m = self._check(self.library.probe_draw_plans(pool.handle, options, ids, size, *addresses))
             fields = fields if len(fields[0]) == m else [np.empty(m, array.dtype) for array in fields]
         images, classes, dy, dx, flip = fields
         weights = batch_weights(draw.fdt.series, np.diff(offsets))
@@ -178,30 +169,14 @@ class Probe:
     ) -> Outputs:
         """On the CPU: images [n channels h w] or [n h w channels], targets f32[n num_classes] or i64[n], seconds."""
         assert pool.labels is not None
-        images, targets = _room(draw, output, pool.shape, pool.labels.num_classes)
-        options, (ids, *_kept), seconds = _options(draw, pool.labels, output), _ids(draw), ctypes.c_double()
-        self._check(
-            self.library.probe_superpose(
-                pool.handle, options, ids, num_threads, repeats,
-                _address(images), _address(targets), ctypes.byref(seconds),
-            )
-        )  # fmt: skip
-        return images, targets, seconds.value
+        function, source = self.library.probe_superpose, [pool.handle]
+        return self._superpose(function, source, pool.shape, pool.labels, draw, output, num_threads, repeats)
 
     def yardstick(self, pool: NativePool, plans: Plans, num_threads: int = 1, repeats: int = 1) -> float:
         """Seconds of the plain multiply-adds of these plans' images, u8 into float32: the machine's own bound."""
         counts, images, seconds = _i64(plans.num_images()), _i64(plans.images), ctypes.c_double()
-        self._check(
-            self.library.probe_yardstick(
-                pool.handle,
-                _address(counts),
-                _address(images),
-                len(counts),
-                num_threads,
-                repeats,
-                ctypes.byref(seconds),
-            )
-        )
+        numbers = (len(counts), num_threads, repeats, ctypes.byref(seconds))
+        self._check(self.library.probe_yardstick(pool.handle, _address(counts), _address(images), *numbers))
         return seconds.value
 
     def set_driver(self, cuda: object, nvrtc: object) -> None:
@@ -218,7 +193,8 @@ class Probe:
     ) -> Outputs:
         """Like `superpose`, on GPU 0 from a pool there; `seconds` leaves out the first of the repeats."""
         assert pool.labels is not None
-        return self._on_gpu(pool.handle, None, pool.shape, pool.labels, draw, output, batch_size, repeats)
+        function, source = self.library.probe_gpu_superpose, [pool.handle, None]
+        return self._superpose(function, source, pool.shape, pool.labels, draw, output, batch_size, repeats)
 
     def gpu_superpose_window(
         self, images: U8, labels: Pool, draw: Draw, output: ProbeOutput, scattered: bool = False, batch_size: int = 4096
@@ -226,20 +202,18 @@ class Probe:
         """The same from a window of images that are in one piece on the GPU, or each on its own."""
         n, h, w, c = images.shape
         window = _Window(_address(images), _address(labels.labels), n, h, w, c, labels.num_classes, scattered)
-        return self._on_gpu(None, ctypes.byref(window), images.shape, labels, draw, output, batch_size, 1)
+        function, source = self.library.probe_gpu_superpose, [None, ctypes.byref(window)]
+        return self._superpose(function, source, images.shape, labels, draw, output, batch_size, 1)
 
-    def _on_gpu(
-        self, handle: int | None, window: Any, shape: Sequence[int], labels: Pool, draw: Draw, output: ProbeOutput,
-        batch_size: int, repeats: int,
+    def _superpose(
+        self, function: Any, source: Sequence[Any], shape: Sequence[int], labels: Pool, draw: Draw, output: ProbeOutput,
+        *numbers: int,
     ) -> Outputs:  # fmt: skip
+        """numbers: the arguments of the function between the ids and the outputs."""
         images, targets = _room(draw, output, shape, labels.num_classes)
         options, (ids, *_kept), seconds = _options(draw, labels, output), _ids(draw), ctypes.c_double()
-        self._check(
-            self.library.probe_gpu_superpose(
-                handle, window, options, ids, batch_size, repeats,
-                _address(images), _address(targets), ctypes.byref(seconds),
-            )
-        )  # fmt: skip
+        outputs = (_address(images), _address(targets), ctypes.byref(seconds))
+        self._check(function(*source, options, ids, *numbers, *outputs))
         return images, targets, seconds.value
 
     def _check(self, result: int) -> int:

@@ -38,7 +38,7 @@ _MAX_SHARDS = 8  # from which superposed images are drawn; each holds the classe
 _GAP, _MARGIN = 4, 16  # pixels between two images, and around the page
 _DPI = 100
 _FONT = "DejaVu Sans Mono"  # comes with matplotlib; every character has the same width, so a text's width is known
-_CHARACTER, _LINE = 7, 18  # its width and height in pixels, at 8 points
+CHARACTER, _LINE = 7, 18  # its width and height in pixels, at 8 points
 Entry = tuple[str, U8]  # a text, and the image that stands beside it
 Place = tuple[int, int]  # the number of a shard, and the position of a sample in it
 
@@ -188,25 +188,25 @@ class Samples:
 
 
 def page(head: Sequence[str], entries: Sequence[Entry], columns: int, characters: int) -> Figure:
-    """A figure with `head` above, and the entries in columns: no image is stretched, cut or covered.
+    """A figure with `head` above, and the entries in columns, each image left of its text, not stretched or covered.
 
     Images have one size. characters: what a line of an entry's text has room for.
     """
     from matplotlib.figure import Figure  # takes a third of a second, and most verbs draw nothing
 
     rows, (high, wide) = -(-len(entries) // columns), entries[0][1].shape[:2]
-    pitch = characters * _CHARACTER + wide + _MARGIN
+    pitch = wide + (1 + characters) * CHARACTER + _MARGIN
     width = max(columns * pitch + _MARGIN, 640)
     height = 3 * _MARGIN + _LINE * len(head) + rows * (high + _GAP)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     style: dict[str, Any] = {"family": _FONT, "size": 8, "parse_math": False}
-    lines = [shortened(line, (width - 2 * _MARGIN) // _CHARACTER, 1) for line in head]
+    lines = [shortened(line, (width - 2 * _MARGIN) // CHARACTER, 1) for line in head]
     figure.text(_MARGIN / width, 1 - _MARGIN / height, "\n".join(lines), va="top", linespacing=1.4, **style)
     for number, (text, image) in enumerate(entries):
         column, row = divmod(number, rows)
         x, y = _MARGIN + column * pitch, _MARGIN + (rows - 1 - row) * (high + _GAP)
-        figure.text(x / width, (y + high / 2) / height, text, va="center", **style)
-        figure.figimage(image, x + characters * _CHARACTER, y)
+        figure.figimage(image, x, y)
+        figure.text((x + wide + CHARACTER) / width, (y + high / 2) / height, text, va="center", **style)
     return figure
 
 

@@ -1,16 +1,22 @@
-"""The examples, run with the real libraries; the two that need DALI alone are in tests/fdt_pipeline."""
+"""The examples, run as users do, each in a process of its own, with the real libraries."""
 
+import math
+import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from fdt_pipeline import FDTLoader
-from tests.example_runs import EXAMPLES, run_example
 from tests.peers import needs
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "shared.py")
 
 
@@ -19,6 +25,45 @@ def test_each_is_shorter_than_60_lines_and_has_its_line_in_the_table(script):
     assert len(script.read_text().splitlines()) < 60
     (row,) = re.findall(rf"^\| \[`{script.name}`\].*$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert f"examples/{script.name} SHARDS`" in row
+
+
+@dataclass(frozen=True)
+class Example:
+    """What an example printed: the loss of each step, and the accuracy, if there is one."""
+
+    losses: dict[int, float]
+    accuracy: float | None
+
+
+def run_example(name, shards, folder, *arguments, ranks=None):
+    """Run it in `folder`, under torchrun where `ranks` says how many; it must succeed, with no warning of ours."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    command = [sys.executable, *launcher, EXAMPLES / f"{name}.py", shards, *arguments]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its ranks then
+        raise
+    assert process.returncode == 0, errors
+    assert not re.findall(r"^.*/(?:fdt_pipeline|examples)/.*Warning.*$", errors, re.MULTILINE)
+    return _read(output)
+
+
+def _read(output):
+    steps = [(int(step), float(loss)) for step, loss in re.findall(r"^step (\d+): loss (\S+)", output, re.MULTILINE)]
+    losses = dict(steps)
+    assert len(losses) == len(steps), "a step was printed twice"
+    assert all(math.isfinite(loss) for loss in losses.values())
+    found = re.search(r"^accuracy (0\.\d+|1\.0+)$", output, re.MULTILINE)
+    return Example(losses, float(found[1]) if found else None)
 
 
 def assert_same_run(whole, num_steps, *parts):
@@ -37,6 +82,15 @@ def test_plain_goes_on_after_its_last_checkpoint_as_if_it_had_not_been_stopped(f
     assert list(stopped.losses) == list(range(1, 9))
     assert list(resumed.losses) == [7, 8, 9, 10]
     assert_same_run(plain("whole.pt"), 10, stopped, resumed)
+
+
+@pytest.mark.process
+@pytest.mark.dali
+@pytest.mark.parametrize(("name", "num_steps"), [("dali_iterator", 10), ("own_dali_pipeline", 8)])
+def test_those_of_dalis_own_train_for_two_epochs_or_as_many_steps_as_asked(few_shards, tmp_path, name, num_steps):
+    whole = run_example(name, few_shards, tmp_path, "--epochs", 2)
+    assert list(whole.losses) == list(range(1, num_steps + 1))
+    assert list(run_example(name, few_shards, tmp_path, "--steps", 2).losses) == [1, 2]
 
 
 EPOCHS = 21  # of 4 steps: the last step is one that is saved

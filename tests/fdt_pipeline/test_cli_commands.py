@@ -1,25 +1,21 @@
 """The command line: its flags, what its verbs print, write and return, and what they do with bad input."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fdt_pipeline.cli import main, shard
+from fdt_pipeline.cli import main
 from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
-from fdt_pipeline.shards.record import Record
-from fdt_pipeline.shards.task import Task, Work, run_task
+from fdt_pipeline.shards.task import run_task
 from fdt_pipeline.sources import ArraySource
 from tests.folders import content, names
 from tools.__main__ import main as tools
@@ -40,23 +36,10 @@ FLAGS = {
     "--json --list --mixing --model --plot --render --repeats --seconds --size --timeout --widest --work "
     "--workers",
 }
-Printed = pytest.CaptureFixture[str]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture
-def npz(tmp_path: Path) -> Path:
-    """A source without splits."""
-    path = tmp_path / "set.npz"
-    np.savez(path, images=np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2), labels=np.arange(40) % 4)
-    return path
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path):
     """30 images of three classes, two of them bad."""
     for index in range(30):
         path = tmp_path / "photos" / "abc"[index % 3] / f"{index:02d}.jpg"
@@ -68,7 +51,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("verb", FLAGS)
-def test_the_flags_of_every_verb_stay_what_they_are_and_its_help_has_an_example(verb: str, capsys: Printed) -> None:
+def test_the_flags_of_every_verb_stay_what_they_are_and_its_help_has_an_example(verb, capsys):
     """People write them into scripts: adding one changes this list, removing one breaks somebody."""
     with pytest.raises(SystemExit) as caught:
         tools([verb, "--help"])
@@ -80,7 +63,7 @@ def test_the_flags_of_every_verb_stay_what_they_are_and_its_help_has_an_example(
     assert re.search(rf"example:\n  (fdt-pipeline|python -m tools) {verb}", printed)
 
 
-def test_the_package_has_all_verbs_and_tools_has_bench_too(capsys: Printed) -> None:
+def test_the_package_has_all_verbs_and_tools_has_bench_too(capsys):
     for program, verbs in ((main, [*FLAGS][:-1]), (tools, FLAGS)):
         with pytest.raises(SystemExit):
             program(["--help"])
@@ -90,9 +73,9 @@ def test_the_package_has_all_verbs_and_tools_has_bench_too(capsys: Printed) -> N
 
 
 @pytest.mark.parametrize("arguments", [(), ("shard",), ("shard", "a", "b", "--encode", "jpeg"), ("fly",)])
-def test_a_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: Printed) -> None:
+def test_a_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        run(*arguments)
+        main(arguments)
     assert caught.value.code == 2
     assert "usage: fdt-pipeline" in capsys.readouterr().err
 
@@ -117,9 +100,7 @@ def test_a_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: Printed)
         (("verify", "{tmp}/file"), "file: is a file, expected a folder"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
-    tmp_path: Path, capsys: Printed, arguments: tuple[str, ...], message: str
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, tmp_path, arguments, message):
     """No split is written either where another one of the source is faulty, or is there already."""
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -128,48 +109,45 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     Image.new("RGB", (2, 2)).save(tmp_path / "splits" / "train" / "cat" / "1.png")
     write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), tmp_path / "test")
     before = content(tmp_path)
-    assert run(*(argument.format(tmp=tmp_path) for argument in arguments)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
+    done = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (done.code, done.out) == (2, "")
+    [line] = done.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
     assert content(tmp_path) == before
 
 
-def test_all_splits_are_written_verified_and_described(tmp_path: Path, capsys: Printed) -> None:
+def test_all_splits_are_written_verified_and_described(run, tmp_path):
     out = tmp_path / "out"
-    assert run("shard", SUBSET, out) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    written = [
         f"{out}/train: shards: 5, samples: 5000, classes: 10, stored as: 5000 npy",
         f"{out}/test: shards: 1, samples: 1000, classes: 10, stored as: 1000 npy",
     ]
-    assert run("verify", out) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{out}/train: fine", f"{out}/test: fine"]
-    assert run("info", out) == 0
-    printed = capsys.readouterr().out
-    assert f"{out}/train\n  source    fashion-mnist, split train\n  samples   5000 of 10 classes\n" in printed
-    assert "  images    28 x 28 x 1, raw: 5000 npy\n" in printed
-    assert "      9  Ankle boot       100" in printed
-    assert run("info", out, "--json") == 0
-    manifests = json.loads(capsys.readouterr().out)
+    assert run("shard", SUBSET, out)[:2] == (0, "\n".join([*written, ""]))
+    assert run("verify", out)[:2] == (0, f"{out}/train: fine\n{out}/test: fine\n")
+    about = run("info", out).out
+    assert f"{out}/train\n  source    fashion-mnist, split train\n  samples   5000 of 10 classes\n" in about
+    assert "  images    28 x 28 x 1, raw: 5000 npy\n" in about
+    assert "      9  Ankle boot       100" in about
+    manifests = json.loads(run("info", out, "--json").out)
     assert list(manifests) == ["train", "test"]
     assert manifests["test"] == json.loads((out / "test" / "manifest.json").read_text())
-    assert run("info", out / "test", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == manifests["test"]
+    assert manifests["test"] == json.loads(run("info", out / "test", "--json").out)
     (out / "train" / "manifest.json").unlink()
-    assert run("verify", out) == 1, "though the last set is whole"
+    assert run("verify", out).code == 1, "though the last set is whole"
 
 
-def test_every_option_reaches_the_manifest_and_shards_are_replaced_only_when_asked(tmp_path: Path, npz: Path) -> None:
-    out = tmp_path / "out"
-    assert run("shard", npz, out, "--encode", "png", "--seed", 9, "--samples-per-shard", 25) == 0
+def test_every_option_reaches_the_manifest_and_shards_are_replaced_only_when_asked(run, tmp_path):
+    """The source has no splits."""
+    npz, out = tmp_path / "set.npz", tmp_path / "out"
+    np.savez(npz, images=np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2), labels=np.arange(40) % 4)
+    assert run("shard", npz, out, "--encode", "png", "--seed", 9, "--samples-per-shard", 25).code == 0
     manifest = read_manifest(out)
     assert (manifest.encoding, manifest.seed, manifest.samples_per_shard) == ("png", 9, 25)
     assert [item.num_samples for item in manifest.shards] == [25, 15]
-    assert run("shard", npz, out, "--seed", 1) == 2
+    assert run("shard", npz, out, "--seed", 1).code == 2
     assert read_manifest(out) == manifest
-    assert run("shard", npz, out, "--seed", 1, "--overwrite") == 0
+    assert run("shard", npz, out, "--seed", 1, "--overwrite").code == 0
     assert read_manifest(out).seed == 1
 
 
@@ -177,141 +155,118 @@ def test_every_option_reaches_the_manifest_and_shards_are_replaced_only_when_ask
     ("options", "expected"),
     [("", "keep"), ("--size 8", "raw"), ("--encode webp", "webp"), ("--encode keep --size 8", "keep")],
 )
-def test_files_are_kept_unless_another_encoding_is_asked_for(photos: Path, options: str, expected: str) -> None:
+def test_files_are_kept_unless_another_encoding_is_asked_for(run, photos, options, expected):
     run("shard", photos, photos.with_name("out"), "--on-bad", "quarantine", *options.split())
     manifest = read_manifest(photos.with_name("out"))
     assert manifest.encoding == expected
     assert manifest.shape == ((8, 8, 3) if "--size" in options else (8, 9, 3))
 
 
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path, capsys: Printed) -> None:
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(run, tmp_path):
     out = tmp_path / "out"
-    assert run("shard", SUBSET, out, "--dry-run", "--samples-per-shard", 600) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    assert run("shard", SUBSET, out, "--dry-run", "--samples-per-shard", 600).out.splitlines() == [
         f"{out}/train: would write 5000 samples of 10 classes, raw, in 9 shards",
         f"{out}/test: would write 1000 samples of 10 classes, raw, in 2 shards",
     ]
-    assert run("shard", SUBSET, out, "--split", "test", "--dry-run", "--json", "--encode", "webp") == 0
+    done = run("shard", SUBSET, out, "--split", "test", "--dry-run", "--json", "--encode", "webp")
     about = {"out": str(out), "kind": "fashion-mnist", "split": "test", "encoding": "webp"}
-    counts = {"num_samples": 1000, "num_classes": 10, "num_shards": 1}
-    assert json.loads(capsys.readouterr().out) == [about | counts]
+    assert json.loads(done.out) == [about | {"num_samples": 1000, "num_classes": 10, "num_shards": 1}]
     assert not out.exists()
 
 
-def test_a_download_comes_before_the_splits_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(path: Path, kind: str) -> None:
-        path.mkdir()
-        for file in Path(SUBSET).iterdir():
-            (path / file.name).write_bytes(file.read_bytes())
-
-    monkeypatch.setattr(shard, "download_source", download)
-    assert run("shard", tmp_path / "new", tmp_path / "out", "--download", "--source", "fashion-mnist") == 0
+def test_a_download_comes_before_the_splits_are_looked_for(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("fdt_pipeline.cli.shard.download_source", lambda path, kind: shutil.copytree(SUBSET, path))
+    assert run("shard", tmp_path / "new", tmp_path / "out", "--download", "--source", "fashion-mnist").code == 0
     assert read_manifest(tmp_path / "out" / "train").num_samples == 5000
 
 
-def test_bad_samples_stop_the_run_and_in_quarantine_they_are_named_both_with_exit_code_1(
-    photos: Path, capsys: Printed
-) -> None:
+def test_bad_samples_stop_the_run_and_in_quarantine_they_are_named_both_with_exit_code_1(run, photos):
     out = photos.with_name("out")
-    assert run("shard", photos, out, "--workers", 1, "--samples-per-shard", 1) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert re.match(r"error: sample .*\((a/00|b/04)\.jpg\): not an image: .*; fix or remove it", captured.err)
-    assert "--on-bad quarantine" in captured.err
+    done = run("shard", photos, out, "--workers", 1, "--samples-per-shard", 1)
+    assert (done.code, done.out) == (1, "")
+    assert re.match(r"error: sample .*\((a/00|b/04)\.jpg\): not an image: .*; fix or remove it", done.err)
+    assert "--on-bad quarantine" in done.err
     assert names(out) == [".sharding"]
-    assert run("verify", out) == 1
-    assert "an unfinished run, no shards yet: go on with fdt-pipeline shard" in capsys.readouterr().out
-    assert run("shard", photos, out, "--overwrite", "--on-bad", "quarantine") == 1
-    captured = capsys.readouterr()
-    assert captured.out == f"{out}: shards: 1, samples: 28, classes: 3, stored as: 28 jpg\n"
-    assert captured.err.splitlines() == [
+    done = run("verify", out)
+    assert done.code == 1
+    assert "an unfinished run, no shards yet: go on with fdt-pipeline shard" in done.out
+    done = run("shard", photos, out, "--overwrite", "--on-bad", "quarantine")
+    assert (done.code, done.out) == (1, f"{out}: shards: 1, samples: 28, classes: 3, stored as: 28 jpg\n")
+    assert done.err.splitlines() == [
         "bad: a/00.jpg: not an image: the file has zero bytes",
         "bad: b/04.jpg: not an image: it begins with b'<html>'",
         f"{out}: 2 bad samples were left out; the manifest lists them under quarantine",
     ]
-    assert run("verify", out, "--decode") == 0
-    assert run("info", out) == 0
-    assert "  left out  2 bad samples of the source" in capsys.readouterr().out
-    assert run("convert", out, out.with_name("png"), "--encode", "png") == 0, "nothing more was left out"
+    assert run("verify", out, "--decode").code == 0
+    assert "  left out  2 bad samples of the source" in run("info", out).out
+    assert run("convert", out, out.with_name("png"), "--encode", "png").code == 0, "nothing more was left out"
     for path in (photos / "c").iterdir():
         path.write_bytes(b"text")
-    assert run("shard", photos, out, "--overwrite", "--on-bad", "quarantine") == 1
-    assert "warning: " in capsys.readouterr().err.splitlines()[-1], "a class has no sample left"
+    done = run("shard", photos, out, "--overwrite", "--on-bad", "quarantine")
+    assert done.code == 1
+    assert "warning: " in done.err.splitlines()[-1], "a class has no sample left"
 
 
-def test_json_is_what_was_written_and_what_is_wrong(photos: Path, capsys: Printed) -> None:
+def test_json_is_what_was_written_and_verify_names_every_problem(run, photos):
     out = photos.with_name("out")
-    assert run("shard", photos, out, "--on-bad", "quarantine", "--json") == 1
-    [written] = json.loads(capsys.readouterr().out)
-    assert (written["out"], written["encoding"], written["num_samples"], written["num_shards"]) == (
-        str(out), "keep", 28, 1,
-    )  # fmt: skip
-    assert written["stored_as"] == {"jpg": 28}
+    done = run("shard", photos, out, "--on-bad", "quarantine", "--samples-per-shard", 10, "--json")
+    assert done.code == 1
+    [written] = json.loads(done.out)
+    expected = {"out": str(out), "encoding": "keep", "num_samples": 28, "num_shards": 3, "stored_as": {"jpg": 28}}
+    assert written == written | expected
     assert [(bad["position"], bad["key"]) for bad in written["quarantine"]] == [(0, "a/00.jpg"), (11, "b/04.jpg")]
-    assert run("verify", out, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == [{"out": str(out), "problems": []}]
-    (out / "shard-000000.idx").unlink()
-    assert run("verify", out, "--json") == 1
-    assert json.loads(capsys.readouterr().out)[0]["problems"] == [f"{out}/shard-000000.idx: missing"]
-
-
-def test_verify_prints_every_problem_and_returns_1(tmp_path: Path, npz: Path, capsys: Printed) -> None:
-    run("shard", npz, tmp_path / "out", "--samples-per-shard", 10)
-    capsys.readouterr()
-    (tmp_path / "out" / "shard-000001.idx").unlink()
-    (tmp_path / "out" / "shard-000002.tar").unlink()
-    assert run("verify", tmp_path / "out") == 1
-    out = capsys.readouterr().out
-    assert "shard-000001.idx: missing\n" in out
-    assert "shard-000002.tar: missing\n" in out
-    assert "out: problems found: " in out
+    assert json.loads(run("verify", out, "--json").out) == [{"out": str(out), "problems": []}]
+    problems = [f"{out}/{name}: missing" for name in ("shard-000001.idx", "shard-000002.tar")]
+    (out / "shard-000001.idx").unlink()
+    (out / "shard-000002.tar").unlink()
+    as_json, as_text = run("verify", out, "--json"), run("verify", out)
+    assert as_json.code == as_text.code == 1
+    assert set(problems) <= set(json.loads(as_json.out)[0]["problems"])
+    assert all(f"{problem}\n" in as_text.out for problem in problems)
+    assert f"{out}: problems found: " in as_text.out
 
 
 @pytest.mark.filterwarnings("default")
-def test_info_of_kept_files_says_which_sizes_and_formats_there_are_and_warnings_are_one_line(
-    tmp_path: Path, capsys: Printed
-) -> None:
+def test_info_of_kept_files_says_which_sizes_and_formats_there_are_and_warnings_are_one_line(run, tmp_path):
     """A gray JPEG among those in color cannot be kept."""
     source, out = tmp_path / "source", tmp_path / "out"
     (source / "cat").mkdir(parents=True)
     for number, mode in enumerate(("RGB", "RGB", "L")):
         Image.new(mode, (2 + number, 2)).save(source / "cat" / f"{number}.jpg")
     (source / "cat" / "notes.txt").touch()
-    assert run("shard", source, out) == 0
-    captured = capsys.readouterr()
-    assert captured.out == f"{out}: shards: 1, samples: 3, classes: 1, stored as: 2 jpg, 1 png\n"
-    assert captured.err == f"warning: {source}: ignored 1 files that are no images: cat/notes.txt\n"
-    assert run("info", out) == 0
-    assert "  images    sizes differ, 3 channels, keep: 2 jpg, 1 png\n" in capsys.readouterr().out
+    written = f"{out}: shards: 1, samples: 3, classes: 1, stored as: 2 jpg, 1 png\n"
+    warning = f"warning: {source}: ignored 1 files that are no images: cat/notes.txt\n"
+    assert run("shard", source, out) == (0, written, warning)
+    assert "  images    sizes differ, 3 channels, keep: 2 jpg, 1 png\n" in run("info", out).out
 
 
 @pytest.mark.process
-def test_both_splits_are_converted_and_timm_is_told_their_names(tmp_path: Path) -> None:
-    run("shard", SUBSET, tmp_path / "raw")
-    assert run("convert", tmp_path / "raw", tmp_path / "webp", "--encode", "webp") == 0
-    assert [read_manifest(tmp_path / "webp" / split).encoding for split in ("train", "test")] == ["webp", "webp"]
-    splits = json.loads((tmp_path / "webp" / "_info.json").read_text())["splits"]
+def test_both_splits_are_converted_and_timm_is_told_their_names(run, tmp_path):
+    raw, webp, back = (tmp_path / name for name in ("raw", "webp", "back"))
+    run("shard", SUBSET, raw)
+    assert run("convert", raw, webp, "--encode", "webp").code == 0
+    assert [read_manifest(webp / split).encoding for split in ("train", "test")] == ["webp", "webp"]
+    splits = json.loads((webp / "_info.json").read_text())["splits"]
     assert [split["num_samples"] for split in splits.values()] == [5000, 1000]
-    assert run("convert", tmp_path / "webp", tmp_path / "back", "--encode", "raw", "--json") == 0
-    assert content(tmp_path / "back") == content(tmp_path / "raw"), "without _info.json: timm cannot read raw images"
-    assert run("convert", tmp_path / "raw" / "train", tmp_path / "one", "--encode", "png", "--size", 14) == 0
+    assert run("convert", webp, back, "--encode", "raw", "--json").code == 0
+    assert content(back) == content(raw), "without _info.json: timm cannot read raw images"
+    assert run("convert", raw / "train", tmp_path / "one", "--encode", "png", "--size", 14).code == 0
     assert read_manifest(tmp_path / "one").shape == (14, 14, 1)
 
 
-def test_a_log_gets_lines_with_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_log_gets_lines_with_rate_and_time_left(run, tmp_path, monkeypatch):
     monkeypatch.setattr("fdt_pipeline.shards.progress.LOG_SECONDS", 0.0)
-    assert run("shard", SUBSET, tmp_path, "--split", "test", "--samples-per-shard", 250, "--workers", 1) == 0
-    lines = capsys.readouterr().err.splitlines()
+    done = run("shard", SUBSET, tmp_path, "--split", "test", "--samples-per-shard", 250, "--workers", 1)
+    lines = done.err.splitlines()
     assert len(lines) == 4
     assert "500/1000 [" in lines[1]
     assert "samples/s]" in lines[1]
 
 
-def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path):
     command = [*PROGRAM, "shard", SUBSET, tmp_path, "--split", "train", "--encode", "png", "--workers", "2"]
-    process = subprocess.Popen(
-        [*command, "--samples-per-shard", "2500"], start_new_session=True, stderr=subprocess.PIPE
-    )
+    command += ["--samples-per-shard", "2500"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while not list(tmp_path.rglob("*.tmp")):  # a worker has begun to write
         assert time.monotonic() < deadline
@@ -324,42 +279,33 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("before", "option"), [("", "--resume"), ("--overwrite", "--resume in place of --overwrite")])
-def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed, before: str, option: str
-) -> None:
+def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(run, tmp_path, monkeypatch, before, option):
     command = ["shard", SUBSET, tmp_path / "out", "--split", "test", "--samples-per-shard", 250, "--workers", 1]
 
-    def interrupt(*_: Any, **__: Any) -> None:
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    def after_two_shards(task: Task, work: Work) -> Record:
+    def after_two_shards(task, work):
         return interrupt() if task.number == 2 else run_task(task, work)
 
-    for place, replaced, flags, kept in (
-        (shard.__name__, "open_source", [], "nothing was written"),
-        ("fdt_pipeline.shards.running", "run_task", before.split(), "500 of 1000 samples are finished and kept"),
-        (
-            "fdt_pipeline.shards.staging",
-            "Staging.publish",
-            ["--resume"],
-            "1000 of 1000 samples are finished and kept: ",
-        ),
-        ("fdt_pipeline.shards.staging", "Staging.finished", ["--resume"], "what is finished is kept"),
+    for replaced, by, flags, kept in (
+        ("cli.shard.open_source", interrupt, [], "nothing was written"),
+        ("shards.running.run_task", after_two_shards, before.split(), "500 of 1000 samples are finished and kept"),
+        ("shards.staging.Staging.publish", interrupt, ["--resume"], "1000 of 1000 samples are finished and kept: "),
+        ("shards.staging.Staging.finished", interrupt, ["--resume"], "what is finished is kept"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(f"{place}.{replaced}", after_two_shards if replaced == "run_task" else interrupt)
-            assert run(*command, *flags) == 130
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.startswith("\ninterrupted: ")
-        assert kept in printed.err
-        if replaced == "run_task":
-            assert printed.err.endswith(f"the same command with {option} goes on\n")
-    assert run(*command, "--resume") == 0
+            patch.setattr(f"fdt_pipeline.{replaced}", by)
+            done = run(*command, *flags)
+        assert (done.code, done.out) == (130, "")
+        assert done.err.startswith("\ninterrupted: ")
+        assert kept in done.err
+        assert by is interrupt or done.err.endswith(f"the same command with {option} goes on\n")
+    assert run(*command, "--resume").code == 0
     assert verify_shards(tmp_path / "out") == []
 
 
-def test_names_that_the_terminal_cannot_show_are_escaped_and_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+def test_names_that_the_terminal_cannot_show_are_escaped_and_a_closed_pipe_is_no_error(tmp_path):
     """Standard output is closed before anything is printed, as when `head` has read enough."""
     write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0], ["\u732b"]), tmp_path)
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}

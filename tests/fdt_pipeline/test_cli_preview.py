@@ -1,56 +1,50 @@
 """`fdt-pipeline preview`: the sheets show what the shards hold, whole and in its place."""
 
-from __future__ import annotations
-
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fdt_pipeline.cli import main
-from fdt_pipeline.cli.preview import Samples, fitted, page, shortened, superposed
+from fdt_pipeline.cli.preview import CHARACTER, Samples, fitted, page, shortened, superposed
 from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.shards.conversion import OneShard
-from fdt_pipeline.sources import ArraySource, open_source
+from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage import open_folder
+from tests.folders import names
+from tests.numbered import MixedSizes
 
 LONG = ["great white shark, white shark, man-eater, man-eating shark", "n" * 300, "\u732b $x^2$ \\n \u00e9", "a"]
 
 
-def colours(num_samples: int, num_classes: int, side: int = 32, channels: int = 3) -> ArraySource:
+def colours(num_samples, num_classes, side=32):
     """Every pixel of an image is 1 + its label, in the last channel; in the first it is the sample's number."""
-    images = np.zeros((num_samples, side, side, channels), np.uint8)
+    images = np.zeros((num_samples, side, side, 3), np.uint8)
     labels = np.arange(num_samples) % num_classes
     images[..., 0] = (np.arange(num_samples) % 251)[:, None, None]
     images[..., -1] = (1 + labels)[:, None, None]
     return ArraySource(images, labels, LONG if num_classes == len(LONG) else None)
 
 
-def run(*arguments: object) -> int:
-    return main(["preview", *map(str, arguments)])
-
-
-def drawn(shards: Path) -> np.ndarray:
-    assert run(shards, "--out", shards.with_suffix(".png")) == 0
+def drawn(run, shards):
+    """The pixels of the sheet, and what is printed."""
+    done = run("preview", shards, "--out", shards.with_suffix(".png"))
+    assert done.code == 0
     with Image.open(shards.with_suffix(".png")) as image:
         assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
+        return np.asarray(image.convert("RGB")).astype(int), done.out
 
 
-def samples_of(shards: Path) -> Samples:
+def samples_of(shards):
     return Samples(open_folder(shards), read_manifest(shards))
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png", "webp"])
-def test_each_class_has_a_row_of_its_samples_and_nothing_lies_over_them(tmp_path: Path, encoding: str) -> None:
+def test_each_class_has_a_row_of_its_samples_and_nothing_lies_over_them(run, tmp_path, encoding):
     """Names are long: text is black, images have no green."""
     write_shards(colours(200, 4), tmp_path / "set", encoding, samples_per_shard=20)
-    sheet = drawn(tmp_path / "set")
+    sheet, _ = drawn(run, tmp_path / "set")
     is_image = (sheet[..., 1] == 0) & (sheet[..., 2] > 0)
     places = {label: np.argwhere(is_image & (sheet[..., 2] == label + 1)) for label in range(4)}
     assert sum(map(len, places.values())) == is_image.sum()
@@ -62,17 +56,15 @@ def test_each_class_has_a_row_of_its_samples_and_nothing_lies_over_them(tmp_path
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("num_classes", "shown"), [(1, 1), (20, 20), (21, 21), (101, 100)])
-def test_up_to_100_classes_are_shown_and_others_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_classes: int, shown: int
-) -> None:
+def test_up_to_100_classes_are_shown_and_others_counted(run, tmp_path, num_classes, shown):
     write_shards(colours(num_classes * 4, num_classes, side=8), tmp_path / "set")
-    sheet = drawn(tmp_path / "set")
-    assert f"{4 * shown} samples, {shown} of {num_classes} classes of {tmp_path}/set" in capsys.readouterr().out
+    sheet, printed = drawn(run, tmp_path / "set")
+    assert f"{4 * shown} samples, {shown} of {num_classes} classes of {tmp_path}/set" in printed
     assert max(sheet.shape) < 2000
     assert len(np.unique(sheet[(sheet[..., 1] == 0) & (sheet[..., 2] > 0)][:, 2])) == shown
 
 
-def test_samples_come_from_all_parts_of_the_set_and_a_rare_class_is_found_wherever_it_is(tmp_path: Path) -> None:
+def test_samples_come_from_all_parts_of_the_set_and_a_rare_class_is_found_wherever_it_is(tmp_path):
     labels = np.arange(400) % 5
     labels[labels == 4] = 0
     labels[[17, 100, 250]] = 4
@@ -86,23 +78,21 @@ def test_samples_come_from_all_parts_of_the_set_and_a_rare_class_is_found_wherev
         assert label == 4 or (len(set(numbers)) == 8 and np.diff(numbers).max() <= 3 and numbers[-1] - numbers[0] >= 16)
 
 
-def test_only_what_is_shown_is_decoded_and_the_seed_decides_what(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_is_shown_is_decoded_and_the_seed_decides_what(run, tmp_path, monkeypatch):
     write_shards(colours(400, 5), tmp_path / "set", "png", samples_per_shard=50)
     decoded, read, sheets = [], OneShard.__getitem__, []
     monkeypatch.setattr(OneShard, "__getitem__", lambda *arguments: decoded.append(1) or read(*arguments))
     for seed in (0, 0, 1):
-        assert run(tmp_path / "set", "--out", tmp_path / "sheet.png", "--seed", seed) == 0
+        assert run("preview", tmp_path / "set", "--out", tmp_path / "sheet.png", "--seed", seed).code == 0
         sheets.append((tmp_path / "sheet.png").read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
     assert len(decoded) == 3 * 5 * 8
 
 
-def test_a_class_without_samples_says_so_and_gray_is_gray(tmp_path: Path) -> None:
+def test_a_class_without_samples_says_so_and_gray_is_gray(run, tmp_path):
     images = np.full((6, 28, 28, 1), 77, np.uint8)
     write_shards(ArraySource(images, [0, 0, 0, 2, 2, 2], ["a", "b", "c"], split="test"), tmp_path / "set")
-    sheet = drawn(tmp_path / "set")
+    sheet, _ = drawn(run, tmp_path / "set")
     gray = (sheet == 77).all(-1)
     assert 0 <= gray.sum() - 6 * 84 * 84 < 50, "text has a few gray pixels"
     rows = np.flatnonzero(gray.sum(1) > 84)
@@ -122,16 +112,18 @@ def test_fitted_images_keep_their_aspect_and_fill_a_side(height: int, width: int
 
 @given(st.text(min_size=1, max_size=60), st.integers(1, 3))
 def test_text_is_never_wider_than_its_place(text: str, lines: int) -> None:
-    """An entry whose text has room for 20 characters, and whose image comes after them."""
+    """An entry whose text has room for 20 characters, after its image and a space."""
     found = shortened(text, 20, lines)
     assert found.count("\n") < lines
     figure = page([], [(found, np.zeros((36, 100, 3), np.uint8))], 1, 20)
     [image] = figure.images
-    assert figure.texts[-1].get_window_extent().x1 <= image.get_extent()[0] + 1
+    place, right = figure.texts[-1].get_window_extent(), image.get_extent()[1]
+    assert right < place.x0
+    assert place.x1 <= right + 21 * CHARACTER + 1
 
 
 @pytest.mark.parametrize(("encoding", "channels"), [("raw", 1), ("png", 3)])
-def test_superposed_outputs_are_those_of_the_definition(tmp_path: Path, encoding: str, channels: int) -> None:
+def test_superposed_outputs_are_those_of_the_definition(tmp_path, encoding, channels):
     noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, channels), np.uint8)
     write_shards(ArraySource(noise, np.arange(60) % 6), tmp_path / "set", encoding, samples_per_shard=20)
     images, labels, _ = load_shards(tmp_path / "set")
@@ -141,21 +133,18 @@ def test_superposed_outputs_are_those_of_the_definition(tmp_path: Path, encoding
         np.testing.assert_array_equal(target, superpose_targets(plan, 6))
 
 
-def test_a_folder_of_splits_shows_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_splits_shows_train(run, tmp_path):
     for split in ("test", "train"):
         write_shards(colours(20, 2), tmp_path / "set" / split)
     for options in ([], ["--superpose"]):
-        assert run(tmp_path / "set", "--out", tmp_path / "sheet.png", *options) == 0
-        assert capsys.readouterr().out.endswith(f"of {tmp_path}/set/train\n")
+        done = run("preview", tmp_path / "set", "--out", tmp_path / "sheet.png", *options)
+        assert done.out.endswith(f"of {tmp_path}/set/train\n")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """A folder with sets: a good one, one of mixed sizes, and one with a single class."""
-    for number in range(2):
-        (tmp_path / "images" / str(number)).mkdir(parents=True)
-        Image.new("RGB", (20, 20 + number)).save(tmp_path / "images" / str(number) / "0.png")
-    write_shards(open_source(tmp_path / "images"), tmp_path / "mixed", "png")
+    write_shards(MixedSizes(), tmp_path / "mixed", "png")
     write_shards(colours(5, 1), tmp_path / "one")
     write_shards(colours(6, 2), tmp_path / "set", "png")
     monkeypatch.chdir(tmp_path)
@@ -173,22 +162,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("one --out sheet.png --superpose", "needs 2 or more of them, got 1"),
     ],
 )
-def test_a_wrong_usage_is_one_line(
-    here: Path, capsys: pytest.CaptureFixture[str], arguments: str, problem: str
-) -> None:
-    assert run(*arguments.split()) == 2
-    error = capsys.readouterr().err
-    assert problem in error
-    assert error.count("\n") == 1
-    assert sorted(os.listdir(here)) == ["images", "mixed", "one", "set"]
+def test_a_wrong_usage_is_one_line(run, here, arguments, problem):
+    done = run("preview", *arguments.split())
+    assert done.code == 2
+    [line] = done.err.splitlines()
+    assert problem in line
+    assert names(here) == ["mixed", "one", "set"]
 
 
-def test_a_broken_image_is_named_and_the_old_sheet_stays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_named_and_the_old_sheet_stays(run, here):
     tar = here / "set" / "shard-000000.tar"
     data = bytearray(tar.read_bytes())
     data[520:560] = bytes(40)
     tar.write_bytes(data)
     (here / "sheet.png").write_text("old")
-    assert run("set", "--out", "sheet.png") == 2
-    assert f"set/shard-000000.tar: sample {data[:8].decode()}: broken png" in capsys.readouterr().err
+    broken = f"set/shard-000000.tar: sample {data[:8].decode()}: broken png"
+    assert broken in run("preview", "set", "--out", "sheet.png").err
     assert (here / "sheet.png").read_text() == "old"

@@ -30,32 +30,31 @@ def test_debug_shows_where_an_error_comes_from_and_without_it_there_is_one_line(
     assert traced.splitlines()[-1] == line
 
 
-def end(error, codes, **options):
-    def run(arguments):
-        raise error
-
-    return run_verb(run, argparse.Namespace(debug=False, **options), codes)
-
-
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(ValueError("x"), 2), (FileNotFoundError("x"), 2), (ImportError("x"), 1), (UnicodeError("x"), 1)],
+    ("error", "options", "code", "printed"),
+    [
+        (ValueError("x"), {}, 2, "error: x\n"),
+        (FileNotFoundError("x"), {}, 2, "error: x\n"),
+        (ImportError("x"), {}, 1, "error: x\n"),
+        (UnicodeError("x"), {}, 1, "error: x\n"),
+        (KeyboardInterrupt(), {}, 130, ""),
+        (KeyboardInterrupt(), {"interrupted": "run it again"}, 130, "\ninterrupted: run it again\n"),
+    ],
 )
-def test_an_error_has_the_code_of_its_kind_and_the_verbs_own_kinds_come_first(error, code, capsys):
-    assert end(error, {ImportError: 1, UnicodeError: 1}) == code
-    assert capsys.readouterr().err == "error: x\n"
+def test_an_error_has_the_code_of_its_kind_the_verbs_own_kinds_first(error, options, code, printed, capsys):
+    """Ctrl-C says how to go on where the verb can. An error of another kind is raised."""
+    codes = {ImportError: 1, UnicodeError: 1}
 
+    def ends_with(found):
+        def run(arguments):
+            raise found
 
-def test_an_error_of_another_kind_is_raised():
+        return run_verb(run, argparse.Namespace(debug=False, **options), codes)
+
+    assert ends_with(error) == code
+    assert capsys.readouterr().err == printed
     with pytest.raises(TypeError):
-        end(TypeError(), {})
-
-
-def test_ctrl_c_says_how_to_go_on_where_the_verb_can(capsys):
-    assert end(KeyboardInterrupt(), {}) == 130
-    assert capsys.readouterr().err == ""
-    assert end(KeyboardInterrupt(), {}, interrupted="run it again") == 130
-    assert capsys.readouterr().err == "\ninterrupted: run it again\n"
+        ends_with(TypeError())
 
 
 @pytest.mark.parametrize(

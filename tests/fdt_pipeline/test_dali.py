@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import warnings
 
 import pytest
 
@@ -30,35 +29,6 @@ def test_no_wheel_or_two_are_an_error_that_says_what_to_do(monkeypatch, wheels, 
     with pytest.raises(ImportError, match=match) as error:
         dali.import_dali()
     assert "\n" not in str(error.value)
-
-
-FAKE = """
-import sys, warnings
-for category, text in ((DeprecationWarning, "distutils Version classes are deprecated"), (DeprecationWarning, "other"),
-                       (UserWarning, "distutils")):
-    warnings.warn_explicit(text, category, "gast_util.py", 1, module="nvidia.dali._autograph.pyct.gast_util")
-for module in ("distutils.version", "setuptools._distutils.version", "mine"):
-    warnings.warn_explicit(f"distutils in {module}", DeprecationWarning, "version.py", 1, module=module)
-"""
-
-
-def test_of_dalis_import_the_one_warning_is_silenced_that_nobody_can_mend(monkeypatch, tmp_path):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "nvidia"]:
-        monkeypatch.delitem(sys.modules, name)
-    (tmp_path / "nvidia" / "dali").mkdir(parents=True)
-    (tmp_path / "nvidia" / "__init__.py").touch()
-    (tmp_path / "nvidia" / "dali" / "__init__.py").write_text(FAKE)
-    monkeypatch.syspath_prepend(tmp_path)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dali.import_dali()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "nvidia"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert [(w.category, str(w.message)) for w in caught] == [
-        (DeprecationWarning, "other"),
-        (UserWarning, "distutils"),
-        (DeprecationWarning, "distutils in mine"),
-    ]
 
 
 @pytest.mark.process

@@ -52,13 +52,10 @@ def test_more_classes_than_the_native_engine_takes_are_left_to_torch(many_classe
     assert (images.shape, targets.shape) == ((10, 3, 6, 5), (10, 65_537))
 
 
-def test_a_pipeline_has_no_other_engine_for_them(many_classes):
+def test_a_pipeline_has_no_other_engine(many_classes, numbered_shards, request):
     with pytest.raises(ValueError, match=MANY):
         fdt_pipeline(many_classes, batch_size=10, num_threads=1, device_id=None)
-
-
-@pytest.mark.usefixtures("no_compiler")
-def test_a_pipeline_has_no_engine_without_a_compiler(numbered_shards):
+    request.getfixturevalue("no_compiler")
     with pytest.raises(NativeUnavailable, match=r"fdt_pipeline needs the native .*: g\+\+ is missing"):
         fdt_pipeline(numbered_shards, batch_size=46, num_threads=1, device_id=None)
 

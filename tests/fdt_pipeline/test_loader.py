@@ -110,19 +110,6 @@ def test_an_epoch_does_not_depend_on_threads_prefetch_or_what_ran_before(numbere
     assert_same(list(third), expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_breaking_off_and_iterating_twice_at_once_change_no_batch(numbered_shards, mode):
-    loader = FDTLoader(numbered_shards, 32, mode=mode, seed=1)
-    expected = [list(loader), list(loader)]
-    loader.set_epoch(0)
-    next(iter(loader))
-    assert loader.epoch == 1
-    loader.set_epoch(0)
-    pairs = zip(*zip(loader, loader, strict=True), strict=True)
-    for found, one in zip(pairs, expected, strict=True):
-        assert_same(found, one)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
 def test_dtype_and_layout_are_as_asked(numbered_shards, mode, dtype):

@@ -120,15 +120,6 @@ def test_a_profiler_sees_waiting_and_reading(numbered_shards, prefetch):
         assert counts["fdt_pipeline.read_window"] == 5
 
 
-def test_a_gpu_gets_nvtx_ranges(numbered_shards, monkeypatch):
-    names = []
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_push", names.append)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: names.append("end"))
-    list(FDTLoader(numbered_shards, 230, mode="resident"))
-    assert names == ["fdt_pipeline.wait", "end"] * 2
-
-
 def test_pinned_memory_is_asked_for_each_tensor(numbered_shards, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

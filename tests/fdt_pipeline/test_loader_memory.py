@@ -9,8 +9,6 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from fdt_pipeline import FDT, Augment, FDTLoader, load_pool
-from fdt_pipeline.loader.memory import is_small_window
-from fdt_pipeline.loader.stats import enough_samples
 from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import PIXELS, joined, members_of, overwrite
@@ -95,16 +93,6 @@ def test_a_window_too_small_for_the_images_of_a_sum_warns(numbered_shards, windo
         assert (targets_of_an_epoch() > 0).sum(1).max() <= min(wanted, window)
 
 
-@pytest.mark.parametrize(("wanted", "num_classes"), [(2, 7), (4, 10), (10, 1000)])
-def test_a_window_is_small_where_random_samples_lack_more_than_seven_in_a_thousand_classes(wanted, num_classes):
-    rng = np.random.default_rng(0)
-    for window in (wanted, wanted + 1, 2 * wanted, 3 * wanted):
-        drawn = np.sort(rng.integers(num_classes, size=(20_000, window)), axis=1)
-        found = 1 + (np.diff(drawn, axis=1) > 0).sum(1)
-        lacking = np.maximum(0, wanted - found).mean() / wanted
-        assert is_small_window(FDT(max_images=wanted), window, 10**6, num_classes) == (lacking > 0.0067)
-
-
 @pytest.fixture(scope="module")
 def sorted_shards(tmp_path_factory):
     """Ten classes of 20 samples one after the other, as a foreign set may have them; our own order mixes them."""
@@ -126,19 +114,3 @@ def test_windows_that_lack_classes_are_counted_and_warned_of_with_a_window_that_
     assert stats.images_per_output_of_all == 5.5
     assert 2 < stats.images_per_output < 5
     assert (targets > 0).sum(1).float().mean().item() == pytest.approx(stats.images_per_output, abs=0.6)
-
-
-def test_a_window_that_was_warned_of_at_first_is_not_warned_of_again(sorted_shards):
-    with pytest.warns(UserWarning, match="will often hold fewer than 10 classes"):
-        loader = FDTLoader(sorted_shards, 20, mode="streaming", mix_window=20)
-    list(loader)
-    assert loader.stats.images_per_output < 3
-
-
-def test_a_rare_class_asks_for_a_larger_window():
-    assert enough_samples(np.array([100] * 10)) < 60  # about 10 log(100)
-    rare = np.array([1000, 1000, 10])
-    window = enough_samples(rare)
-    assert ((1 - rare / rare.sum()) ** window).sum() <= 0.03
-    assert ((1 - rare / rare.sum()) ** (window - 1)).sum() > 0.03
-    assert enough_samples(np.array([5, 0, 5])) <= 10

@@ -100,18 +100,9 @@ def test_a_resumed_run_goes_on_for_any_batch_size_and_window(numbered_shards, mo
     assert_same(list(islice(resumed, 2)), list(islice(loader, 2)))
 
 
-def at_the_beginning(loader):
-    return loader
-
-
 def of_an_epoch_that_was_set(loader):
     loader.set_epoch(6)
     return loader
-
-
-def before_the_first_batch(loader):
-    """A run that ends between `iter` and the first batch has not had that epoch."""
-    return iter(loader)
 
 
 def in_mid_epoch(loader):
@@ -158,8 +149,8 @@ def of_a_loader_that_went_back_to_a_state_of_its_own(loader):
 FORMS = {"weights": True, "dtype": torch.bfloat16, "last_batch": "fill"}
 SITUATIONS = [
     *((situation, {}) for situation in (
-        at_the_beginning, of_an_epoch_that_was_set, before_the_first_batch, in_mid_epoch, after_an_early_break,
-        of_the_iteration_that_moved_last, of_an_epoch_without_mixing, of_mixing_that_is_off_for_the_next_epoch,
+        of_an_epoch_that_was_set, after_an_early_break, of_the_iteration_that_moved_last,
+        of_an_epoch_without_mixing, of_mixing_that_is_off_for_the_next_epoch,
         of_a_loader_that_went_back_to_a_state_of_its_own,
     )),
     (in_mid_epoch, FORMS),
@@ -219,13 +210,11 @@ SAME = {"mode": "streaming", "mix_window": 70, "seed": 1}
         ({"mode": "resident", "mix_window": None}, ["mode", "mix_window"]),
         ({"mix": None}, ["mix"]),
         ({"mix": FDT(series=Power(2))}, ["mix"]),
-        ({"mix": FDT(targets="dominant")}, ["mix"]),
         ({"augment": Augment(pad=2)}, ["augment"]),
         ({"batch_size": 20}, ["global_batch_size"]),
         ({"rank": 0, "world_size": 2}, ["global_batch_size"]),
         ({"last_batch": "drop"}, ["last_batch"]),
         ({"mean": 100}, ["mean"]),
-        ({"std": 255}, ["std"]),
         ({"dtype": torch.float16}, ["dtype"]),
         ({"size": (8, 8)}, ["size"]),
         ({"mix_window": 80}, ["mix_window"]),
@@ -321,9 +310,6 @@ def test_a_state_is_a_copy_and_holds_json_though_its_options_were_numpys(numbere
     assert loader.state_dict()
 
 
-# Another number of ranks
-
-
 def changing_ranks(shards, global_batch, turns, **options):
     """(global batches, the loaders of the last ranks) of a run that goes on from one number of ranks to the next.
     turns: (ranks, batches that they have of the epoch that they are in)."""
@@ -347,11 +333,12 @@ def test_resident_runs_go_on_with_the_same_global_batches_on_other_ranks(numbere
     assert_same([*found, *global_batches(loaders)], [*alone, *alone])
 
 
+@pytest.mark.parametrize("window", [46, None])  # what None means depends on the batch of a rank
 @pytest.mark.parametrize("last_batch", ["partial", "fill", "drop"])
 @pytest.mark.parametrize("fdt", [None, LEADER_FIRST])
-def test_streaming_runs_show_what_is_left_exactly_once_on_other_ranks(numbered_shards, fdt, last_batch):
+def test_streaming_runs_show_what_is_left_exactly_once_on_other_ranks(numbered_shards, fdt, last_batch, window):
     """3 -> 2 -> 5 ranks within one epoch; the epochs after it are those of 5 ranks that have always been so many."""
-    options = {"mode": "streaming", "mix": fdt, "augment": None, "mix_window": 46, "weights": True, **PIXELS}
+    options = {"mode": "streaming", "mix": fdt, "augment": None, "mix_window": window, "weights": True, **PIXELS}
     options |= {"last_batch": last_batch, "seed": 6}
     found, loaders = changing_ranks(numbered_shards, 30, [(3, 2), (2, 3), (5, 99)], **options)
     assert [len(weights) for _, _, weights in found][:7] == [30] * 7
@@ -382,15 +369,6 @@ def test_streaming_shows_every_sample_once_however_often_the_ranks_change(number
     found, _ = changing_ranks(numbered_shards, 12, [*turns, (last, 99)], **options)
     images, _, weights = joined(found)
     assert sorted(numbers_of([(images[weights == 1],)])) == list(range(NUM_SAMPLES))
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("done", [0, 3, 10])
-def test_a_state_is_taken_on_other_ranks_when_nobody_chose_a_window(numbered_shards, train, done):
-    """What mix_window is then depends on the batch of a rank."""
-    options = {"mode": "streaming", "train": train, **PIXELS} | ({"mix": None, "augment": None} if train else {})
-    found, _ = changing_ranks(numbered_shards, 24, [(1, done), (3, 99)], **options)
-    assert sorted(numbers_of(found)) == list(range(NUM_SAMPLES))
 
 
 def test_a_state_that_only_passed_through_other_ranks_goes_on_as_if_it_had_not(numbered_shards):

@@ -69,15 +69,17 @@ def test_memory_is_the_least_that_any_level_of_the_path_leaves(tmp_path):
     assert total_memory(nearer) == 150 * MIB
 
 
-def test_page_cache_that_can_be_reclaimed_is_free(tmp_path):
-    assert available_memory(tree(tmp_path / "v2", "0::/a\n", V2, **under("a", v2(400, 390, 250)))) == 260 * MIB
+@pytest.mark.parametrize(
+    ("limit", "used", "inactive", "free"),
+    [(400, 390, 250, 260), (100, 120, 0, 0)],
+    ids=["page cache that can be reclaimed is free", "more used than the limit"],
+)
+def test_what_is_left_of_a_limit_is_free(tmp_path, limit, used, inactive, free):
+    files = under("a", v2(limit, used, inactive))
+    assert available_memory(tree(tmp_path / "v2", "0::/a\n", V2, **files)) == free * MIB
     mount = "36 30 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
-    files = under("memory/a", v1(400, 390, 250))
-    assert available_memory(tree(tmp_path / "v1", "4:memory:/a\n", mount, **files)) == 260 * MIB
-
-
-def test_more_used_than_the_limit_leaves_nothing(tmp_path):
-    assert available_memory(tree(tmp_path, "0::/a\n", V2, **under("a", v2(100, 120)))) == 0
+    files = under("memory/a", v1(limit, used, inactive))
+    assert available_memory(tree(tmp_path / "v1", "4:memory:/a\n", mount, **files)) == free * MIB
 
 
 @pytest.mark.parametrize(
@@ -123,11 +125,8 @@ def test_version_1_has_a_tree_for_each_controller_beside_an_empty_one_of_version
     [("max 100000", "max 100000", 8), ("max 100000", "50000 100000", 1), ("250000 100000", "max 100000", 3),
      ("200000 100000", "1000000 250000", 2), ("3200000 100000", "max 100000", 8)],
 )  # fmt: skip
-def test_a_cpu_quota_at_any_level_counts_rounded_up(tmp_path, outer, inner, expected):
+def test_a_cpu_quota_counts_rounded_up_and_affinity_where_it_is_less(tmp_path, monkeypatch, outer, inner, expected):
     root = tree(tmp_path, "0::/a/b\n", V2, **{"a/cpu.max": outer, "a/b/cpu.max": inner})
     assert available_cpus(root) == expected
-
-
-def test_affinity_counts_where_it_is_less_than_the_quota(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
-    assert available_cpus(tree(tmp_path, "0::/a\n", V2, **{"a/cpu.max": "200000 100000"})) == 1
+    assert available_cpus(root) == 1

@@ -127,17 +127,10 @@ def test_a_cache_that_cannot_be_written_to_is_reported(capsys, monkeypatch, tmp_
     assert "builds go to" in found["cache"]["text"]
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "match"),
-    [
-        ("FDT_PIPELINE_ISA", "nonsense", "FDT_PIPELINE_ISA must be one of"),
-        ("FDT_PIPELINE_NATIVE", "perhaps", "must be 0 (off) or 1"),
-    ],
-)
-def test_a_variable_that_has_a_wrong_value_exits_2(capsys, monkeypatch, variable, value, match):
-    monkeypatch.setenv(variable, value)
+def test_a_variable_that_has_a_wrong_value_exits_2(capsys, monkeypatch):
+    monkeypatch.setenv("FDT_PIPELINE_ISA", "nonsense")
     assert main(["doctor"]) == 2
-    assert match in capsys.readouterr().err
+    assert "FDT_PIPELINE_ISA must be one of" in capsys.readouterr().err
 
 
 def test_the_check_of_the_gpu_is_a_finding_of_its_own(monkeypatch):
@@ -155,16 +148,11 @@ def test_the_check_of_the_gpu_is_a_finding_of_its_own(monkeypatch):
     assert found(True, differ) == ("FAILED: the image of output 3 is not the definition's", False)
 
 
-def test_the_check_passes_on_the_cpu_and_finds_what_differs(monkeypatch):
-    """By the true operators: where there is a GPU, the next test runs it there."""
+def test_the_check_passes_on_the_cpu_and_on_a_gpu_and_finds_what_differs(monkeypatch):
+    """By the true operators."""
     monkeypatch.undo()
-    assert gpu_check.check_operators("cpu", None).startswith("both operators give the definition's targets")
+    for device in [("cpu", None), *([()] if torch.cuda.is_available() else [])]:
+        assert gpu_check.check_operators(*device).startswith("both operators give the definition's targets")
     monkeypatch.setattr(gpu_check, "draw_plans", lambda seed, *given: draw_plans(seed + 1, *given))
     with pytest.raises(RuntimeError, match="superpose_resident on the cpu: the image of output 0 is not the definiti"):
         gpu_check.check_operators("cpu", None)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_check_passes_on_the_gpu(monkeypatch):
-    monkeypatch.undo()
-    assert gpu_check.check_operators().startswith("both operators give the definition's targets")

@@ -71,9 +71,8 @@ class Gpu:
         """Launches, allocations, synchronizations, pieces of memory that are not freed, bytes that were uploaded."""
         values = np.empty(5, np.int64)
         self.driver.emulation_counts(ctypes.c_void_p(values.ctypes.data))
-        return dict(
-            zip(("launches", "allocations", "synchronizations", "held", "uploaded"), map(int, values), strict=True)
-        )
+        names = ("launches", "allocations", "synchronizations", "held", "uploaded")
+        return dict(zip(names, map(int, values), strict=True))
 
 
 def compile_driver(folder, *flags):
@@ -170,24 +169,13 @@ def test_plans_equal_the_definition_bit_for_bit(gpu, num_classes, number, fdt, a
     assert_definition(gpu, pixels, labels, draw_of(indices, fdt, augment, leaders), output_of(1))
 
 
-def test_all_images_are_drawn_from_a_pool_of_one_class_and_of_one_image_a_class(gpu):
-    for labels, fdt in ((Pool([3] * 8, 10), FDT()), (Pool(np.arange(100), 100), FDT(min_images=100))):
-        pixels = noise(len(labels), (4, 4, 1), np.random.default_rng(0))
-        _, targets = assert_definition(gpu, pixels, labels, draw_of(np.arange(20), fdt), output_of(1))
-        assert ((targets > 0).sum(1) == len(np.unique(labels.labels))).all()
+def test_outputs_of_a_pool_of_one_class_are_single_images(gpu):
+    pixels = noise(8, (4, 4, 1), np.random.default_rng(0))
+    _, targets = assert_definition(gpu, pixels, Pool([3] * 8, 10), draw_of(np.arange(20)), output_of(1))
+    assert ((targets > 0).sum(1) == 1).all()
 
 
-SHAPES = [
-    (28, 28, 1),
-    (33, 17, 3),
-    (64, 64, 3),
-    (32, 32, 4),
-    (9, 6, 2),
-    (1, 1, 1),
-    (5, 3, 3),
-    (40, 300, 3),
-    (224, 224, 3),
-]
+SHAPES = [(28, 28, 1), (33, 17, 3), (32, 32, 4), (9, 6, 2), (1, 1, 1), (5, 3, 3), (40, 300, 3), (224, 224, 3)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -203,13 +191,7 @@ def test_images_and_targets_equal_the_definition(gpu, shape, augment):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["chw", "hwc"])
 @pytest.mark.parametrize(
     ("channels", "shape", "targets"),
-    [
-        (3, (12, 8, 3), "soft"),
-        (3, (7, 5, 1), "dominant"),
-        (4, (8, 8, 1), "label"),
-        (2, (6, 9, 1), "soft"),
-        (2, (5, 7, 2), "label"),
-    ],
+    [(3, (12, 8, 3), "soft"), (3, (7, 5, 1), "dominant"), (4, (8, 8, 1), "label"), (2, (5, 7, 2), "label")],
 )
 def test_outputs_are_written_as_asked(gpu, channels, shape, targets, channels_last, half):
     rng = np.random.default_rng(channels)

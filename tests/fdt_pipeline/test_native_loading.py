@@ -1,13 +1,11 @@
 """The operators are loaded into the installed DALI once, and what stands against it is named."""
 
-import ctypes
 import shutil
 
 import pytest
 
 from fdt_pipeline.native import NativeUnavailable, build, load
-from fdt_pipeline.native.recipe import core_recipe
-from tests.native_stand_in import PATIENCE, start, write_sources
+from tests.native_stand_in import PATIENCE, start
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
 
@@ -47,18 +45,6 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(builds))
 def fresh(monkeypatch):
     """As if this process had loaded nothing."""
     monkeypatch.setattr(load, "_process", load._Process())
-
-
-def test_the_library_gets_the_path_of_nvrtc(fresh, tmp_path, monkeypatch):
-    """The stand-in's C functions say which."""
-    monkeypatch.setenv("FDT_PIPELINE_CACHE", str(tmp_path / "cache"))
-    library = build.obtain(core_recipe(csrc=write_sources(tmp_path / "sources")))
-    monkeypatch.setattr(load, "build", lambda: library)
-    monkeypatch.setattr("nvidia.dali.plugin_manager.load_library", lambda path: None)
-    monkeypatch.setattr(load, "nvrtc_path", lambda: "/lib/libnvrtc.so.13")
-    core = ctypes.CDLL(str(load.load()))
-    core.fdt_nvrtc_path.restype = ctypes.c_char_p
-    assert core.fdt_nvrtc_path() == b"/lib/libnvrtc.so.13"
 
 
 @pytest.mark.parametrize(

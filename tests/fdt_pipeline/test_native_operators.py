@@ -31,33 +31,26 @@ def feed(batches):
     return fn.external_source(lambda info: batches[info.iteration % len(batches)], batch=True, batch_info=True)
 
 
-@pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
-def _window_graph(images, labels, ids, options):
-    inputs = [feed(images), feed(labels), *([] if ids is None else [feed(ids)])]
-    return tuple(fn.fdt.superpose(*inputs, **options))
+RUNNING = {"batch_size", "num_threads", "prefetch_queue_depth", "enable_checkpointing", "checkpoint", "seed"}
 
 
-@pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
-def _resident_graph(ids, options):
-    return tuple(fn.fdt.superpose_resident(feed(ids), **options))
+def operator_graph(operator, inputs, plan_seed=0, **options):
+    """A pipeline of one operator; inputs: the batches of each of its inputs. Options are DALI's or the operator's."""
+
+    @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
+    def graph():
+        return tuple(operator(*map(feed, inputs), plan_seed=plan_seed, **options))
+
+    return graph(**{name: options.pop(name) for name in RUNNING & options.keys()})
 
 
-RUNNING = {"batch_size", "num_threads", "prefetch_queue_depth", "exec_async", "exec_pipelined"}
-RUNNING |= {"enable_checkpointing", "checkpoint", "seed"}
-
-
-def _of_the_pipeline(options):
-    return {name: options.pop(name) for name in RUNNING & options.keys()}
-
-
-def window_graph(images, labels, ids=None, plan_seed=0, **options):
+def window_graph(images, labels, ids=None, **options):
     """Batches of images and labels, and of ids where they are given, through fn.fdt.superpose."""
-    running = _of_the_pipeline(options)
-    return _window_graph(images, labels, ids, **running, options={"plan_seed": plan_seed, **options})
+    return operator_graph(fn.fdt.superpose, [images, labels, *([] if ids is None else [ids])], **options)
 
 
-def resident_graph(ids, plan_seed=0, **options):
-    return _resident_graph(ids, **_of_the_pipeline(options), options={"plan_seed": plan_seed, **options})
+def resident_graph(ids, **options):
+    return operator_graph(fn.fdt.superpose_resident, [ids], **options)
 
 
 def run(pipeline, iterations=1):
@@ -113,11 +106,7 @@ OPTIONS = [
     (FDT(probability=0.3), Augment(0), {"probability": 0.3, "flip": True}),
     (FDT(targets="dominant"), NO_AUGMENT, {"targets": "dominant"}),
     (FDT(series=Power(2.5)), NO_AUGMENT, {"series": series_argument(Power(2.5), 7)}),
-    (
-        FDT(series=Geometric(0.5), min_images=5),
-        NO_AUGMENT,
-        {"series": series_argument(Geometric(0.5), 7), "min_images": 5},
-    ),
+    (FDT(series=Geometric(0.5)), NO_AUGMENT, {"series": series_argument(Geometric(0.5), 7)}),
 ]
 
 
@@ -163,10 +152,6 @@ def test_numbers_are_the_same_where_the_locale_has_a_decimal_comma(decimal_comma
     in_comma = run(window(**options))
     locale.setlocale(locale.LC_NUMERIC, "C")
     assert_equal(in_comma, run(window(**options)))
-    assert_same(
-        run(window(probability=1 / 3, **PAPER)),
-        definition(IMAGES, CLASSES, np.arange(BATCH), FDT(probability=1 / 3)),
-    )
 
 
 @pytest.mark.parametrize(
@@ -290,25 +275,6 @@ def test_a_window_that_is_smaller_than_the_batch_size_is_mixed_as_it_is():
     assert_same(got, definition(images, labels, np.arange(9), FDT()))
 
 
-def test_a_batch_that_conditionals_leave_empty_comes_out_empty(pool):
-    @pipeline_def(batch_size=4, num_threads=2, device_id=None, enable_conditionals=True)
-    def graph():
-        number = fn.external_source(lambda info: np.full(4, info.iteration % 2), batch=True, batch_info=True)
-        ids = fn.external_source(lambda info: ids_of(0, np.arange(4)), batch=True, batch_info=True)
-        if number == 0:
-            images, _ = fn.fdt.superpose_resident(ids, pool=pool.name, plan_seed=0)
-        else:
-            images = types.Constant(np.zeros((3, 6, 5), np.float32))
-        return images
-
-    pipeline = graph()
-    pipeline.build()
-    expected = run(resident(pool, range(4)))[0]
-    for number in range(4):
-        images = np.array(pipeline.run()[0].as_array())
-        assert np.array_equal(images, expected if number % 2 == 0 else np.zeros_like(expected))
-
-
 def test_outputs_of_a_pool_do_not_depend_on_the_batch_size_threads_or_prefetch(pool):
     everything = run(resident(pool, range(200), plan_seed=3, pad=2, flip=True))
     for size, threads, prefetch in [(1, 1, 1), (7, 4, 3), (200, 3, 2)]:
@@ -327,17 +293,13 @@ def test_a_serialized_pipeline_is_the_same_pipeline_where_a_pool_of_its_name_is_
 
     @pipeline_def(device_id=None, **running)
     def graph():
-        numbers = fn.external_source(name="numbers")
         options = {"plan_seed": -7, "series": series_argument(Uniform(), 7), "targets": "dominant", "pad": 1}
-        resident = fn.fdt.superpose_resident(numbers, pool=pool.name, anchor="epoch", **options)
-        images, labels = fn.external_source(name="images"), fn.external_source(name="labels")
-        return (*resident, *fn.fdt.superpose(images, labels, numbers, num_classes=7, **options))
+        ids = fn.external_source(name="ids")
+        return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, anchor="epoch", **options))
 
     def outputs(pipeline):
         pipeline.build()
-        inputs = {"numbers": ids_of(2, np.arange(BATCH)), "images": IMAGES, "labels": CLASSES}
-        for name, batch in inputs.items():
-            pipeline.feed_input(name, batch)
+        pipeline.feed_input("ids", ids_of(2, np.arange(BATCH)))
         return [np.array(part.as_array()) for part in pipeline.run()]
 
     first = graph()
@@ -377,13 +339,9 @@ def digits(text):
 
 
 BAD_IMAGES = [
-    (
-        [*IMAGES[:3], IMAGES[3][:, 1:].copy(), *IMAGES[4:]],
-        "got .*6.*5.*3.*sample 0.*6.*4.*3.*sample 3.*resize",
-    ),
+    ([*IMAGES[:3], IMAGES[3][:, 1:].copy(), *IMAGES[4:]], "got .*6.*5.*3.*sample 0.*6.*4.*3.*sample 3.*resize"),
     ([IMAGES[0][:, :, :1].copy(), *IMAGES[1:]], "must have one shape, got .*sample 0.* and .*sample 1"),
     (IMAGES.astype(np.float32), "images must be uint8, got float: superpose before normalizing"),
-    (IMAGES.astype(np.int8), "images must be uint8, got int8"),
     (IMAGES.reshape(BATCH, -1), r"images must be \[h w c\] or \[h w\], got shape"),
     (IMAGES[:, None], r"images must be \[h w c\] or \[h w\], got shape"),
     (np.zeros((BATCH, 2, 2, 5), np.uint8), "images must have 1 to 4 channels, got 5"),
@@ -395,11 +353,9 @@ BAD_LABELS = [
     (with_label(-1, 39), r"label -1 of sample 39 is outside \[0, 7\)"),
     (np.full(BATCH, 2**62), "label 4611686018427387904 of sample 0 is outside"),
     (CLASSES.astype(np.float32), LABEL_TYPES + "float"),
-    (CLASSES.astype(bool), LABEL_TYPES + "bool"),
     (np.stack([CLASSES, CLASSES], 1), r"labels must be one number a sample, got shape .*2.* for sample 0"),
     (digits(b"cat"), 'label of sample 0: a .cls member holds "cat", expected a'),
     (digits(b"\xff\x00\n"), r'a .cls member holds "\?\?\?"'),
-    (digits(b"1" * 30), r"a .cls member holds"),
     (digits(b""), 'a .cls member holds ""'),
     (CLASSES[:-1], "."),
 ]
@@ -443,9 +399,7 @@ BAD_OPTIONS = [
     ({"min_images": 3, "max_images": 2}, "max_images 2 must not be below min_images 3"),
     ({"min_images": 8}, "min_images 8 is over the number of classes, 7: each may be used once"),
     ({"max_images": 8}, "max_images 8 is over the number of classes, 7"),
-    ({"max_images": 2**40}, "is over the number of classes, 7"),
     ({"probability": -0.1}, r"probability must be a number in \[0, 1\], got -0.1"),
-    ({"probability": 1.5}, r"probability must be a number in \[0, 1\], got 1.5"),
     ({"probability": float("nan")}, r"probability must be a number in \[0, 1\], got nan"),
     ({"probability": "0,5"}, r"probability must be a number in \[0, 1\], got 0,5"),
     ({"probability": ""}, r"probability must be a number in \[0, 1\], got "),
@@ -460,7 +414,6 @@ BAD_OPTIONS = [
     ({"mean": float("nan")}, "mean must be finite"),
     ({"std": 0.0}, "std must be finite and above 0, got 0"),
     ({"std": [1.0, -1.0, 1.0]}, "std must be finite and above 0, got -1"),
-    ({"std": float("inf")}, "std must be finite and above 0, got inf"),
     ({"mean": [0.485, 0.456, 0.406], "std": 0.5}, r"by 255: mean=\[123.675, 116.28, 103.53\], std=\[127.5\]"),
     ({"std": [0.229, 0.224, 0.225]}, r"multiply by 255: mean=\[0\], std=\[58.395, 57.12, 57.375\]"),
     ({"channels": 1}, "channels=1, but the images have 3: only gray ones can be repeated"),
@@ -471,23 +424,19 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "match"), BAD_OPTIONS)
-def test_bad_arguments_are_refused_by_both_with_what_was_expected(pool, options, match):
-    with pytest.raises((*ERRORS, TypeError, KeyError), match=match):
-        run(window(**options))
-    with pytest.raises((*ERRORS, TypeError, KeyError), match=match):
-        run(resident(pool, **options))
+BAD_FOR_WINDOWS = [
+    *(({"num_classes": n}, rf"num_classes must be in \[1, 65536\], got {n}") for n in (0, -1, 65_537, 2**40)),
+    ({"anchor": "index"}, 'anchor must be one of "epoch", "random", got "index"'),
+]
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        *(({"num_classes": n}, rf"num_classes must be in \[1, 65536\], got {n}") for n in (0, -1, 65_537, 2**40)),
-        ({"anchor": "index"}, 'anchor must be one of "epoch", "random", got "index"'),
-    ],
+    ("kind", "options", "match"),
+    [("window", *bad) for bad in [*BAD_OPTIONS, *BAD_FOR_WINDOWS]] + [("resident", *bad) for bad in BAD_OPTIONS],
 )
-def test_arguments_that_windows_alone_refuse(options, match):
-    refused(window(**options), match)
+def test_bad_arguments_are_refused_with_what_was_expected(pool, kind, options, match):
+    with pytest.raises((*ERRORS, TypeError, KeyError), match=match):
+        run(window(**options) if kind == "window" else resident(pool, **options))
 
 
 def test_a_pool_of_more_classes_than_the_operator_takes_is_refused_when_it_is_built():
@@ -513,11 +462,10 @@ def test_operators_keep_the_memory_of_a_pool_that_is_closed(pool):
 
 def test_a_pipeline_goes_on_after_others_have_failed():
     good = window()
-    good.build()
+    first = run(good)
     for _ in range(20):
         refused(window_graph([IMAGES], [CLASSES + 1], num_classes=6), "is outside")
-    expected = run(window(), 4)[0]
-    assert np.array_equal(np.concatenate([np.array(good.run()[0].as_array()) for _ in range(4)]), expected)
+    assert_equal([np.concatenate(parts) for parts in zip(first, run(good), strict=True)], run(window(), 2))
 
 
 @pytest.mark.parametrize("operator", [fn.fdt.superpose, fn.fdt.superpose_resident])

@@ -1,4 +1,4 @@
-"""The native operators and the life of processes: how they come and end, fork, spawn, and are interrupted.
+"""The native operators and the life of processes: how they are loaded, serialized and forked.
 
 Every process here ends itself with all its stacks on stderr should it hang.
 """
@@ -104,38 +104,6 @@ print(*first(lambda: pipeline)[1].ravel())
     expected, got = (ended(start(numbered_shards, code)) for code in (write, read))
     assert expected[0] == 0, expected
     assert got[:2] == expected[:2], got
-
-
-ENDS = {
-    "a pipeline that is kept": "kept = started({graph})",
-    "an exception in mid-epoch": "kept = started({graph})\nraise ValueError('in mid-epoch')",
-    "sys.exit in a function": "def leave():\n    pipeline = started({graph})\n    sys.exit()\nleave()",
-    "one that failed": """
-@pipeline_def(batch_size=8, num_threads=2, device_id=None)
-def failing():
-    labels = fn.external_source(lambda info: np.full(8, 9 * (info.iteration == 2)), batch=True, batch_info=True)
-    images = fn.external_source(lambda info: np.zeros((8, 4, 4, 3), np.uint8), batch=True, batch_info=True)
-    return tuple(fn.fdt.superpose(images, labels, num_classes=7))
-kept = [started({graph}), failing()]
-kept[1].build()
-try:
-    for _ in range(9): kept[1].run()
-    sys.exit(9)
-except (RuntimeError, ValueError) as error:
-    assert "label 9 of sample 0" in str(error)
-    sys.last_value, sys.last_traceback = error, error.__traceback__
-""",
-}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("graph", ["resident", "streaming"])
-@pytest.mark.parametrize("end", ENDS)
-def test_the_interpreter_exits_in_mid_batch_and_does_not_hang(numbered_shards, graph, end):
-    """Two at a time: a race would not show each time."""
-    for process in [start(numbered_shards, ENDS[end].format(graph=graph)) for _ in range(2)]:
-        code, _, errors = ended(process)
-        assert code == (1 if end == "an exception in mid-epoch" else 0), errors
 
 
 FORK = """

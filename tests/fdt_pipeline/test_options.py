@@ -1,14 +1,10 @@
 """What cannot be is refused when a loader or a pipeline is made, with what was expected; both use one `Options`."""
 
-from dataclasses import FrozenInstanceError
-
 import numpy as np
 import pytest
 import torch
 
 from fdt_pipeline import FDT, Augment, FDTLoader, fdt_pipeline
-from fdt_pipeline.definition.superposition import NO_AUGMENT
-from fdt_pipeline.loader.options import Options
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import numbered_images
@@ -16,7 +12,6 @@ from tests.numbered import numbered_images
 RESIDENT, STREAMING = {"mode": "resident"}, {"mode": "streaming"}
 REFUSED = [
     ({"batch_size": 0}, "batch_size must be 1 or more"),
-    ({"batch_size": 2.5}, "batch_size must be a whole number"),
     ({"num_threads": 0}, "num_threads must be 1 or more"),
     ({"prefetch": -1}, "prefetch must be 0 or more"),
     ({"mix_window": 0}, "mix_window must be 1 or more"),
@@ -40,18 +35,15 @@ REFUSED = [
     ({"channels": 1}, "channels=1, but the images have 3: only gray ones can be repeated"),
     ({"size": 7, **STREAMING}, r"size must be \(height, width\), got 7"),
     ({"size": (3.5, 3), **STREAMING}, "height of size must be a whole number"),
-    ({"size": (4, 0), **STREAMING}, "width of size must be 1 or more"),
     ({"size": (4, 4), **RESIDENT}, "size resizes while streaming"),
     ({"mean": float("nan")}, "mean must be a finite number"),
     ({"mean": (1.0, 2.0)}, "mean must be a finite number or 3 of them"),
-    ({"std": float("nan")}, "std must be a finite number"),
     ({"std": 0}, "std must be above 0"),
     (
         {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
         r"multiply by 255: mean=\(123.675, 116.28, 103.53\), std=\(58.395, 57.12, 57.375\)",
     ),
     ({"mean": np.float32(0.5), "std": 0.5}, "multiply by 255: mean=127.5, std=127.5$"),
-    ({"mean": 0.5}, "multiply by 255: mean=127.5$"),
     ({"std": (0.229, 0.224, 1)}, r"multiply by 255: std=\(58.395, 57.12, 255\)$"),
     ({"device": "tpu"}, 'device must be "cpu" or "cuda", got \'tpu\''),
     ({"device": "cuda:99"}, "device is 'cuda:99', but torch sees"),
@@ -84,12 +76,6 @@ def test_a_pipeline_refuses_what_a_loader_does_and_what_only_it_has(numbered_sha
         fdt_pipeline(numbered_shards, **{"batch_size": 46, "num_threads": 1, "device_id": None, **options})
 
 
-def test_options_stay_as_they_were_checked():
-    options = Options(mix=None, augment=NO_AUGMENT, device=torch.device("cpu"), num_threads=1, batch_size=8)
-    with pytest.raises(FrozenInstanceError):
-        options.batch_size = 0
-
-
 @pytest.mark.parametrize(("mean", "std"), [(0, 1), (0, 255), (127.5, 1), ((0.5, 9, 9), 256), ((0, 1, 1), 1)])
 def test_normalizations_of_grey_levels_are_taken(numbered_shards, mean, std):
     assert FDTLoader(numbered_shards, 8, mean=mean, std=std).std == tuple(np.broadcast_to(std, 3))
@@ -108,22 +94,19 @@ def test_what_needs_a_gpu_is_refused_without_one(numbered_shards, options, match
         FDTLoader(numbered_shards, 8, **options)
 
 
-def test_memory_of_a_gpu_is_not_pinned(numbered_shards, monkeypatch):
-    pretend_a_gpu(monkeypatch)
-    with pytest.raises(ValueError, match="pin_memory is for tensors on the host, but device is 'cuda:0'"):
-        FDTLoader(numbered_shards, 8, device="cuda", pin_memory=True)
-
-
-def test_the_torch_engine_is_refused_on_a_gpu(numbered_shards, monkeypatch):
-    pretend_a_gpu(monkeypatch)
-    with pytest.raises(ValueError, match="engine=\"torch\" is for the CPU, but device is 'cuda:0': leave engine out"):
-        FDTLoader(numbered_shards, 8, device="cuda", engine="torch")
-
-
-def pretend_a_gpu(monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"pin_memory": True}, "pin_memory is for tensors on the host, but device is 'cuda:0'"),
+        ({"engine": "torch"}, "engine=\"torch\" is for the CPU, but device is 'cuda:0': leave engine out"),
+    ],
+)
+def test_what_is_for_the_cpu_is_refused_on_a_gpu(numbered_shards, monkeypatch, options, match):
     """Torch says that there is one."""
     for name, value in (("is_available", True), ("current_device", 0), ("device_count", 1)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    with pytest.raises(ValueError, match=match):
+        FDTLoader(numbered_shards, 8, device="cuda", **options)
 
 
 def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):

@@ -1,7 +1,6 @@
 """The order of a streaming epoch, over ranks and legs."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,11 +56,3 @@ def test_legs_of_any_number_of_ranks_show_every_sample_once_with_numbers_of_its_
     numbers.extend(range(last.first, last.first + len(last.samples)))
     assert sorted(seen) == list(range(230))
     assert len(set(numbers)) == 230
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_a_leg_without_batches_changes_the_order_but_not_what_is_in_it(world_size):
-    for rank in range(world_size):
-        fresh, after = (epoch_order(Set, 1, 2, 40, rank, world_size, legs) for legs in ((), (Leg(2, 10, 40, 0),)))
-        assert sorted(fresh.samples) == sorted(after.samples)
-        assert not np.array_equal(fresh.samples, after.samples)

@@ -33,13 +33,10 @@ def test_every_part_of_the_address_reaches_the_generator(seed, stream, epoch, in
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1))
-def test_bounded64_is_the_exact_product(high, low, bound):
+def test_bounded_numbers_are_the_exact_products(high, low, bound):
     assert bounded64(high, low, bound) == ((high * 2**32 + low) * bound) >> 64
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 2**31))
-def test_bounded32_is_the_exact_product(word, bound):
-    assert bounded32(word, bound) == (word * bound) >> 32
+    if bound <= 2**31:
+        assert bounded32(low, bound) == (low * bound) >> 32
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 300))
@@ -55,16 +52,6 @@ def test_permutations_of_three_are_equally_likely():
     assert len(counts) == 6
     chi_square = sum((count - 500) ** 2 / 500 for count in counts.values())
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
-
-
-def test_streams_epochs_and_seeds_do_not_share_numbers():
-    words = {
-        tuple(random_words(seed, stream, epoch, 7, 0).tolist())
-        for seed in (0, 1, 2**32)
-        for stream in Stream
-        for epoch in (0, 1)
-    }
-    assert len(words) == 3 * len(Stream) * 2
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,8 @@
 import subprocess
 import sys
 import threading
-from weakref import ref
 
-import pytest
-
-from fdt_pipeline.loader.prefetch import Prefetcher, prefetched
+from fdt_pipeline.loader.prefetch import Prefetcher
 
 COLLECTED_ON_ITS_OWN_THREAD = """
 import faulthandler, gc, threading, weakref
@@ -40,21 +37,6 @@ def test_its_owner_may_be_collected_on_the_very_thread_that_reads():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("depth", [0, 3])
-def test_items_come_in_their_order_and_then_the_error_or_the_end(depth):
-    def items(then):
-        yield from range(20)
-        if then:
-            raise then
-
-    ahead, failing, found = prefetched(items(None), depth), prefetched(items(OSError("gone")), depth), []
-    assert list(ahead) == list(range(20))
-    assert list(ahead) == []
-    with pytest.raises(OSError, match="gone"):
-        found.extend(failing)  # keeps what came before the error
-    assert found == list(range(20))
-
-
 def test_closing_ends_thread_and_generator_even_if_nobody_takes_what_was_made():
     ended = threading.Event()
 
@@ -71,13 +53,3 @@ def test_closing_ends_thread_and_generator_even_if_nobody_takes_what_was_made():
     ahead.close()
     assert ended.is_set()
     assert threading.active_count() == before
-
-
-def test_a_closed_one_leaves_no_thread_to_the_garbage_collector():
-    """Whoever holds it may be in a reference cycle: collected there, a thread runs a callback that swallows Ctrl-C."""
-    ahead = Prefetcher((number for number in range(20)), 3)
-    [thread] = (ref(thread) for thread in threading.enumerate() if thread.name.startswith("fdt_pipeline"))
-    assert next(ahead) == 0
-    ahead.close()
-    assert thread() is None
-    ahead.close()

@@ -55,20 +55,10 @@ def test_an_epoch_has_every_sample_once_with_its_own_label(shards, size, shuffle
             np.testing.assert_array_equal(window.images, IMAGES[numbers])
 
 
-def test_epochs_differ_and_repeat(shards):
-    first, again, second = (keys(read(shards, epoch, 50, 50)) for epoch in (0, 0, 1))
-    assert first == again != second
-
-
 @pytest.mark.parametrize("first", range(5))
 def test_any_window_can_be_the_first_one_read(shards, first):
     """What an exact resume needs; shards before it are not opened."""
     assert keys(read(shards, 2, 50, 40, first)) == keys(read(shards, 2, 50, 40))[50 * first :]
-
-
-def test_no_more_than_the_shuffle_waits(shards, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 1)
-    assert max(len(window.chunks) for window in read(shards, 0, 20, 30)) <= 20 + 2 * 30
 
 
 def test_a_tar_that_is_cut_while_it_is_read_is_named(copy):
@@ -83,9 +73,7 @@ def test_a_tar_that_is_cut_while_it_is_read_is_named(copy):
     [
         (0, 0, {"offset": -512}, r"expected \S+ within the tar's \d+ bytes, got offset -512, size \d+"),
         (30, 1, {"size": -1}, r"expected \S+\.cls within the tar's \d+ bytes, got offset \d+, size -1"),
-        (59, 0, {"offset": 10**9}, r"expected \S+ within the tar's \d+ bytes, got offset 1000000000, size \d+"),
         (59, 1, {"size": 10**18}, r"expected \S+\.cls within the tar's .*, size 1000000000000000000"),
-        (7, 1, {"offset": 10**20}, r"expected \S+\.cls within the tar's .*, got offset 100000000000000000000"),
         (59, 1, {"offset": 1536}, r"expected each member behind the one before, got others at \d+"),
     ],
 )

@@ -1,11 +1,8 @@
 """The parts of the format: tars are tarfile's, the index is DALI's, keys are short, plain and different."""
 
-from __future__ import annotations
-
 import io
 import re
 import tarfile
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,7 +21,7 @@ MEMBERS = st.builds(Member, WORDS, st.integers(0), st.integers(0), WORDS)
 POSITIONS = st.integers(0, 10**9)
 
 
-def written(files: list[bytes]) -> tuple[bytes, TarShard]:
+def written(files):
     file = io.BytesIO()
     tar = TarShard(file)
     for number, data in enumerate(files):
@@ -34,14 +31,14 @@ def written(files: list[bytes]) -> tuple[bytes, TarShard]:
 
 
 @given(NAMES, st.integers(0, 8**11 - 1))
-def test_a_header_is_the_one_that_tarfile_writes(name: str, size: int) -> None:
+def test_a_header_is_the_one_that_tarfile_writes(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
     assert ustar_header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 @given(FILES)
-def test_a_tar_is_the_one_that_tarfile_writes_and_is_read_as_it_was_written(files: list[bytes]) -> None:
+def test_a_tar_is_the_one_that_tarfile_writes_and_is_read_as_it_was_written(files):
     theirs = io.BytesIO()
     with tarfile.TarFile(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, data in enumerate(files):
@@ -57,7 +54,7 @@ def test_a_tar_is_the_one_that_tarfile_writes_and_is_read_as_it_was_written(file
 
 
 @given(FILES.filter(bool))
-def test_the_size_of_a_tar_is_known_before_a_sample_is_added(files: list[bytes]) -> None:
+def test_the_size_of_a_tar_is_known_before_a_sample_is_added(files):
     data, _ = written(files)
     unfinished = TarShard(io.BytesIO())
     for number, content in enumerate(files[:-1]):
@@ -66,7 +63,7 @@ def test_the_size_of_a_tar_is_known_before_a_sample_is_added(files: list[bytes])
     assert len(data) % 10_240 == 0
 
 
-def with_size(data: bytes, size: bytes) -> bytes:
+def with_size(data, size):
     """Another size in the first header, which has its checksum right."""
     header = bytearray(data[:512])
     header[124:136] = size.ljust(12, b"\0")
@@ -87,13 +84,13 @@ def with_size(data: bytes, size: bytes) -> bytes:
         (lambda data: data[:-1] + b"x", "there is more after its end"),
     ],
 )
-def test_a_broken_tar_is_named_with_the_place(change: Callable[[bytes], bytes], message: str) -> None:
+def test_a_broken_tar_is_named_with_the_place(change, message):
     data = change(written([b"abc", b"def"])[0])
     with pytest.raises(ValueError, match=message):
         list(tar_samples(io.BytesIO(data), len(data)))
 
 
-def test_what_a_header_has_no_room_for_is_refused() -> None:
+def test_what_a_header_has_no_room_for_is_refused():
     with pytest.raises(ValueError, match="a name of 100 bytes and 8 GiB, got 101 bytes and 3"):
         ustar_header(b"x" * 101, 3)
     with pytest.raises(ValueError, match="got 1 bytes and 8589934592"):
@@ -101,21 +98,21 @@ def test_what_a_header_has_no_room_for_is_refused() -> None:
 
 
 @given(st.lists(st.lists(MEMBERS, min_size=1, max_size=3), max_size=5))
-def test_parsing_an_index_inverts_writing_it(samples: list[list[Member]]) -> None:
+def test_parsing_an_index_inverts_writing_it(samples):
     assert parse_index(index_text(samples)) == samples
 
 
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 5)), min_size=1, max_size=9))
-def test_the_columns_of_an_index_are_its_members(sizes: list[tuple[int, int]]) -> None:
+def test_the_columns_of_an_index_are_its_members(sizes):
     samples = [
         [Member("npy", 2000 * i, image, f"{i}.npy"), Member("cls", 2000 * i + image, label, f"{i}.cls")]
         for i, (image, label) in enumerate(sizes)
     ]
     columns = index_columns(index_text(samples), ("npy", "png"), 2000 * len(samples))
-    assert list(zip(columns.image_offsets, columns.image_sizes, columns.names, strict=True)) == [
-        s[0][1:] for s in samples
-    ]
-    assert list(zip(columns.label_offsets, columns.label_sizes, strict=True)) == [s[1][1:3] for s in samples]
+    images = zip(columns.image_offsets, columns.image_sizes, columns.names, strict=True)
+    labels = zip(columns.label_offsets, columns.label_sizes, strict=True)
+    assert list(images) == [sample[0][1:] for sample in samples]
+    assert list(labels) == [sample[1][1:3] for sample in samples]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +126,10 @@ def test_the_columns_of_an_index_are_its_members(sizes: list[tuple[int, int]]) -
         ("v1.2 1\nnpy x 1 a.npy cls 1536 1 a.cls\n", "invalid literal"),
     ],
 )
-def test_a_text_that_is_no_index_is_refused(text: str, message: str) -> None:
+def test_a_text_that_is_no_index_is_refused(text, message):
     for read in (parse_index, lambda text: index_columns(text, ("npy",), 1 << 20)):
         with pytest.raises(ValueError, match=message):
-            read(text)  # type: ignore[operator]
+            read(text)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +140,12 @@ def test_a_text_that_is_no_index_is_refused(text: str, message: str) -> None:
         ("v1.2 1\nnpy 512 1 a.npy txt 1536 1 a.txt\n", r"expected the members .npy and .cls, got npy, txt"),
     ],
 )
-def test_columns_of_other_samples_are_refused(text: str, message: str) -> None:
+def test_columns_of_other_samples_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         index_columns(text, ("npy",), 1 << 20)
 
 
-def labels_in(texts: list[bytes], num_classes: int) -> tuple[list[int], dict[int, str]]:
+def labels_in(texts, num_classes):
     """The labels of samples without images whose .cls members hold these texts."""
     sizes = np.array([len(text) for text in texts])
     offsets, nothing = np.cumsum([0, *(sizes + 1)[:-1]]), np.zeros_like(sizes)
@@ -159,12 +156,12 @@ def labels_in(texts: list[bytes], num_classes: int) -> tuple[list[int], dict[int
 
 
 @given(st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=50))
-def test_labels_are_parsed_as_int_does(labels: list[int]) -> None:
+def test_labels_are_parsed_as_int_does(labels):
     assert labels_in([str(label).encode() for label in labels], 10**9) == (labels, {})
 
 
 @pytest.mark.parametrize("text", [b"", b"-1", b"1.", b" 1", b"1\n", b"\xb2", b"1234567890", b"20"])
-def test_a_label_that_is_no_class_is_named(text: bytes) -> None:
+def test_a_label_that_is_no_class_is_named(text):
     labels, bad = labels_in([b"12", text, b"19"], 20)
     assert labels[::2] == [12, 19]
     assert bad == {1: f"the .cls member holds {text!r}, expected a class number below 20"}
@@ -185,12 +182,12 @@ def test_a_label_that_is_no_class_is_named(text: bytes) -> None:
         (0, "." + "b" * 68, "00000000_%2E" + "b" * 68),
     ],
 )
-def test_the_rule_of_keys(position: int, source_key: str, expected: str) -> None:
+def test_the_rule_of_keys(position, source_key, expected):
     assert sample_key(position, source_key) == expected
 
 
 @given(st.text(), st.text(), POSITIONS, POSITIONS)
-def test_keys_are_short_plain_and_different(first: str, second: str, i: int, j: int) -> None:
+def test_keys_are_short_plain_and_different(first, second, i, j):
     key = sample_key(i, first)
     assert re.fullmatch(r"\d{8,}(_([A-Za-z0-9_-]|%[0-9A-F]{2})*)?", key)
     assert len(key) <= 80
@@ -198,7 +195,7 @@ def test_keys_are_short_plain_and_different(first: str, second: str, i: int, j: 
 
 
 @given(POSITIONS, st.text(st.characters(exclude_categories=["Cs"]), max_size=6))
-def test_the_source_key_can_be_read_off_a_key_that_was_not_cut(position: int, source_key: str) -> None:
+def test_the_source_key_can_be_read_off_a_key_that_was_not_cut(position, source_key):
     if source_key not in ("", str(position)):
         assert source_key_of(sample_key(position, source_key)) == source_key
 
@@ -210,5 +207,5 @@ def test_the_source_key_can_be_read_off_a_key_that_was_not_cut(position: int, so
         *((key, True) for key in ("cat/a.b.jpg", "cat/a b.jpg", "Größe", "a" * 300, "\udcff.jpg")),
     ],
 )
-def test_the_manifest_maps_keys_that_were_cut_or_hold_odd_characters(source_key: str, expected: bool) -> None:
+def test_the_manifest_maps_keys_that_were_cut_or_hold_odd_characters(source_key, expected):
     assert needs_mapping(sample_key(12, source_key), source_key) is expected

@@ -1,6 +1,4 @@
-"""Whoever writes the shards, and in however many parts: the same bytes. Bad samples: told, and never lost."""
-
-from __future__ import annotations
+"""Any number of workers writes the same bytes, and bad samples are reported."""
 
 import io
 import os
@@ -8,23 +6,21 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fdt_pipeline.shards import BadSampleError, WorkerError, verify_shards, write_shards
-from fdt_pipeline.sources import ArraySource, Sample, Source, open_source
+from fdt_pipeline.sources import ArraySource, open_source
 from tests.folders import content, names
+from tests.numbered import PlainSource
 
 SUBSET = "train/data/fashion_mnist_subset"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """120 files of three classes and many kinds, class-sorted; 9 of them are no good images."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
@@ -40,48 +36,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Generic:
-    """A source with nothing but what every source must have."""
-
-    kind, split, shape, classes = "generic", "train", None, ("a", "b")
-    labels = np.arange(50) % 2
-
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, index: int) -> Sample:
-        image = np.random.default_rng(index).integers(0, 256, (5 + index % 3, 6, 3), dtype=np.uint8)
-        return Sample(image, index % 2, f"item {index}")
+def sources(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 7, 6, 3), dtype=np.uint8)
+    mixed_sizes = PlainSource([image[: 5 + index % 3] for index, image in enumerate(noise)])
+    return [open_source(SUBSET, split="test"), open_source(folder), mixed_sizes]
 
 
-def sources(folder: Path) -> list[Source]:
-    return [open_source(SUBSET, split="test"), open_source(folder), Generic()]
-
-
-def assert_same_bytes(source: Source, out: Path, encoding: str, numbers: Sequence[int], **options: Any) -> None:
-    for workers in numbers:
+def assert_same_bytes(source, out, encoding, num_workers, **options):
+    for workers in (1, num_workers):
         write_shards(source, out / str(workers), encoding, on_bad="quarantine", workers=workers, **options)
-    one, *others = (content(out / str(workers)) for workers in numbers)
-    assert others == [one] * len(others)
+    assert content(out / str(num_workers)) == content(out / "1")
 
 
-def test_two_workers_write_the_bytes_of_one(tmp_path: Path, folder: Path) -> None:
-    assert_same_bytes(open_source(folder), tmp_path, "keep", (1, 2), samples_per_shard=30)
+def test_two_workers_write_the_bytes_of_one(tmp_path, folder):
+    assert_same_bytes(open_source(folder), tmp_path, "keep", 2, samples_per_shard=30)
     assert len(names(tmp_path / "2")) > 8
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("encoding", ["raw", "keep", "webp", "jpg"])
-def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, folder: Path, which: int, encoding: str) -> None:
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, folder, which, encoding):
     source = sources(folder)[which]
     limits = {"samples_per_shard": len(source) // 9, "max_shard_bytes": 51_200 if which else None}
-    assert_same_bytes(source, tmp_path, encoding, (1, 8), **limits)
+    assert_same_bytes(source, tmp_path, encoding, 8, **limits)
     assert verify_shards(tmp_path / "1", decode=True) == []
     assert len(names(tmp_path / "1")) > 15
 
 
-def test_no_tar_is_larger_than_asked_and_none_could_be_joined(tmp_path: Path) -> None:
+def test_no_tar_is_larger_than_asked_and_none_could_be_joined(tmp_path):
     source = ArraySource(np.zeros((100, 10, 10, 3), np.uint8), np.arange(100) % 4)
     manifest = write_shards(source, tmp_path, samples_per_shard=40, max_shard_bytes=40_960)
     sizes = [shard.num_bytes for shard in manifest.shards]
@@ -90,14 +73,12 @@ def test_no_tar_is_larger_than_asked_and_none_could_be_joined(tmp_path: Path) ->
     assert [shard.name for shard in manifest.shards] == [f"shard-{i:06d}.tar" for i in range(8)]
 
 
-def test_a_sample_that_fits_into_no_tar_is_bad(tmp_path: Path) -> None:
+def test_a_sample_that_fits_into_no_tar_is_bad(tmp_path):
     with pytest.raises(BadSampleError, match="a tar of it alone has 20480 bytes, expected at most 10240 a shard"):
         write_shards(ArraySource(np.zeros((4, 60, 60, 3), np.uint8), [0, 1, 0, 1]), tmp_path, max_shard_bytes=10_240)
 
 
-def test_in_quarantine_they_are_listed_with_their_reasons_and_all_others_are_written(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_in_quarantine_they_are_listed_with_their_reasons_and_all_others_are_written(tmp_path, folder):
     manifest = write_shards(open_source(folder), tmp_path, samples_per_shard=50, on_bad="quarantine")
     assert [bad.position for bad in manifest.quarantine] == list(range(3, 120, 13))
     assert [bad.key for bad in manifest.quarantine][:2] == ["a/003.jpg", "a/016.jpg"]
@@ -108,7 +89,7 @@ def test_in_quarantine_they_are_listed_with_their_reasons_and_all_others_are_wri
     assert verify_shards(tmp_path) == []
 
 
-def test_quarantine_can_be_asked_for_when_a_run_has_stopped(tmp_path: Path, folder: Path) -> None:
+def test_quarantine_can_be_asked_for_when_a_run_has_stopped(tmp_path, folder):
     with pytest.raises(BadSampleError):
         write_shards(open_source(folder), tmp_path / "out", samples_per_shard=4)
     for name in ("out", "whole"):
@@ -118,17 +99,17 @@ def test_quarantine_can_be_asked_for_when_a_run_has_stopped(tmp_path: Path, fold
         write_shards(open_source(folder), tmp_path / "out", samples_per_shard=4)
 
 
-def test_a_set_of_bad_samples_alone_is_an_error(tmp_path: Path) -> None:
+def test_a_set_of_bad_samples_alone_is_an_error(tmp_path):
     source = ArraySource(np.zeros((3, 2, 2), np.uint8), [0, 0, 0])
-    source.images = source.images.astype(np.float32)  # type: ignore[assignment]
+    source.images = source.images.astype(np.float32)
     with pytest.raises(ValueError, match="none of the 3 samples is good: 1: expected an image"):
         write_shards(source, tmp_path, on_bad="quarantine")
 
 
-def test_kept_files_are_the_sources_own_and_others_are_png(tmp_path: Path, folder: Path) -> None:
+def test_kept_files_are_the_sources_own_and_others_are_png(tmp_path, folder):
     write_shards(open_source(folder), tmp_path, "keep", on_bad="quarantine")
     with tarfile.open(tmp_path / "shard-000000.tar") as tar:
-        files = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+        files = {info.name: tar.extractfile(info).read() for info in tar}
     for name, data in files.items():
         number, _, extension = name.partition("_")[0], *name.rpartition(".")[1:]
         if extension == "cls":
@@ -142,21 +123,21 @@ def test_kept_files_are_the_sources_own_and_others_are_png(tmp_path: Path, folde
                 np.testing.assert_array_equal(np.asarray(kept), np.asarray(image.convert("RGB")))
 
 
-class Fatal(Generic):
+class Fatal(PlainSource):
     """Its reading kills the process, as the kernel does when memory ends."""
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index):
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
-def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_reported(tmp_path):
     with pytest.raises(WorkerError, match=r"a worker process ended with exit code -9 in task \d .*go on with --resume"):
-        write_shards(Fatal(), tmp_path, samples_per_shard=10, workers=2)
+        write_shards(Fatal(range(50)), tmp_path, samples_per_shard=10, workers=2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_sample_ends_the_run_and_is_named(tmp_path: Path, folder: Path, workers: int) -> None:
+def test_a_bad_sample_ends_the_run_and_is_named(tmp_path, folder, workers):
     """An error in a worker keeps its type and its traceback."""
     with pytest.raises(BadSampleError, match=r"sample \d+ of the source \(./\d+\.jpg\): not a") as caught:
         write_shards(open_source(folder), tmp_path, workers=workers, samples_per_shard=60)
@@ -181,21 +162,13 @@ if not {own} or __name__ == "__main__":
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("own", "imports"), [(False, 1), (True, 3)])
-def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(
-    tmp_path: Path, own: bool, imports: int
-) -> None:
-    """So most need no `if __name__ == "__main__"`, and do not import torch once more a worker."""
-    (tmp_path / "script.py").write_text(SCRIPT.format(own=own))
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out")]
+@pytest.mark.parametrize(("own", "is_file", "imports"), [(False, True, 1), (True, True, 3), (False, False, 1)])
+def test_a_script_is_imported_by_workers_only_where_they_need_a_class_of_it(tmp_path, own, is_file, imports):
+    """Most scripts need no `if __name__ == "__main__"`, may come from standard input, and import torch once."""
+    script = SCRIPT.format(own=own)
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py") if is_file else "-", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": "."}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == ["imported"] * imports
-    assert verify_shards(tmp_path / "out") == []
-
-
-@pytest.mark.process
-def test_a_script_from_standard_input_may_use_workers(tmp_path: Path) -> None:
-    command, environment = [sys.executable, "-", str(tmp_path / "out")], {**os.environ, "PYTHONPATH": "."}
-    subprocess.run(command, input=SCRIPT.format(own=False), text=True, check=True, env=environment)
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.count("imported") == imports
     assert verify_shards(tmp_path / "out") == []

@@ -1,7 +1,5 @@
 """Sharding on a Ray cluster: a real one of several nodes on this machine, in a process of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from fdt_pipeline.shards import write_shards
-from fdt_pipeline.sources import ArraySource, Sample
+from fdt_pipeline.sources import ArraySource
 from tests.folders import content
 from tests.peers import needs
 
@@ -55,7 +53,7 @@ if __name__ == "__main__":
 class Slow(ArraySource):
     """Takes long enough that a node has work when it dies, and notes which samples were asked for on which node."""
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index):
         sample = super().__getitem__(index)
         if "READ_LOG" in os.environ:
             import ray
@@ -66,17 +64,22 @@ class Slow(ArraySource):
         return sample
 
 
-def slow_source() -> Slow:
+def slow_source():
     images = np.random.default_rng(0).integers(0, 256, (160, 8, 8, 3), dtype=np.uint8)
     return Slow(images, np.arange(160) % 4)
 
 
-def test_a_node_that_dies_in_mid_run_changes_no_byte(tmp_path: Path) -> None:
+def run(script, *arguments, **environment):
+    """The checkout is on the path, so that the nodes can import the test's source, as they would a user's own."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_DEDUP_LOGS": "0", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=variables)
+
+
+def test_a_node_that_dies_in_mid_run_changes_no_byte(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(NODE_DIES)
-    command = [sys.executable, str(script), str(tmp_path / "ray")]
-    environment = {**environment_with_checkout(), "READ_LOG": str(tmp_path / "log")}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    result = run(script, tmp_path / "ray", READ_LOG=str(tmp_path / "log"))
     assert result.returncode == 0, result.stdout + result.stderr
     reads = Counter(line.split()[0] for line in (tmp_path / "log").read_text().splitlines())
     assert len(reads) == 160
@@ -94,19 +97,7 @@ write_shards(slow_source(), sys.argv[1], engine="ray")
 """
 
 
-def test_without_a_cluster_it_says_how_to_start_one(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", NO_CLUSTER, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=environment_with_checkout(),
-    )
+def test_without_a_cluster_it_says_how_to_start_one(tmp_path):
+    result = run("-c", NO_CLUSTER, tmp_path)
     assert "no Ray cluster to be found" in result.stderr
     assert "start one with `ray start --head`, or name it in RAY_ADDRESS" in result.stderr
-
-
-def environment_with_checkout() -> dict[str, str]:
-    """The nodes import the test's source too, as they would a user's own."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_DEDUP_LOGS": "0"}

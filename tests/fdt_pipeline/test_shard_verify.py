@@ -1,16 +1,12 @@
 """Every kind of damage is found and named."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,26 +23,26 @@ SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, (12, 3, 2, 3), dt
 
 
 @pytest.fixture(scope="module", params=["raw", "png"])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / request.param
     write_shards(SOURCE, folder, request.param, samples_per_shard=6)
     return folder
 
 
 @pytest.fixture
-def damaged(whole: Path, tmp_path: Path) -> Path:
+def damaged(whole, tmp_path):
     """A copy to damage."""
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def test_whole_shards_have_no_problems(whole: Path) -> None:
-    calls: list[tuple[int, int]] = []
+def test_whole_shards_have_no_problems(whole):
+    calls = []
     assert verify_shards(whole, lambda done, total: calls.append((done, total))) == []
     assert calls == [(6, 12), (12, 12)]
 
 
 @contextmanager
-def with_flipped_bit(path: Path, bit: int) -> Iterator[None]:
+def with_flipped_bit(path, bit):
     content = path.read_bytes()
     broken = bytearray(content)
     broken[bit // 8] ^= 1 << bit % 8
@@ -57,14 +53,14 @@ def with_flipped_bit(path: Path, bit: int) -> Iterator[None]:
 
 @given(bit=st.integers(0))
 @pytest.mark.parametrize("suffix", ["tar", "idx"])
-def test_a_single_flipped_bit_anywhere_is_found(whole: Path, suffix: str, bit: int) -> None:
+def test_a_single_flipped_bit_anywhere_is_found(whole, suffix, bit):
     path = whole / f"shard-000001.{suffix}"
     with with_flipped_bit(path, bit % (8 * path.stat().st_size)):
         assert any(f"{path}: damaged: expected sha256" in problem for problem in verify_shards(whole))
 
 
 @pytest.mark.parametrize("size", [0, 100, 512, 2000, -512])
-def test_a_cut_tar_is_found(damaged: Path, size: int) -> None:
+def test_a_cut_tar_is_found(damaged, size):
     path = damaged / "shard-000000.tar"
     content = path.read_bytes()
     path.write_bytes(content[:size])
@@ -78,19 +74,14 @@ def test_a_cut_tar_is_found(damaged: Path, size: int) -> None:
     [
         (lambda folder: (folder / "shard-000000.tar").unlink(), "shard-000000.tar: missing"),
         (lambda folder: (folder / "shard-000001.idx").unlink(), "shard-000001.idx: missing"),
-        (
-            lambda folder: shutil.copy(folder / "shard-000000.tar", folder / "shard-000002.tar"),
-            "shard-000002.tar: not in the manifest; move it elsewhere or remove it",
-        ),
+        (lambda folder: (folder / "shard-000002.tar").touch(), "shard-000002.tar: not in the manifest; move it"),
         (lambda folder: (folder / "photos.TAR").touch(), "photos.TAR: not in the manifest; move it elsewhere or"),
         (lambda folder: (folder / "a.idx").touch(), "a.idx: not in the manifest; move it elsewhere or remove it"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: Expecting property name"),
         (lambda folder: (folder / "manifest.json").unlink(), ": shards without manifest.json: writing them was inter"),
     ],
 )
-def test_files_that_are_missing_added_or_broken_are_named(
-    damaged: Path, change: Callable[[Path], object], expected: str
-) -> None:
+def test_files_that_are_missing_added_or_broken_are_named(damaged, change, expected):
     (damaged / "notes.txt").touch()
     change(damaged)
     problem, *others = verify_shards(damaged)
@@ -100,7 +91,7 @@ def test_files_that_are_missing_added_or_broken_are_named(
 
 
 @given(st.data())
-def test_a_bit_that_flips_in_a_sample_is_found_there(whole: Path, data: st.DataObject) -> None:
+def test_a_bit_that_flips_in_a_sample_is_found_there(whole, data):
     """Where only hashes of whole files were known, nobody could say which image it is."""
     path = whole / "shard-000001.tar"
     content = path.read_bytes()
@@ -115,11 +106,11 @@ def test_a_bit_that_flips_in_a_sample_is_found_there(whole: Path, data: st.DataO
 Files = list[tuple[str, bytes]]
 
 
-def rewrite(folder: Path, change: Callable[[Files], Files]) -> None:
+def rewrite(folder, change):
     """Change what shard-000000.tar holds and make hashes, index and sizes fit, as a faulty writer would."""
     path = folder / "shard-000000.tar"
     with tarfile.open(path) as tar:
-        files = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+        files = [(info.name, tar.extractfile(info).read()) for info in tar]
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in change(files):
@@ -142,7 +133,7 @@ def rewrite(folder: Path, change: Callable[[Files], Files]) -> None:
     (folder / "manifest.json").write_text(manifest.to_json())
 
 
-def with_first_label(label: bytes) -> Callable[[Files], Files]:
+def with_first_label(label):
     return lambda files: [files[0], (files[1][0], label), *files[2:]]
 
 
@@ -150,19 +141,13 @@ def with_first_label(label: bytes) -> Callable[[Files], Files]:
     ("change", "messages"),
     [
         (lambda files: files, []),
-        (
-            with_first_label(b"3"),
-            ["sample 0000000.: label 3 is out of range: expected 0..2", "class . .*expected 4 samples"],
-        ),
+        (with_first_label(b"3"), ["label 3 is out of range: expected 0..2", "class . .*expected 4 samples"]),
         (with_first_label(b"-1"), ["sample 0000000.: label -1 is out of range"]),
         (with_first_label(b"cat"), ["sample 0000000.: the .cls member holds b'cat', expected a class number"]),
         (lambda files: [(files[0][0], b"x"), *files[1:]], ["sample 0000000.: (not an npy file|broken png)"]),
         (lambda files: [*files[:2], *files], ["sample 0000000.: expected the members"]),
         (lambda files: [*files, *files[:2]], ["expected 6 samples, got 7", "sample 0000000.: the key occurs twice"]),
-        (
-            lambda files: [files[0], *files[2:], files[1]],
-            ["the key occurs twice", "expected the members .* got 0000000..cls"],
-        ),
+        (lambda files: [files[0], *files[2:], files[1]], ["occurs twice", "expected the members .* got 0000000..cls"]),
         (lambda files: files[2:], ["expected 6 samples, got 5", r"class \d \(\d\): expected 4 samples, got 3"]),
         (lambda files: [(files[2][0], files[2][1]), *files[1:]], ["expected the members"]),
         (
@@ -172,9 +157,7 @@ def with_first_label(label: bytes) -> Callable[[Files], Files]:
         (lambda files: [(files[0][0], files[2][1]), *files[1:]], ["mean and std of the pixels are not those"]),
     ],
 )
-def test_faults_of_content_are_found_even_where_the_hashes_fit(
-    damaged: Path, change: Callable[[Files], Files], messages: list[str]
-) -> None:
+def test_faults_of_content_are_found_even_where_the_hashes_fit(damaged, change, messages):
     rewrite(damaged, change)
     problems = verify_shards(damaged, decode=True)
     assert bool(problems) == bool(messages)
@@ -182,7 +165,7 @@ def test_faults_of_content_are_found_even_where_the_hashes_fit(
         assert any(re.search(message, problem) for problem in problems), problems
 
 
-def test_an_image_of_another_shape_is_named(damaged: Path) -> None:
+def test_an_image_of_another_shape_is_named(damaged):
     manifest = read_manifest(damaged)
     (damaged / "manifest.json").write_text(dataclasses.replace(manifest, shape=(2, 3, 3)).to_json())
     problems = verify_shards(damaged, decode=True)
@@ -190,8 +173,8 @@ def test_an_image_of_another_shape_is_named(damaged: Path) -> None:
     assert len([problem for problem in problems if re.search(message, problem)]) == 6
 
 
-def test_an_index_of_another_tar_is_found(damaged: Path) -> None:
-    """Even if the manifest has its hash."""
+def test_an_index_of_another_tar_is_found(damaged):
+    """The manifest has the hash of the wrong index."""
     manifest = read_manifest(damaged)
     first, second = manifest.shards
     shutil.copy(damaged / second.index_name, damaged / first.index_name)

@@ -1,10 +1,5 @@
 """Arrays in memory and in .npz files."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -14,14 +9,14 @@ IMAGES = np.arange(6 * 4 * 5 * 3, dtype=np.uint8).reshape(6, 4, 5, 3)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
-def test_samples_are_those_of_the_arrays() -> None:
+def test_samples_are_those_of_the_arrays():
     source = ArraySource(IMAGES, LABELS, ["a", "b", "c"])
     assert (len(source), source.shape, source.classes, source.split) == (6, (4, 5, 3), ("a", "b", "c"), None)
     assert [(label, key) for _, label, key in source] == [(int(label), str(i)) for i, label in enumerate(LABELS)]
     np.testing.assert_array_equal(np.stack([image for image, _, _ in source]), IMAGES)
 
 
-def test_gray_images_get_a_channel_axis_and_strided_ones_become_contiguous() -> None:
+def test_gray_images_get_a_channel_axis_and_strided_ones_become_contiguous():
     source = ArraySource(IMAGES[..., 0].transpose(0, 2, 1), LABELS.tolist())
     assert (source.shape, source.classes) == ((5, 4, 1), ("0", "1", "2"))
     image = source[2].image
@@ -49,43 +44,45 @@ def test_gray_images_get_a_channel_axis_and_strided_ones_become_contiguous() -> 
         (IMAGES, LABELS.astype(np.uint64) + np.uint64(2**63), None, "label 9223372036854775810 at index 2 is out of"),
     ],
 )
-def test_wrong_arrays_are_refused(images: Any, labels: Any, classes: Any, message: str) -> None:
+def test_wrong_arrays_are_refused(images, labels, classes, message):
     with pytest.raises(ValueError, match=message):
         ArraySource(images, labels, classes)
 
 
-def test_labels_of_any_integer_type_are_taken() -> None:
+def test_labels_of_any_integer_type_are_taken():
     for dtype in ("u1", "i1", ">i4", "u8"):
         source = ArraySource(IMAGES, LABELS.astype(dtype))
         assert (source.labels.dtype, source.labels.tolist()) == (np.int64, LABELS.tolist()), dtype
 
 
-def test_unnamed_classes_may_be_as_many_as_the_samples() -> None:
+def test_unnamed_classes_may_be_as_many_as_the_samples():
     n = 65_600
     assert len(ArraySource(np.zeros((n, 1, 1), np.uint8), np.arange(n)).classes) == n
 
 
-def test_a_test_split_may_lack_a_class() -> None:
+def test_a_test_split_may_lack_a_class():
     assert len(ArraySource(IMAGES, LABELS, ["a", "b", "c", "d"], split="test")) == 6
 
 
-def test_one_file_has_no_splits(tmp_path: Path) -> None:
+def test_one_file_has_no_splits(tmp_path):
     np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS, classes=np.array(["a", "b", "c"]))
     assert source_splits(tmp_path / "set.npz") == ()
     source = open_source(tmp_path / "set.npz")
     assert (source.kind, source.split, source.classes) == ("npz", None, ("a", "b", "c"))
     np.testing.assert_array_equal(source[5].image, IMAGES[5])
+    with pytest.raises(ValueError, match="npz has no splits"):
+        open_source(tmp_path / "set.npz", split="train")
 
 
 @pytest.mark.parametrize("names", [{}, {"classes": ["a", "b", "c"]}])
-def test_a_folder_of_two_files_has_two_splits_and_the_classes_of_the_train_file(tmp_path: Path, names: Any) -> None:
+def test_a_folder_of_two_files_has_two_splits_and_the_classes_of_the_train_file(tmp_path, names):
     np.savez_compressed(tmp_path / "train.npz", images=IMAGES, labels=LABELS, **names)
     np.savez_compressed(tmp_path / "test.npz", images=IMAGES[:2], labels=LABELS[:2])
     assert source_splits(tmp_path) == ("train", "test")
     assert open_source(tmp_path, split="test").classes == tuple(names.get("classes", ["0", "1", "2"]))
 
 
-def test_classes_of_train_and_test_must_agree(tmp_path: Path) -> None:
+def test_classes_of_train_and_test_must_agree(tmp_path):
     np.savez(tmp_path / "train.npz", images=IMAGES, labels=LABELS, classes=["a", "b", "c"])
     np.savez(tmp_path / "test.npz", images=IMAGES, labels=LABELS, classes=["b", "a", "c"])
     with pytest.raises(ValueError, match=r"test.npz: classes must be those of train.npz"):
@@ -93,7 +90,7 @@ def test_classes_of_train_and_test_must_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [np.array([b"a", "\u00e9".encode(), b"c"]), np.array(["a", "\u00e9", "c"])])
-def test_class_names_are_strings_or_utf_8(tmp_path: Path, classes: np.ndarray) -> None:
+def test_class_names_are_strings_or_utf_8(tmp_path, classes):
     np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS, classes=classes)
     assert open_source(tmp_path / "set.npz").classes == ("a", "\u00e9", "c")
 
@@ -112,13 +109,13 @@ SET = {"images": IMAGES, "labels": LABELS}
         ({**SET, "classes": np.array([b"a", b"\xff", b"c"])}, "classes must be UTF-8 .*: .*0xff"),
     ],
 )
-def test_an_archive_of_other_arrays_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
-    np.savez(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
+def test_an_archive_of_other_arrays_is_named(tmp_path, arrays, message):
+    np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(ValueError, match=f"set.npz: {message}"):
         open_source(tmp_path / "set.npz")
 
 
-def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_named(tmp_path):
     path = tmp_path / "set.npz"
     np.savez(path, images=IMAGES, labels=LABELS)
     path.write_bytes(path.read_bytes()[:300])
@@ -130,18 +127,8 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
         open_source(path)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (LABELS * 1_000_000_000, "label 2000000000 at index 2 is out of range: expected 0..65535"),
-        (LABELS * 0.5, r"labels must be integers of shape \[n\], got float64"),
-        (LABELS[:0], "expected labels, got none"),
-    ],
-)
-def test_wrong_labels_of_the_train_file_are_named_when_it_gives_the_classes(
-    tmp_path: Path, labels: np.ndarray, message: str
-) -> None:
-    np.savez(tmp_path / "train.npz", images=IMAGES, labels=labels)
+def test_wrong_labels_of_the_train_file_are_named_when_it_gives_the_classes(tmp_path):
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=LABELS * 1_000_000_000)
     np.savez(tmp_path / "test.npz", images=IMAGES, labels=LABELS)
-    with pytest.raises(ValueError, match=f"train.npz: {message}"):
+    with pytest.raises(ValueError, match=r"train.npz: label 2000000000 at index 2 is out of range: expected 0..65535"):
         open_source(tmp_path, split="test")

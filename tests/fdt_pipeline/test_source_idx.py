@@ -1,10 +1,7 @@
 """Fashion-MNIST and MNIST in their official idx files."""
 
-from __future__ import annotations
-
 import gzip
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +12,11 @@ from fdt_pipeline.sources import open_source
 SUBSET = Path("train/data/fashion_mnist_subset")
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
+def idx_bytes(array):
     return struct.pack(f">{1 + array.ndim}I", 0x800 | array.ndim, *array.shape) + array.tobytes()
 
 
-def write_idx(folder: Path, num_images: int = 30, zipped: bool = False) -> Path:
+def write_idx(folder, num_images=30, zipped=False):
     """Image i of each split has all pixels i and label i % 10."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.broadcast_to(np.arange(num_images, dtype=np.uint8)[:, None, None], (num_images, 28, 28))
@@ -33,7 +30,7 @@ def write_idx(folder: Path, num_images: int = 30, zipped: bool = False) -> Path:
 
 
 @pytest.mark.parametrize(("split", "num_samples"), [("train", 5000), ("test", 1000)])
-def test_the_embedded_subset_is_balanced_fashion_mnist(split: str, num_samples: int) -> None:
+def test_the_embedded_subset_is_balanced_fashion_mnist(split, num_samples):
     source = open_source(SUBSET, split=split)
     assert (source.kind, source.split, len(source), source.shape) == ("fashion-mnist", split, num_samples, (28, 28, 1))
     assert source.classes[0] == "T-shirt/top"
@@ -41,7 +38,7 @@ def test_the_embedded_subset_is_balanced_fashion_mnist(split: str, num_samples: 
     assert np.bincount(source.labels).tolist() == [num_samples // 10] * 10
 
 
-def test_images_equal_those_of_torchvision(tmp_path: Path) -> None:
+def test_images_equal_those_of_torchvision(tmp_path):
     datasets = pytest.importorskip("torchvision.datasets")
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -55,66 +52,65 @@ def test_images_equal_those_of_torchvision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("below", ["FashionMNIST/raw", "raw", "."])
-def test_every_layout_is_found(tmp_path: Path, below: str, zipped: bool) -> None:
+def test_every_layout_is_found(tmp_path, below, zipped):
     write_idx(tmp_path / below, zipped=zipped)
     source = open_source(tmp_path, "fashion-mnist", "train")
     assert [int(source[i].image.mean()) for i in range(len(source))] == list(range(30))
 
 
-def test_a_plain_file_is_preferred_to_its_zipped_twin(tmp_path: Path) -> None:
+def test_a_plain_file_is_preferred_to_its_zipped_twin(tmp_path):
     write_idx(tmp_path, 30)
     write_idx(tmp_path, 20, zipped=True)
     assert len(open_source(tmp_path, "mnist", "train")) == 30
 
 
-def test_mnist_has_digits_for_classes(tmp_path: Path) -> None:
+def test_mnist_has_digits_for_classes(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
     assert open_source(tmp_path, split="test").classes == tuple("0123456789")
 
 
-def test_a_folder_whose_name_says_nothing_is_ambiguous(tmp_path: Path) -> None:
+def test_a_folder_whose_name_says_nothing_is_ambiguous(tmp_path):
     write_idx(tmp_path / "downloads")
     with pytest.raises(ValueError, match=r"could be any of fashion-mnist, mnist: say which with --source KIND"):
         open_source(tmp_path / "downloads", split="train")
 
 
-def changed(start: int, data: bytes) -> Callable[[bytes], bytes]:
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+def changed(start, data):
     return lambda content: content[:start] + data + content[start + len(data) :]
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("train-images-idx3-ubyte", changed(0, b"\0\0\x08\x01"), r"wrong magic number: expected 2051, got 2049"),
-        ("train-images-idx3-ubyte", changed(11, b"\x1d"), r"cut short: expected 24376 bytes, got 23536"),
-        ("train-labels-idx1-ubyte", changed(12, b"\x0a"), r"label 10 at index 4 is out of range: expected 0..9"),
-        ("train-images-idx3-ubyte", lambda data: data[:9], "cut short: expected 16 bytes, got 9"),
-        ("train-images-idx3-ubyte", lambda data: data[:20000], "cut short: expected 23536 bytes, got 20000"),
-        ("train-images-idx3-ubyte", lambda data: data + b"x", "longer than its header says"),
-        (
-            "train-labels-idx1-ubyte",
-            lambda data: idx_bytes(np.zeros(29, np.uint8)),
-            "expected 30 labels, one an image, got 29",
-        ),
-        ("train-images-idx3-ubyte.gz", lambda data: b"no gzip at all", "broken gzip file"),
-        ("train-images-idx3-ubyte.gz", lambda data: data[:-20], "broken gzip file"),
+        (IMAGES, changed(0, b"\0\0\x08\x01"), r"wrong magic number: expected 2051, got 2049"),
+        (IMAGES, changed(11, b"\x1d"), r"cut short: expected 24376 bytes, got 23536"),
+        (LABELS, changed(12, b"\x0a"), r"label 10 at index 4 is out of range: expected 0..9"),
+        (IMAGES, lambda data: data[:9], "cut short: expected 16 bytes, got 9"),
+        (IMAGES, lambda data: data[:20000], "cut short: expected 23536 bytes, got 20000"),
+        (IMAGES, lambda data: data + b"x", "longer than its header says"),
+        (LABELS, lambda _: idx_bytes(np.zeros(29, np.uint8)), "expected 30 labels, one an image, got 29"),
+        (IMAGES + ".gz", lambda data: b"no gzip at all", "broken gzip file"),
+        (IMAGES + ".gz", lambda data: data[:-20], "broken gzip file"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path: Path, name: str, change: Callable[[bytes], bytes], message: str) -> None:
+def test_a_broken_file_is_named(tmp_path, name, change, message):
     path = write_idx(tmp_path, zipped=name.endswith(".gz")) / name
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         open_source(tmp_path, "mnist", "train")
 
 
-def test_a_class_without_a_train_sample_is_named(tmp_path: Path) -> None:
+def test_a_class_without_a_train_sample_is_named(tmp_path):
     write_idx(tmp_path, num_images=9)
     with pytest.raises(ValueError, match=r"1 of 10 classes have no sample: 9 \(Ankle boot\)"):
         open_source(tmp_path, "fashion-mnist", "train")
     assert len(open_source(tmp_path, "fashion-mnist", "test")) == 9
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path):
     (write_idx(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz: the file is missing"):
         open_source(tmp_path, "mnist", "test")

@@ -1,37 +1,27 @@
 """Image folders at fsspec URLs: listed once, read file by file."""
 
-from __future__ import annotations
-
-import io
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 fsspec = pytest.importorskip("fsspec")
 
 from fdt_pipeline.shards import SourceError, write_shards  # noqa: E402
+from fdt_pipeline.shards.codec import encode  # noqa: E402
 from fdt_pipeline.sources import open_source  # noqa: E402
 from fdt_pipeline.sources import tree as trees  # noqa: E402
 from fdt_pipeline.sources.tree import RemoteTree  # noqa: E402
 from fdt_pipeline.storage import retrying  # noqa: E402
-from tests.web import RESET, web_server  # noqa: E402
+from tests.servers import Fault, web_server  # noqa: E402
 
-
-def png(mode: str) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (3, 2)).save(file, "PNG")
-    return file.getvalue()
+GRAY, COLOR = (encode(np.zeros((2, 3, channels), np.uint8), "png") for channels in (1, 3))
 
 
 @pytest.fixture
-def store() -> Iterator[Any]:
+def store():
     """A store in this process's memory."""
     files = fsspec.filesystem("memory")
     yield files
@@ -40,21 +30,21 @@ def store() -> Iterator[Any]:
 
 
 @pytest.fixture
-def gray_but_one(store: Any) -> str:
-    store.pipe({"/photos/cat/1.png": png("L"), "/photos/dog/1.png": png("L"), "/photos/dog/color.png": png("RGB")})
+def gray_but_one(store):
+    store.pipe({"/photos/cat/1.png": GRAY, "/photos/dog/1.png": GRAY, "/photos/dog/color.png": COLOR})
     return "memory://photos"
 
 
-def test_names_come_back_as_they_are(store: Any) -> None:
+def test_names_come_back_as_they_are(store):
     names = ["cat/a b.png", "cat/é.png", "cat/%41.png", "cat/h#1.png", "cat/q?x.png", "cat-2/1.png", "cat/sub/1.png"]
-    store.pipe({f"/photos/{name}": png("RGB") for name in names})
-    source: Any = open_source("memory://photos")
+    store.pipe({f"/photos/{name}": COLOR for name in names})
+    source = open_source("memory://photos")
     assert [source[i].key for i in range(len(source))] == sorted(names, key=lambda name: name.split("/"))
     assert source.classes == ("cat", "cat-2")
 
 
 @pytest.mark.parametrize("below", ["", "cat", "cat/sub", "dog", "ca"])
-def test_what_is_below_a_folder_is_what_a_look_at_every_name_finds(store: Any, below: str) -> None:
+def test_what_is_below_a_folder_is_what_a_look_at_every_name_finds(store, below):
     names = ["cat/1.png", "cat/sub/1.png", "cat-2/1.png", "cat.png", "cat0/1.png", "cats/1.png"]
     store.pipe({f"/photos/{name}": b"x" for name in names})
     prefix = f"{below}/" if below else ""
@@ -62,22 +52,20 @@ def test_what_is_below_a_folder_is_what_a_look_at_every_name_finds(store: Any, b
     assert RemoteTree("memory://photos").walk(below) == sorted(expected, key=lambda name: name.split("/"))
 
 
-def test_a_store_that_fails_while_colors_are_looked_for_is_an_error(
-    gray_but_one: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Left out, the one image in color would turn the whole set gray."""
-    assert open_source(gray_but_one).channels == 3  # type: ignore[attr-defined]
+def test_a_store_that_fails_while_colors_are_looked_for_is_an_error(gray_but_one, monkeypatch):
+    """If the one image in color were left out, the whole set would turn gray."""
+    assert open_source(gray_but_one).channels == 3
     failing(monkeypatch, "cat_file", times=1000, name="color")
     with pytest.raises(OSError, match=r"dog/color.png: could not be reached in 6 tries: 503"):
         open_source(gray_but_one)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int, name: str = "") -> Counter[str]:
+def failing(monkeypatch, method, times, name=""):
     """Each of the store's requests for such a name first fails, so many times; how often it was made by then."""
     store, failures = fsspec.implementations.memory.MemoryFileSystem, Counter[str]()
     real = getattr(store, method)
 
-    def fails(self: Any, path: str, *arguments: Any, **options: Any) -> Any:
+    def fails(self, path, *arguments, **options):
         failures[path] += name in path
         if name in path and failures[path] <= times:
             raise TimeoutError("503, slow down")
@@ -89,18 +77,14 @@ def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int, name: str 
 
 
 @pytest.mark.parametrize("method", ["info", "find", "cat_file"])
-def test_a_run_outlasts_requests_that_fail_a_few_times(
-    gray_but_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+def test_a_run_outlasts_requests_that_fail_a_few_times(gray_but_one, tmp_path, monkeypatch, method):
     failures = failing(monkeypatch, method, times=3)
     source = open_source(gray_but_one)
     failures.clear()
     assert write_shards(source, tmp_path, "keep").num_samples == 3
 
 
-def test_a_store_that_fails_is_not_called_a_full_disk(
-    gray_but_one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_fails_is_not_called_a_full_disk(gray_but_one, tmp_path, monkeypatch):
     source = open_source(gray_but_one)
     failing(monkeypatch, "put_file", times=1000)
     with pytest.raises(OSError, match=r"^memory://photos/out: could not write shards \(.*503.*--resume$") as of_writing:
@@ -113,25 +97,24 @@ def test_a_store_that_fails_is_not_called_a_full_disk(
     assert "space" not in f"{of_writing.value} {of_state.value}"
 
 
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
     """fsspec's own walk leaves it out."""
     pytest.importorskip("aiohttp")
     for name in ("cat/1.png", "dog/1.png"):
         (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(png("L"))
+        (tmp_path / name).write_bytes(GRAY)
     monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
-    with web_server(tmp_path) as web:
-        web.lists = True
-        web.statuses[:] = [RESET] * 4  # aiohttp tries each request twice
+    with web_server(tmp_path, lists=True) as web:
+        web.put_in(Fault(reset=True), times=4)  # aiohttp tries each request twice
         assert RemoteTree(web.url).walk("") == ["cat/1.png", "dog/1.png"]
-        web.statuses[:] = [RESET] * 100
+        web.put_in(Fault(reset=True))
         with pytest.raises(OSError, match="could not be reached in 6 tries"):
             RemoteTree(web.url).walk("")
 
 
-def test_a_file_of_a_web_server_has_changed_when_its_time_has(tmp_path: Path) -> None:
+def test_a_file_of_a_web_server_has_changed_when_its_time_has(tmp_path):
     pytest.importorskip("aiohttp")
-    (tmp_path / "cat.png").write_bytes(png("L"))
+    (tmp_path / "cat.png").write_bytes(GRAY)
     with web_server(tmp_path) as web:
         tree, states = RemoteTree(web.url), []
         for time_of_change in (10**9, 10**9, 2 * 10**9):
@@ -140,20 +123,18 @@ def test_a_file_of_a_web_server_has_changed_when_its_time_has(tmp_path: Path) ->
     assert states[0] == states[1] != states[2]
 
 
-def test_a_broken_image_has_no_say_in_the_channels(store: Any) -> None:
-    store.pipe({"/photos/cat/0.png": b"text", "/photos/cat/1.png": png("L"), "/photos/cat/2.png": b""})
-    source: Any = open_source("memory://photos")
+def test_a_broken_image_has_no_say_in_the_channels(store):
+    store.pipe({"/photos/cat/0.png": b"text", "/photos/cat/1.png": GRAY, "/photos/cat/2.png": b""})
+    source = open_source("memory://photos")
     assert source.channels == 1
     with pytest.raises(ValueError, match=r"memory://photos/cat/0.png: not an image: it begins with b'text'"):
         source[0]
 
 
-def test_a_file_over_the_budget_is_refused_by_whoever_is_to_read_it(
-    gray_but_one: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also in a worker, which has no listing: it is told of the few that are too large."""
+def test_a_file_over_the_budget_is_refused_by_whoever_is_to_read_it(gray_but_one, monkeypatch):
+    """A worker, which has no listing, gets a list of the few files that are too large."""
     monkeypatch.setattr(trees, "MAX_FILE_BYTES", 10)
-    source: Any = open_source(gray_but_one)
+    source = open_source(gray_but_one)
     part = pickle.loads(pickle.dumps(source.take(np.array([2]))))
     for reader, index in ((source, 0), (part, 0)):
         with pytest.raises(ValueError, match=r"bytes, expected an image of at most 10"):
@@ -161,11 +142,11 @@ def test_a_file_over_the_budget_is_refused_by_whoever_is_to_read_it(
 
 
 @pytest.mark.parametrize("url", ["{tmp}/photos", "memory://photos"])
-def test_a_part_that_travels_knows_its_own_files_alone(store: Any, tmp_path: Path, url: str) -> None:
+def test_a_part_that_travels_knows_its_own_files_alone(store, tmp_path, url):
     files, place = fsspec.url_to_fs(url.format(tmp=tmp_path))
     files.makedirs(f"{place}/cat")
-    files.pipe({f"{place}/cat/{index:05d}.png": png("RGB") for index in range(2000)})
-    part = open_source(url.format(tmp=tmp_path)).take(np.array([1999, 3]))  # type: ignore[attr-defined]
+    files.pipe({f"{place}/cat/{index:05d}.png": COLOR for index in range(2000)})
+    part = open_source(url.format(tmp=tmp_path)).take(np.array([1999, 3]))
     travelled = pickle.dumps(part)
     assert len(travelled) < 2000
     assert [sample.key for sample in pickle.loads(travelled)] == ["cat/01999.png", "cat/00003.png"]

@@ -1,10 +1,6 @@
 """SVHN's .mat files."""
 
-from __future__ import annotations
-
-import builtins
-from pathlib import Path
-from typing import Any
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +10,7 @@ from fdt_pipeline.sources import open_source
 savemat = pytest.importorskip("scipy.io").savemat
 
 
-def write_svhn(folder: Path, shape: tuple[int, ...] = (32, 32, 3, 20), labels: Any = None) -> np.ndarray:
+def write_svhn(folder, shape=(32, 32, 3, 20), labels=None):
     """The labels are 1..10, as in the official files; returns X."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -24,9 +20,9 @@ def write_svhn(folder: Path, shape: tuple[int, ...] = (32, 32, 3, 20), labels: A
     return images
 
 
-@pytest.mark.parametrize("below", [".", "svhn"])
-def test_images_are_read_and_label_10_is_digit_0(tmp_path: Path, below: str) -> None:
-    images = write_svhn(tmp_path / below)
+@pytest.mark.parametrize(("below", "dtype"), [(".", np.uint8), ("svhn", np.uint8), (".", np.float64)])
+def test_images_are_read_and_label_10_is_digit_0(tmp_path, below, dtype):
+    images = write_svhn(tmp_path / below, labels=np.arange(20, dtype=dtype)[:, None] % 10 + 1)
     source = open_source(tmp_path, split="train")
     assert (source.kind, source.shape, source.classes) == ("svhn", (32, 32, 3), tuple("0123456789"))
     assert source.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
@@ -46,18 +42,13 @@ def test_images_are_read_and_label_10_is_digit_0(tmp_path: Path, below: str) -> 
         ((32, 32, 3, 20), np.full((20, 1), 1, object), "expected numbers in y, got object; fetch it again"),
     ],
 )
-def test_wrong_content_is_named(tmp_path: Path, shape: tuple[int, ...], labels: Any, message: str) -> None:
+def test_wrong_content_is_named(tmp_path, shape, labels, message):
     write_svhn(tmp_path, shape, labels)
     with pytest.raises(ValueError, match=f"train_32x32.mat: {message}"):
         open_source(tmp_path, split="train")
 
 
-def test_whole_floats_are_labels(tmp_path: Path) -> None:
-    write_svhn(tmp_path, labels=np.arange(20.0)[:, None] % 10 + 1)
-    assert open_source(tmp_path, split="train").labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
-
-
-def test_a_cut_file_is_named(tmp_path: Path) -> None:
+def test_a_cut_file_is_named(tmp_path):
     write_svhn(tmp_path)
     path = tmp_path / "test_32x32.mat"
     path.write_bytes(path.read_bytes()[:5000])
@@ -65,15 +56,8 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
         open_source(tmp_path, split="test")
 
 
-def test_without_scipy_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_the_error_says_what_to_install(tmp_path, monkeypatch):
     write_svhn(tmp_path)
-    real_import = builtins.__import__
-
-    def no_scipy(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name.startswith("scipy"):
-            raise ImportError(name)
-        return real_import(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", no_scipy)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ImportError, match="pip install scipy"):
         open_source(tmp_path, split="train")

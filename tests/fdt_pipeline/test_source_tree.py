@@ -1,20 +1,16 @@
 """Folders as people have them: links, pipes, names of all kinds, and very many files."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.key import source_key_of
 from fdt_pipeline.sources import open_source
+from tests.folders import save_image
 
 ODD_NAMES = [
     "a.b.c.jpg",
@@ -32,22 +28,16 @@ ODD_NAMES = [
 ]
 
 
-def save(path: Path, value: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(path, "PNG")
-    return path
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for name in ("cat", "dog"):
-        save(tmp_path / "photos" / name / "good.png")
+        save_image(tmp_path / "photos" / name / "good.png")
     return tmp_path / "photos"
 
 
-def test_names_of_all_kinds_are_sharded_and_can_be_traced_back(folder: Path, tmp_path: Path) -> None:
+def test_names_of_all_kinds_are_sharded_and_can_be_traced_back(folder, tmp_path):
     for name in ODD_NAMES:
-        save(folder / "cat" / name)
+        save_image(folder / "cat" / name)
     source = open_source(folder)
     manifest = write_shards(source, tmp_path / "out", "keep")
     assert verify_shards(tmp_path / "out", decode=True) == []
@@ -64,8 +54,8 @@ def test_names_of_all_kinds_are_sharded_and_can_be_traced_back(folder: Path, tmp
     assert read_manifest(tmp_path / "out") == manifest
 
 
-def test_a_name_that_is_not_utf_8_is_sharded_too(folder: Path, tmp_path: Path) -> None:
-    save(folder / "cat" / "plain.png").rename(os.fsdecode(os.fsencode(folder / "cat") + b"/\xff\xfe.png"))
+def test_a_name_that_is_not_utf_8_is_sharded_too(folder, tmp_path):
+    save_image(folder / "cat" / "plain.png").rename(os.fsdecode(os.fsencode(folder / "cat") + b"/\xff\xfe.png"))
     manifest = write_shards(open_source(folder), tmp_path / "out", "keep", workers=1)
     assert "cat/\udcff\udcfe.png" in manifest.keys.values()
     assert read_manifest(tmp_path / "out") == manifest
@@ -82,10 +72,8 @@ def test_a_name_that_is_not_utf_8_is_sharded_too(folder: Path, tmp_path: Path) -
         (lambda path: path.touch(), "not an image: the file has zero bytes"),
     ],
 )
-def test_what_is_no_file_is_left_out_with_its_reason_and_never_waited_for(
-    folder: Path, tmp_path: Path, make: object, reason: str
-) -> None:
-    make(folder / "cat" / "bad.png")  # type: ignore[operator]
+def test_what_is_no_file_is_left_out_with_its_reason_and_never_waited_for(folder, tmp_path, make, reason):
+    make(folder / "cat" / "bad.png")
     manifest = write_shards(open_source(folder), tmp_path / "out", "keep", on_bad="quarantine")
     [bad] = manifest.quarantine
     assert bad.key == "cat/bad.png"
@@ -93,18 +81,18 @@ def test_what_is_no_file_is_left_out_with_its_reason_and_never_waited_for(
     assert manifest.num_samples == 2
 
 
-def test_a_file_over_the_budget_is_refused_before_it_is_read(folder: Path, tmp_path: Path) -> None:
+def test_a_file_over_the_budget_is_refused_before_it_is_read(folder, tmp_path):
     with (folder / "cat" / "large.png").open("wb") as file:
         file.truncate(3 << 30)  # takes no room on the disk
     manifest = write_shards(open_source(folder), tmp_path / "out", "keep", on_bad="quarantine")
     assert "a file of 3221225472 bytes, expected an image of at most" in manifest.quarantine[0].reason
 
 
-def test_a_set_of_which_no_image_can_be_read_opens_as_color(folder: Path) -> None:
+def test_a_set_of_which_no_image_can_be_read_opens_as_color(folder):
     for path in folder.glob("*/*"):
         path.write_bytes(b"text")
     source = open_source(folder, "folder")
-    assert source.channels == 3  # type: ignore[attr-defined]
+    assert source.channels == 3
 
 
 MEMORY = """
@@ -118,20 +106,20 @@ print(line.split()[1])
 """
 
 
-def links(folder: Path, count: int) -> Path:
-    """So many files of two classes, all the same one."""
-    original = save(folder.with_name("original.png"))
+def links(folder, count):
+    """`count` links to the same image, in two classes."""
+    original = save_image(folder.with_name("original.png"))
     for index in range(count):
         path = folder / str(index % 2) / f"{index:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         if index % 30_000 == 0:  # a file system bounds the links to one file
-            original = save(folder.with_name(f"original-{index}.png"))
+            original = save_image(folder.with_name(f"original-{index}.png"))
         path.hardlink_to(original)
     return folder
 
 
 @pytest.mark.soak
-def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
     """A million in small. Linux's ru_maxrss would not do: a process begins with that of the one that starts it."""
     peaks = []
     for count in (1_000, 20_000):

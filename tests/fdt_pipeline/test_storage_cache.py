@@ -1,18 +1,13 @@
 """What the cache does with its directory, whatever else lies there and whatever has become of the remote file."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib
 import os
 import resource
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from threading import Event, Thread
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,33 +24,32 @@ FILES = {f"file-{number}": np.random.default_rng(number).bytes(SIZE) for number 
 QUICK = Retry(tries=3, first_wait=0.01, longest_wait=0.05)
 
 
-def sha256(data: bytes) -> str:
+def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture
-def folder() -> Iterator[RemoteFolder]:
-    """Of a store in this process's memory."""
+def folder(monkeypatch):
+    """A folder in this process's memory, whose files are fetched in four requests each."""
+    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", SIZE // 4)
     folder = RemoteFolder("memory://files", QUICK)
     folder.fs.pipe({f"/files/{name}": data for name, data in FILES.items()})
     yield folder
     folder.fs.rm("/files", recursive=True)
 
 
-def entry(folder: RemoteFolder, number: int) -> Entry:
+def entry(folder, number):
     data = FILES[f"file-{number}"]
     return Entry(folder, f"file-{number}", len(data), sha256(data))
 
 
-def fetched(cache: Cache, wanted: Entry, **options: Any) -> bytes:
+def fetched(cache, wanted, **options):
     with cache.leased(wanted, **options) as path:
         return path.read_bytes()
 
 
-def test_the_cache_keeps_to_its_size_and_forgets_what_was_not_used_for_longest(
-    folder: RemoteFolder, tmp_path: Path
-) -> None:
-    """Of its own files: what else lies there is neither counted nor removed, what a killed process left is."""
+def test_the_cache_keeps_to_its_size_and_forgets_what_was_not_used_for_longest(folder, tmp_path):
+    """Other files there are neither counted nor removed; what a killed process left is."""
     others = {"holidays.jpg", "thesis.part"}
     for name in (*others, f".{sha256(b'a')}.123-abc.tmp"):
         (tmp_path / name).write_bytes(bytes(SIZE))
@@ -69,7 +63,7 @@ def test_the_cache_keeps_to_its_size_and_forgets_what_was_not_used_for_longest(
     assert held == others | {sha256(FILES[f"file-{number}"]) for number in (0, 3, 4)}
 
 
-def test_small_files_keep_to_the_bound_too(folder: RemoteFolder, tmp_path: Path) -> None:
+def test_small_files_keep_to_the_bound_too(folder, tmp_path):
     cache = Cache(tmp_path, max_bytes=SIZE)
     with cache.leased(entry(folder, 0)) as held:
         assert cache.read_small(folder, "file-1", sha256(FILES["file-1"])) == FILES["file-1"], "read, if not kept"
@@ -81,9 +75,7 @@ def test_small_files_keep_to_the_bound_too(folder: RemoteFolder, tmp_path: Path)
         cache.read_small(folder, "file-0", sha256(b"another"))
 
 
-def test_a_file_is_hashed_when_the_process_first_meets_it_or_it_has_changed(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_a_file_is_hashed_when_the_process_first_meets_it_or_it_has_changed(folder, tmp_path, monkeypatch):
     cache, hashed = Cache(tmp_path), []
     sha256_of = fdt_pipeline.storage.cache.sha256_of
     monkeypatch.setattr(fdt_pipeline.storage.cache, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
@@ -97,31 +89,24 @@ def test_a_file_is_hashed_when_the_process_first_meets_it_or_it_has_changed(
 
 
 @pytest.mark.parametrize(
-    ("data", "error", "message"),
-    [
-        (None, FileNotFoundError, "not there"),
-        (b"", ChangedError, "changed since its manifest was written"),
-        (FILES["file-1"][:100], ChangedError, "changed since its manifest was written"),
-        (FILES["file-1"] + b"x", ChangedError, "changed since its manifest was written"),
-    ],
-    ids=["gone", "empty", "less", "more"],
+    "data", [None, b"", FILES["file-1"][:100], FILES["file-1"] + b"x"], ids=["gone", "empty", "less", "more"]
 )
-def test_a_file_that_is_not_the_one_in_the_manifest_is_named(
-    folder: RemoteFolder, tmp_path: Path, data: bytes | None, error: type[Exception], message: str
-) -> None:
+def test_a_file_that_is_not_the_one_in_the_manifest_is_named(folder, tmp_path, data):
     folder.remove("file-0")
+    error, message = FileNotFoundError, "not there"
     if data is not None:
         folder.fs.pipe("/files/file-0", data)
+        error, message = ChangedError, "changed since its manifest was written"
     with pytest.raises(error, match=rf"memory://files/file-0: .*{message}"):
         fetched(Cache(tmp_path), entry(folder, 0))
 
 
-def spied_on(monkeypatch: Any, change: Any = lambda begin, data: data) -> list[int]:
+def spied_on(monkeypatch, change=lambda begin, data: data):
     """Where each request for a range begins, from here on; what is answered may be changed."""
-    begins: list[int] = []
+    begins = []
     real = RemoteFolder.read_range
 
-    def read_range(self: RemoteFolder, name: str, begin: int, end: int) -> bytes:
+    def read_range(self, name, begin, end):
         begins.append(begin)
         return change(begin, real(self, name, begin, end))
 
@@ -130,12 +115,9 @@ def spied_on(monkeypatch: Any, change: Any = lambda begin, data: data) -> list[i
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any, times: int
-) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
+def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(folder, tmp_path, monkeypatch, times):
 
-    def replaced(begin: int, data: bytes) -> bytes:
+    def replaced(begin, data):
         return FILES["file-1"][begin : begin + 5000] if begin == 10_000 and begins.count(begin) <= times else data
 
     begins = spied_on(monkeypatch, replaced)
@@ -148,10 +130,10 @@ def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(
     assert begins == [0, 5000, 10_000, 15_000] * 2, "once more from the beginning, and not for ever"
 
 
-def without_locks(monkeypatch: Any, answer: int | None) -> None:
-    """As on file systems of clusters, where flock locks nothing, or fails."""
+def without_locks(monkeypatch, answer):
+    """On file systems of some clusters flock locks nothing, or fails."""
 
-    def flock(descriptor: int, kind: int) -> None:
+    def flock(descriptor, kind):
         if answer is not None:
             raise OSError(answer, os.strerror(answer))
 
@@ -159,13 +141,10 @@ def without_locks(monkeypatch: Any, answer: int | None) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any, answer: int | None
-) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
+def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(folder, tmp_path, monkeypatch, answer):
     without_locks(monkeypatch, answer)
 
-    def another_is_quicker(begin: int, data: bytes) -> bytes:
+    def another_is_quicker(begin, data):
         if len(begins) == 3:
             assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
         return data
@@ -176,12 +155,10 @@ def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(folder, tmp_path, monkeypatch):
     without_locks(monkeypatch, None)
 
-    def removed(begin: int, data: bytes) -> bytes:
+    def removed(begin, data):
         if len(begins) == 1:
             [part] = tmp_path.glob("*.part")
             part.unlink()
@@ -191,13 +168,11 @@ def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(
     assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
 
 
-def part_of(process: str) -> str:
+def part_of(process):
     return f"{sha256(FILES['file-0'])}.{SIZE}.{process}.part"
 
 
-def test_the_largest_part_that_dead_processes_left_is_gone_on_with(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_the_largest_part_that_dead_processes_left_is_gone_on_with(folder, tmp_path, monkeypatch):
     host, no_process = socket.gethostname().replace(".", "_"), 2**22 + 1
     names = [part_of(f"{host}-{no_process}-1234-{number}") for number in range(3)]
     names.append(part_of(f"{host}-{os.getpid()}-0-0"))  # of a process whose number has come again
@@ -205,11 +180,11 @@ def test_the_largest_part_that_dead_processes_left_is_gone_on_with(
         (tmp_path / name).write_bytes(FILES["file-0"][:num_bytes])
     begins = spied_on(monkeypatch)
     assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-    assert begins == [9000]
+    assert begins == [9000, 14_000, 19_000]
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_part_of_another_host_is_left_alone_until_room_is_needed(folder: RemoteFolder, tmp_path: Path) -> None:
+def test_a_part_of_another_host_is_left_alone_until_room_is_needed(folder, tmp_path):
     part = tmp_path / part_of("another-host-7-1234-0")
     part.write_bytes(b"what it will be")
     os.utime(part, (1, 1))
@@ -221,12 +196,9 @@ def test_a_part_of_another_host_is_left_alone_until_room_is_needed(folder: Remot
         assert not part.exists()
 
 
-def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
+def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(folder, tmp_path, monkeypatch):
 
-    def broken(begin: int, data: bytes) -> bytes:
+    def broken(begin, data):
         if begin == 10_000 and begins.count(begin) <= QUICK.tries:
             raise TimeoutError
         return data
@@ -240,27 +212,39 @@ def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(
 
 
 class Patience(Event):
-    """At the third wait something happens."""
+    """The third wait calls `happens`."""
 
-    def __init__(self, happens: Any) -> None:
+    def __init__(self, happens):
         super().__init__()
         self.happens, self.num_waits = happens, 0
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout=None):
         self.num_waits += bool(timeout)
         if timeout and self.num_waits == 3:
             self.happens()
         return super().wait(0)
 
 
-def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(
-    folder: RemoteFolder, tmp_path: Path, monkeypatch: Any
-) -> None:
+@contextmanager
+def read_while_damaged(directory, wanted):
+    with Cache(directory).leased(wanted) as path:
+        path.write_bytes(FILES["file-1"])
+        yield
+
+
+@contextmanager
+def fetched_by_another_process(directory, wanted):
+    with (directory / f"{wanted.sha256}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(folder, tmp_path, monkeypatch):
     wanted, num_locks, reader = entry(folder, 0), [], ExitStack()
-    reader.enter_context(Cache(tmp_path).leased(wanted)).write_bytes(FILES["file-1"])
+    reader.enter_context(read_while_damaged(tmp_path, wanted))
     flock = fdt_pipeline.storage.cache.fcntl.flock
 
-    def counted(descriptor: int, kind: int) -> None:
+    def counted(descriptor, kind):
         num_locks.append(kind)
         assert len(num_locks) < 20, "it spins"
         flock(descriptor, kind)
@@ -271,29 +255,16 @@ def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(
     assert stop.num_waits == 3
 
 
-def test_waiting_for_whoever_reads_a_damaged_file_ends_when_it_is_not_wanted_any_more(
-    folder: RemoteFolder, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("used", [read_while_damaged, fetched_by_another_process])
+def test_waiting_ends_when_the_file_is_not_wanted_any_more(folder, tmp_path, used):
     wanted = entry(folder, 0)
-    with Cache(tmp_path).leased(wanted) as path:
-        path.write_bytes(FILES["file-1"])
-        stop = Patience(lambda: stop.set())  # noqa: PLW0108
-        with pytest.raises(OSError, match="not wanted any more"):
-            fetched(Cache(tmp_path), wanted, stop=stop)
-
-
-def test_waiting_for_another_process_ends_when_the_file_is_not_wanted_any_more(
-    folder: RemoteFolder, tmp_path: Path
-) -> None:
-    wanted = entry(folder, 0)
-    with (tmp_path / f"{wanted.sha256}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as if it were fetching the file
+    with used(tmp_path, wanted):
         stop = Patience(lambda: stop.set())  # noqa: PLW0108
         with pytest.raises(OSError, match=r"^memory://files/file-0: not wanted any more$"):
             fetched(Cache(tmp_path), wanted, stop=stop)
 
 
-def test_a_full_disk_is_an_error_that_names_the_cache(folder: RemoteFolder, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_names_the_cache(folder, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     wanted = entry(folder, 0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -306,13 +277,13 @@ def test_a_full_disk_is_an_error_that_names_the_cache(folder: RemoteFolder, tmp_
 
 
 @pytest.mark.parametrize("text", ["a lot", "-1", "1e9"])
-def test_a_bound_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: Any, text: str) -> None:
+def test_a_bound_that_is_no_number_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE_BYTES", text)
     with pytest.raises(ValueError, match="FDT_PIPELINE_SHARD_CACHE_BYTES must be a number of bytes, got"):
         Cache(tmp_path)
 
 
-def test_the_default_directory_and_bound(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_default_directory_and_bound(tmp_path, monkeypatch):
     monkeypatch.delenv("FDT_PIPELINE_SHARD_CACHE", raising=False)
     monkeypatch.delenv("FDT_PIPELINE_SHARD_CACHE_BYTES", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -325,10 +296,10 @@ def test_the_default_directory_and_bound(tmp_path: Path, monkeypatch: Any) -> No
     assert Cache().directory == tmp_path / "home" / ".cache" / "fdt-pipeline" / "shards"
 
 
-def test_threads_with_one_small_cache_all_get_their_files(folder: RemoteFolder, tmp_path: Path) -> None:
+def test_threads_with_one_small_cache_all_get_their_files(folder, tmp_path):
     cache, wrong = Cache(tmp_path, max_bytes=3 * SIZE), []
 
-    def use(seed: int) -> None:
+    def use(seed):
         for number in np.random.default_rng(seed).integers(0, len(FILES), 15):
             with cache.leased(entry(folder, int(number))) as path:
                 if path.read_bytes() != FILES[f"file-{number}"] or cache.num_bytes() > 3 * SIZE:
@@ -343,9 +314,7 @@ def test_threads_with_one_small_cache_all_get_their_files(folder: RemoteFolder, 
     assert wrong == []
 
 
-def test_what_is_in_use_is_not_forgotten_and_no_room_is_said_with_what_is_needed(
-    folder: RemoteFolder, tmp_path: Path
-) -> None:
+def test_what_is_in_use_is_not_forgotten_and_no_room_is_said_with_what_is_needed(folder, tmp_path):
     cache, other = Cache(tmp_path, 2 * SIZE), Cache(tmp_path, 2 * SIZE)
     with cache.leased(entry(folder, 0)) as first, other.leased(entry(folder, 1)) as second:
         message = rf"no room for {SIZE} bytes more: up to {2 * SIZE} are allowed, and what is there is in use"

@@ -1,16 +1,11 @@
 """What a folder at a URL makes of failing stores and web servers, of clear answers, and of URLs that are none."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,9 +14,8 @@ from fdt_pipeline.storage import open_folder
 from fdt_pipeline.storage.cache import Cache, Entry
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry, is_transient
-from tests.object_store import Fault, Proxy, object_store
 from tests.peers import needs
-from tests.web import web_server
+from tests.servers import Fault, object_store, web_server
 
 pytestmark = pytest.mark.peer
 
@@ -33,40 +27,38 @@ DATA = bytes(range(256)) * 80
 
 
 @pytest.fixture(scope="module")
-def running_store() -> Iterator[Proxy]:
+def running_store():
     with object_store() as proxy:
-        folder = RemoteFolder("s3://bucket")
-        folder.fs.mkdir("s3://bucket")
-        with folder.writing("files/data") as file:
+        with RemoteFolder("s3://bucket").writing("files/data") as file:
             file.write(DATA)
         yield proxy
 
 
 @pytest.fixture
-def store(running_store: Proxy) -> Proxy:
+def store(running_store):
     running_store.reset()
     return running_store
 
 
 @pytest.fixture
-def folder(store: Proxy) -> RemoteFolder:
+def folder(store):
     return RemoteFolder("s3://bucket/files", QUICK)
 
 
-def write(folder: RemoteFolder) -> bytes:
+def write(folder):
     with folder.writing("new") as file:
         file.write(DATA)
     return folder.read("new")
 
 
-def moved(folder: RemoteFolder) -> bytes:
+def moved(folder):
     write(folder)
     folder.move("new", "sub/newer")
     assert folder.size("new") is None
     return folder.folder("sub").read("newer")
 
 
-def removed(folder: RemoteFolder) -> bool:
+def removed(folder):
     write(folder)
     folder.remove("new")
     return folder.size("new") is None
@@ -87,18 +79,14 @@ def removed(folder: RemoteFolder) -> bool:
     ids=["read", "open", "size", "exists", "names", "write", "move", "remove"],
 )
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"reset": True}], ids=["500", "503", "reset"])
-def test_every_call_outlasts_a_few_faults(
-    store: Proxy, folder: RemoteFolder, method: str, ending: str, use: Any, expected: Any, fault: dict[str, Any]
-) -> None:
+def test_every_call_outlasts_a_few_faults(store, folder, method, ending, use, expected, fault):
     store.put_in(Fault(ending, method, **fault), times=3)
     assert use(folder) == expected
     assert store.faults[0].times == 0, "the faults were met"
 
 
 @pytest.mark.parametrize("fault", [{"cut": 0}, {"cut": 100}, {"cut": 0, "reset": True}, {"flip": True}], ids=str)
-def test_a_body_that_is_not_the_file_is_asked_for_again(
-    store: Proxy, folder: RemoteFolder, fault: dict[str, Any]
-) -> None:
+def test_a_body_that_is_not_the_file_is_asked_for_again(store, folder, fault):
     """The store sends a checksum, which shows a flipped bit."""
     store.put_in(Fault("/data", **fault), times=2)
     assert folder.read("data") == DATA
@@ -113,9 +101,7 @@ def test_a_body_that_is_not_the_file_is_asked_for_again(
     ],
     ids=["read", "flip", "write"],
 )
-def test_tries_are_not_multiplied_by_those_of_the_libraries(
-    store: Proxy, folder: RemoteFolder, fault: Fault, use: Any, reason: str
-) -> None:
+def test_tries_are_not_multiplied_by_those_of_the_libraries(store, folder, fault, use, reason):
     store.put_in(fault)
     message = rf"^s3://bucket/files{fault.ending}: could not be reached in 4 tries: {reason}.*try again later"
     with pytest.raises(OSError, match=message):
@@ -123,18 +109,18 @@ def test_tries_are_not_multiplied_by_those_of_the_libraries(
     assert sum(asked == fault.method and path.endswith(fault.ending) for asked, path, _ in store.requests) == 4
 
 
-def test_a_file_is_uploaded_whole_when_its_block_ends_well(folder: RemoteFolder) -> None:
+def test_a_file_is_uploaded_whole_when_its_block_ends_well(folder):
     with folder.writing("patched") as file:
         file.write(DATA)
         file.seek(0)
         file.write(b"x")
     assert folder.read("patched") == b"x" + DATA[1:], "wherever its writer stood"
     with pytest.raises(TypeError), folder.writing("half") as file:
-        file.writelines([DATA, None])  # type: ignore[list-item]
+        file.writelines([DATA, None])
     assert folder.size("half") is None
 
 
-def test_clear_answers_are_given_at_once(store: Proxy, folder: RemoteFolder) -> None:
+def test_clear_answers_are_given_at_once(store, folder):
     with pytest.raises(FileNotFoundError, match=r"^s3://bucket/files/nothing: not there$"):
         folder.read("nothing")
     assert len(store.requests) <= 2, "one for the file, and one for what may lie below it"
@@ -144,7 +130,7 @@ def test_clear_answers_are_given_at_once(store: Proxy, folder: RemoteFolder) -> 
     assert len(store.gets("/data")) == 1
 
 
-def test_a_folder_is_no_file(folder: RemoteFolder) -> None:
+def test_a_folder_is_no_file(folder):
     above = RemoteFolder("s3://bucket")
     assert above.size("files") is None
     assert (above.exists(), above.is_file(), folder.exists(), folder.is_file()) == (True, False, True, False)
@@ -153,18 +139,18 @@ def test_a_folder_is_no_file(folder: RemoteFolder) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://missing-bucket/files", "s3://missing-bucket", "s3://bucket/files/nothing"])
-def test_a_place_that_is_not_there_holds_nothing(store: Proxy, url: str) -> None:
+def test_a_place_that_is_not_there_holds_nothing(store, url):
     folder = RemoteFolder(url, QUICK)
     assert (folder.exists(), folder.names(), folder.size("data")) == (False, [], None)
 
 
 @pytest.mark.parametrize("url", ["s3://missing-bucket", "s3://not_A_bucket!"])
-def test_an_error_of_writing_names_the_url(store: Proxy, url: str) -> None:
+def test_an_error_of_writing_names_the_url(store, url):
     with pytest.raises(OSError, match=rf"^(\[Errno 5\] )?{url}/new: "):
         write(RemoteFolder(url, QUICK))
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(code, **environment):
     command = [sys.executable, "-W", "error", "-X", "dev", "-c", code]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, timeout=60, check=False)
@@ -175,15 +161,15 @@ KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3_ENDPOINT_URL"])
-def test_an_endpoint_is_set_by_the_environment(store: Proxy, variable: str) -> None:
-    process = run(READ, **KEYS, **{variable: f"http://127.0.0.1:{store.port}"})
+def test_an_endpoint_is_set_by_the_environment(store, variable):
+    process = run(READ, **KEYS, **{variable: store.url})
     assert (process.stdout.strip(), process.returncode) == (str(len(DATA)), 0), process.stderr
     assert "unclosed" not in process.stderr
 
 
-def test_without_credentials_one_line_says_what_to_set(store: Proxy, tmp_path: Path) -> None:
+def test_without_credentials_one_line_says_what_to_set(store, tmp_path):
     without = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
-    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}"}
+    endpoint = {"AWS_ENDPOINT_URL": store.url}
     process = run(READ, **without, **endpoint)
     # asyncio, which `-X dev` has watch itself, may add a line of its own where the machine is busy.
     [said] = [line for line in process.stderr.splitlines() if line.startswith("PermissionError:")]
@@ -193,7 +179,7 @@ def test_without_credentials_one_line_says_what_to_set(store: Proxy, tmp_path: P
     assert run(READ, **without, **endpoint, FSSPEC_S3_ANON="true").stdout.strip() == str(len(DATA))
 
 
-def test_fsspec_is_not_imported_for_paths() -> None:
+def test_fsspec_is_not_imported_for_paths():
     code = "import sys; import fdt_pipeline.storage as s; s.open_folder('/').names(); print('fsspec' in sys.modules)"
     before = "import sys; import torch, numpy, PIL; print('fsspec' in sys.modules)"
     assert run(code).stdout in ("False\n", run(before).stdout)
@@ -206,7 +192,7 @@ def test_fsspec_is_not_imported_for_paths() -> None:
         *((url, "a path, or a URL that fsspec knows") for url in ("warp://a/b", "simplecache::s3://a/b", "1a://b")),
     ],
 )
-def test_a_url_that_leads_nowhere_is_no_folder_here(url: str, message: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_url_that_leads_nowhere_is_no_folder_here(url, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"expected {message}"):
         open_folder(url).names()
@@ -214,21 +200,21 @@ def test_a_url_that_leads_nowhere_is_no_folder_here(url: str, message: str, tmp_
 
 
 @pytest.mark.parametrize("scheme", ["file", "FILE", "File"])
-def test_a_file_url_is_a_path(tmp_path: Path, scheme: str) -> None:
+def test_a_file_url_is_a_path(tmp_path, scheme):
     assert open_folder(f"{scheme}://{tmp_path}").local == tmp_path
 
 
-def test_a_missing_package_is_named_with_what_brings_it(monkeypatch: Any) -> None:
+def test_a_missing_package_is_named_with_what_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(ImportError, match=r"s3://bucket/files: needs fsspec: pip install 'fdt-pipeline\[remote\]'"):
         RemoteFolder("s3://bucket/files").read("data")
 
 
-def _read_in_child(folder: RemoteFolder, queue: Any) -> None:
+def _read_in_child(folder, queue):
     queue.put(len(folder.read("data")))
 
 
-def test_a_folder_that_was_used_can_be_used_in_a_forked_process(folder: RemoteFolder) -> None:
+def test_a_folder_that_was_used_can_be_used_in_a_forked_process(folder):
     assert folder.names()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -240,7 +226,7 @@ def test_a_folder_that_was_used_can_be_used_in_a_forked_process(folder: RemoteFo
 
 
 class Answered(Exception):  # noqa: N818
-    def __init__(self, status: int) -> None:
+    def __init__(self, status):
         super().__init__(f"status {status}")
         self.status = status
 
@@ -255,15 +241,15 @@ class Answered(Exception):  # noqa: N818
         *((Answered(status), False) for status in (301, 400, 401, 403, 404, 412, 416)),
     ],
 )
-def test_only_what_another_try_may_mend_is_tried_again(error: Exception, expected: bool) -> None:
+def test_only_what_another_try_may_mend_is_tried_again(error, expected):
     assert is_transient(error) is expected
 
 
-def test_waits_grow_up_to_a_bound(monkeypatch: Any) -> None:
-    waits: list[float] = []
+def test_waits_grow_up_to_a_bound(monkeypatch):
+    waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
 
-    def fail() -> None:
+    def fail():
         raise TimeoutError
 
     with pytest.raises(OSError, match="u://x: could not be reached in 8 tries: TimeoutError"):
@@ -272,7 +258,7 @@ def test_waits_grow_up_to_a_bound(monkeypatch: Any) -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def files(tmp_path):
     (tmp_path / "web" / "set").mkdir(parents=True)
     (tmp_path / "web" / "set" / "data").write_bytes(DATA)
     return tmp_path / "web"
@@ -280,9 +266,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
 @pytest.mark.parametrize("num_there", [0, 5000])
-def test_a_file_of_a_web_server_is_fetched_once(
-    files: Path, tmp_path: Path, knows_ranges: bool, num_there: int, monkeypatch: Any
-) -> None:
+def test_a_file_of_a_web_server_is_fetched_once(files, tmp_path, knows_ranges, num_there, monkeypatch):
     """num_there: bytes that had arrived before."""
     monkeypatch.setattr(fdt_pipeline.storage.cache, "BLOCK_BYTES", 5000)
     blocks = ["bytes=0-4999", "bytes=5000-9999", "bytes=10000-14999", "bytes=15000-19999", "bytes=20000-20479"]
@@ -296,7 +280,7 @@ def test_a_file_of_a_web_server_is_fetched_once(
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-def test_an_open_file_of_a_web_server_is_read_in_ranges(files: Path, knows_ranges: bool, monkeypatch: Any) -> None:
+def test_an_open_file_of_a_web_server_is_read_in_ranges(files, knows_ranges, monkeypatch):
     monkeypatch.setattr("fdt_pipeline.storage.remote.BLOCK_BYTES", 5000)
     with web_server(files, knows_ranges) as web, RemoteFolder(f"{web.url}/set", QUICK).open("data") as file:
         assert file.read(7) + file.read(6000) + file.read() == DATA
@@ -305,18 +289,19 @@ def test_an_open_file_of_a_web_server_is_read_in_ranges(files: Path, knows_range
         assert file.read(5) == DATA[300:305]
 
 
-def test_a_web_server_that_fails_is_not_one_without_the_file(files: Path) -> None:
+def test_a_web_server_that_fails_is_not_one_without_the_file(files):
     with web_server(files) as web:
         folder = RemoteFolder(f"{web.url}/set", QUICK)
         assert folder.size("nothing") is None
-        web.statuses[:] = [503] * 4
+        web.put_in(Fault(method="", status=503), times=4)
         assert folder.size("data") == len(DATA)
-        web.statuses[:] = [500] * 3
+        web.put_in(Fault(method="", status=500), times=3)
         assert folder.read("data") == DATA
-        web.statuses[:] = [503] * 100
+        web.put_in(Fault(method="", status=503))
         with pytest.raises(OSError, match=rf"^{folder.url}/data: could not be reached in 4 tries: 503"):
             folder.size("data")
-        web.statuses[:] = [403] * 100
+        web.reset()
+        web.put_in(Fault(method="", status=403))
         for use in (folder.size, folder.read):
             with pytest.raises(PermissionError, match=rf"^{folder.url}/data: no access \(403"):
                 use("data")
@@ -324,16 +309,15 @@ def test_a_web_server_that_fails_is_not_one_without_the_file(files: Path) -> Non
         folder.size("data")
 
 
-def test_a_web_server_that_does_not_say_sizes_can_be_read(files: Path) -> None:
-    with web_server(files) as web:
-        web.says_sizes = False
+def test_a_web_server_that_does_not_say_sizes_can_be_read(files):
+    with web_server(files, says_sizes=False) as web:
         folder = RemoteFolder(f"{web.url}/set", QUICK)
         assert (folder.size("data"), folder.read("data"), folder.size("nothing")) == (len(DATA), DATA, None)
 
 
-def test_a_web_server_that_hangs_is_given_up(files: Path, monkeypatch: Any) -> None:
+def test_a_web_server_that_hangs_is_given_up(files, monkeypatch):
     monkeypatch.setattr("fdt_pipeline.storage.remote.READ_SECONDS", 0.3)
     with web_server(files) as web:
-        web.delay = 1
+        web.put_in(Fault(delay=1))
         with pytest.raises(OSError, match="could not be reached in 2 tries"):
             RemoteFolder(f"{web.url}/set", Retry(2, 0.01, 0.01)).read("data")

@@ -1,22 +1,19 @@
 """Sharding to, reading from and verifying an object store: a real S3 API, also while it fails."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import fdt_pipeline.storage.cache
+from fdt_pipeline import FDTLoader
 from fdt_pipeline.cli import main
 from fdt_pipeline.shards import ShardError, convert_shards, load_shards, read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.files import CachedShardFiles
@@ -26,72 +23,68 @@ from fdt_pipeline.storage.cache import Cache, Entry
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry
 from tests.folders import content
-from tests.object_store import Fault, Proxy, object_store
+from tests.numbered import numbered_images
 from tests.peers import needs
-from tests.web import web_server
+from tests.servers import Fault, object_store, web_server
 
 pytestmark = pytest.mark.peer
 
 needs("moto")
 needs("s3fs")
 
-SOURCE = ArraySource(
-    np.random.default_rng(0).integers(0, 256, (120, 16, 16, 3), dtype=np.uint8), np.arange(120) % 4, list("abcd")
-)
+SOURCE = ArraySource(numbered_images(120, (16, 16, 3)), np.arange(120) % 4, list("abcd"))
 SET = "s3://bucket/set"
 IMPATIENT = {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}}
 QUICK = Retry(tries=4, first_wait=0.01, longest_wait=0.05)
 
 
-def sharded(out: str | Path, **options: Any) -> str | Path:
+def sharded(out, **options):
     write_shards(SOURCE, out, samples_per_shard=20, seed=3, **options)
     return out
 
 
 @pytest.fixture(scope="module")
-def running_store() -> Iterator[Proxy]:
+def running_store():
     with object_store() as proxy:
-        RemoteFolder("s3://bucket").fs.mkdir("s3://bucket")
         sharded(SET)
         yield proxy
 
 
 @pytest.fixture(autouse=True)
-def store(running_store: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Without faults."""
+def store(running_store, tmp_path, monkeypatch):
+    """The store without faults, and a cache of the test's own."""
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE", str(tmp_path / "cache"))
     running_store.reset()
-    yield running_store
-    running_store.reset()
+    return running_store
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Path:
+def local(tmp_path):
     """The same set in a folder."""
     return Path(sharded(tmp_path / "local"))
 
 
-def remote() -> RemoteFolder:
+def remote():
     return RemoteFolder(SET, QUICK, IMPATIENT)
 
 
-def entry(number: int = 0) -> Entry:
-    shard = read_manifest(SET).shards[number]
+def entry():
+    shard = read_manifest(SET).shards[0]
     return Entry(remote(), shard.name, shard.num_bytes, shard.sha256)
 
 
-def stored(url: str) -> dict[str, bytes]:
+def stored(url):
     return {name: open_folder(url).read(name) for name in open_folder(url).names()}
 
 
-def wait_until(is_met: Any) -> None:
+def wait_until(is_met):
     deadline = time.monotonic() + 300
     while not is_met():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_store_is_written_read_converted_and_verified_like_a_folder(local: Path, tmp_path: Path) -> None:
+def test_a_store_is_written_read_converted_and_verified_like_a_folder(local, tmp_path):
     assert stored(SET) == content(local)
     assert open_folder(SET).subfolders() == [], "nothing of the staging folder is left"
     assert verify_shards(SET, decode=True) == []
@@ -102,20 +95,20 @@ def test_a_store_is_written_read_converted_and_verified_like_a_folder(local: Pat
     assert stored("s3://bucket/webp") == content(tmp_path / "webp")
 
 
-def test_an_interrupted_run_goes_on_in_a_store() -> None:
-    def stop(done: int, total: int) -> None:
+def test_an_interrupted_run_goes_on_in_a_store():
+    def stop(done, total):
         if done >= 60:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sharded("s3://bucket/resumed", progress=stop)
-    calls: list[int] = []
+    calls = []
     sharded("s3://bucket/resumed", resume=True, workers=2, progress=lambda done, total: calls.append(done))
     assert calls == [80, 100, 120]
     assert stored("s3://bucket/resumed") == stored(SET)
 
 
-def test_damage_in_a_store_is_found() -> None:
+def test_damage_in_a_store_is_found():
     folder = open_folder(sharded("s3://bucket/damaged"))
     data = bytearray(folder.read("shard-000001.tar"))
     data[3500] ^= 1
@@ -129,38 +122,28 @@ def test_damage_in_a_store_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(".tar", status=503),
-        Fault(".tar", status=500),
-        Fault(".tar", cut=1000),
-        Fault(".tar", delay=1.5),
-        Fault(".tar", flip=True),
-    ],
-    ids=["503", "500", "cut", "hang", "flip"],
+    "fault", [{"status": 503}, {"status": 500}, {"cut": 1000}, {"delay": 1.5}, {"flip": True}], ids=str
 )
-def test_a_file_arrives_whole_in_spite_of_faults_and_those_without_end_name_it(
-    store: Proxy, tmp_path: Path, fault: Fault
-) -> None:
+def test_a_file_arrives_whole_in_spite_of_faults_and_those_without_end_name_it(store, tmp_path, fault):
     wanted, message = entry(), r"s3://bucket/set/shard-000000.tar: broke off at byte \d+ of \d+ .*in 4 tries"
-    store.put_in(fault)
+    store.put_in(Fault(".tar", **fault))
     with pytest.raises(OSError, match=message), Cache(tmp_path / "c").leased(wanted):
         pass
     store.reset()
-    store.put_in(fault, times=2)
+    store.put_in(Fault(".tar", **fault), times=2)
     with Cache(tmp_path / "c").leased(wanted) as path:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == wanted.sha256
     assert len(store.gets(".tar")) >= 3
 
 
-def test_a_second_reader_fetches_nothing(store: Proxy) -> None:
+def test_a_second_reader_fetches_nothing(store):
     load_shards(SET)
     store.requests.clear()
     load_shards(SET)
     assert store.gets(".tar") == store.gets(".idx") == []
 
 
-def test_shards_are_fetched_ahead_in_order_and_let_go(store: Proxy, tmp_path: Path) -> None:
+def test_shards_are_fetched_ahead_in_order_and_let_go(store, tmp_path):
     shards = read_manifest(SET).shards
     files = CachedShardFiles(remote(), Cache(tmp_path / "c", 4 * shards[0].num_bytes))
     reader = files.in_order(shards)
@@ -173,10 +156,7 @@ def test_shards_are_fetched_ahead_in_order_and_let_go(store: Proxy, tmp_path: Pa
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_a_loader_of_a_store_gives_what_one_of_a_folder_does(local: Path, mode: Any, monkeypatch: Any) -> None:
-    pytest.importorskip("nvidia.dali")
-    from fdt_pipeline import FDTLoader
-
+def test_a_loader_of_a_store_gives_what_one_of_a_folder_does(local, mode, monkeypatch):
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE_BYTES", str(3 * read_manifest(local).shards[0].num_bytes))
     window = None if mode == "resident" else 40
     loaders = [FDTLoader(place, 32, mode=mode, seed=5, mix_window=window) for place in (SET, local)]
@@ -186,19 +166,16 @@ def test_a_loader_of_a_store_gives_what_one_of_a_folder_does(local: Path, mode: 
             np.testing.assert_array_equal(targets.numpy(), targets_here.numpy())
 
 
-def test_a_failing_store_is_an_error_of_the_loader_that_names_the_shard(store: Proxy) -> None:
-    pytest.importorskip("nvidia.dali")
-    from fdt_pipeline import FDTLoader
-
+def test_a_failing_store_is_an_error_of_the_loader_that_names_the_shard(store):
     loader = FDTLoader(SET, 32, mode="streaming", mix_window=40)
-    loader.shards.retry = QUICK  # type: ignore[union-attr]
+    loader.shards.retry = QUICK
     store.put_in(Fault(".tar", status=500))
     with pytest.raises(OSError, match=r"s3://bucket/set/shard-00000\d.tar: broke off at byte 0"):
         list(loader)
 
 
-def _read(directory: str, max_shards: int, seed: int, queue: Any) -> None:
-    """All shards three times, in an order of its own."""
+def _read(directory, max_shards, seed, queue):
+    """Read all shards three times, in an order of this process alone."""
     shards = list(read_manifest(SET).shards) * 3
     random.Random(seed).shuffle(shards)
     cache = Cache(Path(directory), max_shards * shards[0].num_bytes)
@@ -212,9 +189,7 @@ def _read(directory: str, max_shards: int, seed: int, queue: Any) -> None:
 
 
 @pytest.mark.parametrize("max_shards", [4, 100])
-def test_processes_share_a_cache_and_do_not_wait_for_each_other_where_it_is_small(
-    store: Proxy, tmp_path: Path, max_shards: int
-) -> None:
+def test_processes_share_a_cache_and_do_not_wait_for_each_other_where_it_is_small(store, tmp_path, max_shards):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [
@@ -232,13 +207,13 @@ def test_processes_share_a_cache_and_do_not_wait_for_each_other_where_it_is_smal
     assert len(store.gets(".tar")) == 6 or max_shards == 4, "each file is fetched once"
 
 
-def _fetch_in_small_blocks(directory: str) -> None:
+def _fetch_in_small_blocks(directory):
     fdt_pipeline.storage.cache.BLOCK_BYTES = 5000
     with Cache(Path(directory)).leased(entry()):
         pass
 
 
-def test_what_a_killed_process_had_fetched_is_gone_on_with(store: Proxy, tmp_path: Path) -> None:
+def test_what_a_killed_process_had_fetched_is_gone_on_with(store, tmp_path):
     wanted = entry()
     store.put_in(Fault(".tar", span="bytes=20000", delay=60))
     process = multiprocessing.get_context("spawn").Process(target=_fetch_in_small_blocks, args=(str(tmp_path / "c"),))
@@ -253,7 +228,7 @@ def test_what_a_killed_process_had_fetched_is_gone_on_with(store: Proxy, tmp_pat
     assert store.gets(".tar")[0] == f"bytes=20000-{wanted.num_bytes - 1}"
 
 
-def test_an_image_folder_in_a_store_is_sharded_like_one_here(tmp_path: Path) -> None:
+def test_an_image_folder_in_a_store_is_sharded_like_one_here(tmp_path):
     """train/ and test/ of two classes, one file of them no image."""
     photos = tmp_path / "photos"
     for split, num in (("train", 12), ("test", 4)):
@@ -272,7 +247,7 @@ def test_an_image_folder_in_a_store_is_sharded_like_one_here(tmp_path: Path) -> 
     assert main(["info", "s3://bucket/of-photos"]) == 0
 
 
-def test_an_official_set_in_a_store_is_copied_and_opened() -> None:
+def test_an_official_set_in_a_store_is_copied_and_opened():
     RemoteFolder("s3://bucket").fs.put("train/data/fashion_mnist_subset", "s3://bucket/fashion", recursive=True)
     assert source_splits("s3://bucket/fashion") == ("train", "test")
     here = open_source("train/data/fashion_mnist_subset", split="test")
@@ -282,10 +257,7 @@ def test_an_official_set_in_a_store_is_copied_and_opened() -> None:
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_shards_on_a_web_server_can_be_read(local: Path, tmp_path: Path, mode: Any) -> None:
-    pytest.importorskip("nvidia.dali")
-    from fdt_pipeline import FDTLoader
-
+def test_shards_on_a_web_server_can_be_read(local, tmp_path, mode):
     with web_server(tmp_path, knows_ranges=False) as web:
         url = f"{web.url}/local"
         assert sum(len(images) for images, _ in FDTLoader(url, 32, mode=mode)) == 120

@@ -126,21 +126,23 @@ def test_options_out_of_range_are_refused(options, match):
         FDT(**options)
 
 
-def test_options_that_do_not_fit_the_classes_are_refused():
-    with pytest.raises(ValueError, match="2 or more of them, got 1"):
-        FDT().check_classes(1)
-    with pytest.raises(ValueError, match="max_images 11 is over the number of classes, 10"):
-        FDT(max_images=11).check_classes(10)
-    with pytest.raises(ValueError, match="min_images 11 is over"):
-        FDT(min_images=11).check_classes(10)
-    FDT(max_images=10).check_classes(10)
-    with pytest.raises(ValueError, match=r"weights\(3\) must be 0 or more with sum 1"):
-        FDT(series=WrongAtThree()).check_classes(10)
-
-
 class WrongAtThree(Harmonic):
     def weights(self, k):
         return super().weights(k) * (2 if k == 3 else 1)
+
+
+@pytest.mark.parametrize(
+    ("fdt", "match"),
+    [
+        (FDT(max_images=11), "max_images 11 is over the number of classes, 10"),
+        (FDT(min_images=11), "min_images 11 is over"),
+        (FDT(series=WrongAtThree()), r"weights\(3\) must be 0 or more with sum 1"),
+    ],
+)
+def test_options_that_do_not_fit_the_classes_are_refused(fdt, match):
+    FDT(max_images=10).check_classes(10)
+    with pytest.raises(ValueError, match=match):
+        fdt.check_classes(10)
 
 
 def test_a_pool_without_images_or_with_a_label_out_of_range_is_refused():

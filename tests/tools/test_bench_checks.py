@@ -9,114 +9,136 @@ import torch
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests import bench_contenders
-from tools.bench.checks import check, check_law, take_epoch, to_u8_range
-from tools.bench.contenders import find_entry
+from tests.bench_contenders import contender, mixed_batch
+from tools.bench.checks import check, check_law, take_epoch
+from tools.bench.contenders import OwnContender
 from tools.bench.race import Options
 from tools.bench.subsets import CODES, PER_CODE, levels, write_check_sets
-from tools.bench.task import RefusedError
+from tools.bench.task import Entry, RefusedError
 
 pytestmark = pytest.mark.soak
 
-MODULE = "tests.bench_contenders"
 NUM_CLASSES = 6
+REPEATED, WRONG_LABEL = "more often than once an epoch", "a label that is not theirs"
+WRONG_SUM = "are not what their targets say"
+HONEST = {
+    "whole": bench_contenders.whole,
+    "generated": bench_contenders.generated,
+    "one-hot": contender(change=lambda loader, images, labels: (images, loader.one_hot(labels))),
+    "mixed": bench_contenders.mixed,
+    "mixup": contender("mixup"),
+}
 
 
-def options(shards, work, **others):
-    return Options(shards, (), 32, 2, 6, 1.0, work, **others)
+def without_the_last_class(loader, images, targets):
+    """Half of the weight of each target is its own."""
+    targets[:, 0] += targets[:, -1]
+    targets[:, -1] = 0
+    return images, targets
+
+
+CHEATS = {
+    "the same few": (contender(order=lambda rng, n: np.arange(n) % 20), REPEATED),
+    "with replacement": (contender(order=lambda rng, n: rng.integers(0, n, n)), REPEATED),
+    "half of the epoch": (bench_contenders.half_of_the_epoch, "epoch 0 has 300 images, expected"),
+    "endless": (contender(order=lambda rng, n: np.tile(rng.permutation(n), 3)), "or more, expected the set's 600"),
+    "not shuffled": (contender(order=lambda rng, n: np.arange(n)), "it does not shuffle"),
+    "others' labels": (contender(change=lambda loader, images, labels: (images, labels.roll(1))), WRONG_LABEL),
+    "8 bits": (contender(change=lambda loader, images, *labels: (images.to(torch.uint8), *labels)), "must be float32"),
+    # By half a grey level.
+    "brighter": (contender(change=lambda loader, images, labels: (images + 0.002, labels)), "are not in the set"),
+    "half sums": (contender("fdt", change=lambda loader, images, targets: (images, targets / 2)), "sum to 1"),
+    "others' sums": (contender("fdt", change=lambda loader, images, targets: (images, targets.roll(1, 0))), WRONG_SUM),
+    "always two": (
+        contender("fdt", batch=lambda loader, rows: mixed_batch(loader, rows, draw_k=lambda low, high: 2)),
+        "number of classes in a sum must be uniform",
+    ),
+    "no last class": (contender("fdt", change=without_the_last_class), "class [05] has a weight of"),
+    "one sum a batch": (
+        contender("fdt", change=lambda loader, *batch: tuple(part[:1].expand_as(part) for part in batch)),
+        "outputs differ",
+    ),
+}
+
+
+def made_task(folder, images, num_classes, encoding="raw"):
+    source = ArraySource(images, np.arange(len(images)) % num_classes)
+    write_shards(source, folder / "shards", encoding, samples_per_shard=200)
+    return Options(folder / "shards", (), 32, 2, 6, 1.0, folder / "work").task()
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """600 images of noise, of 6 classes."""
-    folder = tmp_path_factory.mktemp("race")
     images = np.random.default_rng(0).integers(0, 256, (600, 12, 10, 3), np.uint8)
-    write_shards(ArraySource(images, np.arange(600) % NUM_CLASSES), folder / "shards", samples_per_shard=200)
-    return options(folder / "shards", folder / "work").task()
-
-
-@pytest.fixture(scope="module")
-def sets(task):
-    return write_check_sets(task)
+    return made_task(tmp_path_factory.mktemp("race"), images, NUM_CLASSES)
 
 
 @pytest.fixture(scope="module")
 def jpeg_task(tmp_path_factory):
     """400 smooth images of 4 classes, as JPEG."""
-    folder = tmp_path_factory.mktemp("jpeg")
     coarse = torch.rand(400, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 255
     smooth = torch.nn.functional.interpolate(coarse, (40, 48), mode="bilinear").permute(0, 2, 3, 1)
-    write_shards(ArraySource(smooth.to(torch.uint8).numpy(), np.arange(400) % 4), folder / "shards", "jpg")
-    return options(folder / "shards", folder / "work").task()
+    return made_task(tmp_path_factory.mktemp("jpeg"), smooth.to(torch.uint8).numpy(), 4, "jpg")
 
 
-@pytest.mark.parametrize("name", ["whole", "generated", "one_hot", "mixed", "mixup"])
-def test_the_honest_pass(task, sets, name):
-    assert check(find_entry(f"{MODULE}:{name}"), task, sets)["images"] == 600
+def refused(reason):
+    return pytest.raises(RefusedError, match=reason) if reason else nullcontext()
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("same_batch", "more often than once an epoch"),
-        ("with_replacement", "more often than once an epoch"),
-        ("half_of_the_epoch", "epoch 0 has 300 images, expected"),
-        ("never_ends", "images or more, expected the set's 600"),
-        ("not_shuffled", "it does not shuffle"),
-        ("shuffled_labels", "a label that is not theirs"),
-        ("eight_bits", "images must be float32"),
-        ("brighter", "are not in the set"),
-        ("sums_of_a_half", "sum to 1"),
-        ("always_two", "number of classes in a sum must be uniform"),
-        ("first_classes", "class [05] has a weight of"),
-        ("targets_of_others", "are not what their targets say"),
-        ("repeated_sums", "outputs differ"),
-    ],
-)
-def test_a_cheat_is_refused_with_its_reason(task, sets, name, reason):
-    with pytest.raises(RefusedError, match=reason):
-        check(find_entry(f"{MODULE}:{name}"), task, sets)
+def checked(function, task):
+    entry = Entry("", getattr(function, "mixing", "none"), lambda task: OwnContender(function, task))
+    return check(entry, task, write_check_sets(task))
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_the_honest_pass(task, name):
+    assert checked(HONEST[name], task)["images"] == 600
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_refused_with_its_reason(task, name):
+    function, reason = CHEATS[name]
+    with refused(reason):
+        checked(function, task)
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "reason"),
+    ("function", "changed", "reason"),
     [
-        ("whole", lambda images, rng: images + rng.uniform(-1.5, 1.5, images.shape), None),
-        ("mixed", lambda images, rng: images + rng.uniform(-1.5, 1.5, images.shape), None),
-        ("whole", lambda images, rng: 255 - images, "are not in the set"),
-        ("same_batch", lambda images, rng: images, "more often than once an epoch"),
-        ("shuffled_labels", lambda images, rng: images, "a label that is not theirs"),
-        ("targets_of_others", lambda images, rng: images, "are not what their targets say"),
+        (HONEST["whole"], lambda images, rng: images + rng.uniform(-1.5, 1.5, images.shape), None),
+        (HONEST["mixed"], lambda images, rng: images + rng.uniform(-1.5, 1.5, images.shape), None),
+        (HONEST["whole"], lambda images, rng: 255 - images, "are not in the set"),
+        (CHEATS["the same few"][0], lambda images, rng: images, REPEATED),
+        (CHEATS["others' labels"][0], lambda images, rng: images, WRONG_LABEL),
+        (CHEATS["others' sums"][0], lambda images, rng: images, WRONG_SUM),
     ],
 )
-def test_jpegs_are_told_apart_though_another_decoder_gives_other_pixels(jpeg_task, monkeypatch, name, changed, reason):
+def test_jpegs_are_told_apart_though_decoders_give_other_pixels(jpeg_task, monkeypatch, function, changed, reason):
     def augmented(self, rows):
         return np.clip(changed(self.images[rows], self.rng), 0, 255)
 
     monkeypatch.setattr(bench_contenders.InMemory, "augmented", augmented)
-    with pytest.raises(RefusedError, match=reason) if reason else nullcontext():
-        check(find_entry(f"{MODULE}:{name}"), jpeg_task, write_check_sets(jpeg_task))
+    with refused(reason):
+        checked(function, jpeg_task)
 
 
-def test_the_sample_has_as_many_images_of_each_class_and_they_are_the_sets(task, tmp_path, monkeypatch):
+def test_check_sets_are_some_of_the_sets_images_and_flat_ones_whose_colours_are_their_classes(task, monkeypatch):
+    """As many images of each class; no two colours are alike in any channel. They are written once."""
     monkeypatch.setattr("tools.bench.subsets.SAMPLES", 60)
-    small = options(task.shards, tmp_path).task()
-    images, labels, _ = load_shards(write_check_sets(small).sample)
+    small = Options(task.shards, (), 32, 2, 6, 1.0, task.work / "small").task()
+    sets = write_check_sets(small)
+    images, labels, _ = load_shards(sets.sample)
     known = {image.tobytes(): label for image, label in zip(*load_shards(task.shards)[:2], strict=True)}
     assert np.bincount(labels).tolist() == [10] * NUM_CLASSES
     assert [known[image.tobytes()] for image in images] == labels.tolist()
     assert len({image.tobytes() for image in images}) == 60
-
-
-def test_the_coded_set_is_flat_and_no_two_classes_are_alike_in_any_channel(task, sets):
     images, labels, _ = load_shards(sets.coded)
     assert images.shape == (CODES * PER_CODE, 12, 10, 3)
     assert (images == levels(3)[labels][:, None, None, :]).all()
     assert all(len(set(channel)) == CODES for channel in levels(3).T.tolist())
-
-
-def test_check_sets_are_written_once(task, sets):
     before = (sets.sample / "manifest.json").stat().st_mtime_ns
-    assert write_check_sets(task) == sets
+    assert write_check_sets(small) == sets
     assert (sets.sample / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -139,20 +161,8 @@ def test_a_batch_of_another_form_is_refused(task, batch, reason):
         def epoch(self, number):
             yield batch
 
-    with pytest.raises(RefusedError, match=reason):
+    with refused(reason):
         take_epoch(Giving(), task, "none", 0, lambda pixels: [])
-
-
-def law_of(draw, mixing, classes=20, batches=40, size=64):
-    """Check batches of targets drawn by `draw(rng)`, an array of weights that are spread over random classes."""
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(batches):
-        targets = np.zeros((size, classes), np.float32)
-        for target in targets:
-            weights = draw(rng)
-            target[rng.permutation(classes)[: len(weights)]] = weights
-        drawn.append(targets)
-    check_law(list(range(batches * size)), drawn, mixing, [10] * classes)
 
 
 def even(k):
@@ -172,12 +182,10 @@ def even(k):
     ],
 )
 def test_each_mixing_is_held_to_its_law(mixing, draw, reason):
-    """FDT in the batch to the classes that the batch has; FDT to all 20 of the set."""
-    with pytest.raises(RefusedError, match=reason) if reason else nullcontext():
-        law_of(draw, mixing)
-
-
-def test_pixels_are_recovered_from_standardized_images(task):
-    pixels = torch.rand(4, 3, 12, 10) * 255
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (task.mean, task.std))
-    assert torch.allclose(to_u8_range((pixels - mean) / std, task), pixels, atol=1e-4)
+    """FDT in the batch to the classes that the batch has; FDT to all 20 of the set. Weights go to random classes."""
+    rng, drawn = np.random.default_rng(0), np.zeros((40, 64, 20), np.float32)
+    for target in drawn.reshape(-1, 20):
+        weights = draw(rng)
+        target[rng.permutation(20)[: len(weights)]] = weights
+    with refused(reason):
+        check_law(list(range(40 * 64)), list(drawn), mixing, [10] * 20)

@@ -4,27 +4,24 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
-from models import build_model
-from tests.numbered import numbered_images
+from tests import bench_results
+from tests.numbered import MixedSizes, numbered_images
 from tools.__main__ import main
 from tools.bench.checks import check
 from tools.bench.command import REPEATS
 from tools.bench.contenders import ENTRIES, find_entry
+from tools.bench.plot import draw
 from tools.bench.race import Bench, Options
 from tools.bench.resources import Noise
 from tools.bench.subsets import relabelled
 from tools.bench.task import Entry
-from tools.bench.training import Trainer
 from tools.bench.worker import WorkerHandle
 
 MODULE = "tests.bench_contenders"
-USED = {"cpu": 0.1, "memory": 1e8, "peak": 2e8, "from_storage": 0, "by_read": 10, "gpu": 0, "rests": True}
-
-
 RATES = {"whole": 1000.0, "mixed": 500.0}
 
 
@@ -37,16 +34,13 @@ class QuickWorker:
         self.rng = np.random.default_rng(0)
 
     def start(self, seconds):
-        epoch = {"images": 100, "seconds": 1.0, "whole": True}
-        return {"set_up_seconds": 0.1, "first_batch_seconds": 0.2, "first_epoch": epoch, **USED}
+        return bench_results.start()
 
     def check(self, sets):
         return check(find_entry(self.spec.contender), self.spec.task, sets)
 
     def turn(self, seconds):
-        rate = self.rate * float(np.exp(0.01 * self.rng.normal()))
-        times = {"p50": 0.1, "p95": 0.2, "p99": 0.3, "seconds": 1.0, "waited": 0.5}
-        return {"rate": rate, "images": 100, "taken": 110, "batches": 1, "epoch": 0, **times, **USED}
+        return bench_results.turn(self.rate * float(np.exp(0.01 * self.rng.normal())))
 
     def close(self):
         pass
@@ -54,7 +48,12 @@ class QuickWorker:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, QuickWorker))
+    """One that hangs has a real worker."""
+
+    def new_worker(spec, timeout):
+        return (WorkerHandle if spec.contender.endswith("hangs") else QuickWorker)(spec, timeout)
+
+    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, new_worker))
     monkeypatch.setattr("tools.bench.resources.noise_works", lambda: {"arithmetic": lambda: None})
 
 
@@ -66,7 +65,7 @@ def shards(few_shards):
 def bench(shards, tmp_path, *options, contenders=("whole", "mixed")):
     own = [argument for name in contenders for argument in ("--contender", f"{MODULE}:{name}")]
     common = ["--batch-size", 32, "--workers", 1, "--work", tmp_path / "work"]
-    return main(["bench", str(shards), *map(str, [*own, *common, *options])])
+    return main(["bench", str(shards), *map(str, [*common, *options, *own])])
 
 
 def test_a_table_json_and_a_plot_come_out(shards, tmp_path, quick, capsys):
@@ -74,50 +73,35 @@ def test_a_table_json_and_a_plot_come_out(shards, tmp_path, quick, capsys):
     assert bench(shards, tmp_path, "--json", json_path, "--plot", plot) == 0
     printed = capsys.readouterr().out
     assert "fashion-mnist" not in printed  # the few are arrays
-    assert [line.split()[0] for line in printed.splitlines() if line.startswith(MODULE)] == [
-        f"{MODULE}:whole",
-        f"{MODULE}:mixed",
-    ]
+    rows = [line.split()[0] for line in printed.splitlines() if line.startswith(MODULE)]
+    assert rows == [f"{MODULE}:whole", f"{MODULE}:mixed"]
     results = json.loads(json_path.read_text())
     assert results["data"]["samples"] == 300
     assert results["machine"]["cores"] >= 1
     assert results["options"]["repeats"] == REPEATS
     assert len(results["contenders"][0]["turns"]) == REPEATS
-    assert results["contenders"][1]["images_per_output"] == 3.5
+    assert results["contenders"][1]["images_per_output"] == 5.5
     assert len(results["noise"]["arithmetic"]["seconds"]) == REPEATS + 1
     assert results["versions"]["numpy"] == np.__version__
     assert results["command"][:5] == ["python", "-m", "tools", "bench", str(shards)]
-    assert results["command"][-2:] == ["--plot", str(plot)]
+    assert results["command"][-2:] == ["--contender", f"{MODULE}:mixed"]
     assert str(tmp_path) not in json.dumps({key: results[key] for key in results if key != "command"})
     assert plot.stat().st_size > 1000
 
 
-def test_a_cheat_is_refused_by_name_is_not_timed_and_makes_the_command_fail(shards, tmp_path, quick, capsys):
-    json_path = tmp_path / "bench.json"
-    contenders = ("whole", "half_of_the_epoch", "not_installed")
-    assert bench(shards, tmp_path, "--json", json_path, contenders=contenders) == 1
+def test_who_cheats_or_hangs_is_dropped_by_name_and_makes_the_command_fail(shards, tmp_path, quick, capsys):
+    out, contenders = tmp_path / "bench.json", ("hangs", "whole", "half_of_the_epoch", "not_installed")
+    assert bench(shards, tmp_path, "--timeout", 0.1, "--json", out, contenders=contenders) == 1
     printed = capsys.readouterr().out
+    reason = "it gave no batch for 0.1 s and was stopped; --timeout S waits longer"
+    assert f"{MODULE}:hangs: failed: {reason}" in printed
     assert f"{MODULE}:half_of_the_epoch: refused: epoch 0 has 150 images, expected" in printed
     assert f"{MODULE}:not_installed: not installed: pip install nothing-like-it" in printed
-    whole, half, missing = json.loads(json_path.read_text())["contenders"]
-    assert [one["status"] for one in (whole, half, missing)] == ["measured", "refused", "not installed"]
-    assert not half["turns"]
-    assert "summary" not in half
-
-
-def test_a_contender_that_hangs_is_dropped_by_name_and_the_others_go_on(shards, tmp_path, quick, monkeypatch, capsys):
-    def new_worker(spec, timeout):
-        return WorkerHandle(spec, timeout) if spec.contender.endswith("hangs") else QuickWorker(spec, timeout)
-
-    monkeypatch.setattr("tools.bench.race.Bench", lambda options: Bench(options, new_worker))
-    out = tmp_path / "bench.json"
-    assert bench(shards, tmp_path, "--timeout", 0.1, "--json", out, contenders=("hangs", "whole")) == 1
-    reason = "it gave no batch for 0.1 s and was stopped; --timeout S waits longer"
-    assert f"{MODULE}:hangs: failed: {reason}" in capsys.readouterr().out
-    hangs, whole = json.loads(out.read_text())["contenders"]
-    assert hangs["status"] == "failed"
+    hangs, whole, half, missing = found = json.loads(out.read_text())["contenders"]
+    assert [one["status"] for one in found] == ["failed", "measured", "refused", "not installed"]
     assert hangs["reason"].startswith(reason)
-    assert len(whole["turns"]) == REPEATS
+    assert [len(one["turns"]) for one in (whole, half, missing)] == [REPEATS, 0, 0]
+    assert "summary" not in half
 
 
 def test_contenders_for_gpus_are_left_out_on_a_cpu(shards, tmp_path, quick, monkeypatch, capsys):
@@ -128,9 +112,9 @@ def test_contenders_for_gpus_are_left_out_on_a_cpu(shards, tmp_path, quick, monk
     assert bench(shards, tmp_path, contenders=("whole", "not_installed")) == 0, "nor is a missing library a failure"
 
 
-def test_sweeps_and_training_are_raced_with_what_was_measured(shards, tmp_path, quick):
+def test_sweeps_and_training_are_raced_with_what_was_measured_and_each_sweep_is_drawn(shards, tmp_path, quick):
     """On other classes, in other batches; a model alone and with each loader."""
-    out = tmp_path / "bench.json"
+    out, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     options = ("--classes", 4, 8, "--batch-sizes", 16, "--model", "small", "--json", out)
     assert bench(shards, tmp_path, *options) == 0
     found = json.loads(out.read_text())
@@ -139,28 +123,13 @@ def test_sweeps_and_training_are_raced_with_what_was_measured(shards, tmp_path, 
     assert list(found["sweeps"]["batch_sizes"]) == ["16"]
     names = [one["name"] for one in found["training"]]
     assert names == ["small, the same batch again", f"small, {MODULE}:whole", f"small, {MODULE}:mixed"]
-
-
-def weights(network):
-    return torch.cat([parameter.flatten() for parameter in network.parameters()])
-
-
-def test_a_trainer_takes_labels_and_soft_targets(shards, tmp_path, monkeypatch):
-    networks = []
-
-    def building(*arguments, **options):
-        networks.append(build_model(*arguments, **options))
-        return networks[-1]
-
-    monkeypatch.setattr("tools.bench.training.build_model", building)
-    task = Options(shards, (), batch_size=4, workers=1, repeats=2, seconds=1.0, work=tmp_path).task()
-    images, labels = torch.rand(4, *task.shape), torch.arange(4) % task.num_classes
-    for targets in (labels, torch.nn.functional.one_hot(labels, task.num_classes).float()):
-        trainer = Trainer("small", task)
-        before = weights(networks[-1])
-        trainer.step(images, targets)
-        assert not torch.equal(weights(networks[-1]), before)
-    assert torch.equal(*map(weights, networks))
+    sizes = []
+    for results in (found, found | {"sweeps": {}}):
+        draw(results, plot)
+        with Image.open(plot) as image:
+            assert np.asarray(image.convert("L")).std() > 10
+            sizes.append(image.size)
+    assert sizes[0][1] > sizes[1][1] + 600
 
 
 def test_without_shards_there_is_nothing_to_race_on_but_a_list_that_names_every_contender(capsys):
@@ -191,26 +160,21 @@ def test_one_real_race_in_processes(shards, tmp_path, capsys):
         (["--classes", 301], "--classes 301 needs as many images, got 300"),
         (["--mixing", "mixup"], "no contender is left"),
         (["--contenders", "nobody"], "unknown contender 'nobody'"),
+        (["--contender", "no_such_module:loader"], "no_such_module"),
+        (["--contender", f"{MODULE}:nothing"], "no attribute 'nothing'"),
+        (["--contender", "tests.numbered:NUM_SAMPLES"], "expected an Entry, or a function"),
     ],
 )
 def test_wrong_options_are_an_error_of_one_line(shards, tmp_path, quick, capsys, options, message):
     assert bench(shards, tmp_path, *options) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert message in error[0]
+    [error] = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert message in error
 
 
-def test_mixed_sizes_need_a_size(tmp_path):
-    class MixedSizes(ArraySource):
-        def __getitem__(self, index):
-            sample = super().__getitem__(index)
-            return sample._replace(image=np.ascontiguousarray(sample.image[: 4 + index % 2]))
-
-    source = MixedSizes(numbered_images(20), np.arange(20) % 2)
-    source.shape = None
-    write_shards(source, tmp_path / "mixed", "png")
-    with pytest.raises(ValueError, match="--size"):
-        Options(tmp_path / "mixed", (), 4, 1, 6, 1.0, tmp_path).task()
+def test_mixed_sizes_need_a_size(tmp_path, quick, capsys):
+    write_shards(MixedSizes(), tmp_path / "mixed", "png")
+    assert bench(tmp_path / "mixed", tmp_path) == 2
+    assert "pass --size H W" in capsys.readouterr().err
     assert Options(tmp_path / "mixed", (), 4, 1, 6, 1.0, tmp_path, size=(8, 8)).task().shape == (3, 8, 8)
 
 

@@ -3,43 +3,38 @@
 import numpy as np
 import pytest
 
-from tools.bench.race import Raced, race
+from tools.bench.race import race
 from tools.bench.results import paired_ratio
 from tools.bench.task import FailedError, NotInstalledError, RefusedError
 from tools.rounds import measure_rounds, turn_order
 
 
 class FakeWorker:
-    """Has a rate; the machine's clock and the worker's own noise come on top."""
+    """Has a rate, with noise. errors: what it raises, by the moment: "start", "close", or the number of a turn."""
 
-    def __init__(self, name, rate, log, noise=0.0, fails_in=None, error=None):
-        self.name, self.rate, self.log, self.fails_in, self.error = name, rate, log, fails_in, error
-        self.rng, self.noise = np.random.default_rng(len(name)), noise
+    def __init__(self, name, rate, log, noise=0.0, errors=None):
+        self.name, self.rate, self.log, self.noise, self.errors = name, rate, log, noise, errors or {}
+        self.rng = np.random.default_rng(len(name))
 
     def start(self, seconds):
-        self._maybe("start")
-        self.log.append(("start", self.name))
+        self._note("start", "start")
         return {"set_up_seconds": 1.0}
 
     def turn(self, seconds):
-        self.log.append(("turn", self.name))
-        self._maybe(sum(entry == ("turn", self.name) for entry in self.log))
+        self._note("turn", 1 + self.log.count(("turn", self.name)))
         return {"rate": self.rate * float(np.exp(self.noise * self.rng.normal()))}
 
     def close(self):
-        self.log.append(("close", self.name))
-        self._maybe("close")
+        self._note("close", "close")
 
-    def _maybe(self, moment):
-        if moment == self.fails_in:
-            raise self.error
+    def _note(self, verb, moment):
+        self.log.append((verb, self.name))
+        if moment in self.errors:
+            raise self.errors[moment]
 
 
 def raced(workers, repeats=3):
-    log = next(iter(workers.values())).log
-    found = {name: Raced() for name in workers}
-    race({name: (lambda name=name: workers[name], found[name]) for name in workers}, repeats, 1.0, say=log.append)
-    return found
+    return race({name: lambda name=name: workers[name] for name in workers}, repeats, 1.0)
 
 
 def test_every_contender_has_a_turn_a_round_and_the_first_round_is_left_out():
@@ -57,31 +52,19 @@ def test_the_order_changes_from_round_to_round():
     assert followers == {"b", "c"}
 
 
-@pytest.mark.parametrize("moment", ["start", 2, "close"])
-@pytest.mark.parametrize("error", [RefusedError, FailedError, NotInstalledError])
-def test_a_contender_that_fails_is_dropped_with_the_reason_and_the_others_go_on(error, moment):
-    log = []
-    workers = {
-        "a": FakeWorker("a", 100, log),
-        "b": FakeWorker("b", 100, log, fails_in=moment, error=error("it cheats")),
-    }
-    found = raced(workers)
-    status = {RefusedError: "refused", FailedError: "failed", NotInstalledError: "not installed"}[error]
+@pytest.mark.parametrize(("moment", "turns"), [("start", 0), (2, 2), ("close", 4)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(RefusedError, "refused"), (FailedError, "failed"), (NotInstalledError, "not installed")]
+)
+def test_a_contender_that_fails_is_dropped_with_the_reason_and_the_others_go_on(error, status, moment, turns):
+    """The first reason stays where the end fails as well."""
+    log, errors = [], {"close": FailedError("it did not end"), moment: error("it cheats")}
+    found = raced({"a": FakeWorker("a", 100, log), "b": FakeWorker("b", 100, log, errors=errors)})
     assert (found["b"].status, found["b"].reason) == (status, "it cheats")
     assert found["a"].status == "measured"
     assert len(found["a"].turns) == 3
-    assert sum(entry == ("turn", "b") for entry in log) == {"start": 0, 2: 2, "close": 4}[moment]
-    assert sorted(entry[1] for entry in log if entry[0] == "close") == ["a", "b"], "all are closed in the end"
-
-
-def test_the_first_reason_stays_where_the_end_fails_as_well():
-    worker = FakeWorker("a", 100, [], fails_in=1, error=RefusedError("it cheats"))
-
-    def close():
-        raise FailedError("it did not end")
-
-    worker.close = close
-    assert raced({"a": worker})["a"].reason == "it cheats"
+    assert log.count(("turn", "b")) == turns
+    assert sorted(name for verb, name in log if verb == "close") == ["a", "b"], "all are closed in the end"
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(1.0, 0.95, 1.05), (0.9, 0.85, 0.95)])
@@ -90,8 +73,7 @@ def test_the_race_finds_a_planted_slowdown_and_nothing_where_there_is_none(share
     found = raced({name: FakeWorker(name, rate, [], 0.02) for name, rate in (("a", 100), ("b1", 100 * share))}, 15)
     rates = {name: [turn["rate"] for turn in one.turns] for name, one in found.items()}
     ratio = paired_ratio(rates["b1"], rates["a"])
-    assert ratio.covers(share)
-    assert low < ratio.low <= ratio.high < high
+    assert low < ratio.low <= share <= ratio.high < high
     assert share == 1 or ratio.high < 1
 
 

@@ -12,33 +12,24 @@ from tools.bench.timing import BatchTimer
 TASK = SimpleNamespace(num_workers=2, batch_size=10, manifest=SimpleNamespace(num_samples=100))
 
 
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
 class Timed:
-    """Batches of 10 images that take cost(number) seconds each, numbered from the first one on."""
+    """Batches of 10 images that take cost(number) seconds of `now` each, numbered from the first one on."""
 
-    def __init__(self, clock, cost, batches=10):
-        self.clock, self.cost, self.batches, self.number, self.epochs = clock, cost, batches, 0, []
-        self.differ = True
+    def __init__(self, cost, batches=10, at_once=1):
+        self.cost, self.batches, self.batches_at_once = cost, batches, at_once
+        self.now, self.number, self.epochs, self.differ = 0.0, 0, [], True
 
     def epoch(self, number):
         self.epochs.append(number)
         for _ in range(self.batches):
-            self.clock.now += self.cost(self.number)
+            self.now += self.cost(self.number)
             self.number += 1
             yield torch.full((10, 1, 2, 2), float(self.number if self.differ else 0)), None
 
 
-def timer(cost, **options):
-    clock = Clock()
-    contender = Timed(clock, cost)
-    return BatchTimer(contender, TASK, clock=clock, **options), contender, clock
+def timer(cost, step=None, **about):
+    contender = Timed(cost, **about)
+    return BatchTimer(contender, TASK, clock=lambda: contender.now, step=step), contender
 
 
 def test_a_turn_counts_whole_batches_for_at_least_its_seconds():
@@ -55,7 +46,7 @@ def test_batches_made_ahead_while_others_had_their_turns_are_not_counted():
 
 
 def test_a_turn_goes_across_the_ends_of_epochs_and_pays_for_them():
-    found, contender, _ = timer(lambda number: 1.0 if number % 10 == 0 else 0.1)
+    found, contender = timer(lambda number: 1.0 if number % 10 == 0 else 0.1)
     turn = found.turn(19)
     assert contender.epochs[:3] == [0, 1, 2]
     assert turn["rate"] == pytest.approx(100 / 1.9, rel=1e-4)
@@ -70,33 +61,28 @@ def test_the_quantiles_of_a_batch_are_those_of_the_timed_ones():
 
 def test_batches_that_come_together_are_timed_together():
     """A window of 4 batches: the first takes all of the time."""
-    clock = Clock()
-    contender = Timed(clock, lambda number: 4.0 if number % 4 == 0 else 0.0)
-    contender.batches_at_once = 4
     for seconds in (1, 4.5, 9):
-        turn = BatchTimer(contender, TASK, clock=clock).turn(seconds)
+        turn = timer(lambda number: 4.0 if number % 4 == 0 else 0.0, at_once=4)[0].turn(seconds)
         assert turn["batches"] % 4 == 0
         assert turn["rate"] == pytest.approx(10)
 
 
-def test_the_first_epoch_has_its_first_batch_and_ends_with_it():
-    found, _, clock = timer(lambda number: 5.0 if number == 0 else 0.1)
-    start = found.first_epoch(100)
+@pytest.mark.parametrize(
+    ("later", "limit", "images", "seconds", "whole"), [(0.1, 100, 110, 6.0, True), (3.0, 10, 30, 11.0, False)]
+)
+def test_the_first_epoch_has_its_first_batch_and_ends_with_it_or_at_its_limit(later, limit, images, seconds, whole):
+    found, contender = timer(lambda number: later if number else 5.0)
+    start = found.first_epoch(limit)
     assert start["first_batch_seconds"] == 5.0
-    assert start["first_epoch"] == {"images": 110, "seconds": 6.0, "whole": True}
-    assert clock.now == pytest.approx(6.0)
-
-
-def test_a_long_first_epoch_is_broken_off():
-    start = timer(lambda number: 3.0)[0].first_epoch(10)
-    assert start["first_epoch"] == {"images": 40, "seconds": 12.0, "whole": False}
+    assert start["first_epoch"] == {"images": images, "seconds": seconds, "whole": whole}
+    assert contender.now == pytest.approx(seconds)
 
 
 def test_the_time_of_a_trainer_is_not_waiting_and_without_one_all_of_it_is():
     def step(images, targets):
-        clock.now += 0.3
+        contender.now += 0.3
 
-    found, _, clock = timer(lambda number: 0.1, step=step)
+    found, contender = timer(lambda number: 0.1, step)
     turn = found.turn(4)
     assert turn["rate"] == pytest.approx(10 / 0.4)
     assert turn["waited"] / turn["seconds"] == pytest.approx(0.25)
@@ -110,14 +96,13 @@ def test_the_time_of_a_trainer_is_not_waiting_and_without_one_all_of_it_is():
 )
 def test_an_epoch_that_is_not_the_sets_is_refused_while_it_is_timed(batches, message):
     """Each worker may leave out its last batch."""
-    found, contender, _ = timer(lambda number: 0.1)
-    contender.batches = batches
+    found, _ = timer(lambda number: 0.1, batches=batches)
     with pytest.raises(RefusedError, match=message) if message else nullcontext():
         assert found.turn(5)["images"]
 
 
 def test_the_same_batch_again_and_again_is_refused():
-    found, contender, _ = timer(lambda number: 0.1)
+    found, contender = timer(lambda number: 0.1)
     found.turn(1)
     turns = (found.turn(0.1) for _ in range(5))
     contender.differ = False

@@ -7,8 +7,8 @@ targets that say what is in an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
     sample, coded = _on(sets.sample, task), _on(sets.coded, task)
     reference = Reference(sample) if entry.mixing == "none" else None
     key = reference.key if reference else exact_hashes
-    with _made(entry, sample) as contender:
+    with closing(entry.make(sample)) as contender:
         epochs = [take_epoch(contender, sample, entry.mixing, number, key) for number in range(2)]
     if reference:
         for epoch in epochs:
@@ -73,10 +73,10 @@ def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
         keys, targets = [key for epoch in epochs for key in epoch.keys], [t for epoch in epochs for t in epoch.targets]
         check_law(keys, targets, entry.mixing, sample.manifest.samples_per_class)
     _check_shuffled(epochs[0].keys, epochs[1].keys)
-    with _made(entry, coded) as contender:
+    with closing(entry.make(coded)) as contender:
         epoch = take_epoch(contender, coded, entry.mixing, 0, exact_hashes)
     check_agreement(np.concatenate(epoch.means), np.concatenate(epoch.targets), epoch.flatness, coded.manifest.encoding)
-    with _made(entry, task):
+    with closing(entry.make(task)):
         return {"images": sample.manifest.num_samples, "in two epochs": sum(len(epoch.keys) for epoch in epochs)}
 
 
@@ -90,15 +90,6 @@ def _on(shards: Path, task: Task) -> Task:
         task, shards=shards, manifest=manifest, work=work, pad=0, flip=False,
         batch_size=max(1, min(task.batch_size, share)),
     )  # fmt: skip
-
-
-@contextmanager
-def _made(entry: Entry, task: Task) -> Iterator[Contender]:
-    contender = entry.make(task)
-    try:
-        yield contender
-    finally:
-        contender.close()
 
 
 def _check_shuffled(first: list[Any], second: list[Any]) -> None:

@@ -99,15 +99,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     from .race import Bench, Options
     from .report import report
 
-    names = {field.name for field in fields(Options)} - {"contenders", "classes", "batch_sizes", "size"}
-    options = Options(
-        **{name: getattr(arguments, name) for name in names},
-        contenders=tuple(choose(arguments.contenders, arguments.contender, arguments.mixing)),
-        classes=tuple(arguments.classes),
-        batch_sizes=tuple(arguments.batch_sizes),
-        size=tuple(arguments.size) if arguments.size else None,
-    )
-    results = Bench(options).run(["python", "-m", "tools", *arguments.argv])
+    asked = {field.name: getattr(arguments, field.name) for field in fields(Options)}
+    asked["contenders"] = choose(arguments.contenders, arguments.contender, arguments.mixing)
+    asked["size"] = arguments.size and tuple(arguments.size)
+    results = Bench(Options(**asked)).run(["python", "-m", "tools", *arguments.argv])
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(arguments.json) as file:

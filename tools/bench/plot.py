@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -25,7 +26,7 @@ MARKERS = "osD^vP*X<>"
 @rc_context({"font.size": 8})
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw the bars, and a panel for each sweep, as a PNG."""
-    contenders = sorted(measured(results["contenders"]), key=_median)
+    contenders = sorted(measured(results["contenders"]), key=lambda one: one["summary"]["images_per_second"]["median"])
     sweeps = {name: sweep for name, sweep in results["sweeps"].items() if sweep}
     heights = [1.1 + 0.34 * len(contenders), *(3.8 for _ in sweeps)]
     figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
@@ -37,10 +38,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
     title = f"{describe_data(results)}; {batches}; {describe_machine(results, ', ')}"
     figure.suptitle("\n".join(textwrap.wrap(title, 110)), fontsize=9)
     save_figure(figure, path)
-
-
-def _median(contender: dict[str, Any]) -> float:
-    return contender["summary"]["images_per_second"]["median"]
 
 
 def _bars(panel: Any, contenders: list[dict[str, Any]]) -> None:
@@ -78,12 +75,9 @@ def _lines(panel: Any, sweep: dict[str, list[dict[str, Any]]], label: str) -> No
     names = list(dict.fromkeys(one["name"] for contenders in sweep.values() for one in measured(contenders)))
     for place, name in enumerate(names):
         points = [(int(value), one) for value, found in sweep.items() for one in measured(found) if one["name"] == name]
-        rates = [one["summary"]["images_per_second"] for _, one in points]
-        costs = [1e6 / rate["median"] for rate in rates]
-        errors = [
-            [cost - 1e6 / rate["high"] for cost, rate in zip(costs, rates, strict=True)],
-            [1e6 / rate["low"] - cost for cost, rate in zip(costs, rates, strict=True)],
-        ]
+        rates = [[one["summary"]["images_per_second"][key] for _, one in points] for key in ("high", "median", "low")]
+        least, costs, most = 1e6 / np.array(rates)
+        errors = np.stack([costs - least, most - costs])
         style = {"marker": MARKERS[place % len(MARKERS)], "linestyle": "-" if place < 10 else "--"}
         panel.errorbar([x for x, _ in points], costs, errors, label=name, capsize=3, color=f"C{place % 10}", **style)
     values = [int(value) for value in sweep]

@@ -28,6 +28,7 @@ from .task import MODELS, TIMEOUT, FailedError, NotInstalledError, RefusedError,
 from .worker import WorkerHandle
 
 FEWEST_REPEATS = 2
+PLACES = ("shards", "work", "contenders")  # options that are not noted: where things lie, and who races
 FIRST_EPOCH = 5  # times the seconds of a turn, at most
 PACKAGES = ("pillow", "scipy", "timm", "litdata", "mosaicml-streaming", "ffcv")
 
@@ -43,7 +44,7 @@ class Options:
     """
 
     shards: Path
-    contenders: tuple[str, ...]
+    contenders: Sequence[str]
     batch_size: int
     workers: int
     repeats: int
@@ -54,8 +55,8 @@ class Options:
     model: str | None = None
     widest: float = TOO_WIDE
     timeout: float = TIMEOUT
-    classes: tuple[int, ...] = ()
-    batch_sizes: tuple[int, ...] = ()
+    classes: Sequence[int] = ()
+    batch_sizes: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         counts = {"batch-size": self.batch_size, "workers": self.workers, "classes": min(self.classes, default=1)}
@@ -72,11 +73,6 @@ class Options:
             raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {self.model}")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: torch sees no GPU; leave --device out")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options as JSON values, without those that depend on where things lie."""
-        found = {key: value for key, value in vars(self).items() if key not in ("shards", "work", "contenders")}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     def task(self, num_classes: int | None = None, batch_size: int | None = None) -> Task:
         """The task on these shards, or on the same images in `num_classes` classes.
@@ -113,19 +109,20 @@ class Bench:
     def run(self, command: Sequence[str]) -> dict[str, Any]:
         """Measure everything, and return it as JSON values. command: noted with them."""
         options, task, noise = self.options, self.options.task(), Noise()
-        raced = self._check(task)
-        self._race({name: (Spec(name, task), one) for name, one in raced.items() if one.status == "measured"}, noise)
-        contenders = [_describe(name, Spec(name, task), one) for name, one in raced.items()]
-        summarize(contenders, options.widest)
-        names = [one["name"] for one in measured(contenders)]
+        checked = self._check(task)
 
-        def race_again(specs: Mapping[str, Spec]) -> list[dict[str, Any]]:
-            """Race what has been checked before."""
-            again = {name: Raced() for name in specs}
-            self._race({name: (spec, again[name]) for name, spec in specs.items()}, noise)
-            found = [_describe(name, spec, again[name]) for name, spec in specs.items()]
-            summarize(found, options.widest)
-            return found
+        def raced(specs: Mapping[str, Spec]) -> list[dict[str, Any]]:
+            """Race what has passed its check."""
+            makers = {name: partial(self.new_worker, spec, options.timeout) for name, spec in specs.items()}
+            found = race(makers, options.repeats, options.seconds, noise.measure)
+            contenders = [_describe(name, spec, found[name]) for name, spec in specs.items()]
+            summarize(contenders, options.widest)
+            return contenders
+
+        passed = raced({name: Spec(name, task) for name, one in checked.items() if one.status == "measured"})
+        found = {one["name"]: one | {"check": checked[one["name"]].check} for one in passed}
+        contenders = [found.get(name) or _describe(name, Spec(name, task), one) for name, one in checked.items()]
+        names = [one["name"] for one in measured(contenders)]
 
         # All tasks are made before the first race of them: an option that does not fit is said at once.
         sweeps = {
@@ -133,7 +130,7 @@ class Bench:
             "batch_sizes": {str(n): options.task(batch_size=n) for n in options.batch_sizes},
         }
         training = {}
-        if model := options.model:  # alone, and then with each loader
+        if names and (model := options.model):  # alone, and then with each loader
             training = {f"{model}, the same batch again": Spec(names[0], task, "model", model)}
             training |= {f"{model}, {name}": Spec(name, task, "both", model) for name in names}
         return {
@@ -142,11 +139,11 @@ class Bench:
             "machine": hardware(torch.device(options.device)),
             "versions": versions(*PACKAGES),
             "data": _describe_data(task.manifest),
-            "options": options.to_dict(),
+            "options": {key: value for key, value in vars(options).items() if key not in PLACES},
             "contenders": contenders,
-            "training": race_again(training) if training else [],
+            "training": raced(training) if training else [],
             "sweeps": {
-                name: {value: race_again({name: Spec(name, other) for name in names}) for value, other in tasks.items()}
+                name: {value: raced({name: Spec(name, other) for name in names}) for value, other in tasks.items()}
                 for name, tasks in sweeps.items()
             },
             "noise": noise.to_dict(),
@@ -166,11 +163,6 @@ class Bench:
             if one.status != "measured":
                 say(f"{name}: {one.status}: {one.reason}")
         return found
-
-    def _race(self, contenders: Mapping[str, tuple[Spec, Raced]], noise: Noise) -> None:
-        timeout = self.options.timeout
-        makers = {name: (partial(self.new_worker, spec, timeout), one) for name, (spec, one) in contenders.items()}
-        race(makers, self.options.repeats, self.options.seconds, noise.measure)
 
 
 def _describe(name: str, spec: Spec, raced: Raced) -> dict[str, Any]:
@@ -204,33 +196,30 @@ class Raced:
 
 
 def race(
-    contenders: Mapping[str, tuple[Callable[[], Any], Raced]],
-    repeats: int,
-    seconds: float,
-    each_round: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = say,
-) -> None:
-    """Name -> (what makes its worker, where to note what it did). A contender that fails is dropped.
+    makers: Mapping[str, Callable[[], Any]], repeats: int, seconds: float, each_round: Callable[[], None] = lambda: None
+) -> dict[str, Raced]:
+    """Name -> what the contender did. makers: of their workers. A contender that fails is dropped.
 
     The first round touches memory for the first time and is left out.
     """
+    found = {name: Raced() for name in makers}
     with ExitStack() as stack:
         workers: dict[str, Any] = {}
-        for name, (make, raced) in contenders.items():
+        for name, make in makers.items():
             say(f"{name}: set up")
-            with caught(raced):
+            with caught(found[name]):
                 workers[name] = make()
-                stack.callback(_close, workers[name], raced)
-                raced.start = workers[name].start(FIRST_EPOCH * seconds)
+                stack.callback(_close, workers[name], found[name])
+                found[name].start = workers[name].start(FIRST_EPOCH * seconds)
         for number in range(repeats + 1):
             each_round()
-            for name in turn_order([name for name in workers if contenders[name][1].status == "measured"], number):
-                raced = contenders[name][1]
-                with caught(raced):
+            for name in turn_order([name for name in workers if found[name].status == "measured"], number):
+                with caught(found[name]):
                     turn = workers[name].turn(seconds)
                     say(f"round {number} of {repeats}: {name}: {turn['rate']:.0f} images/s")
                     if number:
-                        raced.turns.append(turn)
+                        found[name].turns.append(turn)
+    return found
 
 
 def _close(worker: Any, raced: Raced) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ TRAINING = ("training", "images/s", ": the model alone", "the trainer waits")
 PAGE_HEADINGS = (
     "contender", "images/s", ": first", "source images/s", "p99, ms", "first batch, s", "CPU us/image", "MB",
 )  # fmt: skip
-_BLOCK = re.compile(r"(<!-- bench (?P<files>[^>]+?) -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
 
 def text_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -126,14 +124,6 @@ def _notes(contenders: Contenders) -> Iterator[str]:
             yield f"{contender['name']}: worked on while others were measured: their numbers suffer"
         if contender["note"]:
             yield f"{contender['name']}: {contender['note']}"
-
-
-def filled(page: str, folder: Path) -> str:
-    """The page with the rendering of its files in every block.
-
-    A block begins with a line `<!-- bench FILE.json ... -->` and ends with `<!-- /bench -->`; files lie in `folder`.
-    """
-    return _BLOCK.sub(lambda found: found[1] + rendered(found["files"].split(), folder), page)
 
 
 def rendered(names: Sequence[str], folder: Path = Path()) -> str:

@@ -34,9 +34,6 @@ class Estimate:
         """How far the interval reaches from the median, as a share of it: 0.25 is +-25 %."""
         return max(self.high - self.median, self.median - self.low) / self.median
 
-    def covers(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
     def to_dict(self, widest: float) -> dict[str, float | bool]:
         """The figures, and whether the interval reaches farther from the median than the share `widest`."""
         return {**{key: rounded(value) for key, value in vars(self).items()}, "too_noisy": self.spread > widest}

@@ -1,5 +1,4 @@
-"""Sets of shards made of a set: some of its images, for the checks, where they are to be found again; or all in other
-classes, for a sweep."""
+"""Sets of shards made of a set: some of its images for the checks, or all of them in other classes for a sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from PIL import Image
 from torch.nn import functional
 
 from fdt_pipeline.shards import Manifest, read_manifest, read_shard, write_shards
-from fdt_pipeline.shards.conversion import OneShardOfFiles, ShardSource
+from fdt_pipeline.shards.conversion import OneShard, OneShardOfFiles, ShardSource
 from fdt_pipeline.sources import ArraySource, Sample, Source
 from fdt_pipeline.sources.source import I64, U8
 from fdt_pipeline.storage import open_folder
@@ -52,24 +51,24 @@ class SomeOfShards:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        number, place = self._where(index)
-        with closing(self._shard(number)) as shard:
+        shard, place = self._found(index)
+        with closing(shard):
             return Sample(shard[place].image, int(self.labels[index]), self.key(index))
 
     def key(self, index: int) -> str:
         return str(self._positions[index])
 
     def _read_file(self, index: int) -> bytes:
-        number, place = self._where(index)
-        with closing(self._shard(number)) as shard:
+        shard, place = self._found(index)
+        with closing(shard):
             assert isinstance(shard, OneShardOfFiles)
             return shard.read_file(place)
 
-    def _where(self, index: int) -> tuple[int, int]:
-        """The number of a shard, and the place in it."""
+    def _found(self, index: int) -> tuple[OneShard, int]:
+        """The shard of a sample, and its place there."""
         position = int(self._positions[index])
         number = int(np.searchsorted(self._bounds, position, "right")) - 1
-        return number, position - int(self._bounds[number])
+        return self._shard(number), position - int(self._bounds[number])
 
 
 def relabelled(shards: Path, num_classes: int, work: Path) -> Path:
@@ -163,8 +162,7 @@ class Reference:
 
     def __init__(self, task: Task) -> None:
         manifest = task.manifest
-        is_resized = task.size is not None and (manifest.shape is None or task.size != manifest.shape[:2])
-        self._exact = manifest.encoding in ("raw", "png", "webp") and not is_resized
+        self._exact = manifest.encoding in ("raw", "png", "webp") and not task.is_resized
         self.key: Key = hashes if self._exact else thumbnails
         keys: list[Any] = []
         labels: list[int] = []

@@ -16,8 +16,6 @@ MIXING: dict[Mixing, str] = {
     "fdt in the batch": "FDT in the batch",
     "fdt": "FDT",
 }
-
-
 TIMEOUT = 300.0  # seconds without a batch until a contender is stopped; building the native engine takes 12
 MODELS = ("resnet34", "resnet18", "small")
 Batch = tuple[Any, Any]
@@ -70,6 +68,11 @@ class Task:
         return len(self.manifest.classes)
 
     @property
+    def is_resized(self) -> bool:
+        """Whether images come out in another size than those of the set have, which may differ."""
+        return self.size is not None and (self.manifest.shape is None or self.size != self.manifest.shape[:2])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of an output."""
         if self.size is None:
@@ -95,16 +98,18 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """name: as the table has it. make: sets the contender up; raises NotInstalledError. images_per_output: E[K], how
-    many images of the set an output reads on average. needs_gpu: it runs on GPUs alone. note: what the reader should
-    know."""
+    """name: as the table has it. make: sets the contender up; raises NotInstalledError. needs_gpu: it runs on GPUs
+    alone. note: what the reader should know."""
 
     name: str
     mixing: Mixing
     make: Callable[[Task], Contender]
-    images_per_output: Callable[[int], float] = lambda num_classes: 1.0
     needs_gpu: bool = False
     note: str = ""
+
+    def images_per_output(self, num_classes: int) -> float:
+        """E[K]: how many images of the set an output reads on average."""
+        return {"none": 1.0, "mixup": 2.0}.get(self.mixing, (num_classes + 1) / 2)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,8 @@ class Worker:
             from .training import Trainer
 
             step = Trainer(spec.model, spec.task).step
-        ready, alone = self._synchronize, spec.kind == "model"
+        alone, on_gpu = spec.kind == "model", self._device.type == "cuda"
+        ready: Callable[[], None] = partial(torch.cuda.synchronize, self._device) if on_gpu else lambda: None
         self._timer = BatchTimer(self._contender, spec.task, step=step, ready=ready, endless=alone)
         epoch = self._timer.first_epoch(0.0 if alone else seconds)  # a model without a loader has no epochs: one batch
         return {"set_up_seconds": rounded(set_up), **epoch, **self._used_since(before)}
@@ -190,10 +192,6 @@ class Worker:
         self._timer = None
         if self._contender is not None:
             self._contender.close()
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
     def _used(self) -> tuple[Usage, int]:
         """What the process uses, and the bytes of the GPU that are taken by anybody: others are idle meanwhile."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ..task import MIXING, Batch, Entry, Mixing, Task
 from . import dali, data_loader, libraries, ours
@@ -51,15 +52,14 @@ def _imported(name: str) -> Entry:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"contender {name}: {error}") from error
     if isinstance(found, Entry):
-        return Entry(name, found.mixing, found.make, found.images_per_output, found.needs_gpu, found.note)
+        return replace(found, name=name)
     mixing: Mixing = getattr(found, "mixing", "none")
     if not callable(found) or mixing not in MIXING:
         raise ValueError(
             f"contender {name}: expected an Entry, or a function of a Task that gives batches (with an attribute "
             f"mixing, one of {', '.join(MIXING)}, if it mixes)"
         )
-    per_output: float = getattr(found, "images_per_output", 1.0)
-    return Entry(name, mixing, lambda task: OwnContender(found, task), lambda _: per_output)
+    return Entry(name, mixing, lambda task: OwnContender(found, task))
 
 
 class OwnContender:

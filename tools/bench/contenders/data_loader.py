@@ -165,13 +165,9 @@ def loader_options(task: Task) -> dict[str, Any]:
     }
 
 
-def collate_and_mix(mix: Callable[[torch.Tensor, torch.Tensor], Batch], samples: list[Any]) -> Batch:
-    return mix(*default_collate(samples))
-
-
 def _whole(task: Task, mix: Callable[[torch.Tensor, torch.Tensor], Batch] | None = None) -> LoaderEpochs:
     """mix: what becomes of a batch in the collate function, as torchvision's documentation has it."""
-    collate = partial(collate_and_mix, mix) if mix else None
+    collate = (lambda samples: mix(*default_collate(samples))) if mix else None
     loader = DataLoader(WholeImages(task, pil=False), shuffle=True, collate_fn=collate, **loader_options(task))
     return LoaderEpochs(loader, task)
 
@@ -217,17 +213,17 @@ ENTRIES = (
     Entry("DataLoader, torchvision", "none", _whole, note="u8 tensors from the start"),
     Entry(
         "DataLoader, torchvision, MixUp", "mixup",
-        lambda task: _whole(task, torchvision_v2().MixUp(num_classes=task.num_classes)), lambda num_classes: 2.0,
+        lambda task: _whole(task, torchvision_v2().MixUp(num_classes=task.num_classes)),
         note="v2.MixUp when collating",
     ),
     Entry(
         "DataLoader, torchvision, FDT in the batch", "fdt in the batch",
-        lambda task: _whole(task, partial(superpose_batch, num_classes=task.num_classes)), lambda c: (c + 1) / 2,
+        lambda task: _whole(task, partial(superpose_batch, num_classes=task.num_classes)),
         note="vectorized torch when collating; K is at most the number of classes in a batch",
     ),
     Entry(
         "DataLoader, FDT over the set", "fdt",
-        lambda task: LoaderEpochs(DataLoader(Superposed(task), **loader_options(task)), task), lambda c: (c + 1) / 2,
+        lambda task: LoaderEpochs(DataLoader(Superposed(task), **loader_options(task)), task),
         note="sums NumPy views in __getitem__; the decoded set in memory",
     ),
     Entry(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from fdt_pipeline.dali import import_dali
@@ -72,8 +72,7 @@ def is_raw(task: Task) -> bool:
 
 def arrays(task: Task) -> tuple[U8, I64]:
     """The whole set, decoded: u8[n h w c], i64[n]. ValueError where images differ in size, or are to be resized."""
-    shape = task.manifest.shape
-    if shape is None or task.size not in (None, shape[:2]):
+    if task.manifest.shape is None or task.is_resized:
         raise ValueError("only images of one size, which stays as it is, are held in memory: leave this contender out")
     images, labels, _ = load_shards(task.shards)
     return images, labels
@@ -102,16 +101,12 @@ def stored_images(task: Task) -> list[tuple[U8 | str, int]]:
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """path, which make(part) writes unless it is there; what was cut short is made again."""
-    if not path.exists():
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(part)
-        try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
+            make(part)
             part.rename(path)
-        except OSError:  # another process was faster
-            if not path.exists():
-                raise
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
     return path
 
 

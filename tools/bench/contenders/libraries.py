@@ -216,7 +216,7 @@ def _write_beton(task: Task, path: Path) -> None:
 ENTRIES = (
     Entry("timm", "none", partial(_timm, mixup=False), note="create_loader; the last batch is left out"),
     Entry(
-        "timm, Mixup", "mixup", partial(_timm, mixup=True), lambda num_classes: 2.0,
+        "timm, Mixup", "mixup", partial(_timm, mixup=True),
         note="create_loader and Mixup on the batch (while collating on a GPU); the last batch is left out",
     ),
     Entry("webdataset", "none", _webdataset, note="WebLoader; batches are made in the workers"),

@@ -26,12 +26,11 @@ class Ours:
 
         self._loader = FDTLoader(
             task.shards, task.batch_size, mix=fdt, augment=Augment(task.pad, task.flip), device=task.device, mode=mode,
-            engine=engine, seed=task.seed, mean=task.mean, std=task.std, size=_size(task, mode),
+            engine=engine, seed=task.seed, mean=task.mean, std=task.std, size=task.size if task.is_resized else None,
             num_threads=max(1, task.num_workers), mix_window=_window(task) if fdt and mode == "streaming" else None,
         )  # fmt: skip
-        self.batches_at_once = ceil(
-            (self._loader.state_dict()["config"]["mix_window"] or task.batch_size) / task.batch_size
-        )
+        window = self._loader.state_dict()["config"]["mix_window"] or task.batch_size
+        self.batches_at_once = ceil(window / task.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
         self._loader.set_epoch(number)
@@ -39,12 +38,6 @@ class Ours:
 
     def close(self) -> None:
         self._loader.close()
-
-
-def _size(task: Task, mode: Mode) -> tuple[int, int] | None:
-    """A resident set may be asked for the size that it has."""
-    shape = task.manifest.shape
-    return None if mode == "resident" and shape is not None and task.size == shape[:2] else task.size
 
 
 def _window(task: Task) -> int | None:
@@ -61,7 +54,6 @@ def _entry(mode: Mode, engine: Engine, mixed: bool) -> Entry:
         f"ours, {mode}, {engine}, {'FDT' if mixed else 'no FDT'}",
         "fdt" if mixed else "none",
         partial(Ours, mode=mode, engine=engine, fdt=FDT() if mixed else None),
-        (lambda num_classes: (num_classes + 1) / 2) if mixed else (lambda num_classes: 1.0),
         note="the decoded set in memory" if mode == "resident" else "reads the shards every epoch",
     )
 
