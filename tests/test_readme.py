@@ -15,7 +15,7 @@ from tests.conftest import SLOW
 from tests.native_pools import load_arrays
 from tests.numbered import LABELS, numbered_images
 from tools.measure_kernels import table
-from train.demo import COLUMNS
+from train.demo import NAMES
 from train.robust_accuracy import Robustness, format_table
 
 pytestmark = pytest.mark.dali
@@ -58,7 +58,7 @@ def test_the_table_is_the_committed_results():
     results = json.loads((DEMO / "results.json").read_text())
     rows = {name: Robustness.from_dict(model["robustness"]) for name, model in results["models"].items()}
     table = format_table(rows)
-    assert list(rows) == list(COLUMNS.values())
+    assert list(rows) == list(NAMES.values())
     assert (DEMO / "table.md").read_text() == table
     assert "\n".join(table.splitlines()[:4]) in README
 

@@ -86,14 +86,17 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one epoch and a short attack: proves the path, no numbers"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and mixing (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of shards, weights and mixing (default: %(default)s)")
     _device_option(parser)
 
 
 def _demo(arguments: argparse.Namespace) -> str:
-    from train.demo import QUICK, SETTINGS, run_demo
+    from dataclasses import replace
 
-    return run_demo(arguments.out, QUICK if arguments.quick else SETTINGS, arguments.seed, arguments.device)
+    from train.demo import QUICK, Settings, run_demo
+
+    settings = replace(QUICK if arguments.quick else Settings(), seed=arguments.seed)
+    return run_demo(arguments.out, settings, arguments.device)
 
 
 FIT_HELP = f"""Train one recipe on DATA/train, with the accuracy on DATA/test after every epoch.

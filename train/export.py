@@ -33,7 +33,7 @@ from train.setup import is_own
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
 CARD = "README.md"
-ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`
+ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`, or of the demo
 # Of ONNX Runtime to PyTorch: absolute where logits are below 1, else as a share of the largest of them.
 TOLERANCE = 1e-4
 
@@ -96,10 +96,10 @@ def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
 
 
 def _row(content: Mapping[str, Any], run: SavedRun, path: Path) -> Mapping[str, Any]:
-    """The run's own among several models, by its folder, or by its recipe where the folder was moved."""
-    models = content["models"].values()
-    same = [model for model in models if Path(model["run"]).resolve() == path.parent.resolve()]
-    found = same or [model for model in models if model["recipe"]["name"] == run.name]
+    """The run's own among several models; the demo's file holds nothing else."""
+    models = content.get("models", {"": content}).values()
+    same = [model for model in models if "run" in model and Path(model["run"]).resolve() == path.parent.resolve()]
+    found = same or [model for model in models if model.get("recipe", {"name": run.name})["name"] == run.name]
     if len(found) != 1:
         raise ValueError(f"{path} holds {len(found)} models like {run.name}: make it again with this run alone")
     return found[0]

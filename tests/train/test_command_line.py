@@ -22,7 +22,7 @@ def test_options_without_a_verb_are_the_demos_and_are_not_lost(monkeypatch, tmp_
     for argv in (["--quick", "--seed", "5"], ["demo", "--quick", "--seed", "5"]):
         assert main([*argv, "--out", str(tmp_path)]) == 0
     assert seen[0] == seen[1]
-    assert (seen[0][1].epochs, seen[0][2]) == (1, 5)
+    assert (seen[0][1].seed, seen[0][1].epochs) == (5, 1)
     for argv in (["--seed", "5", "demo"], ["--quick", "fit", "--recipe", "small_fdt"]):
         with pytest.raises(SystemExit):
             main(argv)

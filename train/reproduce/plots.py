@@ -7,10 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.plots import add_legend, draw_band, draw_paths, save_figure
+from train.plots import save_figure
 from train.reproduce.claims import Kind, Measure, Results, deviation, label
 from train.reproduce.tables import largest_radii
 
@@ -36,9 +38,20 @@ KINDS: tuple[tuple[Kind, str], ...] = (("mean", "Eq. 7 mean"), ("last", "last it
 
 
 def draw_attack_paths(results: Results, eps_values: Sequence[float], path: Path) -> None:
-    rows = {label(column): [record.robustness for record in records] for column, records in results.run.items()}
-    colors = {label(column): color for column, color in COLORS.items()}
-    draw_paths(rows, eps_values, f"{results.title}: along the attack's path", path, colors)
+    """One panel a radius: accuracy at x^0 .. x^T, mean over the seeds, with the band from their lowest to highest."""
+    figure = Figure(figsize=(3.3 * len(eps_values), 3.7), layout="constrained")
+    panels = figure.subplots(1, len(eps_values), sharey=True, squeeze=False)[0]
+    for panel, eps in zip(panels, eps_values, strict=True):
+        for column, records in results.run.items():
+            curves = [[100 * share for share in record.robustness.at(eps).path] for record in records]
+            _draw_band(panel, curves, column, first=0)
+        panel.set_title(f"eps = {eps:g} ({eps * 256:.3g} grey levels)", fontsize=10)
+        panel.set_xlabel("attack step t (the radius is eps from 30 on)", fontsize=8)
+        panel.set_ylim(0, 100)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy at $x^t$, %")
+    _legend(figure, panels[0], f"{results.title}: along the attack's path")
+    save_figure(figure, path)
 
 
 def draw_learning_curves(results: Results, path: Path) -> None:
@@ -47,9 +60,8 @@ def draw_learning_curves(results: Results, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     for column, records in results.run.items():
         curves = [record.content["curves"] for record in records]
-        look = label(column), COLORS.get(column)
-        draw_band(left, [[100 * share for share in curve["test_accuracy"]] for curve in curves], *look)
-        draw_band(right, [curve["train_kl"] for curve in curves], *look)
+        _draw_band(left, [[100 * share for share in curve["test_accuracy"]] for curve in curves], column)
+        _draw_band(right, [curve["train_kl"] for curve in curves], column)
     left.set_ylabel("test accuracy, %")
     right.set_ylabel("KL to the training targets, nats")
     right.set_yscale("log")
@@ -57,8 +69,25 @@ def draw_learning_curves(results: Results, path: Path) -> None:
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
-    add_legend(figure, left, f"{results.title}: learning curves")
+    _legend(figure, left, f"{results.title}: learning curves")
     save_figure(figure, path)
+
+
+def _draw_band(panel: Axes, curves: Sequence[Sequence[float]], column: str, first: int = 1) -> None:
+    """The mean of curves, which may differ in length where a run was stopped, and their range."""
+    length = min(map(len, curves))
+    values: npt.NDArray[np.float64] = np.array([curve[:length] for curve in curves])
+    x = np.arange(first, first + length)
+    color = COLORS.get(column)
+    (line,) = panel.plot(x, values.mean(0), color=color, label=label(column), linewidth=1.7)
+    if len(curves) > 1:
+        panel.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.18, linewidth=0)
+
+
+def _legend(figure: Figure, panel: Axes, title: str) -> None:
+    handles, names = panel.get_legend_handles_labels()
+    figure.suptitle(title, fontsize=11)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
 
 
 def draw_clean_against_robust(results: Results, eps_values: Sequence[float], path: Path) -> None:

@@ -121,17 +121,12 @@ def data_folder(root: Path | None, dataset: str, scale: str, out: Path) -> Path:
         assert root is not None  # else the data is missing
         return root / dataset
     folder = out / "data" / dataset
-    shard_small(root, dataset, folder)
-    return folder
-
-
-def shard_small(root: Path | None, dataset: str, folder: Path) -> None:
-    """The subset of both splits, each where it is not whole yet."""
     for split in SPLITS:
         if not (folder / split / "manifest.json").exists():
             source = _small_source(root, dataset, split)
             with progress_bar(f"shard {dataset} {split}", "images", always=True) as progress:
                 write_shards(source, folder / split, overwrite=True, progress=progress)
+    return folder
 
 
 def _small_source(root: Path | None, dataset: str, split: str) -> Source:
