@@ -71,7 +71,7 @@ def installed(wheel, tmp_path_factory):
     folder, environment = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     command = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--no-deps"]
-    subprocess.run([*command, "--no-index", wheel], check=True, capture_output=True)
+    subprocess.run([*command, "--ignore-installed", "--no-index", wheel], check=True, capture_output=True)
     [site] = (environment / "lib").glob("python*/site-packages")
     others = [path for path in sys.path if "site-packages" in path] or [sysconfig.get_path("purelib")]
     (site / "others.pth").write_text("\n".join(others) + "\n")
