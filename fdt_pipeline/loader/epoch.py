@@ -145,9 +145,10 @@ class StreamingEpochs:
         known_bad = dict(self.known_bad)
         windows = read_windows(self.files, self.manifest, order, self.window, first, self.substitute, known_bad)
         index = order.first + first * self.window
-        for window in prefetched(windows, self.prefetch):
-            yield WindowBatch(window, ids_of(epoch, np.arange(index, index + len(window.labels))))
-            index += len(window.labels)
+        with closing(prefetched(windows, self.prefetch)) as ahead:  # closed, not dropped: as in engines.py
+            for window in ahead:
+                yield WindowBatch(window, ids_of(epoch, np.arange(index, index + len(window.labels))))
+                index += len(window.labels)
 
     def _remember_bad(self, error: DaliError, where: str) -> None:
         """DALI loses a whole batch to one bad sample, and does not say which: it is looked for among those in flight.

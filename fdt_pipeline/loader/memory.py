@@ -13,7 +13,7 @@ from fdt_pipeline.loader.options import check_count, checked_device
 from fdt_pipeline.loader.order import local_world_size
 from fdt_pipeline.machine import available_memory, total_memory
 from fdt_pipeline.native.pool import HOST, NativePool
-from fdt_pipeline.shards import Manifest, check_shards, iterate_shards, read_manifest
+from fdt_pipeline.shards import Manifest, iterate_shards, read_manifest
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.storage import Folder, open_folder
 
@@ -111,8 +111,6 @@ def load_pool(
     check_count("num_threads", num_threads, 1)
     folder = open_folder(shards)
     manifest = read_manifest(folder)
-    if folder.local:  # a remote shard is checked when it is fetched
-        check_shards(folder, manifest)
     return read_pool(folder, manifest, pad, checked_device(device), num_threads, name)
 
 

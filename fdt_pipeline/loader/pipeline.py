@@ -30,10 +30,10 @@ from fdt_pipeline.loader.options import (
     LastBatch,
     Options,
     PerChannel,
-    check_at_least_one,
     check_choice,
     check_count,
     checked_image_size,
+    checked_threads,
     chosen_augment,
     chosen_mix,
 )
@@ -95,17 +95,16 @@ def fdt_pipeline(
     an ImportError, where the operators cannot be built, as there is no other engine here.
     """
     pipeline = Pipeline.current()
-    check_at_least_one(batch_size=pipeline.max_batch_size, num_threads=pipeline.num_threads)
     check_count("plan_seed", plan_seed, 0)
     if not hasattr(epoch, "__index__") or not 0 <= epoch < 2**32:
         raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
     if dtype == torch.bfloat16:
         raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
     options = Options(
-        batch_size=pipeline.max_batch_size, num_threads=pipeline.num_threads, mix=chosen_mix(True, mix),
-        augment=chosen_augment(True, augment), device=_checked_device(device, pipeline.device_id), mode=mode,
-        seed=plan_seed, mean=mean, std=std, channels=channels, dtype=dtype, channels_last=channels_last, size=size,
-        verify=verify, last_batch=last_batch,
+        batch_size=pipeline.max_batch_size, num_threads=checked_threads(pipeline.num_threads),
+        mix=chosen_mix(True, mix), augment=chosen_augment(True, augment),
+        device=_checked_device(device, pipeline.device_id), mode=mode, seed=plan_seed, mean=mean, std=std,
+        channels=channels, dtype=dtype, channels_last=channels_last, size=size, verify=verify, last_batch=last_batch,
     )  # fmt: skip
     folder = open_folder(shards)
     manifest = read_manifest(folder)
