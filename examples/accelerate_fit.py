@@ -46,6 +46,7 @@ def main():
                 break
     accelerator.save_state(args.checkpoint)
     accelerator.print(f"accuracy {accuracy(accelerator, model, test_loader):.4f}")
+    accelerator.wait_for_everyone()  # so that no thread of gloo still frees a tensor when Python ends
     accelerator.end_training()
 
 

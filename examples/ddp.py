@@ -1,5 +1,4 @@
 """DistributedDataParallel: saved in mid-epoch, resumed with any number of ranks, evaluated exactly over all of them.
-
 torchrun --standalone --nproc-per-node 2 examples/ddp.py runs/demo/shards --epochs 2
 """
 
@@ -30,7 +29,7 @@ def main():
     args = arguments(__doc__, checkpoint="runs/ddp.pt")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
-    batch = GLOBAL_BATCH // dist.get_world_size()  # of this rank; which share it has the loaders find out themselves
+    batch = GLOBAL_BATCH // dist.get_world_size()  # of this rank; the loaders find out which share is its own
     loader = FDTLoader(args.shards / "train", batch, last_batch="drop", device=device)
     test_loader = FDTLoader(args.shards / "test", batch, train=False, last_batch="fill", weights=True, device=device)
     torch.manual_seed(0)
@@ -52,6 +51,7 @@ def main():
             if step == args.steps:
                 break
     say(f"accuracy {accuracy(model.module, test_loader):.4f}")
+    dist.barrier()  # so that no thread of gloo still frees a tensor when Python ends, which aborts the process
     dist.destroy_process_group()
 
 

@@ -50,6 +50,7 @@ def main():
     trainer.fit(model, loader, test_loader, ckpt_path=resumed)
     (metrics,) = trainer.validate(model, test_loader, verbose=False)
     model.print(f"accuracy {metrics['accuracy']:.4f}")
+    trainer.strategy.barrier()  # so that no thread of gloo still frees a tensor when Python ends
 
 
 if __name__ == "__main__":

@@ -194,6 +194,7 @@ found = [None, None]
 dist.all_gather_object(found, (loader.rank, loader.world_size, len(loader), numbers_of(list(loader)).tolist()))
 if rank == 0:
     print(found)
+dist.barrier()  # or a thread of gloo may still free a tensor when Python ends, which aborts the process
 dist.destroy_process_group()
 """
 
