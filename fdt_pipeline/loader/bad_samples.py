@@ -45,7 +45,7 @@ def _refused_by_dali(images: Sequence[U8], decoding: Decoding) -> dict[int, str]
 
 
 def _decodes(images: Sequence[U8], decoding: Decoding) -> bool:
-    options = DaliOptions(num_threads=1, prefetch=0).arguments(len(images), 1)
+    options = DaliOptions(num_threads=1, ahead=0).arguments(len(images))
     try:
         list(run_pipeline(decoding_pipeline(decoding, **options), iter([images]), lambda images: {"images": images}))
     except DaliError:

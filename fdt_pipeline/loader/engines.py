@@ -1,4 +1,4 @@
-"""The two engines behind a loader. An engine turns ids, or windows with ids, into (images, targets).
+"""The two engines behind a loader. An engine turns ids, or windows with ids, into images and targets.
 
 native: the operators in C++ and CUDA (native/), one pass from u8 images to standardized batches.
 torch:  the same on the CPU without a compiler (torch_engine.py).
@@ -7,111 +7,138 @@ torch:  the same on the CPU without a compiler (torch_engine.py).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from fdt_pipeline.loader.graphs import (
     Decoding,
+    decoding_pipeline,
     resident_arguments,
     resident_pipeline,
     streaming_arguments,
     streaming_pipeline,
 )
 from fdt_pipeline.loader.options import Mixing
+from fdt_pipeline.loader.order import Span
 from fdt_pipeline.loader.reading import Window
-from fdt_pipeline.loader.running import DaliOptions, run_pipeline
+from fdt_pipeline.loader.running import DaliOptions, Outputs, run_pipeline
 from fdt_pipeline.native import NativeUnavailable
 from fdt_pipeline.native.load import load
-from fdt_pipeline.native.pool import MOST_CLASSES, NativePool
+from fdt_pipeline.native.pool import MOST_CLASSES, NativePool, prepare_gpu
 from fdt_pipeline.native.recipe import check_level
-from fdt_pipeline.sources.source import I64
 
 
-class IdBatch(NamedTuple):
-    """ids i64[n 2]: the (epoch, index) of each output; weights f32[n], which engines pass on."""
+class SpanBatch(NamedTuple):
+    """Batches that are made together: outputs of one epoch, as many in each."""
 
-    ids: I64
-    weights: torch.Tensor
+    epoch: int
+    spans: list[Span]
 
 
 class WindowBatch(NamedTuple):
-    """A mix window, and the ids i64[n 2] of the outputs that are made of it."""
+    """A mix window and its images; its outputs are number `first` and on of an epoch. is_last: of that epoch."""
 
     window: Window
-    ids: I64
+    images: Any  # as `Window` has them; u8[n h w c] once they are decoded
+    epoch: int
+    first: int
+    is_last: bool
+
+    def id(self) -> tuple[int, int, int, int]:
+        """(epoch, first, count, modulo), as the operators take it."""
+        return self.epoch, self.first, len(self.window.labels), 1 << 32
 
 
 T = TypeVar("T")
-Made = tuple[T, torch.Tensor, torch.Tensor]  # what was put in, images [n c h w], targets
+Made = Generator[tuple[T, Outputs], None, None]  # each input with images [batches n c h w], targets [batches n ...]
 
 
 class ResidentEngine(Protocol):
-    def run(self, inputs: Iterator[IdBatch], num_batches: int, mixes: bool) -> Generator[Made[IdBatch], None, None]:
-        """Outputs for each input, of which there are `num_batches`. mixes=False: whole images."""
+    def run(self, inputs: Iterator[SpanBatch], mixes: bool) -> Made[SpanBatch]:
+        """mixes=False: whole images."""
 
 
 class StreamingEngine(Protocol):
-    def run(
-        self, inputs: Iterator[WindowBatch], num_batches: int, mixes: bool
-    ) -> Generator[Made[WindowBatch], None, None]:
-        """Outputs for each input, of which there are `num_batches`. mixes=False: whole images."""
+    def run(self, inputs: Iterator[WindowBatch], mixes: bool) -> Made[WindowBatch]:
+        """A window's outputs are one batch. mixes=False: whole images."""
 
 
 class NativeResident:
-    """Draws from a pool in the device's memory. This object keeps it, over the epochs, whose operators come and go."""
+    """Draws from a pool in the device's memory, which this object keeps; up to `together` batches at once."""
 
     def __init__(
-        self, mixing: Mixing, device: torch.device, pool: NativePool, batch_size: int, dali: DaliOptions, in_order: bool
+        self,
+        mixing: Mixing,
+        device: torch.device,
+        pool: NativePool,
+        together: int,
+        dali: DaliOptions,
+        in_order: bool,
     ) -> None:
-        self.mixing, self.device, self.pool, self.batch_size, self.dali = mixing, device, pool, batch_size, dali
+        self.mixing, self.device, self.pool, self.together, self.dali = mixing, device, pool, together, dali
+        if device.type == "cuda":
+            prepare_gpu(device.index, pool.shape[-1], mixing.output.channels)  # what is missing is missed now
         self.arguments = {
             mixes: resident_arguments(each, pool, in_order)
             for mixes, each in ((True, mixing), (False, mixing.unmixed()))
         }
 
-    def run(self, inputs: Iterator[IdBatch], num_batches: int, mixes: bool) -> Generator[Made[IdBatch], None, None]:
+    def run(self, inputs: Iterator[SpanBatch], mixes: bool) -> Made[SpanBatch]:
         """As `ResidentEngine` has it."""
-        options = self.dali.arguments(self.batch_size, num_batches)
+        options = self.dali.arguments(self.together)
         pipeline = resident_pipeline(self.arguments[mixes], dali_device(self.device), **options)
-        # Closed, not dropped: Python ignores a Ctrl-C that comes while it ends a generator that was dropped.
-        with closing(run_pipeline(pipeline, inputs, lambda batch: {"ids": batch.ids})) as made:
-            for batch, outputs in made:
-                yield batch, *_finished(outputs, self.mixing)
+        return _finished(run_pipeline(pipeline, inputs, _ids), self.mixing)
 
 
 class NativeStreaming:
-    """Mixes within one DALI batch, the window."""
+    """Mixes within one DALI sample, the window."""
 
-    def __init__(
-        self, mixing: Mixing, device: torch.device, window: int, decoding: Decoding, dali: DaliOptions
-    ) -> None:
-        self.mixing, self.device, self.window, self.decoding, self.dali = mixing, device, window, decoding, dali
+    def __init__(self, mixing: Mixing, device: torch.device, window: int, stored: int, dali: DaliOptions) -> None:
+        self.mixing, self.device, self.dali = mixing, device, dali
+        if device.type == "cuda":
+            prepare_gpu(device.index, stored, mixing.output.channels)
         self.arguments = {
             mixes: streaming_arguments(each, window) for mixes, each in ((True, mixing), (False, mixing.unmixed()))
         }
 
-    def run(
-        self, inputs: Iterator[WindowBatch], num_batches: int, mixes: bool
-    ) -> Generator[Made[WindowBatch], None, None]:
+    def run(self, inputs: Iterator[WindowBatch], mixes: bool) -> Made[WindowBatch]:
         """As `StreamingEngine` has it."""
-        options = self.dali.arguments(self.window, num_batches)
-        pipeline = streaming_pipeline(self.decoding, self.arguments[mixes], dali_device(self.device), **options)
-        with closing(run_pipeline(pipeline, inputs, _fields)) as made:
-            for batch, outputs in made:
-                yield batch, *_finished(outputs, self.mixing)
+        pipeline = streaming_pipeline(self.arguments[mixes], dali_device(self.device), **self.dali.arguments(1))
+        return _finished(run_pipeline(pipeline, inputs, _window), self.mixing)
 
 
-def _fields(batch: WindowBatch) -> dict[str, object]:
-    return {"images": batch.window.images, "labels": batch.window.labels, "ids": batch.ids}
+def _ids(batch: SpanBatch) -> dict[str, Any]:
+    return {"ids": np.array([span.id(batch.epoch) for span in batch.spans])}
 
 
-def _finished(outputs: Sequence[torch.Tensor], mixing: Mixing) -> tuple[torch.Tensor, torch.Tensor]:
+def _window(batch: WindowBatch) -> dict[str, Any]:
+    return {"images": batch.images[None], "labels": batch.window.labels.T, "ids": np.array([batch.id()])}
+
+
+def _finished(made: Made[T], mixing: Mixing) -> Made[T]:
     """DALI takes dense samples only, so channels_last comes as HWC."""
-    images, targets = outputs
-    return images.permute(0, 3, 1, 2) if mixing.output.channels_last else images, targets
+    with closing(made):  # not dropped: Python ignores a Ctrl-C that comes while it ends a generator that was dropped
+        for batch, outputs in made:
+            if mixing.output.channels_last:
+                outputs.tensors[0] = outputs.tensors[0].movedim(-1, -3)
+            yield batch, outputs
+
+
+def decoded(
+    inputs: Generator[WindowBatch, None, None], decoding: Decoding, dali: DaliOptions, most: int
+) -> Generator[WindowBatch, None, None]:
+    """Windows of up to `most` files, or of images to be resized, as windows of images u8[n h w c].
+
+    In a pipeline of its own, on the CPU: it works ahead on threads, which must not call CUDA (running.py).
+    """
+    pipeline = decoding_pipeline(decoding, **dali.arguments(most))
+    with closing(inputs), closing(run_pipeline(pipeline, inputs, lambda batch: {"images": batch.images})) as made:
+        for batch, outputs in made:
+            yield batch._replace(images=outputs.tensors[0].numpy())
 
 
 def dali_device(device: torch.device) -> str:

@@ -1,30 +1,29 @@
 """One epoch of outputs, from a data set in memory or from the shards.
 
-Each epoch runs a DALI pipeline of its own and closes it at its end, so breaking off leaves nothing behind that a later
-epoch could see (25 ms until the first batch with DALI 1.34, 31 with 2.4: README.md).
+A pipeline goes on over the epochs that follow each other. One that is broken off closes it, so it leaves nothing behind
+that a later epoch could see (25 ms until the first batch of a new one with DALI 1.34, 31 with 2.4: README.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from fdt_pipeline.loader.bad_samples import find_bad
 from fdt_pipeline.loader.checkpoint import Cursor
-from fdt_pipeline.loader.engines import IdBatch, ResidentEngine, StreamingEngine, WindowBatch
+from fdt_pipeline.loader.engines import Made, ResidentEngine, SpanBatch, StreamingEngine, WindowBatch, decoded
 from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.loader.order import Batching, EpochOrder, Leg, epoch_order
 from fdt_pipeline.loader.prefetch import prefetched
-from fdt_pipeline.loader.reading import Window, read_windows
-from fdt_pipeline.loader.running import DaliError
+from fdt_pipeline.loader.reading import KnownBad, Window, read_windows
+from fdt_pipeline.loader.running import DaliError, DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, StatsCounter
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.shards.files import ShardFiles
-from fdt_pipeline.sources.source import I64
 
 
 class Part(NamedTuple):
@@ -38,28 +37,85 @@ class Part(NamedTuple):
         return Part(*(field[begin:end] for field in self))
 
 
-class ResidentEpochs:
-    """Outputs drawn from a set in memory."""
+class Run:
+    """Parts of one epoch after the other, out of one DALI pipeline.
 
-    def __init__(self, engine: ResidentEngine, batching: Batching) -> None:
-        self.engine, self.batching = engine, batching
+    parts: Cursor -> the parts from there on, with None behind the last one of an epoch, and so on with the epochs after
+    it. An epoch that begins where the one before has ended goes on with the same pipeline, which has worked ahead by
+    then; any other, and one behind an epoch that was broken off, gets a pipeline of its own.
+    """
+
+    def __init__(self, parts: Callable[[Cursor], Generator[Part | None, None, None]]) -> None:
+        self._make = parts
+        self._kept: tuple[Cursor, Generator[Part | None, None, None]] | None = None
+
+    def epoch(self, cursor: Cursor) -> Generator[Part, None, None]:
+        """What is left of an epoch."""
+        foreseen, parts = self._kept or (None, None)
+        self._kept = None
+        if parts is not None and foreseen != cursor:
+            parts.close()
+        if parts is None or foreseen != cursor:
+            parts = self._make(cursor)
+        has_ended = False
+        try:
+            while (part := next(parts)) is not None:
+                yield part
+                del part
+            has_ended = True
+        finally:
+            if not has_ended:  # closed, not dropped: as in engines.py
+                parts.close()
+        self._kept = following(cursor), parts
+
+    def close(self) -> None:
+        """End the pipeline that waits for the next epoch."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept[1].close()
+
+
+def following(cursor: Cursor) -> Cursor:
+    """The beginning of the next epoch."""
+    return Cursor(cursor.epoch + 1, mixing=cursor.mixing)
+
+
+def cursors(cursor: Cursor) -> Iterator[Cursor]:
+    """This one, and the beginnings of all epochs behind it."""
+    while cursor.epoch < 2**32:
+        yield cursor
+        cursor = following(cursor)
+
+
+class ResidentEpochs:
+    """Outputs drawn from a set in memory. most_batches: that the engine makes together."""
+
+    def __init__(self, engine: ResidentEngine, batching: Batching, most_batches: int) -> None:
+        self.engine, self.batching, self.most_batches = engine, batching, most_batches
+        self.run = Run(self._parts)
 
     def leg(self) -> None:
         """Global batches do not depend on the number of ranks, so there are no legs."""
 
-    def batches(self, cursor: Cursor, stats: StatsCounter) -> Generator[Part, None, None]:
+    def batches(self, cursor: Cursor) -> Generator[Part, None, None]:
         """From the cursor on, to the end of its epoch."""
-        num_batches = self.batching.num_batches - cursor.batch
-        if num_batches <= 0:
-            return
-        with closing(self.engine.run(self._ids(cursor), num_batches, cursor.mixing)) as outputs:
-            for batch, images, targets in outputs:
-                yield Part(images, targets, batch.weights)
+        if cursor.batch < self.batching.num_batches:
+            yield from self.run.epoch(cursor)
 
-    def _ids(self, cursor: Cursor) -> Generator[IdBatch, None, None]:
-        for batch in range(cursor.batch, self.batching.num_batches):
-            index, weights = self.batching.numbers(batch)
-            yield IdBatch(ids_of(cursor.epoch, index), torch.from_numpy(weights).float())
+    def _parts(self, cursor: Cursor) -> Generator[Part | None, None, None]:
+        last = self.batching.span(self.batching.num_batches - 1)
+        with closing(self.engine.run(self._inputs(cursor), cursor.mixing)) as made:
+            for batch, outputs in made:
+                for number, span in enumerate(batch.spans):
+                    images, targets = outputs.sample(number)
+                    yield Part(images, targets, span.weights())
+                if batch.spans[-1] == last:
+                    yield None
+
+    def _inputs(self, cursor: Cursor) -> Iterator[SpanBatch]:
+        for each in cursors(cursor):
+            for spans in self.batching.groups(each.batch, self.most_batches):
+                yield SpanBatch(each.epoch, spans)
 
 
 class StreamingEpochs:
@@ -72,6 +128,7 @@ class StreamingEpochs:
         manifest: Manifest,
         batching: Batching,
         decoding: Decoding,
+        decoder: DaliOptions,
         window: int,
         seed: int,
         *,
@@ -79,28 +136,32 @@ class StreamingEpochs:
         substitute: bool,
         prefetch: int,
         watch: ClassWatch | None,
+        stats: StatsCounter,
     ) -> None:
         self.engine, self.files, self.manifest, self.batching = engine, files, manifest, batching
-        self.decoding, self.window, self.seed, self.prefetch = decoding, window, seed, prefetch
-        self.train, self.substitute, self.watch = train, substitute, watch
+        self.decoding, self.decoder, self.window, self.seed = decoding, decoder, window, seed
+        self.train, self.substitute, self.prefetch = train, substitute, prefetch
+        self.watch, self.stats = watch, stats
         self.known_bad: dict[tuple[str, int], str] = {}
+        self.run = Run(self._parts)
 
     def leg(self) -> Leg:
         """What the epochs of this loader are, as a leg; no batches of it yet."""
         shuffle = self.window if self.train else 0
         return Leg(self.batching.ranks.world_size, self.batching.batch_size, shuffle, 0)
 
-    def batches(self, cursor: Cursor, stats: StatsCounter) -> Generator[Part, None, None]:
+    def batches(self, cursor: Cursor) -> Generator[Part, None, None]:
         """Windows cut into batches; a batch that spans two windows is put together of both."""
         batching, size = self.batching, self.batching.batch_size
         if cursor.batch >= batching.num_batches:
             return
+        self.files.check_unchanged()
         # A last batch is filled up with the outputs of the one before.
         before = batching.is_filled(cursor.batch) and cursor.batch > cursor.batches_before
         begin = cursor.batch - before
         kept: list[Part] = []
         previous: Part | None = None
-        with closing(self._parts(cursor, (begin - cursor.batches_before) * size, stats)) as parts:
+        with closing(self.run.epoch(replace(cursor, batch=begin))) as parts:
             for batch in range(begin, batching.num_batches):
                 num_new = batching.num_new(batch)
                 while sum(len(part.weights) for part in kept) < num_new:
@@ -113,25 +174,47 @@ class StreamingEpochs:
                 previous = part if batching.last_batch == "fill" else None
                 if batch >= cursor.batch:
                     yield part
+            next(parts, None)  # there is no other one: the run has come to the end of the epoch
 
-    def _parts(self, cursor: Cursor, position: int, stats: StatsCounter) -> Generator[Part, None, None]:
-        """Windows of outputs, from the one that is number `position` of this rank and leg on."""
-        self.files.check_unchanged()
-        order = self._order(cursor)
-        number, skipped = divmod(position, self.window)
-        num_windows = -(-len(order.samples) // self.window)
-        while number < num_windows:
-            inputs = self._windows(order, cursor.epoch, number)
+    def _parts(self, cursor: Cursor) -> Generator[Part | None, None, None]:
+        """Windows of outputs."""
+        number, skipped = divmod((cursor.batch - cursor.batches_before) * self.batching.batch_size, self.window)
+        while True:
             try:
-                with closing(self.engine.run(inputs, num_windows - number, cursor.mixing)) as outputs:
-                    for batch, images, targets in outputs:
-                        self._count(batch.window, cursor.mixing, stats)
+                with closing(self._inputs(cursor, number)) as inputs, closing(self._made(inputs, cursor)) as made:
+                    for batch, outputs in made:
+                        self._count(batch.window, cursor.mixing)
+                        images, targets = outputs.sample(0)
                         yield Part(images, targets, self._weights(batch.window)).rows(skipped)
                         number, skipped = number + 1, 0
+                        if batch.is_last:
+                            yield None
+                            cursor, number = following(cursor), 0
+                return
             except DaliError as error:
                 self._remember_bad(error, f"window {number} of epoch {cursor.epoch}")  # and once more, without them
-            finally:
-                inputs.close()
+
+    def _made(self, inputs: Generator[WindowBatch, None, None], cursor: Cursor) -> Made[WindowBatch]:
+        if self.decoding.is_needed():
+            inputs = decoded(inputs, self.decoding, self.decoder, self.window)
+        return self.engine.run(inputs, cursor.mixing)
+
+    def _inputs(self, cursor: Cursor, first: int) -> Generator[WindowBatch, None, None]:
+        """From window number `first` of the cursor's epoch on, read ahead on a thread."""
+        return prefetched(self._read(cursor, first, dict(self.known_bad)), self.prefetch)
+
+    def _read(self, cursor: Cursor, first: int, known_bad: KnownBad) -> Generator[WindowBatch, None, None]:
+        for each in cursors(cursor):
+            order = self._order(each)
+            # Those that last_batch="drop" leaves out are not read.
+            num_outputs = (self.batching.num_batches - each.batches_before) * self.batching.batch_size
+            num_windows = -(-min(len(order.samples), num_outputs) // self.window)
+            windows = read_windows(self.files, self.manifest, order, self.window, first, self.substitute, known_bad)
+            with closing(windows):
+                for number, window in zip(range(first, num_windows), windows, strict=False):
+                    index = order.first + number * self.window
+                    yield WindowBatch(window, window.images, each.epoch, index, number == num_windows - 1)
+            first = 0
 
     def _order(self, cursor: Cursor) -> EpochOrder:
         shuffle, ranks = self.leg().shuffle, self.batching.ranks
@@ -139,16 +222,6 @@ class StreamingEpochs:
         if not len(order.samples):  # of a last batch that is to be filled up: with those of another rank
             return epoch_order(self.manifest, self.seed, cursor.epoch, shuffle, legs=cursor.legs)
         return order
-
-    def _windows(self, order: EpochOrder, epoch: int, first: int) -> Generator[WindowBatch, None, None]:
-        """From window number `first` on, read ahead on a thread."""
-        known_bad = dict(self.known_bad)
-        windows = read_windows(self.files, self.manifest, order, self.window, first, self.substitute, known_bad)
-        index = order.first + first * self.window
-        with closing(prefetched(windows, self.prefetch)) as ahead:  # closed, not dropped: as in engines.py
-            for window in ahead:
-                yield WindowBatch(window, ids_of(epoch, np.arange(index, index + len(window.labels))))
-                index += len(window.labels)
 
     def _remember_bad(self, error: DaliError, where: str) -> None:
         """DALI loses a whole batch to one bad sample, and does not say which: it is looked for among those in flight.
@@ -166,22 +239,17 @@ class StreamingEpochs:
             f"{names or f'`fdt-pipeline verify --decode {url}` names shard and key'}"
         ) from error
 
-    def _count(self, window: Window, mixing: bool, stats: StatsCounter) -> None:
-        stats.add(windows=1)
-        stats.add_bad(list(window.replaced.values()))
+    def _count(self, window: Window, mixing: bool) -> None:
+        self.stats.add(windows=1)
+        self.stats.add_bad(list(window.replaced.values()))
         if self.watch and mixing:
-            self.watch.add(window.labels, stats)
+            self.watch.add(window.labels, self.stats)
 
     def _weights(self, window: Window) -> torch.Tensor:
         weights = torch.ones(len(window.labels))
         if window.replaced and not self.train:
             weights[list(window.replaced)] = 0
         return weights
-
-
-def ids_of(epoch: int, index: I64) -> I64:
-    """i64[n] -> i64[n 2]: the (epoch, index) of each output."""
-    return np.stack([np.full_like(index, epoch), index], axis=1)
 
 
 def _split(parts: list[Part], size: int) -> tuple[list[Part], list[Part]]:

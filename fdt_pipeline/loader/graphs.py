@@ -3,9 +3,10 @@
 resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
 streaming:  files or arrays -> decode -> (resize) -> the same within one DALI batch, the mix window
 
-The last stage is one native operator (native/csrc/operators.cc). An id is an output's (epoch, index), i64[2].
-`FDTLoader` feeds the pipelines below by name (running.py); `fdt_pipeline(...)` gives the same graphs inputs that DALI
-itself calls for.
+The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` feeds the pipelines below by name
+(running.py): its ids are (epoch, first, count, modulo), i64[4], so that a DALI sample is a batch or a window.
+`fdt_pipeline(...)` gives the same graphs inputs that DALI itself calls for, with a sample and an id (epoch, index),
+i64[2], for every output.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Decoding:
     channels: int
     size: tuple[int, int] | None = None
 
+    def is_needed(self) -> bool:
+        """Whether it does anything."""
+        return self.is_encoded or self.size is not None
+
 
 def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
     """Ids -> (images, targets); `arguments` are `resident_arguments`, device is "cpu" or "gpu"."""
@@ -44,8 +49,12 @@ def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
 
 def streaming(image: Any, label: Any, ids: Any, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
     """A window's images, labels i64[1] and ids -> (images, targets); `arguments` are `streaming_arguments`."""
-    u8 = decode(image, decoding)
-    u8 = u8.gpu() if device == "gpu" else u8
+    return superpose(decode(image, decoding), label, ids, arguments, device)
+
+
+def superpose(image: Any, label: Any, ids: Any, arguments: dict[str, Any], device: str) -> Any:
+    """Images u8[h w c] or u8[n h w c], labels and ids -> (images, targets)."""
+    u8 = image.gpu() if device == "gpu" else image
     return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
 
 
@@ -64,11 +73,11 @@ def resident_pipeline(arguments: dict[str, Any], device: str) -> Any:
 
 
 @pipeline_def
-def streaming_pipeline(decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
-    """Inputs "images", "labels" and "ids"."""
-    image = fn.external_source(name="images", **_images(decoding))
+def streaming_pipeline(arguments: dict[str, Any], device: str) -> Any:
+    """Inputs "images" u8[n h w c], "labels" i64[n] and "ids": a sample is a window."""
+    image = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=4, layout="NHWC")
     label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
-    return streaming(image, label, ids, decoding, arguments, device)
+    return superpose(image, label, ids, arguments, device)
 
 
 @pipeline_def

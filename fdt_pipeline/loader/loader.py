@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn
-from weakref import ref
 
 import torch
 
 from fdt_pipeline.definition.superposition import FDT, Augment, Pool
 from fdt_pipeline.loader.checkpoint import Cursor, describe_fdt, mode_of, pack_state, unpack_state
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
-from fdt_pipeline.loader.epoch import Part, ResidentEpochs, StreamingEpochs
+from fdt_pipeline.loader.epoch import Part, ResidentEpochs, Run, StreamingEpochs
 from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window, read_pool
 from fdt_pipeline.loader.options import (
@@ -136,17 +137,17 @@ class FDTLoader:
         chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
         height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen, size)
         self.shape = (self._mixing.output.channels, height, width)
-        on_gpu = self.engine == "native" and self.device.type == "cuda"
-        self._dali = DaliOptions(options.num_threads, prefetch, self.device.index if on_gpu else None)
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
-        self._iterations: list[ref[Generator[Any, None, None]]] = []
+        self._iterations: list[weakref.ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
         self._is_mixing = self.mix is not None  # in epochs that are not begun
         self._next = Cursor(mixing=self._is_mixing)  # where the next iteration begins
         self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
         self._epochs: ResidentEpochs | StreamingEpochs | None = None
+        self._runs: list[Run] = []  # the one of the epochs
         self._begin(chosen)
         self._is_made = True
+        weakref.finalize(self, _close_runs, self._runs)  # at the latest before the interpreter ends
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What a loader gives is decided when it is made, so that anything else, and a misspelt name, is an error."""
@@ -275,7 +276,7 @@ class FDTLoader:
         if self._next.epoch >= 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {self._next.epoch}")
         batches = self._iterate(self._epochs)
-        self._iterations = [*(old for old in self._iterations if old() is not None), ref(batches)]
+        self._iterations = [*(old for old in self._iterations if old() is not None), weakref.ref(batches)]
         return batches
 
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
@@ -283,7 +284,7 @@ class FDTLoader:
         cursor = self._next
         self._next = Cursor(cursor.epoch + 1, mixing=self._is_mixing)
         self._reached = cursor  # should the first batch fail
-        with closing(epochs.batches(cursor, self._stats)) as parts:
+        with closing(epochs.batches(cursor)) as parts:
             while True:
                 start = time.perf_counter()
                 with annotated("fdt_pipeline.wait"):
@@ -321,6 +322,7 @@ class FDTLoader:
             batches = iteration()
             if batches is not None:
                 batches.close()
+        _close_runs(self._runs)
 
     def __enter__(self) -> FDTLoader:
         return self
@@ -353,6 +355,8 @@ class FDTLoader:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
         self._epochs = epochs or self._resident()
+        _close_runs(self._runs)
+        self._runs.append(self._epochs.run)
         self._mode, self._config = mode, config
         return cursor
 
@@ -379,16 +383,24 @@ class FDTLoader:
     def _resident(self) -> ResidentEpochs:
         engine: ResidentEngine
         in_order = not self.options.train
+        most = 1 if self.engine == "torch" else self.options.batches_together(self.shape)
         if self.engine == "native":
             pool = read_pool(
                 self.shards, self.manifest, self.options.augment.pad, self.device, self.options.num_threads
             )
-            engine = NativeResident(self._mixing, self.device, pool, self.batch_size, self._dali, in_order)
+            engine = NativeResident(self._mixing, self.device, pool, most, self._dali(most), in_order)
         else:
             with progress_bar(f"load {self.shards.url}", "images", delay=2) as progress:
                 images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
-            engine = TorchResident(self._mixing, images, Pool(labels, self.num_classes), self._dali, in_order)
-        return ResidentEpochs(engine, self.batching)
+            labelled = Pool(labels, self.num_classes)
+            engine = TorchResident(self._mixing, images, labelled, self.options.prefetch, in_order)
+        return ResidentEpochs(engine, self.batching, most)
+
+    def _dali(self, num_batches: int) -> DaliOptions:
+        """Of a pipeline that makes so many batches at once. On a GPU its threads have next to nothing to do."""
+        options, on_gpu = self.options, self.device.type == "cuda"
+        ahead = math.ceil(options.prefetch / num_batches)
+        return DaliOptions(1 if on_gpu else options.num_threads, ahead, self.device.index if on_gpu else None)
 
     def _streaming(self) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
@@ -396,14 +408,16 @@ class FDTLoader:
         decoding = Decoding(manifest.encoding != "raw", manifest.channels, options.size)
         engine: StreamingEngine
         if self.engine == "native":
-            engine = NativeStreaming(self._mixing, self.device, window, decoding, self._dali)
+            dali = self._dali(max(1, window // self.batch_size))
+            engine = NativeStreaming(self._mixing, self.device, window, manifest.channels, dali)
         else:
-            engine = TorchStreaming(self._mixing, window, decoding, self._dali)
+            engine = TorchStreaming(self._mixing, options.prefetch)
         files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
         watch = ClassWatch(self.mix, manifest.samples_per_class, warns=not is_small) if self.mix else None
+        decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
-            engine, files, manifest, self.batching, decoding, window, self._mixing.seed, train=options.train,
-            substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch
+            engine, files, manifest, self.batching, decoding, decoder, window, self._mixing.seed, train=options.train,
+            substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch, stats=self._stats
         )  # fmt: skip
 
     def _checked_window(self) -> tuple[int, bool]:
@@ -420,3 +434,8 @@ class FDTLoader:
                 stacklevel=5,
             )
         return window, is_small
+
+
+def _close_runs(runs: list[Run]) -> None:
+    while runs:
+        runs.pop().close()

@@ -13,8 +13,10 @@ computed from the orders of its ranks and shared out among the new ranks, so eve
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +79,29 @@ def local_world_size(world_size: int) -> int:
     return min(int(said), world_size) if said.isdecimal() and int(said) else world_size
 
 
+class Span(NamedTuple):
+    """Outputs first, first + 1, .. of an epoch of `total`, `size` of them; those from `total` on are its first ones
+    again."""
+
+    first: int
+    size: int
+    total: int
+
+    def id(self, epoch: int) -> tuple[int, int, int, int]:
+        """(epoch, first, count, modulo), as the operators take it."""
+        return epoch, self.first % self.total, self.size, self.total
+
+    def numbers(self) -> I64:
+        """i64[size]: each one's index in the epoch."""
+        return np.arange(self.first, self.first + self.size) % self.total
+
+    def weights(self) -> torch.Tensor:
+        """f32[size]: 0 for those that only fill a batch up, else 1."""
+        weights = torch.ones(self.size)
+        weights[max(0, self.total - self.first) :] = 0
+        return weights
+
+
 @dataclass(frozen=True)
 class Batching:
     """An epoch of `total` outputs, cut into global batches of `batch_size` a rank. Every rank has as many batches."""
@@ -124,16 +149,24 @@ class Batching:
     def is_filled(self, batch: int) -> bool:
         return self.last_batch == "fill" and (batch + 1) * self.global_batch_size > self.total
 
-    def numbers(self, batch: int) -> tuple[I64, I64]:
-        """Of this rank's part of a global batch, which is outputs batch * global_batch_size and on: (numbers i64[n] in
-        the epoch, weights i64[n]: 0 for those that fill it up, the epoch's first ones, else 1)."""
+    def span(self, batch: int) -> Span:
+        """This rank's part of a global batch, which is outputs batch * global_batch_size and on. Where it is filled up,
+        the epoch's first outputs come again behind its last one."""
         first = batch * self.global_batch_size
         if self.is_filled(batch):
-            numbers = first + self.ranks.rank * self.batch_size + np.arange(self.batch_size)
-            return numbers % self.total, (numbers < self.total).astype(np.int64)
-        size = min(self.global_batch_size, self.total - first)
-        begin, end = self.ranks.share(size)
-        return np.arange(first + begin, first + end), np.ones(end - begin, np.int64)
+            return Span(first + self.ranks.rank * self.batch_size, self.batch_size, self.total)
+        begin, end = self.ranks.share(min(self.global_batch_size, self.total - first))
+        return Span(first + begin, end - begin, self.total)
+
+    def groups(self, first: int, most: int) -> Iterator[list[Span]]:
+        """The batches from `first` on, up to `most` of them together, all of one size, in groups as even as can be."""
+        num_full = self.num_batches - (self.span(self.num_batches - 1).size < self.batch_size)
+        num_groups = -(-max(0, num_full - first) // most)
+        ends = [first + (num_full - first) * number // num_groups for number in range(1, num_groups + 1)]
+        if num_full < self.num_batches:
+            ends.append(self.num_batches)
+        for begin, end in pairwise([first, *ends]):
+            yield [self.span(batch) for batch in range(begin, end)]
 
 
 @dataclass(frozen=True)

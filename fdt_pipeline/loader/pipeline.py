@@ -22,7 +22,6 @@ from nvidia.dali import Pipeline
 from fdt_pipeline.definition.superposition import FDT, Augment
 from fdt_pipeline.loader import graphs
 from fdt_pipeline.loader.engines import check_native_classes
-from fdt_pipeline.loader.epoch import ids_of
 from fdt_pipeline.loader.graphs import Decoding, fn, pipeline_def
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_window, read_pool
 from fdt_pipeline.loader.options import (
@@ -145,8 +144,7 @@ class IdSource:
     def __call__(self, info: Any) -> I64:
         if info.iteration >= self.batching.num_batches:
             raise StopIteration
-        numbers, _ = self.batching.numbers(info.iteration)
-        return ids_of(self.first_epoch + info.epoch_idx, numbers)
+        return _ids(self.first_epoch + info.epoch_idx, self.batching.span(info.iteration).numbers())
 
 
 class WindowSource:
@@ -177,7 +175,7 @@ class WindowSource:
         window = next(self._windows)
         self._next = epoch, number + 1
         index = self._first + number * self.batching.batch_size + np.arange(len(window.labels))
-        return window.images, window.labels, ids_of(epoch, index)
+        return window.images, window.labels, _ids(epoch, index)
 
     def _open(self, epoch: int, number: int) -> None:
         self._close()
@@ -198,6 +196,11 @@ class WindowSource:
             return order
         missing = self.batching.num_batches * size - len(order.samples)
         return replace(order, samples=np.append(order.samples, np.resize(order.samples[-size:], missing)))
+
+
+def _ids(epoch: int, index: I64) -> I64:
+    """i64[n] -> i64[n 2]: the (epoch, index) of each output."""
+    return np.stack([np.full_like(index, epoch), index], axis=1)
 
 
 def _mode_of_checkpoint(pipeline: Any) -> Literal["resident", "streaming"] | None:

@@ -17,22 +17,63 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DaliOptions:
-    """How DALI runs. prefetch: batches that it works ahead, 0 for none; device_id: of its GPU, None for no GPU."""
+    """How DALI runs. ahead: iterations that it works ahead of the one in use, 0 for none; device_id: of its GPU, None
+    for no GPU."""
 
     num_threads: int
-    prefetch: int
+    ahead: int
     device_id: int | None = None
 
-    def arguments(self, batch_size: int, num_batches: int) -> dict[str, Any]:
-        """Arguments of a `@pipeline_def` function, for so many batches of at most `batch_size` samples."""
+    def arguments(self, batch_size: int) -> dict[str, Any]:
+        """Arguments of a `@pipeline_def` function, for iterations of at most `batch_size` samples.
+
+        On a GPU nothing but the thread that asks for outputs calls CUDA, so a trainer may capture a CUDA graph between
+        two batches: work there is asynchronous without a thread of DALI's.
+        """
         return {
             "batch_size": batch_size,
             "num_threads": self.num_threads,
-            "prefetch_queue_depth": max(1, min(self.prefetch, num_batches)),
-            "exec_async": self.prefetch > 0,
-            "exec_pipelined": self.prefetch > 0,
+            "prefetch_queue_depth": 1 + self.ahead,
+            "exec_async": self.ahead > 0 and self.device_id is None,
+            "exec_pipelined": self.ahead > 0,
             "device_id": self.device_id,
         }
+
+
+class Outputs:
+    """Outputs of one DALI iteration, of shape [samples ...] each.
+
+    Those on the CPU are in DALI's own buffers, until the next iteration is asked for; `lent` says that DALI then writes
+    to these again. Those on a GPU were copied in the order of torch's current stream, once for all samples.
+    """
+
+    def __init__(self, tensors: list[torch.Tensor], lent: bool) -> None:
+        self.tensors, self.lent = tensors, lent
+        self._copied: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
+        if tensors[0].is_cuda:
+            stream = torch.cuda.current_stream(tensors[0].device)
+            self._copied = stream, stream.record_event()
+
+    def sample(self, number: int) -> list[torch.Tensor]:
+        """One sample of each output, to keep."""
+        views = [tensor[number] for tensor in self.tensors]
+        if self._copied is not None:
+            self._hand_over(views, *self._copied)
+        return [view.clone() for view in views] if self.lent else views
+
+    @staticmethod
+    def _hand_over(views: list[torch.Tensor], stream: torch.cuda.Stream, copied: torch.cuda.Event) -> None:
+        """A consumer that has changed its stream since the copy waits for it, and keeps the memory until it is done."""
+        current = torch.cuda.current_stream(views[0].device)
+        if current != stream:
+            current.wait_event(copied)
+            for view in views:
+                view.record_stream(current)
+
+    def wait_until_copied(self) -> None:
+        """Before DALI may write to the buffers of its outputs again."""
+        if self._copied is not None:
+            self._copied[1].synchronize()
 
 
 class DaliError(RuntimeError):
@@ -45,7 +86,7 @@ class DaliError(RuntimeError):
 
 def run_pipeline(
     pipeline: Any, inputs: Iterator[T], fields: Callable[[T], Mapping[str, Any]]
-) -> Generator[tuple[T, list[torch.Tensor]], None, None]:
+) -> Generator[tuple[T, Outputs], None, None]:
     """Each input with its outputs; the pipeline is closed at the end.
 
     fields: input -> its arrays by the names of the pipeline's external sources. An error of `inputs` is raised once the
@@ -56,10 +97,9 @@ def run_pipeline(
         run.fill()
         while run.in_flight:
             outputs = run.take()
-            done = run.in_flight.popleft()
-            if run.works_ahead:
-                run.fill()
-            yield done, outputs
+            yield run.in_flight.popleft(), outputs
+            run.release(outputs)
+            del outputs
             run.fill()
         if run.error is not None:
             raise run.error
@@ -77,11 +117,10 @@ class _Run(Generic[T]):
         self.error: Exception | None = None
         self.has_begun = self.has_ended = False
         pipeline.build()
-        self.works_ahead: bool = pipeline.exec_async
         self.depth: int = pipeline.prefetch_queue_depth
         # The dynamic executor (2.x, when it works ahead) leaves a buffer alone while a tensor holds it. The others
         # write to their buffers again.
-        self.shares_buffers = not getattr(pipeline, "exec_dynamic", False)
+        self.lends = not getattr(pipeline, "exec_dynamic", False)
 
     def fill(self) -> None:
         """Feed DALI as far as it may work ahead."""
@@ -109,20 +148,25 @@ class _Run(Generic[T]):
         if self.has_begun:
             self.pipeline.schedule_run()
 
-    def take(self) -> list[torch.Tensor]:
+    def take(self) -> Outputs:
         """The outputs of the first input in flight."""
         return self._call(self._outputs)
 
-    def _outputs(self) -> list[torch.Tensor]:
-        tensors = [self._tensor(output.as_tensor()) for output in self.pipeline.share_outputs()]
+    def release(self, outputs: Outputs) -> None:
+        """Give DALI its buffers back."""
+        outputs.wait_until_copied()
         self.pipeline.release_outputs()
-        return tensors
 
-    def _tensor(self, found: Any) -> torch.Tensor:
+    def _outputs(self) -> Outputs:
+        found = [output.as_tensor() for output in self.pipeline.share_outputs()]
+        tensors = [self._tensor(each) for each in found]
+        return Outputs(tensors, self.lends and not tensors[0].is_cuda)
+
+    @staticmethod
+    def _tensor(found: Any) -> torch.Tensor:
         """DALI's tensor as torch's. One on a GPU is copied in the order of torch's current stream."""
         if type(found).__name__ != "TensorGPU":
-            tensor = torch.from_numpy(np.asarray(found))
-            return tensor.clone() if self.shares_buffers else tensor
+            return torch.from_numpy(np.asarray(found))
         plugin = import_module("nvidia.dali.plugin.pytorch")
         copy = torch.empty(found.shape(), dtype=plugin.to_torch_type[found.dtype], device=f"cuda:{found.device_id()}")
         plugin.feed_ndarray(found, copy, cuda_stream=torch.cuda.current_stream(copy.device))

@@ -1,14 +1,13 @@
 """The torch engine: what the native operators do, on the CPU, where they cannot be had.
 
-Plans are drawn in NumPy (definition/plans.py) and images are summed in torch; DALI decodes and resizes, nothing else.
+Plans are drawn in NumPy (definition/plans.py) and images are summed in torch.
 It needs no compiler, and is many times slower. A pool is kept padded, so that a shifted crop is a strided view of it
 and `index_select` fetches shift and all in one pass, 4 to 7 times faster than advanced indexing (README.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +16,10 @@ import torch.nn.functional as F
 
 from fdt_pipeline.definition.plans import Plans, batch_targets, draw_plans
 from fdt_pipeline.definition.superposition import Pool, epoch_order
-from fdt_pipeline.loader.engines import IdBatch, Made, WindowBatch
-from fdt_pipeline.loader.graphs import Decoding, decoding_pipeline
+from fdt_pipeline.loader.engines import Made, SpanBatch, WindowBatch
 from fdt_pipeline.loader.options import Mixing, Output
 from fdt_pipeline.loader.prefetch import prefetched
-from fdt_pipeline.loader.running import DaliOptions, run_pipeline
+from fdt_pipeline.loader.running import Outputs
 from fdt_pipeline.sources.source import I64
 
 # Bytes of u8 crops summed at a time, 8 MB of floats. A batch of C = 100 in one piece, 150 MB, would spend its time in
@@ -33,22 +31,23 @@ class TorchResident:
     """Draws from images in memory. in_order: output i is image i (evaluation)."""
 
     def __init__(
-        self, mixing: Mixing, images: npt.NDArray[np.uint8], labels: Pool, dali: DaliOptions, in_order: bool
+        self, mixing: Mixing, images: npt.NDArray[np.uint8], labels: Pool, prefetch: int, in_order: bool
     ) -> None:
-        self.mixing, self.labels, self.dali, self.in_order = mixing, labels, dali, in_order
+        self.mixing, self.labels, self.prefetch, self.in_order = mixing, labels, prefetch, in_order
         self.images = ImagePool(torch.from_numpy(images), mixing.augment.pad)
 
-    def run(self, inputs: Iterator[IdBatch], num_batches: int, mixes: bool) -> Generator[Made[IdBatch], None, None]:
-        """As `engines.ResidentEngine` has it."""
+    def run(self, inputs: Iterator[SpanBatch], mixes: bool) -> Made[SpanBatch]:
+        """As `engines.ResidentEngine` has it, one batch at a time."""
         mixing = self.mixing if mixes else self.mixing.unmixed()
-        return prefetched((self._made(batch, mixing) for batch in inputs), self.dali.prefetch)
+        return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
 
-    def _made(self, batch: IdBatch, mixing: Mixing) -> Made[IdBatch]:
-        epoch, indices = int(batch.ids[0, 0]), batch.ids[:, 1]
+    def _made(self, batch: SpanBatch, mixing: Mixing) -> tuple[SpanBatch, Outputs]:
+        [span] = batch.spans
+        indices = span.numbers()
         leaders = None
         if mixing.fdt.anchor == "epoch":
-            leaders = indices if self.in_order else self._order(epoch)[indices]
-        return batch, *_superposed(mixing, self.images, self.labels, epoch, indices, leaders)
+            leaders = indices if self.in_order else self._order(batch.epoch)[indices]
+        return batch, _superposed(mixing, self.images, self.labels, batch.epoch, indices, leaders)
 
     def _order(self, epoch: int) -> I64:
         """The permutation of an epoch, kept for its other batches."""
@@ -62,38 +61,31 @@ class TorchResident:
 class TorchStreaming:
     """Mixes within a window."""
 
-    def __init__(self, mixing: Mixing, window: int, decoding: Decoding, dali: DaliOptions) -> None:
-        self.mixing, self.window, self.decoding, self.dali = mixing, window, decoding, dali
+    def __init__(self, mixing: Mixing, prefetch: int) -> None:
+        self.mixing, self.prefetch = mixing, prefetch
 
-    def run(
-        self, inputs: Iterator[WindowBatch], num_batches: int, mixes: bool
-    ) -> Generator[Made[WindowBatch], None, None]:
+    def run(self, inputs: Iterator[WindowBatch], mixes: bool) -> Made[WindowBatch]:
         """As `engines.StreamingEngine` has it."""
         mixing = self.mixing if mixes else self.mixing.unmixed()
-        return prefetched(self._all(inputs, num_batches, mixing), self.dali.prefetch)
+        return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
 
-    def _all(
-        self, inputs: Iterator[WindowBatch], num_batches: int, mixing: Mixing
-    ) -> Generator[Made[WindowBatch], None, None]:
-        pipeline = decoding_pipeline(self.decoding, **self.dali.arguments(self.window, num_batches))
-        with closing(run_pipeline(pipeline, inputs, lambda batch: {"images": batch.window.images})) as decoded:
-            for batch, [images] in decoded:
-                labels = Pool(batch.window.labels[:, 0], mixing.num_classes)
-                leaders = np.arange(len(labels)) if mixing.fdt.anchor == "epoch" else None
-                epoch, indices = int(batch.ids[0, 0]), batch.ids[:, 1]
-                pool = ImagePool(images, mixing.augment.pad)
-                yield batch, *_superposed(mixing, pool, labels, epoch, indices, leaders)
+    def _made(self, batch: WindowBatch, mixing: Mixing) -> tuple[WindowBatch, Outputs]:
+        labels = Pool(batch.window.labels[:, 0], mixing.num_classes)
+        places = np.arange(len(labels))
+        pool = ImagePool(torch.from_numpy(batch.images), mixing.augment.pad)
+        leaders = places if mixing.fdt.anchor == "epoch" else None
+        return batch, _superposed(mixing, pool, labels, batch.epoch, batch.first + places, leaders)
 
 
 def _superposed(
     mixing: Mixing, images: ImagePool, labels: Pool, epoch: int, indices: I64, leaders: I64 | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Outputs:
     plans = draw_plans(mixing.seed, epoch, indices, labels, mixing.fdt, mixing.augment, leaders)
     if mixing.soft:
         targets = torch.from_numpy(batch_targets(plans, mixing.num_classes, mixing.fdt.targets))
     else:
         targets = torch.from_numpy(plans.classes[plans.offsets[:-1]])
-    return superpose(images, plans, mixing.output), targets
+    return Outputs([superpose(images, plans, mixing.output)[None], targets[None]], lent=False)
 
 
 class ImagePool:

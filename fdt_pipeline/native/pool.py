@@ -26,6 +26,7 @@ MOST_CLASSES = 65_536  # kMostClasses of plan.h
 _POINTER, _I64, _I32, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fdt_error": (_TEXT, []),
+    "fdt_prepare_gpu": (_I64, [_I32] * 3),
     "fdt_pool_create": (_POINTER, [*[_I64] * 5, _I32]),
     "fdt_pool_set": (_I64, [_POINTER, _I64, _I64, _POINTER]),
     "fdt_pool_finish": (_I64, [_POINTER, _POINTER, ctypes.c_uint32, _TEXT]),
@@ -54,10 +55,7 @@ class NativePool:
         device: the number of a GPU, or HOST. library: the loaded operators', or another one with the same C functions.
         ValueError, with the library's message, where there is no room.
         """
-        library = symbols() if library is None else library
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        library = _typed(symbols() if library is None else library)
         h, w, c = shape
         handle = checked(library, library.fdt_pool_create(n, h, w, c, pad, device))
         return cls(library, handle, (n, h, w, c), pad)
@@ -90,6 +88,22 @@ class NativePool:
 
     def __del__(self) -> None:
         self.close()
+
+
+def prepare_gpu(device: int, stored: int, channels: int, library: ctypes.CDLL | None = None) -> None:
+    """Compile the kernels for images of `stored` channels and outputs of `channels` for this GPU, and load them.
+
+    ValueError, with the library's message, where NVRTC or the driver is missing, or does not know the GPU.
+    """
+    library = _typed(symbols() if library is None else library)
+    checked(library, library.fdt_prepare_gpu(device, stored, channels) == 0)
+
+
+def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 def checked(library: ctypes.CDLL, result: Any) -> Any:

@@ -286,6 +286,43 @@ def test_outputs_of_a_pool_do_not_depend_on_the_batch_size_threads_or_prefetch(p
             assert np.array_equal(part, expected)
 
 
+SPANS = [(0, 0, 60, 230), (0, 60, 60, 230), (0, 200, 60, 230), (1, 3, 17, 230), (2**32 - 1, 2**32 - 9, 9, 2**32)]
+
+
+@pytest.mark.parametrize("anchor", ["random", "epoch", "index"])
+def test_a_sample_may_be_many_outputs_of_a_pool_which_are_those_that_single_ids_give(pool, anchor):
+    """Outputs behind the last one of `modulo` are the first ones again; samples may have different numbers of them."""
+    spans = [span for span in SPANS if anchor == "random" or span[3] == 230]
+    ids = [(epoch, (first + i) % modulo) for epoch, first, count, modulo in spans for i in range(count)]
+    options = {"pool": pool.name, "anchor": anchor, "pad": 2, "flip": True, "plan_seed": 3}
+    single = run(resident_graph([np.array(ids)], batch_size=len(ids), **options))
+    grouped = resident_graph([np.array(spans)], batch_size=len(spans), **options)
+    grouped.build()
+    found = grouped.run()
+    assert found[0].layout() == "NCHW"
+    for part, expected in zip(found, single, strict=True):
+        samples = [np.array(part[i]) for i in range(len(spans))]
+        assert [len(sample) for sample in samples] == [count for _, _, count, _ in spans]
+        assert np.array_equal(np.concatenate(samples), expected)
+
+
+@pytest.mark.parametrize("anchor", ["random", "epoch"])
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_a_sample_may_be_a_window_of_its_own(anchor, has_ids):
+    """With as many outputs; without ids they are counted on."""
+    sizes = [BATCH, 70]
+    images, labels = [ALL_IMAGES[:BATCH], ALL_IMAGES[40:110]], [LABELS[:BATCH], LABELS[40:110]]
+    ids = [np.array([(0, 0, BATCH, 2**32), (0, BATCH, 70, 2**32)])] if has_ids else None
+    options = {"num_classes": 7, "anchor": anchor, "pad": 2, "series": series_argument(Geometric(0.5), 7)}
+    both = window_graph([images], [labels], ids, batch_size=2, **options)
+    both.build()
+    found = both.run()
+    for number, size in enumerate(sizes):
+        alone_ids = [ids_of(0, sum(sizes[:number]) + np.arange(size))]
+        alone = run(window_graph([images[number]], [labels[number]], alone_ids, batch_size=size, **options))
+        assert_equal([np.array(part[number]) for part in found], alone)
+
+
 def test_a_serialized_pipeline_is_the_same_pipeline_where_a_pool_of_its_name_is_loaded():
     pool = load_arrays(ALL_IMAGES, LABELS, 7, name="numbered")
     running = {"batch_size": BATCH, "num_threads": 2, "prefetch_queue_depth": 1}
@@ -342,8 +379,9 @@ BAD_IMAGES = [
     ([*IMAGES[:3], IMAGES[3][:, 1:].copy(), *IMAGES[4:]], "got .*6.*5.*3.*sample 0.*6.*4.*3.*sample 3.*resize"),
     ([IMAGES[0][:, :, :1].copy(), *IMAGES[1:]], "must have one shape, got .*sample 0.* and .*sample 1"),
     (IMAGES.astype(np.float32), "images must be uint8, got float: superpose before normalizing"),
-    (IMAGES.reshape(BATCH, -1), r"images must be \[h w c\] or \[h w\], got shape"),
-    (IMAGES[:, None], r"images must be \[h w c\] or \[h w\], got shape"),
+    (IMAGES.reshape(BATCH, -1), r"images must be \[h w c\] or \[h w\], or many in a sample, .* got shape"),
+    (np.repeat(IMAGES[:, None], 2, 1), "sample 0 has 2 images, but labels of shape"),
+    (IMAGES[:, :0].reshape(BATCH, 0, 6, 5, 3), "sample 0 is a mix window without images"),
     (np.zeros((BATCH, 2, 2, 5), np.uint8), "images must have 1 to 4 channels, got 5"),
     (np.zeros((BATCH, 0, 2, 3), np.uint8), "images must have pixels"),
 ]
@@ -373,7 +411,7 @@ def test_batches_that_cannot_be_mixed_are_errors_that_name_the_sample(images, la
     ("ids", "match"),
     [
         (ids_of(0, np.arange(BATCH)).astype(np.int32), "ids must be int64, got int32"),
-        (np.arange(BATCH), r"ids must be \(epoch, index\) pairs of shape \(2,\), got shape"),
+        (np.arange(BATCH), r"ids must be \(epoch, index\)"),
         (ids_of(-1, np.arange(BATCH)), r"0 <= epoch < 2\^32 and index < 2\^32, got \(-1, 0\) for sample 0"),
         (ids_of(2**32, np.arange(BATCH)), r"got \(4294967296, 0\) for sample 0"),
         (ids_of(0, np.arange(BATCH) + 2**32 - 1), r"got \(0, 4294967296\) for sample 1"),
@@ -382,6 +420,26 @@ def test_batches_that_cannot_be_mixed_are_errors_that_name_the_sample(images, la
 def test_ids_that_are_none_are_refused_by_both(pool, ids, match):
     refused(window(ids=[ids]), match)
     refused(resident_graph([ids], pool=pool.name), match)
+
+
+@pytest.mark.parametrize(
+    ("span", "match"),
+    [
+        ((0, 5, 3, 5), r"0 <= first < modulo <= 2\^32 and 0 < count < 2\^32, got \(0, 5, 3, 5\) for sample 0"),
+        ((0, 0, 0, 5), r"got \(0, 0, 0, 5\)"),
+        ((0, 0, 1, 2**32 + 1), r"got \(0, 0, 1, 4294967297\)"),
+        ((0, -1, 1, 5), r"got \(0, -1, 1, 5\)"),
+        ((2**32, 0, 1, 5), r"got \(4294967296, 0\)"),
+        ((0, 200, 31, 2**32), 'anchor "epoch": index 230 is not below the number of images, 230'),
+    ],
+)
+def test_spans_that_are_none_are_refused(pool, span, match):
+    refused(resident_graph([np.array([span])], pool=pool.name, anchor="epoch", batch_size=1), match)
+
+
+def test_a_window_in_a_sample_wants_a_span_of_its_size():
+    ids = [np.array([(0, 0, 39, 2**32)])]
+    refused(window_graph([IMAGES[None]], [CLASSES[None]], ids, num_classes=7, batch_size=1), "ids must be .*count")
 
 
 @pytest.mark.parametrize("anchor", ["epoch", "index"])

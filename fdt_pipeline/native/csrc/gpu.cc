@@ -27,19 +27,6 @@ void check_reach(const Shape &shape, uint32_t pad) {
                                 std::to_string(shape.c) + " with pad " + std::to_string(pad));
 }
 
-// Outputs that follow each other and are drawn whole need no ids on the GPU.
-bool are_consecutive(const Id *ids, int64_t n) {
-  for (int64_t i = 0; i < n; i++)
-    if (ids[i].index < 0 || ids[i].leader >= 0 || ids[i].epoch != ids[0].epoch || ids[i].index != ids[0].index + i)
-      return false;
-  return true;
-}
-
-gpu::PackedId pack(const Id &id) {
-  return {id.epoch, static_cast<uint32_t>(id.index), id.leader < 0 ? gpu::kNone : static_cast<uint32_t>(id.leader),
-          id.index < 0};
-}
-
 template <typename T>
 void set(const T *&pointer, CudaPointer address, size_t at) {
   pointer = reinterpret_cast<const T *>(address + at);
@@ -72,8 +59,7 @@ GpuSuperpose::GpuSuperpose(const PlanOptions &options, const WeightSeries &serie
       sums_(copy_of(series.sums())),
       weights_(copy_of(series.table())) {}
 
-gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &classes, void *images,
-                                         void *targets) const {
+gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &classes) const {
   check_reach(shape, options_.pad);
   gpu::Parameters p{};
   p.terms = terms_.as<const double>();
@@ -91,67 +77,76 @@ gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &c
   p.half = output_.half;
   p.hwc = output_.hwc;
   p.target_kind = targets_;
-  p.images = images;
-  p.targets = targets;
   std::copy_n(output_.mean, kMostChannels, p.mean);
   std::copy_n(output_.inv_std, kMostChannels, p.inv_std);
   return p;
 }
 
-// -> the place of the ids in the upload, if there are any there.
-size_t GpuSuperpose::add_ids(gpu::Parameters &p, const Id *ids, int64_t n) {
-  p.epoch0 = ids[0].epoch;
-  p.index0 = static_cast<uint32_t>(ids[0].index);
-  if (are_consecutive(ids, n)) return SIZE_MAX;
-  std::vector<gpu::PackedId> packed;
-  for (int64_t i = 0; i < n; i++) packed.push_back(pack(ids[i]));
-  return upload_.add(packed.data(), packed.size() * sizeof(gpu::PackedId));
+// What is on the GPU already is left there: the order of an epoch, which all its batches share.
+void GpuSuperpose::set_order(gpu::Parameters &p, const Asked &asked, const GpuKernels &kernels, void *stream) {
+  p.leads = asked.leads;
+  if (asked.order.empty()) return;
+  if (!order_ || order_version_ != asked.order_version) {
+    order_upload_.begin();
+    order_upload_.add(asked.order.data(), asked.order.size() * sizeof(uint32_t));
+    order_ = order_upload_.send(kernels, stream);
+    order_version_ = asked.order_version;
+  }
+  set(p.order, order_, 0);
 }
 
-void GpuSuperpose::launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, int64_t n, void *stream) {
+// Neighbouring spans of equal counts in one launch.
+void GpuSuperpose::launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, const Asked &asked,
+                          void *images, void *targets, void *stream) {
   const int64_t units = shape.h * ((shape.w + gpu::kUnitPixels - 1) / gpu::kUnitPixels);
   const int64_t threads = std::min<int64_t>((units + 31) / 32 * 32, gpu::kGatherThreads);
   const uint32_t shared_words =
       gpu::drawing_words(p.num_classes) + gpu::set_aside_words(p.highest, static_cast<uint32_t>(shape.c));
-  void *arguments[] = {&p};
-  const auto grid_x = static_cast<unsigned>(n), grid_y = static_cast<unsigned>((units + threads - 1) / threads);
-  check_cuda(cuda_driver().cuLaunchKernel(kernels.superpose, grid_x, grid_y, 1,
-                                          static_cast<unsigned>(gpu::kDrawThreads + threads), 1, 1, 4 * shared_words,
-                                          stream, arguments, nullptr),
-             "launch the superposition");
+  const size_t image_bytes = static_cast<size_t>(shape.plane() * output_.channels) * (output_.half ? 2 : 4);
+  const size_t target_bytes = targets_ == Targets::kLabel ? 8 : 4 * size_t{p.num_classes};
+  for (size_t at = 0, end; at < asked.spans.size(); at = end) {
+    const uint32_t count = asked.spans[at].count;
+    for (end = at; end < asked.spans.size() && end - at < gpu::kMostSpans && asked.spans[end].count == count; end++)
+      p.spans[end - at] = asked.spans[end];
+    p.images = static_cast<char *>(images) + p.first_place * image_bytes;
+    p.targets = static_cast<char *>(targets) + p.first_place * target_bytes;
+    void *arguments[] = {&p};
+    const auto num_outputs = static_cast<unsigned>(count * (end - at)),
+               tiles = static_cast<unsigned>((units + threads - 1) / threads);
+    check_cuda(cuda_driver().cuLaunchKernel(kernels.superpose, num_outputs, tiles, 1,
+                                            static_cast<unsigned>(gpu::kDrawThreads + threads), 1, 1, 4 * shared_words,
+                                            stream, arguments, nullptr),
+               "launch the superposition");
+    p.first_place += num_outputs;
+  }
 }
 
-void GpuSuperpose::run(const GpuPool &pool, const Id *ids, int64_t n, void *images, void *targets, void *stream) {
-  if (n == 0) return;
-  gpu::Parameters p = parameters(pool.shape, pool.summary, images, targets);
+void GpuSuperpose::run(const GpuPool &pool, const Asked &asked, void *images, void *targets, void *stream) {
+  gpu::Parameters p = parameters(pool.shape, pool.summary);
   const GpuKernels &kernels = gpu_kernels(static_cast<int>(pool.shape.c), output_.channels);
   p.pixels = pool.pixels.as<const uint8_t>();
   p.starts = pool.starts.as<const uint32_t>();
   p.by_class = pool.by_class.as<const uint32_t>();
   p.labels = pool.labels.as<const uint32_t>();
-  upload_.begin();
-  const size_t place = add_ids(p, ids, n);
-  if (place != SIZE_MAX) set(p.ids, upload_.send(kernels, stream), place);
-  launch(kernels, p, pool.shape, n, stream);
+  set_order(p, asked, kernels, stream);
+  launch(kernels, p, pool.shape, asked, images, targets, stream);
 }
 
 void GpuSuperpose::run_window(const uint8_t *const *pixels, const Shape &shape, const ClassIndex &classes,
-                              const Id *ids, int64_t n, void *images, void *targets, void *stream) {
-  if (n == 0) return;
-  gpu::Parameters p = parameters(shape, classes, images, targets);
+                              const Asked &asked, void *images, void *targets, void *stream) {
+  gpu::Parameters p = parameters(shape, classes);
   const GpuKernels &kernels = gpu_kernels(static_cast<int>(shape.c), output_.channels);
-  bool contiguous = true, leads = false;
+  bool contiguous = true;
   for (size_t i = 0; i < classes.size(); i++)
     contiguous = contiguous && pixels[i] == pixels[0] + i * static_cast<size_t>(shape.size());
-  for (int64_t i = 0; i < n; i++) leads = leads || ids[i].leader >= 0;
 
   upload_.begin();
   const std::vector<uint32_t> starts = bounds(classes);
   const size_t starts_at = upload_.add(starts.data(), starts.size() * sizeof(uint32_t));
   const size_t by_class_at = upload_.add(classes.by_class.data(), classes.size() * sizeof(uint32_t));
+  const bool leads = asked.leads != Leads::kDrawn;
   const size_t labels_at = leads ? upload_.add(classes.labels.data(), classes.size() * sizeof(uint32_t)) : 0;
   const size_t table_at = contiguous ? 0 : upload_.add(pixels, classes.size() * sizeof(pixels[0]));
-  const size_t ids_at = add_ids(p, ids, n);
 
   const CudaPointer at = upload_.send(kernels, stream);
   set(p.starts, at, starts_at);
@@ -161,8 +156,8 @@ void GpuSuperpose::run_window(const uint8_t *const *pixels, const Shape &shape, 
     p.pixels = pixels[0];
   else
     set(p.table, at, table_at);
-  if (ids_at != SIZE_MAX) set(p.ids, at, ids_at);
-  launch(kernels, p, shape, n, stream);
+  set_order(p, asked, kernels, stream);
+  launch(kernels, p, shape, asked, images, targets, stream);
 }
 
 }  // namespace fdt

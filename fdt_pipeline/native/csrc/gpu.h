@@ -35,22 +35,25 @@ class GpuSuperpose {
 
   // A batch of n outputs from a resident pool. images: f32 or f16 [n channels h w] or [n h w channels]; targets:
   // f32[n num_classes] or i64[n]; both on the GPU.
-  void run(const GpuPool &pool, const Id *ids, int64_t n, void *images, void *targets, void *stream);
+  void run(const GpuPool &pool, const Asked &asked, void *images, void *targets, void *stream);
 
   // The same from images that lie anywhere on the GPU: pixels[i] is u8[h w c], of the class that `classes` says.
-  void run_window(const uint8_t *const *pixels, const Shape &shape, const ClassIndex &classes, const Id *ids, int64_t n,
+  void run_window(const uint8_t *const *pixels, const Shape &shape, const ClassIndex &classes, const Asked &asked,
                   void *images, void *targets, void *stream);
 
  private:
-  gpu::Parameters parameters(const Shape &shape, const ClassIndex &classes, void *images, void *targets) const;
-  size_t add_ids(gpu::Parameters &p, const Id *ids, int64_t n);
-  void launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, int64_t n, void *stream);
+  gpu::Parameters parameters(const Shape &shape, const ClassIndex &classes) const;
+  void set_order(gpu::Parameters &p, const Asked &asked, const GpuKernels &kernels, void *stream);
+  void launch(const GpuKernels &kernels, gpu::Parameters &p, const Shape &shape, const Asked &asked, void *images,
+              void *targets, void *stream);
 
   const PlanOptions options_;
   const Output output_;
   const Targets targets_;
   GpuMemory terms_, sums_, weights_;
-  GpuUpload upload_;
+  GpuUpload upload_, order_upload_;
+  CudaPointer order_ = 0;       // on the GPU
+  uint64_t order_version_ = 0;  // of what is there
 };
 
 }  // namespace fdt

@@ -78,7 +78,10 @@ GpuKernels load_kernels(int c, int channels) {
   check_cuda(cuda_driver().cuDeviceGetAttribute(&minor, 76, device), "ask the GPU for its compute capability");
   const std::string image = compile_kernels(architecture_of(10 * major + minor), c, channels);
   void *module = nullptr;
-  check_cuda(cuda_driver().cuModuleLoadData(&module, image.c_str()),
+  int error = cuda_driver().cuModuleLoadData(&module, image.c_str());
+  // Machine code of an NVRTC that is newer than the driver may not load, where PTX of an older architecture does.
+  if (error) error = cuda_driver().cuModuleLoadData(&module, compile_kernels("compute_80", c, channels).c_str());
+  check_cuda(error,
              "load the GPU kernel (if NVRTC is newer than the driver, install the one of the driver's CUDA version)");
   GpuKernels kernels;
   auto look_up = [&](void *&function, const std::string &name) {

@@ -25,10 +25,12 @@ using namespace ::dali;  // NOLINT: the names of types moved between namespaces 
 
 using fdt::ClassIndex;
 using fdt::Id;
+using fdt::Leads;
 using fdt::Output;
 using fdt::PlanOptions;
 using fdt::Pool;
 using fdt::Shape;
+using fdt::Span;
 using fdt::Targets;
 
 enum class Anchor { kRandom, kEpoch, kIndex };

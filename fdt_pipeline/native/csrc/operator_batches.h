@@ -10,29 +10,77 @@
 
 namespace fdt_operators {
 
-std::vector<OutputDesc> describe(int n, const Shape &shape, const Output &output, const Arguments &arguments,
-                                 int64_t num_classes) {
+// What the outputs are: of sample i counts[i] ones, or where samples are not grouped, one without a first dimension.
+std::vector<OutputDesc> describe(const std::vector<int64_t> &counts, bool are_grouped, const Shape &shape,
+                                 const Output &output, const Arguments &arguments, int64_t num_classes) {
   const int64_t c = output.channels;
   const TensorShape<> image = output.hwc ? TensorShape<>{shape.h, shape.w, c} : TensorShape<>{c, shape.h, shape.w};
-  const bool labels = arguments.targets == Targets::kLabel;
-  const TensorShape<> target = labels ? TensorShape<>{} : TensorShape<>{num_classes};
-  return {{uniform_list_shape(n, image), arguments.dtype},
-          {uniform_list_shape(n, target), labels ? DALI_INT64 : DALI_FLOAT}};
+  const bool are_labels = arguments.targets == Targets::kLabel;
+  const TensorShape<> target = are_labels ? TensorShape<>{} : TensorShape<>{num_classes};
+  const int n = static_cast<int>(counts.size()), group = are_grouped;
+  TensorListShape<> images(n, group + image.sample_dim()), targets(n, group + target.sample_dim());
+  for (int i = 0; i < n; i++) {
+    const TensorShape<> first = are_grouped ? TensorShape<>{counts[static_cast<size_t>(i)]} : TensorShape<>{};
+    images.set_tensor_shape(i, shape_cat(first, image));
+    targets.set_tensor_shape(i, shape_cat(first, target));
+  }
+  return {{images, arguments.dtype}, {targets, are_labels ? DALI_INT64 : DALI_FLOAT}};
 }
 
-// (epoch, index) of every sample.
-void read_ids(const TensorList<CPUBackend> &from, std::vector<Id> &ids) {
+// (epoch, index) of every sample's output, or (epoch, first, count, modulo) of every sample's outputs.
+bool are_spans(const TensorList<CPUBackend> &from) {
   require(from.type() == DALI_INT64, "ids must be int64, got ", from.type());
-  ids.resize(static_cast<size_t>(from.num_samples()));
+  return from.num_samples() > 0 && volume(from.tensor_shape(0)) == 4;
+}
+
+void add_single(uint32_t epoch, int64_t index, std::vector<Span> &spans) {
+  const bool is_padding = index < 0;
+  const auto first = static_cast<uint32_t>(is_padding ? 0 : index);
+  if (!spans.empty()) {
+    Span &last = spans.back();
+    const bool follows = is_padding || (last.epoch == epoch && int64_t{last.first} + last.count == index);
+    if (follows && is_padding == (last.padding != 0)) {
+      last.count++;
+      return;
+    }
+  }
+  spans.push_back({epoch, first, 1, 0, is_padding});
+}
+
+std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
+  constexpr int64_t kMost = int64_t{1} << 32;
+  const bool are_grouped = are_spans(from);
+  std::vector<Span> spans;
   for (int i = 0; i < from.num_samples(); i++) {
     const auto shape = from.tensor_shape(i);
-    require(volume(shape) == 2, "ids must be (epoch, index) pairs of shape (2,), got shape ", shape, " for sample ", i);
-    const int64_t *pair = static_cast<const int64_t *>(from.raw_tensor(i));
-    require(pair[0] >= 0 && pair[0] < (int64_t{1} << 32) && pair[1] < (int64_t{1} << 32),
-            "ids must be (epoch, index) with 0 <= epoch < 2^32 and index < 2^32, got (", pair[0], ", ", pair[1],
+    require(volume(shape) == (are_grouped ? 4 : 2),
+            "ids must be (epoch, index) of shape (2,), or (epoch, first, count, modulo) of shape (4,), one kind in a "
+            "batch, got shape ", shape, " for sample ", i);
+    const int64_t *id = static_cast<const int64_t *>(from.raw_tensor(i));
+    require(id[0] >= 0 && id[0] < kMost && id[1] < kMost,
+            "ids must be (epoch, index) with 0 <= epoch < 2^32 and index < 2^32, got (", id[0], ", ", id[1],
             ") for sample ", i);
-    ids[static_cast<size_t>(i)] = {static_cast<uint32_t>(pair[0]), pair[1], -1};
+    const auto epoch = static_cast<uint32_t>(id[0]);
+    if (!are_grouped) {
+      add_single(epoch, id[1], spans);
+      continue;
+    }
+    require(id[1] >= 0 && id[1] < id[3] && id[2] > 0 && id[2] < kMost && id[3] <= kMost,
+            "ids must be (epoch, first, count, modulo) with 0 <= first < modulo <= 2^32 and 0 < count < 2^32, got (",
+            id[0], ", ", id[1], ", ", id[2], ", ", id[3], ") for sample ", i);
+    spans.push_back({epoch, static_cast<uint32_t>(id[1]), static_cast<uint32_t>(id[2]), static_cast<uint32_t>(id[3]),
+                     0});
   }
+  return spans;
+}
+
+// How many outputs each sample has.
+std::vector<int64_t> counts_of(const TensorList<CPUBackend> &ids) {
+  std::vector<int64_t> counts(static_cast<size_t>(ids.num_samples()), 1);
+  if (are_spans(ids))
+    for (int i = 0; i < ids.num_samples(); i++)
+      counts[static_cast<size_t>(i)] = static_cast<const int64_t *>(ids.raw_tensor(i))[2];
+  return counts;
 }
 
 // Whether these are bytes of a member of a tar: DALI's reader notes for each sample where it lies.
@@ -41,53 +89,75 @@ bool is_from_a_tar(const TensorList<CPUBackend> &from, int i) {
   return std::count(source.begin(), source.end(), ':') >= 2;
 }
 
-int64_t read_label(const TensorList<CPUBackend> &from, int i) {
-  const auto shape = from.tensor_shape(i);
-  const void *data = from.raw_tensor(i);
-  if (from.type() == DALI_UINT8 && shape.sample_dim() == 1) {  // as readers.webdataset gives a .cls member
-    require(volume(shape) != 1 || is_from_a_tar(from, i), "label of sample ", i,
-            ": uint8 of shape (1,) may be a number or an ASCII digit: cast numbers to int32; digits are read as "
-            "fn.readers.webdataset gives them");
-    const std::string digits(static_cast<const char *>(data), static_cast<size_t>(volume(shape)));
-    require(!digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos,
-            "label of sample ", i, ": a .cls member holds \"", fdt::printable(digits), "\", expected a class number");
-    return std::stoll(digits);
-  }
-  require(volume(shape) == 1, "labels must be one number a sample, got shape ", shape, " for sample ", i);
+int64_t read_number(const TensorList<CPUBackend> &from, int sample, int64_t i) {
+  const void *data = from.raw_tensor(sample);
   switch (from.type()) {
     case DALI_UINT8:
-      return *static_cast<const uint8_t *>(data);
+      return static_cast<const uint8_t *>(data)[i];
     case DALI_INT16:
-      return *static_cast<const int16_t *>(data);
+      return static_cast<const int16_t *>(data)[i];
     case DALI_INT32:
-      return *static_cast<const int32_t *>(data);
+      return static_cast<const int32_t *>(data)[i];
     case DALI_INT64:
-      return *static_cast<const int64_t *>(data);
+      return static_cast<const int64_t *>(data)[i];
     default:
       refuse("labels must be int64, int32, int16, uint8 scalars, or the ASCII digits of a .cls member, got ",
              from.type());
   }
 }
 
-void read_labels(const TensorList<CPUBackend> &from, int64_t num_classes, std::vector<int64_t> &labels) {
-  labels.resize(static_cast<size_t>(from.num_samples()));
+// Of a sample with one image.
+int64_t read_label(const TensorList<CPUBackend> &from, int i) {
+  const auto shape = from.tensor_shape(i);
+  if (from.type() == DALI_UINT8 && shape.sample_dim() == 1) {  // as readers.webdataset gives a .cls member
+    require(volume(shape) != 1 || is_from_a_tar(from, i), "label of sample ", i,
+            ": uint8 of shape (1,) may be a number or an ASCII digit: cast numbers to int32; digits are read as "
+            "fn.readers.webdataset gives them");
+    const std::string digits(static_cast<const char *>(from.raw_tensor(i)), static_cast<size_t>(volume(shape)));
+    require(!digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos,
+            "label of sample ", i, ": a .cls member holds \"", fdt::printable(digits), "\", expected a class number");
+    return std::stoll(digits);
+  }
+  require(volume(shape) == 1, "labels must be one number a sample, got shape ", shape, " for sample ", i);
+  return read_number(from, i, 0);
+}
+
+// Of all images, sample after sample; counts: images of each sample.
+void read_labels(const TensorList<CPUBackend> &from, const std::vector<int64_t> &counts, bool are_grouped,
+                 int64_t num_classes, std::vector<int64_t> &labels) {
+  labels.clear();
   for (int i = 0; i < from.num_samples(); i++) {
-    const int64_t label = labels[static_cast<size_t>(i)] = read_label(from, i);
-    require(label >= 0 && label < num_classes, "label ", label, " of sample ", i, " is outside [0, ", num_classes,
-            "): check num_classes");
+    const int64_t count = counts[static_cast<size_t>(i)];
+    require(!are_grouped || volume(from.tensor_shape(i)) == count, "sample ", i, " has ", count,
+            " images, but labels of shape ", from.tensor_shape(i));
+    for (int64_t j = 0; j < count; j++) {
+      const int64_t label = are_grouped ? read_number(from, i, j) : read_label(from, i);
+      require(label >= 0 && label < num_classes, "label ", label, " of sample ", i, " is outside [0, ", num_classes,
+              "): check num_classes");
+      labels.push_back(label);
+    }
   }
 }
 
-// The one shape of the images of a window, u8[h w c] or u8[h w].
+// The one shape of the images of a batch, which are samples u8[h w c] or u8[h w], or many to a sample, u8[n h w c];
+// counts: images of each sample.
 template <typename Backend>
-Shape window_shape(const TensorList<Backend> &images) {
+Shape read_shape(const TensorList<Backend> &images, std::vector<int64_t> &counts) {
   require(images.type() == DALI_UINT8, "images must be uint8, got ", images.type(), ": superpose before normalizing");
   const auto first = images.tensor_shape(0);
-  require(first.sample_dim() == 3 || first.sample_dim() == 2, "images must be [h w c] or [h w], got shape ", first);
-  for (int i = 1; i < images.num_samples(); i++)
-    require(images.tensor_shape(i) == first, "images of one mix window must have one shape, got ", first,
-            " (sample 0) and ", images.tensor_shape(i), " (sample ", i, "): resize them first");
-  const Shape shape{first[0], first[1], first.sample_dim() == 3 ? first[2] : 1};
+  const int dim = first.sample_dim();
+  require(dim >= 2 && dim <= 4, "images must be [h w c] or [h w], or many in a sample, [n h w c], got shape ", first);
+  const bool are_grouped = dim == 4;
+  counts.clear();
+  for (int i = 0; i < images.num_samples(); i++) {
+    counts.push_back(are_grouped ? images.tensor_shape(i)[0] : 1);
+    require(counts.back() > 0, "sample ", i, " is a mix window without images");
+    require(are_grouped ? images.tensor_shape(i).last(3) == first.last(3) : images.tensor_shape(i) == first,
+            "images of one mix window must have one shape, got ", first, " (sample 0) and ", images.tensor_shape(i),
+            " (sample ", i, "): resize them first");
+  }
+  const int h = are_grouped;
+  const Shape shape{first[h], first[h + 1], dim >= 3 ? first[h + 2] : 1};
   require(shape.size() > 0 && shape.size() < (int64_t{1} << 31),
           "images must have pixels, and less than 2^31 bytes, got shape ", first);
   return shape;
@@ -96,22 +166,26 @@ Shape window_shape(const TensorList<Backend> &images) {
 // Which image of a pool leads each output. The order of an epoch is kept for the epoch that was last asked for.
 class Leaders {
  public:
-  void set(Anchor anchor, uint64_t seed, size_t n, std::vector<Id> &ids) {
+  // Of spans of one epoch.
+  void set(Anchor anchor, uint64_t seed, size_t n, fdt::Asked &asked) {
+    asked.leads = anchor == Anchor::kRandom ? Leads::kDrawn : Leads::kByIndex;
     if (anchor == Anchor::kRandom) return;
-    const bool in_order = anchor == Anchor::kEpoch;
-    for (Id &id : ids) {
-      if (id.index < 0) continue;
-      require(id.index < static_cast<int64_t>(n), "anchor \"", in_order ? "epoch" : "index", "\": index ", id.index,
+    for (const Span &span : asked.spans) {
+      const int64_t end = int64_t{span.first} + span.count,
+                    most = span.modulo ? std::min<int64_t>(end, span.modulo) : end;
+      require(span.padding || most <= static_cast<int64_t>(n), "anchor \"",
+              anchor == Anchor::kEpoch ? "epoch" : "index", "\": index ", most - 1,
               " is not below the number of images, ", n);
-      if (in_order && (order_.size() != n || id.epoch != epoch_))
-        order_ = fdt::epoch_order(seed, epoch_ = id.epoch, n);
-      id.leader = in_order ? order_[static_cast<size_t>(id.index)] : id.index;
     }
+    const uint32_t epoch = asked.spans[0].epoch;
+    if (anchor == Anchor::kIndex || (asked.order.size() == n && epoch == epoch_)) return;
+    const std::vector<int64_t> order = fdt::epoch_order(seed, epoch_ = epoch, n);
+    asked.order.assign(order.begin(), order.end());
+    asked.order_version++;
   }
 
  private:
   uint32_t epoch_ = 0;
-  std::vector<int64_t> order_;
 };
 
 // work(first, last, thread) over [0, n) on DALI's threads: some parts for each, so that one that comes late leaves
@@ -126,40 +200,50 @@ void share_out(::dali::Workspace &ws, int64_t n, Work work) {
   threads.RunAll();
 }
 
+// Where every output of a batch begins, sample after sample; counts: outputs of each sample.
+std::vector<void *> places_of(TensorList<CPUBackend> &output, const std::vector<int64_t> &counts) {
+  std::vector<void *> places;
+  for (int i = 0; i < output.num_samples(); i++) {
+    const int64_t count = counts[static_cast<size_t>(i)];
+    const auto size = static_cast<size_t>(volume(output.tensor_shape(i)) / count) * output.type_info().size();
+    for (int64_t j = 0; j < count; j++)
+      places.push_back(static_cast<char *>(output.raw_mutable_tensor(i)) + static_cast<size_t>(j) * size);
+  }
+  return places;
+}
+
 // Superposers of the threads, and a batch through them.
 class CpuSuperposers {
  public:
-  void run(::dali::Workspace &ws, const Pool &pool, const Arguments &arguments, const fdt::WeightSeries &series,
-           const Output &output, const std::vector<Id> &ids, bool new_pool) {
-    if (new_pool || superposers_.empty()) {
+  // Outputs go to images[i] and targets[i]. is_new: of other images than before.
+  void run(::dali::Workspace &ws, const Pool &pool, bool is_new, const Arguments &arguments,
+           const fdt::WeightSeries &series, const Output &output, const fdt::Asked &asked, void *const *images,
+           void *const *targets) {
+    if (is_new || superposers_.empty()) {
       superposers_.resize(static_cast<size_t>(ws.GetThreadPool().NumThreads()));
       for (auto &superposer : superposers_) superposer.reset(pool, arguments.plans);
     }
-    auto &images = ws.Output<CPUBackend>(0);
-    auto &targets = ws.Output<CPUBackend>(1);
-    image_at_.clear();
-    target_at_.clear();
-    for (int i = 0; i < images.num_samples(); i++) {
-      image_at_.push_back(images.raw_mutable_tensor(i));
-      target_at_.push_back(targets.raw_mutable_tensor(i));
-    }
-    share_out(ws, images.num_samples(), [&](int64_t first, int64_t last, int thread) {
+    const std::vector<Id> ids = asked.ids();
+    share_out(ws, static_cast<int64_t>(ids.size()), [&](int64_t first, int64_t last, int thread) {
       superposers_[static_cast<size_t>(thread)].run(pool, series, output, arguments.targets, ids.data(), first, last,
-                                                    image_at_.data(), target_at_.data());
+                                                    images, targets);
     });
-    images.SetLayout(TensorLayout(arguments.layout));
   }
 
  private:
   std::vector<fdt::Superposer> superposers_;
-  std::vector<void *> image_at_, target_at_;
 };
 
-// Where a batch goes on the GPU: one piece of memory an output.
-void *whole_output(::dali::Workspace &ws, int i) {
-  auto &output = ws.Output<GPUBackend>(i);
+// Where output number `begin` of a batch is on the GPU; all are in one piece of memory.
+void *place_of(TensorList<GPUBackend> &output, size_t begin, const std::vector<int64_t> &counts) {
   require(output.IsContiguous(), "expected DALI to give outputs in one piece of memory");
-  return output.raw_mutable_tensor(0);
+  const auto size = static_cast<size_t>(volume(output.tensor_shape(0)) / counts[0]) * output.type_info().size();
+  return static_cast<char *>(output.raw_mutable_tensor(0)) + begin * size;
+}
+
+template <typename Backend>
+void set_layout(TensorList<Backend> &images, bool are_grouped, const Arguments &arguments) {
+  images.SetLayout(TensorLayout((are_grouped ? "N" : "") + arguments.layout));
 }
 
 }  // namespace fdt_operators

@@ -54,100 +54,135 @@ class Superpose : public Resumable<Backend> {
   explicit Superpose(const OpSpec &spec)
       : Resumable<Backend>(spec),
         anchor_(one_of<Anchor>(spec, "anchor", {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}})),
-        num_classes_(spec.GetArgument<int64_t>("num_classes")),
-        series_(arguments_.series, most_images(spec)) {}
+        num_classes_(spec.GetArgument<int64_t>("num_classes")) {
+    arguments_.check_classes(num_classes_);
+    make_series(spec.GetArgument<int>("max_batch_size"));
+  }
 
  protected:
   bool SetupImpl(std::vector<OutputDesc> &outputs, const ::dali::Workspace &ws) override {
     const auto &images = ws.Input<Backend>(0);
-    shape_ = window_shape(images);
+    are_grouped_ = images.sample_dim() == 4;
+    shape_ = read_shape(images, counts_);
     output_ = arguments_.output(shape_.c);
-    outputs = describe(images.num_samples(), shape_, output_, arguments_, num_classes_);
+    outputs = describe(counts_, are_grouped_, shape_, output_, arguments_, num_classes_);
     return true;
   }
 
+  // All samples are one mix window; a sample that holds many images is a window of its own.
   void RunImpl(::dali::Workspace &ws) override {
-    read_labels(ws.Input<CPUBackend>(1), num_classes_, labels_);
-    number(ws);
-    keep_real_samples();
-    superpose(ws);
-    counted_ += ids_.size();
+    read_labels(ws.Input<CPUBackend>(1), counts_, are_grouped_, num_classes_, labels_);
+    const auto &images = ws.Input<Backend>(0);
+    images_.clear();
+    for (int i = 0; i < images.num_samples(); i++)
+      for (int64_t j = 0; j < counts_[static_cast<size_t>(i)]; j++)
+        images_.push_back(static_cast<const uint8_t *>(images.raw_tensor(i)) + j * shape_.size());
+    size_t begin = 0;
+    int sample = 0;
+    for (const std::vector<Span> &spans : number(ws)) {
+      const size_t num = are_grouped_ ? static_cast<size_t>(counts_[static_cast<size_t>(sample)]) : images_.size();
+      keep_real_images(spans, begin, num);
+      superpose(ws, begin);
+      sample++;
+      begin += num;
+    }
+    set_layout(ws.Output<Backend>(0), are_grouped_, arguments_);
+    counted_ += images_.size();
   }
 
  private:
   using Resumable<Backend>::arguments_;
   using Resumable<Backend>::counted_;
 
-  uint32_t most_images(const OpSpec &spec) const {
-    arguments_.check_classes(num_classes_);
-    const int64_t most = arguments_.plans.max_images ? arguments_.plans.max_images : num_classes_;
-    return static_cast<uint32_t>(std::min<int64_t>(most, spec.GetArgument<int>("max_batch_size")));
+  // Weights for sums of up to so many images.
+  void make_series(int64_t num_images) {
+    const auto &plans = arguments_.plans;
+    const int64_t most = std::min<int64_t>(plans.max_images ? plans.max_images : num_classes_, num_images);
+    if (series_ && most <= most_images_) return;
+    most_images_ = most;
+    on_gpu_.reset();
+    series_ = std::make_unique<fdt::WeightSeries>(arguments_.series, static_cast<uint32_t>(most));
   }
 
-  void number(const ::dali::Workspace &ws) {
-    if (ws.NumInput() > 2) return read_ids(ws.Input<CPUBackend>(2), ids_);
-    ids_.resize(labels_.size());
-    for (size_t i = 0; i < ids_.size(); i++) {
-      const uint64_t at = counted_ + i;
-      ids_[i] = {static_cast<uint32_t>(at >> 32), static_cast<int64_t>(at & 0xFFFFFFFF), -1};
+  // The ids of each window.
+  std::vector<std::vector<Span>> number(const ::dali::Workspace &ws) const {
+    std::vector<std::vector<Span>> windows;
+    if (ws.NumInput() > 2) {
+      const auto &ids = ws.Input<CPUBackend>(2);
+      require(are_spans(ids) == are_grouped_ && counts_of(ids) == counts_, "ids must be ",
+              are_grouped_ ? "(epoch, first, count, modulo) with the number of the sample's images as count"
+                           : "(epoch, index) of every sample");
+      const std::vector<Span> spans = read_ids(ids);
+      if (!are_grouped_) return {spans};
+      for (const Span &span : spans) windows.push_back({span});
+      return windows;
     }
+    uint64_t at = counted_;
+    for (int64_t count : counts_) {
+      if (are_grouped_ || windows.empty()) windows.emplace_back();
+      for (int64_t i = 0; i < count; i++, at++)
+        add_single(static_cast<uint32_t>(at >> 32), static_cast<int64_t>(at & 0xFFFFFFFF), windows.back());
+    }
+    return windows;
   }
 
-  // Padding is not mixed. An image leads the output in its own place.
-  void keep_real_samples() {
+  // Of the batch's images begin .. begin + num - 1. Padding is not mixed. An image leads the output in its own place.
+  void keep_real_images(const std::vector<Span> &spans, size_t begin, size_t num) {
+    asked_.spans = spans;
+    asked_.leads = anchor_ == Anchor::kEpoch ? Leads::kByPlace : Leads::kDrawn;
+    asked_.order.clear();
+    asked_.order_version++;
     kept_.clear();
     kept_labels_.clear();
-    for (size_t i = 0; i < ids_.size(); i++) {
-      if (ids_[i].index < 0) continue;
-      ids_[i].leader = anchor_ == Anchor::kEpoch ? static_cast<int64_t>(kept_.size()) : -1;
-      kept_.push_back(static_cast<int>(i));
-      kept_labels_.push_back(labels_[i]);
+    size_t at = begin;
+    for (const Span &span : spans) {
+      for (uint32_t i = 0; i < span.count; i++, at++) {
+        asked_.order.push_back(static_cast<uint32_t>(kept_.size()));
+        if (span.padding) continue;
+        kept_.push_back(images_[at]);
+        kept_labels_.push_back(labels_[at]);
+      }
     }
-    if (kept_.empty()) {  // a batch of padding alone: one image, which no output uses
-      kept_.push_back(0);
-      kept_labels_.push_back(labels_[0]);
+    if (kept_.size() == num || anchor_ != Anchor::kEpoch) asked_.order.clear();
+    if (kept_.empty()) {  // padding alone: one image, which no output uses
+      kept_.push_back(images_[begin]);
+      kept_labels_.push_back(labels_[begin]);
     }
+    make_series(static_cast<int64_t>(kept_.size()));
+    window_.classes.assign(kept_labels_.data(), kept_labels_.size(), static_cast<uint32_t>(num_classes_));
   }
 
-  void superpose(::dali::Workspace &ws);
+  void superpose(::dali::Workspace &ws, size_t begin);
 
   Anchor anchor_;
-  int64_t num_classes_;
-  fdt::WeightSeries series_;
+  int64_t num_classes_, most_images_ = 0;
+  std::unique_ptr<fdt::WeightSeries> series_;
+  bool are_grouped_ = false;
   Shape shape_;
   Output output_;
-  std::vector<Id> ids_;
-  std::vector<int64_t> labels_, kept_labels_;
-  std::vector<int> kept_;
+  std::vector<int64_t> counts_, labels_, kept_labels_;  // counts_: images of each sample
+  std::vector<const uint8_t *> images_, kept_;
+  fdt::Asked asked_;
   Pool window_{0, {}, 0};
   CpuSuperposers on_cpu_;
-  ClassIndex classes_;
-  std::vector<const uint8_t *> pixels_;
   std::unique_ptr<fdt::GpuSuperpose> on_gpu_;
 };
 
 template <>
-void Superpose<CPUBackend>::superpose(::dali::Workspace &ws) {
-  const auto &images = ws.Input<CPUBackend>(0);
+void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
   window_.resize(kept_.size(), shape_, arguments_.plans.pad);
-  window_.classes.assign(kept_labels_.data(), kept_labels_.size(), static_cast<uint32_t>(num_classes_));
   share_out(ws, static_cast<int64_t>(kept_.size()), [&](int64_t first, int64_t last, int) {
-    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++)
-      window_.set_image(i, static_cast<const uint8_t *>(images.raw_tensor(kept_[i])));
+    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++) window_.set_image(i, kept_[i]);
   });
-  on_cpu_.run(ws, window_, arguments_, series_, output_, ids_, true);
+  const auto images = places_of(ws.Output<CPUBackend>(0), counts_), targets = places_of(ws.Output<CPUBackend>(1), counts_);
+  on_cpu_.run(ws, window_, true, arguments_, *series_, output_, asked_, &images[begin], &targets[begin]);
 }
 
 template <>
-void Superpose<GPUBackend>::superpose(::dali::Workspace &ws) {
-  const auto &images = ws.Input<GPUBackend>(0);
-  classes_.assign(kept_labels_.data(), kept_labels_.size(), static_cast<uint32_t>(num_classes_));
-  pixels_.clear();
-  for (int i : kept_) pixels_.push_back(static_cast<const uint8_t *>(images.raw_tensor(i)));
-  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, series_, output_, arguments_.targets);
-  on_gpu_->run_window(pixels_.data(), shape_, classes_, ids_.data(), static_cast<int64_t>(ids_.size()),
-                      whole_output(ws, 0), whole_output(ws, 1), ws.stream());
-  ws.Output<GPUBackend>(0).SetLayout(TensorLayout(arguments_.layout));
+void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
+  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, *series_, output_, arguments_.targets);
+  on_gpu_->run_window(kept_.data(), shape_, window_.classes, asked_, place_of(ws.Output<GPUBackend>(0), begin, counts_),
+                      place_of(ws.Output<GPUBackend>(1), begin, counts_), ws.stream());
 }
 
 template <typename Backend>
@@ -167,44 +202,57 @@ class SuperposeResident : public Resumable<Backend> {
 
  protected:
   bool SetupImpl(std::vector<OutputDesc> &outputs, const ::dali::Workspace &ws) override {
-    outputs = describe(ws.Input<CPUBackend>(0).num_samples(), pool_->shape(), output_, arguments_,
-                       pool_->classes.num_classes);
+    const auto &ids = ws.Input<CPUBackend>(0);
+    spans_ = read_ids(ids);
+    counts_ = counts_of(ids);
+    are_grouped_ = are_spans(ids);
+    outputs = describe(counts_, are_grouped_, pool_->shape(), output_, arguments_, pool_->classes.num_classes);
     return true;
   }
 
   void RunImpl(::dali::Workspace &ws) override {
-    read_ids(ws.Input<CPUBackend>(0), ids_);
-    leaders_.set(anchor_, arguments_.plans.seed, pool_->size(), ids_);
-    superpose(ws);
+    size_t begin = 0;
+    for (size_t at = 0, end; at < spans_.size(); at = end) {  // the spans of one epoch, which have one order
+      asked_.spans.clear();
+      for (end = at; end < spans_.size() && spans_[end].epoch == spans_[at].epoch; end++)
+        asked_.spans.push_back(spans_[end]);
+      leaders_.set(anchor_, arguments_.plans.seed, pool_->size(), asked_);
+      superpose(ws, begin);
+      for (const Span &span : asked_.spans) begin += span.count;
+    }
+    set_layout(ws.Output<Backend>(0), are_grouped_, arguments_);
   }
 
  private:
   using Resumable<Backend>::arguments_;
 
-  void superpose(::dali::Workspace &ws);
+  void superpose(::dali::Workspace &ws, size_t begin);
 
   Anchor anchor_;
   std::shared_ptr<const Pool> pool_;
   Output output_;
   fdt::WeightSeries series_;
   Leaders leaders_;
-  std::vector<Id> ids_;
+  bool are_grouped_ = false;
+  std::vector<int64_t> counts_;  // outputs of each sample
+  std::vector<Span> spans_;
+  fdt::Asked asked_;
   CpuSuperposers on_cpu_;
   std::unique_ptr<fdt::GpuSuperpose> on_gpu_;
 };
 
 template <>
-void SuperposeResident<CPUBackend>::superpose(::dali::Workspace &ws) {
-  on_cpu_.run(ws, *pool_, arguments_, series_, output_, ids_, false);
+void SuperposeResident<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
+  const auto images = places_of(ws.Output<CPUBackend>(0), counts_), targets = places_of(ws.Output<CPUBackend>(1), counts_);
+  on_cpu_.run(ws, *pool_, false, arguments_, series_, output_, asked_, &images[begin], &targets[begin]);
 }
 
 template <>
-void SuperposeResident<GPUBackend>::superpose(::dali::Workspace &ws) {
+void SuperposeResident<GPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
   // Here, and not when it is constructed: the CUDA context is current for certain.
   if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, series_, output_, arguments_.targets);
-  on_gpu_->run(pool_->on_gpu(), ids_.data(), static_cast<int64_t>(ids_.size()), whole_output(ws, 0),
-               whole_output(ws, 1), ws.stream());
-  ws.Output<GPUBackend>(0).SetLayout(TensorLayout(arguments_.layout));
+  on_gpu_->run(pool_->on_gpu(), asked_, place_of(ws.Output<GPUBackend>(0), begin, counts_),
+               place_of(ws.Output<GPUBackend>(1), begin, counts_), ws.stream());
 }
 
 }  // namespace fdt_operators

@@ -4,6 +4,7 @@
 
 #include "api.h"
 #include "cuda_driver.h"
+#include "gpu_module.h"
 
 namespace fdt {
 
@@ -22,6 +23,15 @@ FDT_EXPORT const char *fdt_error() { return fdt::last_error().c_str(); }
 // Loads this file instead of the system's libnvrtc.so.*; to be called before the GPU is first used.
 FDT_EXPORT int64_t fdt_set_nvrtc_path(const char *path) {
   return guarded([&] { return fdt::set_nvrtc_path(path), 0; });
+}
+
+// Makes the kernels for images of c channels and outputs of `channels` ready on a GPU.
+FDT_EXPORT int64_t fdt_prepare_gpu(int device, int c, int channels) {
+  return guarded([&] {
+    const fdt::CurrentContext current(fdt::primary_context(device));
+    fdt::gpu_kernels(c, channels);
+    return 0;
+  });
 }
 
 // device: the number of a GPU, or -1 for the host.

@@ -62,6 +62,23 @@ __device__ uint32_t find_lane(uint32_t count, uint32_t &rank) {
   return lane;
 }
 
+// An output's id (plan.h).
+struct OutputId {
+  uint32_t epoch, index, padding;
+  uint32_t leader = kNone;  // kNone: the first image is drawn too
+
+  __device__ OutputId(const Parameters &p, uint32_t output) {
+    const uint32_t count = p.spans[0].count;
+    const Span &span = p.spans[output / count];
+    epoch = span.epoch;
+    index = span.index(output % count);
+    padding = span.padding;
+    if (p.leads == Leads::kDrawn || padding) return;
+    leader = p.leads == Leads::kByIndex ? index : p.first_place + output;
+    if (p.order) leader = p.order[leader];
+  }
+};
+
 // One image of a sum (plan.h, Constituent), and its weight.
 struct PlanEntry {
   uint32_t image, label;
@@ -75,7 +92,7 @@ struct PlanEntry {
 // lane is a class, up to 1,024 a leaf.
 struct Drawer {
   const Parameters &p;
-  const PackedId id;
+  const OutputId id;
   uint32_t *const unused;  // shared, [leaves]: images of unused classes
   uint32_t *const used;    // shared, [leaves]: a bit a class
   const uint32_t lane;
@@ -85,7 +102,7 @@ struct Drawer {
   uint32_t k = 0, drawn = 0;
   Words words;  // of block `drawn` / 32 * 32 + lane + 1
 
-  __device__ Drawer(const Parameters &parameters, const PackedId &which, uint32_t *memory)
+  __device__ Drawer(const Parameters &parameters, const OutputId &which, uint32_t *memory)
       : p(parameters),
         id(which),
         unused(memory),
@@ -402,7 +419,7 @@ __device__ void superpose(const Parameters &p) {
   const uint32_t number = blockIdx.y * (blockDim.x - kDrawThreads) + (threadIdx.x - kDrawThreads);
   Unit<c> unit(p, draws ? 0 : number);
   const bool in_image = !draws && unit.y < p.h;
-  const PackedId id = p.ids ? p.ids[output] : PackedId{p.epoch0, p.index0 + output, kNone, 0};
+  const OutputId id(p, output);
 
   if (first_tile && p.target_kind != Targets::kLabel) {  // a row of zeros, where the weights are written later
     float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;

@@ -18,17 +18,24 @@ enum class Targets : uint32_t {
   kLabel,     // i64, the first image's class
 };
 
+// Neighbouring outputs of an epoch: first, first + 1, .., in all `count`. Where modulo is not 0, they go on with 0 behind
+// modulo - 1. Where padding is not 0, they are zeros.
+struct Span {
+  uint32_t epoch, first, count, modulo, padding;
+  FDT_HD uint32_t index(uint32_t i) const {
+    const uint64_t number = static_cast<uint64_t>(first) + i;
+    return static_cast<uint32_t>(modulo ? number % modulo : number);
+  }
+};
+
+// Which image comes first in a sum: any; or, of the pool's images in an order, or in their own, the one at the output's
+// index in the epoch or at its place in the batch.
+enum class Leads : uint32_t { kDrawn, kByIndex, kByPlace };
+
 namespace gpu {
 
 constexpr uint32_t kNone = 0xFFFFFFFFu;
-
-// An output's id (plan.h) in four words.
-struct PackedId {
-  uint32_t epoch;
-  uint32_t index;
-  uint32_t leader;   // kNone: the first image is drawn too
-  uint32_t padding;  // not 0: an output of zeros
-};
+constexpr uint32_t kMostSpans = 16;  // of a launch, which has them in its parameters
 
 // All pointers are the device's. Arrays that are not needed are null.
 struct Parameters {
@@ -39,11 +46,13 @@ struct Parameters {
   const uint32_t *labels;       // [n], for leaders
   const double *terms, *sums;   // F_i(k) = float(terms[i - 1] / sums[k - 1])
   const float *weights;         // or row after row: F_1(1), F_1(2), F_2(2), ...
-  const PackedId *ids;          // [outputs], or null: index0 + i of epoch0, all drawn
+  const uint32_t *order;        // the images that lead, or null: image i is the i-th
   void *images;                 // f32 or f16 [outputs channels h w] or [outputs h w channels]
   void *targets;                // f32[outputs num_classes] or i64[outputs]
   uint64_t seed, mix_threshold;
-  uint32_t epoch0, index0;
+  Span spans[kMostSpans];  // of equal counts
+  uint32_t first_place;    // of the launch's outputs in the batch
+  Leads leads;
   uint32_t lowest, highest;  // the range of K
   uint32_t num_classes;
   int32_t pad, h, w;

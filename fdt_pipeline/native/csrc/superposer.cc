@@ -25,6 +25,18 @@ void write_target(const std::vector<Constituent> &plan, const WeightSeries &seri
 
 }  // namespace
 
+std::vector<Id> Asked::ids() const {
+  std::vector<Id> ids;
+  for (const Span &span : spans)
+    for (uint32_t i = 0; i < span.count; i++) {
+      const auto index = static_cast<int64_t>(span.index(i)), place = static_cast<int64_t>(ids.size());
+      const int64_t at = leads == Leads::kDrawn ? -1 : leads == Leads::kByIndex ? index : place;
+      const int64_t leader = at < 0 || order.empty() || span.padding ? at : order[static_cast<size_t>(at)];
+      ids.push_back({span.epoch, span.padding ? -1 : index, leader});
+    }
+  return ids;
+}
+
 void Superposer::reset(const Pool &pool, const PlanOptions &options) {
   drawer_.reset(options, pool.classes);
   if (!space_ || !(space_->shape == pool.shape()) || space_->pad != options.pad)

@@ -12,6 +12,15 @@
 
 namespace fdt {
 
+// The outputs of a batch, and the images that lead them.
+struct Asked {
+  std::vector<Span> spans;
+  Leads leads = Leads::kDrawn;
+  std::vector<uint32_t> order;  // for leads, or empty: image i is the i-th
+  uint64_t order_version = 0;   // a new one whenever `order` changes
+  std::vector<Id> ids() const;  // of every output
+};
+
 // One thread's worth of it: what it needs is kept from batch to batch.
 class Superposer {
  public:
