@@ -42,10 +42,13 @@ struct ProbeOptions {
   const char *series;
 };
 
-// Outputs indices[0 .. n - 1] of an epoch; leaders: the pool position of each one's first image, or null.
+// Outputs indices[0 .. n - 1] of an epoch; leaders: the pool position of each one's first image, or null. Where there
+// are spans (first, count, modulo), a GPU is asked for these in their place, led by the images of `order`, or by any.
 struct ProbeIds {
   const int64_t *indices, *leaders;
   int64_t n, epoch;
+  const int64_t *spans, *order;
+  int64_t num_spans, order_size;
 };
 
 // Images of a window on the host, u8[n h w c]; they are put on the GPU in one piece, or scattered.
@@ -82,6 +85,28 @@ std::vector<fdt::Id> ids_of(const ProbeIds &given) {
     ids[static_cast<size_t>(i)] = {static_cast<uint32_t>(given.epoch), given.indices[i],
                                    given.leaders ? given.leaders[i] : -1};
   return ids;
+}
+
+// Outputs begin .. begin + num - 1 of those; every one has its leader, or none has.
+fdt::Asked asked_for(const std::vector<fdt::Id> &ids, int64_t begin, int64_t num) {
+  fdt::Asked asked;
+  asked.order_version = static_cast<uint64_t>(begin) + 1;
+  for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(begin + num); i++) {
+    fdt::add_output(ids[i].epoch, ids[i].index, asked.spans);
+    if (ids[i].leader >= 0) asked.order.push_back(static_cast<uint32_t>(ids[i].leader));
+  }
+  if (!asked.order.empty()) asked.leads = fdt::Leads::kByPlace;
+  return asked;
+}
+
+fdt::Asked asked_for(const ProbeIds &given) {
+  fdt::Asked asked;
+  for (const int64_t *span = given.spans; span < given.spans + 3 * given.num_spans; span += 3)
+    asked.spans.push_back({static_cast<uint32_t>(given.epoch), static_cast<uint32_t>(span[0]),
+                           static_cast<uint32_t>(span[1]), static_cast<uint32_t>(span[2]), 0});
+  asked.order.assign(given.order, given.order + given.order_size);
+  if (given.order_size) asked.leads = fdt::Leads::kByIndex;
+  return asked;
 }
 
 size_t image_bytes(const ProbeOptions &o, const fdt::Shape &shape) {
@@ -281,15 +306,14 @@ FDT_EXPORT int64_t probe_gpu_superpose(void *handle, const ProbeWindow *window, 
     const WindowOnGpu on_gpu(handle ? ProbeWindow{} : *window);
     for (int64_t at = 0; at < given->n; at += batch_size) {
       const int64_t num = std::min(batch_size, given->n - at);
-      const fdt::Id *first = &ids[static_cast<size_t>(at)];
+      const fdt::Asked asked = given->num_spans ? asked_for(*given) : asked_for(ids, at, num);
       const fdt::GpuMemory to(image_bytes(*o, shape) * static_cast<size_t>(num)),
           targets_to(target_bytes(*o, classes) * static_cast<size_t>(num));
       const auto run = [&] {
         if (handle)
-          superpose.run(pool_of(handle).on_gpu(), first, num, to.as<void>(), targets_to.as<void>(), nullptr);
+          superpose.run(pool_of(handle).on_gpu(), asked, to.as<void>(), targets_to.as<void>(), nullptr);
         else
-          superpose.run_window(on_gpu.places.data(), shape, classes, first, num, to.as<void>(), targets_to.as<void>(),
-                               nullptr);
+          superpose.run_window(on_gpu.places.data(), shape, classes, asked, to.as<void>(), targets_to.as<void>(), nullptr);
       };
       run();
       if (repeats > 1) {

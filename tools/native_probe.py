@@ -81,6 +81,8 @@ class _Ids(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("indices", "leaders")),
         *((name, ctypes.c_int64) for name in ("n", "epoch")),
+        *((name, ctypes.c_void_p) for name in ("spans", "order")),
+        *((name, ctypes.c_int64) for name in ("num_spans", "order_size")),
     ]
 
 
@@ -95,7 +97,8 @@ class _Window(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Draw:
-    """What outputs are drawn from, beside the pool: the arguments of `plans.draw_plans`."""
+    """What outputs are drawn from, beside the pool: the arguments of `plans.draw_plans`. A GPU may be asked for them in
+    one batch of spans i64[m 3], (first, count, modulo), led by the images of `order`."""
 
     seed: int
     epoch: int
@@ -103,6 +106,8 @@ class Draw:
     fdt: FDT = FDT()  # noqa: RUF009 (it is frozen)
     augment: Augment = NO_AUGMENT
     leaders: npt.ArrayLike | None = None
+    spans: npt.ArrayLike | None = None
+    order: npt.ArrayLike | None = None
 
 
 class Probe:
@@ -241,10 +246,13 @@ def _options(draw: Draw, labels: Pool | None = None, output: ProbeOutput | None 
     return options
 
 
-def _ids(draw: Draw) -> tuple[_Ids, I64, I64 | None]:
+def _ids(draw: Draw) -> tuple[_Ids, I64, tuple[I64 | None, ...]]:
     """The structure, and the arrays that it points to, which must outlive it."""
-    index, leader = _i64(draw.indices), None if draw.leaders is None else _i64(draw.leaders)
-    return _Ids(_address(index), _address(leader), len(index), draw.epoch), index, leader
+    index = _i64(draw.indices)
+    leader, spans, order = (None if part is None else _i64(part) for part in (draw.leaders, draw.spans, draw.order))
+    sizes = (0 if part is None else len(part) for part in (spans, order))
+    ids = _Ids(_address(index), _address(leader), len(index), draw.epoch, _address(spans), _address(order), *sizes)
+    return ids, index, (leader, spans, order)
 
 
 def _room(draw: Draw, output: ProbeOutput, shape: Sequence[int], num_classes: int) -> tuple[npt.NDArray[Any], ...]:

@@ -21,12 +21,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fdt_pipeline.definition.series import Geometric, Power
 from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, Augment, Pool
+from fdt_pipeline.loader.engines import NativeResident, NativeStreaming
+from fdt_pipeline.loader.memory import load_pool
+from fdt_pipeline.loader.options import Mixing, Output
+from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.native import NativeUnavailable
 from fdt_pipeline.native.load import nvrtc_path
-from fdt_pipeline.native.pool import NativePool
+from fdt_pipeline.native.pool import NativePool, prepare_gpu
 from fdt_pipeline.native.recipe import CSRC, find_compiler
 from tests.native_pools import defined_outputs
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe
@@ -255,10 +260,29 @@ def test_nothing_waits_or_allocates_from_batch_to_batch_and_all_memory_is_freed(
     assert many["synchronizations"] == few["synchronizations"]
     assert many["held"] == 0
     assert many["allocations"] - few["allocations"] == 10 * 2
-    assert many["launches"] == 12 * 2
+    assert many["launches"] == 12 * (2 if place == RESIDENT else 3)
     before = emulated.counts()["launches"]  # ids that follow each other are in the parameters
     emulated.superpose(pixels, labels, draw_of(np.arange(50)), output_of(1))
     assert emulated.counts()["launches"] - before == 1
+
+
+@pytest.mark.parametrize("is_led", [False, True])
+def test_a_batch_of_spans_is_what_single_ids_give_in_a_launch_for_16_of_them(emulated, is_led):
+    """The order of an epoch is uploaded with its first batch alone, which is one more launch."""
+    rng = np.random.default_rng(7)
+    labels = Pool(unbalanced(10, rng), 10)
+    pixels, order = noise(len(labels), (5, 4, 1), rng), rng.permutation(len(labels))
+    spans = [(7 * i % len(labels), 6, len(labels)) for i in range(18)] + [(len(labels) - 2, 4, len(labels))]
+    indices = np.concatenate([(first + np.arange(count)) % modulo for first, count, modulo in spans])
+    draw = draw_of(indices, FDT(anchor="epoch" if is_led else "random"), Augment(1), order[indices] if is_led else None)
+    pool = emulated.probe.pool(pixels, labels.labels, 10, 1, device=0)
+    single = emulated.probe.gpu_superpose(pool, draw, output_of(1))
+    before = emulated.counts()["launches"]
+    grouped = replace(draw, leaders=None, spans=spans, order=order if is_led else None)
+    found = emulated.probe.gpu_superpose(pool, grouped, output_of(1), repeats=3)
+    assert emulated.counts()["launches"] - before == 3 * 3 + is_led
+    for part, expected in zip(found[:2], single[:2], strict=True):
+        assert np.array_equal(part, expected)
 
 
 def test_a_pool_is_uploaded_once_and_freed_when_it_is_dropped(emulated):
@@ -362,6 +386,37 @@ def test_without_a_driver_or_nvrtc_the_error_says_what_is_missing(library, tmp_p
     code, errors = in_a_child(library, compile_driver(tmp_path), tmp_path / "libnvrtc.so.13")
     assert code == 1
     assert errors.startswith("the GPU engine needs NVRTC (pip install nvidia-cuda-nvrtc")
+
+
+def test_where_the_driver_does_not_take_machine_code_it_is_given_ptx(library, tmp_path):
+    """As where NVRTC is newer than the driver; if it takes neither, the error says what to install."""
+    driver = compile_driver(tmp_path)
+    copy = ctypes.CDLL(str(shutil.copy(library, tmp_path)))  # as kernels are loaded once
+    Probe(copy).set_driver(driver, driver)
+    refuse = ctypes.CDLL(str(driver)).emulation_refuse_code
+    refuse(b"cubin")
+    prepare_gpu(0, 3, 3, copy)
+    refuse(b"cubin ptx")
+    with pytest.raises(
+        ValueError, match=r"could not load the GPU kernel .*install the one of the driver's CUDA version"
+    ):
+        prepare_gpu(0, 1, 1, copy)
+
+
+@pytest.mark.parametrize("make", [NativeResident, NativeStreaming])
+def test_an_engine_for_a_gpu_is_not_made_where_its_kernel_cannot_be(numbered_shards, monkeypatch, make):
+    """So that the error comes when the loader is built, not with the first batch."""
+
+    def fail(device, stored, channels):
+        assert (device, stored, channels) == (0, 3, 3)
+        raise ValueError("the GPU engine needs NVRTC")
+
+    monkeypatch.setattr("fdt_pipeline.loader.engines.prepare_gpu", fail)
+    mixing, pool = Mixing(0, FDT(), NO_AUGMENT, 7, Output(MEAN[:3], (STD,) * 3, 3)), load_pool(numbered_shards)
+    first = pool if make is NativeResident else 64
+    more = (16, DaliOptions(1, 1, 0), False) if make is NativeResident else (3, DaliOptions(1, 1, 0))
+    with pytest.raises(ValueError, match="needs NVRTC"):
+        make(mixing, torch.device("cuda", 0), first, *more)
 
 
 def test_nothing_outside_of_an_array_is_read_or_written(library, tmp_path):

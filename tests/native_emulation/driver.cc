@@ -25,7 +25,7 @@ FDT_SUPERPOSE(4, 4)
 
 namespace {
 
-constexpr int kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201, kNotFound = 500;
+constexpr int kInvalidValue = 1, kOutOfMemory = 2, kInvalidImage = 200, kInvalidContext = 201, kNotFound = 500;
 
 struct Kernel {
   std::string name;
@@ -64,6 +64,7 @@ std::map<unsigned long long, size_t> memory;
 bool backwards = false;
 long long num_launches = 0, num_allocations = 0, num_synchronizations = 0, uploaded_bytes = 0;
 long long allocation_limit = -1;
+std::string refused_code;  // "cubin", "cubin ptx" or none
 
 }  // namespace
 
@@ -76,6 +77,7 @@ EXPORT void emulation_counts(long long *counts) {
   counts[4] = uploaded_bytes;
 }
 EXPORT void emulation_run_backwards(int yes) { backwards = yes != 0; }
+EXPORT void emulation_refuse_code(const char *kinds) { refused_code = kinds; }
 EXPORT void emulation_limit_allocations(long long bytes) { allocation_limit = bytes; }
 
 EXPORT int cuInit(unsigned) { return 0; }
@@ -115,7 +117,8 @@ EXPORT int cuDevicePrimaryCtxRetain(void **retained, int) {
   *retained = &context;
   return 0;
 }
-EXPORT int cuModuleLoadData(void **loaded, const void *) {
+EXPORT int cuModuleLoadData(void **loaded, const void *image) {
+  if (refused_code.find(static_cast<const char *>(image)) != std::string::npos) return kInvalidImage;
   *loaded = &module;
   return contexts.empty() ? kInvalidContext : 0;
 }
@@ -178,8 +181,8 @@ EXPORT int nvrtcCreateProgram(void **program, const char *, const char *, int, c
 EXPORT int nvrtcCompileProgram(void *, int, const char *const *) { return 0; }
 EXPORT int nvrtcGetProgramLogSize(void *, size_t *size) { return *size = 1, 0; }
 EXPORT int nvrtcGetProgramLog(void *, char *log) { return *log = 0, 0; }
-EXPORT int nvrtcGetCUBINSize(void *, size_t *size) { return *size = 1, 0; }
-EXPORT int nvrtcGetCUBIN(void *, char *image) { return *image = 0, 0; }
-EXPORT int nvrtcGetPTXSize(void *, size_t *size) { return *size = 1, 0; }
-EXPORT int nvrtcGetPTX(void *, char *image) { return *image = 0, 0; }
+EXPORT int nvrtcGetCUBINSize(void *, size_t *size) { return *size = sizeof "cubin", 0; }
+EXPORT int nvrtcGetCUBIN(void *, char *image) { return std::memcpy(image, "cubin", sizeof "cubin"), 0; }
+EXPORT int nvrtcGetPTXSize(void *, size_t *size) { return *size = sizeof "ptx", 0; }
+EXPORT int nvrtcGetPTX(void *, char *image) { return std::memcpy(image, "ptx", sizeof "ptx"), 0; }
 EXPORT int nvrtcDestroyProgram(void **) { return 0; }

@@ -33,20 +33,6 @@ bool are_spans(const TensorList<CPUBackend> &from) {
   return from.num_samples() > 0 && volume(from.tensor_shape(0)) == 4;
 }
 
-void add_single(uint32_t epoch, int64_t index, std::vector<Span> &spans) {
-  const bool is_padding = index < 0;
-  const auto first = static_cast<uint32_t>(is_padding ? 0 : index);
-  if (!spans.empty()) {
-    Span &last = spans.back();
-    const bool follows = is_padding || (last.epoch == epoch && int64_t{last.first} + last.count == index);
-    if (follows && is_padding == (last.padding != 0)) {
-      last.count++;
-      return;
-    }
-  }
-  spans.push_back({epoch, first, 1, 0, is_padding});
-}
-
 std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
   constexpr int64_t kMost = int64_t{1} << 32;
   const bool are_grouped = are_spans(from);
@@ -62,7 +48,7 @@ std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
             ") for sample ", i);
     const auto epoch = static_cast<uint32_t>(id[0]);
     if (!are_grouped) {
-      add_single(epoch, id[1], spans);
+      fdt::add_output(epoch, id[1], spans);
       continue;
     }
     require(id[1] >= 0 && id[1] < id[3] && id[2] > 0 && id[2] < kMost && id[3] <= kMost,

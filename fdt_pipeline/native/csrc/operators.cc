@@ -121,7 +121,7 @@ class Superpose : public Resumable<Backend> {
     for (int64_t count : counts_) {
       if (are_grouped_ || windows.empty()) windows.emplace_back();
       for (int64_t i = 0; i < count; i++, at++)
-        add_single(static_cast<uint32_t>(at >> 32), static_cast<int64_t>(at & 0xFFFFFFFF), windows.back());
+        fdt::add_output(static_cast<uint32_t>(at >> 32), static_cast<int64_t>(at & 0xFFFFFFFF), windows.back());
     }
     return windows;
   }

@@ -25,6 +25,18 @@ void write_target(const std::vector<Constituent> &plan, const WeightSeries &seri
 
 }  // namespace
 
+void add_output(uint32_t epoch, int64_t index, std::vector<Span> &spans) {
+  const bool is_padding = index < 0;
+  if (!spans.empty() && (spans.back().padding != 0) == is_padding) {
+    Span &last = spans.back();
+    if (is_padding || (last.epoch == epoch && int64_t{last.first} + last.count == index)) {
+      last.count++;
+      return;
+    }
+  }
+  spans.push_back({epoch, is_padding ? 0 : static_cast<uint32_t>(index), 1, 0, is_padding});
+}
+
 std::vector<Id> Asked::ids() const {
   std::vector<Id> ids;
   for (const Span &span : spans)

@@ -21,6 +21,9 @@ struct Asked {
   std::vector<Id> ids() const;  // of every output
 };
 
+// One more output; index: below 0 for padding.
+void add_output(uint32_t epoch, int64_t index, std::vector<Span> &spans);
+
 // One thread's worth of it: what it needs is kept from batch to batch.
 class Superposer {
  public:
