@@ -171,6 +171,11 @@ def slowly(*arguments):
 epoch.read_windows = pipeline.read_windows = slowly
 kept = in_the_middle()
 """
+LOADERS_THAT_WAIT = """
+kept = [FDTLoader(sys.argv[1], 8, mode=mode) for mode in ("resident", "streaming")]
+for loader in kept:
+    list(loader)
+"""
 A_DAEMON_THREAD = """
 started = threading.Event()
 def run():
@@ -182,6 +187,7 @@ started.wait()
 """
 ENDS = {
     "the end of the script": ("kept = in_the_middle()", {0}),
+    "loaders that wait for the next epoch": (LOADERS_THAT_WAIT, {0}),
     "an exception": ("kept = in_the_middle()\nraise RuntimeError", {1}),
     "sys.exit in a function": ("def leave():\n    kept = in_the_middle()\n    sys.exit(7)\nleave()", {7}),
     "a reference cycle": ("cycle = in_the_middle()\ncycle.append(cycle)\ndel cycle", {0}),

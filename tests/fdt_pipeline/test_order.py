@@ -1,10 +1,10 @@
 """The order of a streaming epoch, over ranks and legs."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline.loader.order import Leg, epoch_order
+from fdt_pipeline.loader.order import Batching, Leg, Ranks, epoch_order
 
 
 class Set:
@@ -56,3 +56,25 @@ def test_legs_of_any_number_of_ranks_show_every_sample_once_with_numbers_of_its_
     numbers.extend(range(last.first, last.first + len(last.samples)))
     assert sorted(seen) == list(range(230))
     assert len(set(numbers)) == 230
+
+
+@given(
+    st.integers(1, 400), st.integers(1, 50), st.sampled_from([1, 2, 3]), st.sampled_from(["partial", "drop", "fill"]),
+    st.integers(1, 16), st.data(),
+)  # fmt: skip
+def test_batches_that_are_made_together_are_all_there_are_in_order_of_one_size_and_evenly_many(
+    total, size, world_size, last_batch, most, data
+):
+    try:
+        batching = Batching(total, size, last_batch, Ranks(world_size - 1, world_size))
+    except ValueError:
+        reject()
+    first = data.draw(st.integers(0, batching.num_batches - 1))
+    groups = list(batching.groups(first, most))
+    assert [span for group in groups for span in group] == [
+        batching.span(batch) for batch in range(first, batching.num_batches)
+    ]
+    assert all(len({span.size for span in group}) == 1 for group in groups)
+    full = [len(group) for group in groups if group[0].size == size]
+    assert not full or (max(full) <= most and max(full) - min(full) <= 1)
+    assert len(full) == -(-sum(full) // most)
