@@ -327,16 +327,18 @@ Errors: images of unequal shape (both are named), labels out of range (the sampl
     .NumInput(2, 3)
     .NumOutput(2)
     .InputDox(0, "images", "TensorList of uint8 ('HWC')",
-              "Images of one shape, (h, w, c) or (h, w), with 1 to 4 channels.")
+              "Images of one shape, (h, w, c) or (h, w), with 1 to 4 channels. Or samples of many images, (n, h, w, c), "
+              "each a mix window of its own, with n labels; their outputs have n as first dimension.")
     .InputDox(1, "labels", "TensorList of integers, on the CPU",
               "Classes in [0, num_classes): one number a sample (int64, int32, int16, or a uint8 scalar), or ASCII "
               "digits as ``readers.webdataset`` gives a .cls member. Other uint8 of shape (1,) may mean either, and is "
               "an error: cast numbers to int32.")
     .InputDox(
-        2, "ids", "TensorList of int64 of shape (2,), on the CPU",
+        2, "ids", "TensorList of int64 of shape (2,) or (4,), on the CPU",
         R"((epoch, index) of every output, which its plan is a function of, with the seed and the batch. A sample with an
-index below 0 is padding: it is mixed into no output, and its own is zeros. Without ids samples are counted, and DALI's
-checkpoints keep the count.)")
+index below 0 is padding: it is mixed into no output, and its own is zeros. Samples that are windows have ids of shape (4,),
+(epoch, first, n, modulo): their outputs are number first, first + 1, .. of the epoch, modulo ``modulo``. Without ids
+images are counted, and DALI's checkpoints keep the count.)")
     .InputDevice(1, InputDevice::CPU)
     .InputDevice(2, InputDevice::CPU)
     .AddArg("num_classes", "Number of classes, up to 65,536.", DALI_INT64)
@@ -359,8 +361,10 @@ Outputs: images, FLOAT or FLOAT16 of shape (channels, h, w) or (h, w, channels),
 Errors: a pool that this process does not have, or that is in another device's memory; ids or arguments out of range.)")
     .NumInput(1)
     .NumOutput(2)
-    .InputDox(0, "ids", "TensorList of int64 of shape (2,), on the CPU",
-              "(epoch, index) of every output. An index below 0 is padding, an output of zeros (as a label: -1).")
+    .InputDox(0, "ids", "TensorList of int64 of shape (2,) or (4,), on the CPU",
+              "(epoch, index) of every output. An index below 0 is padding, an output of zeros (as a label: -1). Or "
+              "(epoch, first, count, modulo): a sample of count outputs, with that as first dimension, number first, "
+              "first + 1, .. of the epoch, modulo ``modulo``.")
     .InputDevice(0, InputDevice::CPU)
     .AddArg("pool",
             R"(The name of a pool in the memory of the operator's device: ``pool.name``, where ``pool =
