@@ -70,8 +70,8 @@ class FDTLoader:
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
         and key; "substitute" takes the next good sample of its window instead, warns, and counts it in `stats`.
     num_threads: of DALI; by default the CPUs that this process may use, but at most 4. prefetch: batches that it works
-        ahead, at least; it makes up to 16 together, or 64 MiB of images. 0 makes each batch when it is asked for, on the
-        caller's thread, which is faster where the training itself keeps the same cores busy.
+        ahead, at least; up to 16 are made together, or 64 MiB of images. 0 makes each batch when it is asked for, on
+        the caller's thread, which is faster where the training itself keeps the same cores busy.
     last_batch: "partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
         out; "fill" fills it up with outputs that the epoch has had already.
     weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad

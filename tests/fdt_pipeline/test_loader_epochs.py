@@ -8,6 +8,7 @@ import pytest
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader import engines, epoch
+from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.native.pool import NativePool
 from tests.loading import MODES, assert_same
 
@@ -123,3 +124,25 @@ def test_without_prefetch_each_batch_is_made_alone_when_it_is_asked_for(
     loader = loader_of(numbered_shards, "resident", prefetch=prefetch)
     next(iter(loader))
     assert [len(batch.spans) for batch in asked] == ([together] if not prefetch else [together] * 2)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 40])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_executor_of_gpus_gives_the_same_on_the_consumers_thread_alone(
+    numbered_shards, monkeypatch, mode, prefetch
+):
+    """It works ahead without threads that issue work: those there are belong to DALI's pool and to the reader."""
+    expected = [fresh(numbered_shards, mode, number) for number in range(3)]
+    real = DaliOptions.arguments
+    monkeypatch.setattr(DaliOptions, "arguments", lambda self, size: real(self, size) | {"exec_async": False})
+    monkeypatch.setattr(epoch, "decoded", None)  # which is not for raw shards
+    loader = loader_of(numbered_shards, mode, prefetch=prefetch)
+    for batches in expected:
+        assert_same(list(loader), batches)
+
+
+def test_on_a_gpu_dali_works_ahead_on_no_thread_of_its_own():
+    assert DaliOptions(1, 2, device_id=0).arguments(16) == {
+        "batch_size": 16, "num_threads": 1, "prefetch_queue_depth": 3, "exec_async": False, "exec_pipelined": True,
+        "device_id": 0,
+    }  # fmt: skip
