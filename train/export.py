@@ -27,13 +27,12 @@ from train.export_card import Results, model_card
 from train.files import CONFIG, RESULTS, check_folder, fitting, read_json, write_json, write_text
 from train.precision import full_float32
 from train.robust_accuracy import Robustness
-from train.saved_run import CHECKS, SavedRun, open_run
+from train.saved_run import CHECKS, ROBUSTNESS, SavedRun, open_run
 from train.setup import is_own
 
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
 CARD = "README.md"
-ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`, or of the demo
 # Of ONNX Runtime to PyTorch: absolute where logits are below 1, else as a share of the largest of them.
 TOLERANCE = 1e-4
 

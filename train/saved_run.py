@@ -36,6 +36,7 @@ from train.robustness import EPS_VALUES, evaluate_robustness
 from train.setup import make_model, output_options, pick_device, test_folder
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
+ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`, or of the demo
 CHECKS = "checks.json"  # of `python -m train checks RUN --json RUN/checks.json`
 
 

@@ -61,7 +61,6 @@ def fit(
     out: Path,
     resume: bool = False,
     device: str | None = None,
-    show_progress: bool = True,
     compile_it: bool | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
@@ -75,7 +74,7 @@ def fit(
     if compile_it and ddp.this_rank().world_size > 1:
         raise ValueError("--compile is for one process: leave it out under torchrun")
     with ddp.process_group(setup.pick_device(device)) as device_of_rank:
-        run = Run(recipe, data, out, device_of_rank, show_progress, compile_it)
+        run = Run(recipe, data, out, device_of_rank, compile_it)
         checkpoint = out / files.CHECKPOINT
         if checkpoint.exists() and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
@@ -94,15 +93,9 @@ class Run:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        data: Path,
-        out: Path,
-        device: torch.device,
-        show_progress: bool,
-        compile_it: bool | None = None,
+        self, recipe: Recipe, data: Path, out: Path, device: torch.device, compile_it: bool | None = None
     ) -> None:
-        self.recipe, self.data, self.out, self.device, self.show_progress = recipe, data, out, device, show_progress
+        self.recipe, self.data, self.out, self.device = recipe, data, out, device
         self.loader = setup.make_loader(recipe, setup.train_folder(data), device, train=True)
         tests = setup.test_folder(data)
         self.test_loader = setup.make_loader(recipe, tests, device, train=False) if tests else None
@@ -142,8 +135,8 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             files.write_json(self.out / files.CONFIG, self.config())
         if not self.finished:
-            hidden, step = not (self.show_progress and writes), self.progress.step
-            bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=hidden)
+            step = self.progress.step
+            bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=not writes)
             with RunLog(self.out, step, writes) as log, bar:
                 while not self.finished:
                     self._epoch(log, bar)

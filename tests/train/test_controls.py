@@ -94,7 +94,7 @@ def test_mixup_draws_from_seed_and_step_alone_and_their_streams_do_not_meet():
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_trains(few_shards, tmp_path, control):
     recipe = make_recipe(f"small_{control}", epochs=1)
-    results = fit(recipe, few_shards, tmp_path / "run", device="cpu", show_progress=False)
+    results = fit(recipe, few_shards, tmp_path / "run", device="cpu")
     assert results["steps"] == 3
     assert math.isfinite(results["final"]["accuracy"])
 

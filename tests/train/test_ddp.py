@@ -11,7 +11,6 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from tests import train_on_ranks
@@ -162,14 +161,6 @@ def test_more_ranks_than_gpus_are_refused(ranks, monkeypatch):
         pass
 
 
-@pytest.fixture
-def group_of_one(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_synchronized_batch_norm_of_one_rank_is_torchs(offset):
     generator = torch.Generator().manual_seed(0)

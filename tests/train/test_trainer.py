@@ -20,7 +20,7 @@ TN_FDT = make_recipe("small_tn_fdt", epochs=4, batch_size=50, lr_drop_every=2)
 
 
 def run(recipe, data, out, **options):
-    return fit(recipe, data, out, device="cpu", show_progress=False, **options)
+    return fit(recipe, data, out, device="cpu", **options)
 
 
 def weights(out):
