@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,29 +79,21 @@ def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
         path = folder / name
         if not path.exists():
             continue
-        found[name] = read_json(path)
-        if name == ROBUSTNESS:
-            found[name] = _row(found[name], run, path)
-        made_from = found[name] if name == RESULTS else found[name].get("made_from", {})
-        if made_from.get("weights") != run.weights and (name != RESULTS or weights == "final"):
+        content = read_json(path)
+        if name == RESULTS:
+            found[name] = content if weights == "best" or content.get("weights") == run.weights else None
+        else:  # of several models, or of the run alone
+            models = [(model, model.get("made_from", {})) for model in content.get("models", {"": content}).values()]
+            found[name] = next((model for model, made_from in models if made_from.get("weights") == run.weights), None)
+        if found[name] is None:
             raise ValueError(
                 f"{path} is not of the {weights} weights (epoch {run.epoch}): make it again with --weights {weights}, "
                 "or move it away"
             )
-        if name != RESULTS and made_from.get("shards") != run.config["shards"].get("test"):
+        if name != RESULTS and found[name]["made_from"].get("shards") != run.config["shards"].get("test"):
             raise ValueError(f"{path} is not of the run's test shards: make it again without --data, or move it away")
     row = found[ROBUSTNESS]
     return Results(found[RESULTS], Robustness.from_dict(row) if row else None, found[CHECKS])
-
-
-def _row(content: Mapping[str, Any], run: SavedRun, path: Path) -> Mapping[str, Any]:
-    """The run's own among several models; the demo's file holds nothing else."""
-    models = content.get("models", {"": content}).values()
-    same = [model for model in models if "run" in model and Path(model["run"]).resolve() == path.parent.resolve()]
-    found = same or [model for model in models if model.get("recipe", {"name": run.name})["name"] == run.name]
-    if len(found) != 1:
-        raise ValueError(f"{path} holds {len(found)} models like {run.name}: make it again with this run alone")
-    return found[0]
 
 
 def _safetensors(run: SavedRun) -> bytes:

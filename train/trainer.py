@@ -7,7 +7,6 @@ weights of one that was not. What it leaves in `out` is listed in train/README.m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,7 @@ from train.step import (
     make_scaler,
 )
 
-# Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
-CHECK_EVERY = {"cpu": 1, "cuda": 50}
+# Steps whose losses are checked and logged together, as each look waits for a GPU; an error names the very step.
 LOG_EVERY = 50
 # Seconds between checkpoints. On a GPU an epoch of CIFAR-10 takes 2 s, and writing 250 MB of ResNet-34 would add half.
 CHECKPOINT_EVERY = {"cpu": 0.0, "cuda": 20.0}
@@ -147,12 +145,19 @@ class Run:
 
     def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
-        waiting: list[tuple[float, float]] = []
-        for step, loss, kl in self._steps(bar):
-            waiting.append((loss, kl))
+        waiting: list[tuple[Tensor, Tensor]] = []
+        self.model.train()
+        self.loader.set_epoch(progress.epoch)
+        for images, targets in self.loader:
+            if progress.step >= self.num_steps:
+                break
+            waiting.append(self._step(images, targets))
+            progress.step += 1
+            bar.update()
             if len(waiting) == LOG_EVERY:
-                self._log_means(log, step, waiting)
-        self._log_means(log, progress.step, waiting)
+                self._log_means(log, waiting)
+                waiting = []
+        self._log_means(log, waiting)
         self.schedule.step()
         check_weights(self.model, progress.step)
         progress.epoch += 1
@@ -173,12 +178,13 @@ class Run:
             files.write_checkpoint(self.out / files.CHECKPOINT, self.state())
         self._best_state, self._written = None, time.perf_counter()
 
-    def _log_means(self, log: RunLog, step: int, waiting: list[tuple[float, float]]) -> None:
-        """One record of the mean loss and KL of the steps since the last one; empties `waiting`."""
+    def _log_means(self, log: RunLog, waiting: list[tuple[Tensor, Tensor]]) -> None:
+        """Checks the (loss, KL) of the steps since the last record, and logs their means."""
         if waiting:
-            loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
+            step = self.progress.step
+            figures = checked_figures(step - len(waiting) + 1, waiting)
+            loss, kl = (sum(values) / len(waiting) for values in zip(*figures, strict=True))
             log.add("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
-            waiting.clear()
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress
@@ -188,23 +194,6 @@ class Run:
             progress.best_epoch = progress.epoch - 1
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self._best_state = {"recipe": self.recipe.to_dict(), "model": weights, "epoch": progress.best_epoch}
-
-    def _steps(self, bar: tqdm[Any]) -> Iterator[tuple[int, float, float]]:
-        """One epoch; yields (step, loss, KL), on a GPU some steps late."""
-        waiting: list[tuple[int, Tensor, Tensor]] = []
-        self.model.train()
-        self.loader.set_epoch(self.progress.epoch)
-        for images, targets in self.loader:
-            if self.progress.step >= self.num_steps:
-                break
-            loss, kl = self._step(images, targets)
-            self.progress.step += 1
-            waiting.append((self.progress.step, loss, kl))
-            bar.update()
-            if len(waiting) >= CHECK_EVERY[self.device.type]:
-                yield from checked_figures(waiting)
-                waiting = []
-        yield from checked_figures(waiting)
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         images, targets = self.change(images, targets, self.progress.step)
