@@ -175,11 +175,8 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
         report = run_checks(target, settings, plain, tell)
     if arguments.json:
         content = {
-            "run": str(arguments.run_folder),
+            **run.described(arguments.run_folder, loader),
             "weights": arguments.weights,
-            "made_from": run.made_from(loader),
-            "epoch": run.epoch,
-            "recipe": run.config["recipe"],
             "settings": vars(settings),
             "plain": str(arguments.plain) if arguments.plain else None,
             **report.to_dict(),

@@ -58,6 +58,11 @@ class SavedRun:
         """What figures of this run on the loader's samples depend on, beside the attack: JSON values."""
         return {"weights": self.weights, "shards": loader.manifest.sha256}
 
+    def described(self, folder: Path, loader: FDTLoader) -> dict[str, Any]:
+        """What a file of figures says of the run: JSON values."""
+        recipe = self.config["recipe"]
+        return {"run": str(folder), "made_from": self.made_from(loader), "epoch": self.epoch, "recipe": recipe}
+
     def test_loader(self, data: Path | None = None, batch_size: int = 100) -> FDTLoader:
         """The test samples, standardized as in training. data, a folder with test/ or the test shards themselves, takes
         the place of the run's own, and may hold other samples of the same classes."""
@@ -186,13 +191,7 @@ def robustness_of_runs(arguments: argparse.Namespace) -> str:
         rows[name] = attack_run(
             run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images, arguments.precision
         )
-        report["models"][name] = {
-            "run": str(folder),
-            "made_from": run.made_from(loader),
-            "epoch": run.epoch,
-            "recipe": run.config["recipe"],
-            **rows[name].to_dict(),
-        }
+        report["models"][name] = {**run.described(folder, loader), **rows[name].to_dict()}
         if arguments.json:  # after every run, so that an interruption loses one at most
             write_json(arguments.json, report)
     return format_table(rows)

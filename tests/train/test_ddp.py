@@ -5,15 +5,13 @@ in float64: rounding to float32 alone changes the gradients of a ResNet-34 by up
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from tests import train_on_ranks
+from tests.processes import run_python
 from train import ddp
 from train.ddp import synchronize_batch_norm
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
@@ -28,18 +26,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def train_on_two_ranks(shards, out, dtype, *options):
     """`train_on_ranks.train` under torchrun, with warnings as errors."""
-    kept = out.with_suffix(".gradients")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, train_on_ranks.__file__, shards, out, kept, str(dtype).removeprefix("torch."), *options]
-    finished = subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::FutureWarning,error::UserWarning"},
-        capture_output=True,
-        text=True,
-        timeout=590,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    kept, strict = out.with_suffix(".gradients"), "error::FutureWarning,error::UserWarning"
+    arguments = (shards, out, kept, str(dtype).removeprefix("torch."), *options)
+    run_python(train_on_ranks.__file__, *arguments, ranks=2, PYTHONWARNINGS=strict)
     return torch.load(kept, weights_only=True)
 
 

@@ -62,18 +62,6 @@ def test_worst_is_never_above_any_other_figure(seed, normalized, eps, steps):
     assert all(radius.worst <= attack.worst <= min(attack.path) for attack in radius.attacks.values())
 
 
-@pytest.mark.parametrize("normalized", [False, True])
-def test_batch_size_does_not_change_the_result(normalized):
-    model = conv_net(normalized)
-    x, labels = labelled(model, 30)
-    results = [
-        evaluate_robustness(model, zip(x.split(size), labels.split(size), strict=True), BOUNDS, EPS, steps=STEPS)
-        for size in (30, 7, 1)
-    ]
-    assert results[0] == results[1] == results[2]
-    assert results[0].at(0.05).worst < results[0].clean, "an attack without effect would show nothing"
-
-
 def slow_answers(model, x, label, eps, clip):
     """One image at a time, Eq. 6 in its own words: the whole sum is projected by limits computed in advance."""
     lower, upper = x - eps, x + eps
@@ -202,13 +190,9 @@ OTHERWISE = r"got \(\[0\.001\], 3, True\) for other; make a table for each attac
         (lambda: row(1, (1, 1, 1)) + row(1, (1, 1, 1, 1), steps=3), "expected counts of the attacks"),
         (lambda: row(1, (1, 1, 1)).at(0.1), r"one of the evaluated eps \[0\.001\], got 0\.1"),
         (attack_of(), "expected at least one batch, got none"),
-        (attack_of([(X[:0], torch.arange(0))]), "expected at least one image"),
         (attack_of(X), r"got a tensor; pass \[\(images, labels\)\]"),
-        (attack_of([(X, torch.full((4,), 10))]), r"labels in 0\.\.9, as the model has 10 outputs, got .*\.\.10"),
         (attack_of(eps_values=[]), "one or more different eps_values"),
         (attack_of(eps_values=[0.1, 0.1]), "one or more different eps_values"),
-        (attack_of(eps_values=[-0.1]), "expected a finite eps >= 0"),
-        (attack_of(steps=0), "expected steps >= 1"),
     ],
 )
 def test_what_cannot_be_evaluated_or_shown_is_refused(wrong, message):

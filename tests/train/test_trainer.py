@@ -114,25 +114,20 @@ def test_max_steps_stops_within_an_epoch(few_shards, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lr": 1e30}, r"the loss of step \d+ is (nan|inf)"),
-        ({"lr": 1e38, "max_steps": 1}, r"the (largest weight|test loss) after step 1 is (nan|inf)"),
-    ],
+    ("changes", "message"), [({"lr": 1e30}, "loss of step"), ({"lr": 1e38, "max_steps": 1}, "test loss after step 1")]
 )
 def test_a_diverging_run_stops_with_its_step_and_keeps_no_spoilt_checkpoint(few_shards, tmp_path, changes, message):
-    with pytest.raises(NonFiniteLossError, match=message):
+    with pytest.raises(NonFiniteLossError, match=rf"the {message}.* is (nan|inf)"):
         run(replace(TN_FDT, **changes), few_shards, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
-@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
-def test_a_weight_or_statistic_that_is_no_number_is_noticed(name, spoilt):
+def test_a_weight_or_statistic_that_is_no_number_is_noticed(name):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     check_weights(model, 7)
-    model.state_dict()[name].view(-1)[0] = spoilt
-    with pytest.raises(NonFiniteLossError, match=r"largest weight after step 7 is (nan|inf)"):
+    model.state_dict()[name].view(-1)[0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match=r"largest weight after step 7 is nan"):
         check_weights(model, 7)
 
 

@@ -19,7 +19,8 @@ from fdt_pipeline.shards import load_shards, read_manifest
 from fdt_pipeline.sources import ArraySource, Source, open_source
 from train.attack import PGD
 from train.recipes import Recipe, make_recipe
-from train.reproduce.paper import EPS_VALUES, TABLES, Row
+from train.reproduce.paper import TABLES, Row
+from train.robustness import EPS_VALUES
 from train.setup import FASHION_SUBSET, SPLITS, shard_once
 
 ONE_STEM = ("small", "demo", "wrn28_10")
