@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fdt_pipeline import FDTLoader
@@ -22,28 +21,21 @@ ROWS, COLUMNS = 4, 6
 def draw_paths(rows: Mapping[str, Robustness], path: Path) -> None:
     """One panel a radius, one line a model: accuracy at x^0 .. x^T. The Eq. 7 mean is the level of the dotted line."""
     radii = next(iter(rows.values())).radii
-    figure, panels = radius_panels([radius.eps for radius in radii])
+    figure = Figure(figsize=(3.4 * len(radii), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
     for panel, radius in zip(panels, radii, strict=True):
         for number, (name, row) in enumerate(rows.items()):
             at = row.at(radius.eps)
             steps = np.arange(len(at.path))
             panel.plot(steps, 100 * np.array(at.path), color=f"C{number}", label=name, linewidth=1.8)
             panel.axhline(100 * at.mean, color=f"C{number}", linestyle=":", linewidth=1)
-    panels[0].set_ylabel("accuracy at $x^t$, %; dotted: Eq-7 mean", fontsize=8)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows))
-    save_figure(figure, path)
-
-
-def radius_panels(eps_values: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """An empty panel a radius, for accuracies in percent at x^0 .. x^T."""
-    figure = Figure(figsize=(3.4 * len(eps_values), 3.6), layout="constrained")
-    panels = list(figure.subplots(1, len(eps_values), sharey=True, squeeze=False)[0])
-    for panel, eps in zip(panels, eps_values, strict=True):
-        panel.set_title(f"eps = {eps:g} ({eps * 256:.3g} grey levels)", fontsize=10)
+        panel.set_title(f"eps = {radius.eps:g} ({radius.eps * 256:.3g} grey levels)", fontsize=10)
         panel.set_xlabel("attack step t (the radius reaches eps at 30)", fontsize=8)
         panel.set_ylim(0, 100)
         panel.grid(alpha=0.3)
-    return figure, panels
+    panels[0].set_ylabel("accuracy at x^t, %; dotted: Eq-7 mean", fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows))
+    save_figure(figure, path)
 
 
 def draw_batch(loader: FDTLoader, path: Path) -> None:

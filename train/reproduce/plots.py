@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.plots import radius_panels, save_figure
+from train.plots import save_figure
 from train.reproduce.claims import Kind, Measure, Results, deviation, label
 from train.reproduce.tables import largest_radii
 
@@ -39,11 +39,16 @@ KINDS: tuple[tuple[Kind, str], ...] = (("mean", "Eq. 7 mean"), ("last", "last it
 
 def draw_attack_paths(results: Results, eps_values: Sequence[float], path: Path) -> None:
     """One panel a radius: accuracy at x^0 .. x^T, mean over the seeds, with the band from their lowest to highest."""
-    figure, panels = radius_panels(eps_values)
+    figure = Figure(figsize=(3.3 * len(eps_values), 3.7), layout="constrained")
+    panels = figure.subplots(1, len(eps_values), sharey=True, squeeze=False)[0]
     for panel, eps in zip(panels, eps_values, strict=True):
         for column, records in results.run.items():
             curves = [[100 * share for share in record.robustness.at(eps).path] for record in records]
             _draw_band(panel, curves, column, first=0)
+        panel.set_title(f"eps = {eps:g} ({eps * 256:.3g} grey levels)", fontsize=10)
+        panel.set_xlabel("attack step t (the radius is eps from 30 on)", fontsize=8)
+        panel.set_ylim(0, 100)
+        panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy at $x^t$, %")
     _legend(figure, panels[0], f"{results.title}: along the attack's path")
     save_figure(figure, path)
