@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from fdt_pipeline.storage.atomic import atomic_file
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
 from train.environment import need
-from train.export_card import Results, model_card
+from train.export_card import model_card
 from train.files import CONFIG, RESULTS, check_folder, fitting, read_json, write_json, write_text
 from train.precision import full_float32
-from train.robust_accuracy import Robustness
 from train.saved_run import CHECKS, ROBUSTNESS, SavedRun, open_run
 from train.setup import is_own
 
@@ -72,8 +71,10 @@ def exported_config(run: SavedRun) -> dict[str, Any]:
     }
 
 
-def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
-    """ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards."""
+def results_of(folder: Path, run: SavedRun, weights: str) -> dict[str, Any]:
+    """The run's own figures in each of its files, None for a file that is not there.
+
+    ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards."""
     found: dict[str, Any] = dict.fromkeys((RESULTS, ROBUSTNESS, CHECKS))
     for name in found:
         path = folder / name
@@ -92,8 +93,7 @@ def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
             )
         if name != RESULTS and found[name]["made_from"].get("shards") != run.config["shards"].get("test"):
             raise ValueError(f"{path} is not of the run's test shards: make it again without --data, or move it away")
-    row = found[ROBUSTNESS]
-    return Results(found[RESULTS], Robustness.from_dict(row) if row else None, found[CHECKS])
+    return found
 
 
 def _safetensors(run: SavedRun) -> bytes:

@@ -137,12 +137,12 @@ def attack_run(
             start = time.perf_counter()
             counts = evaluate_robustness(
                 run.model,
-                [(images, labels)],
+                images,
+                labels,
                 bounds,
                 eps_values,
                 steps=steps,
                 clip_pixels=clip_pixels,
-                device=run.device,
                 precision=precision,
                 progress=bar.update,
             )

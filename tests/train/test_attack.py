@@ -336,9 +336,9 @@ def test_radii_that_share_a_batch_share_the_passes_which_are_one_a_step_and_a_la
 
     model.train().register_forward_hook(note)
     x, labels = images_in(PAPER, 4, size=16), torch.arange(4)
-    evaluate_robustness(model, [(x, labels)], PAPER, steps=3, together=True, progress=told.append)
+    evaluate_robustness(model, x, labels, PAPER, steps=3, together=True, progress=told.append)
     assert passes == [16] * 4 * 2  # 3 steps and the last answer, for 4 radii at once, along 2 gradients
     assert told == [4 * 4 * 3] * 2
     passes.clear()
-    evaluate_robustness(model, [(x, labels)], PAPER, steps=3)  # on a CPU each radius has a batch of its own
+    evaluate_robustness(model, x, labels, PAPER, steps=3)  # on a CPU each radius has a batch of its own
     assert passes == [4] * 4 * 4 * 2

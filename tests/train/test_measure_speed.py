@@ -39,7 +39,7 @@ def test_foolbox_is_asked_for_the_same_columns_as_ours():
     model, x, labels = model_and_images("small", 4, 8, CPU)
     labels[0] = (labels[0] + 1) % 10
     theirs = foolbox_columns(model, x, labels, 5)
-    ours = evaluate_robustness(model, [(x, labels)], BOUNDS, steps=5)
+    ours = evaluate_robustness(model, x, labels, BOUNDS, steps=5)
     assert all(parameter.requires_grad for parameter in model.parameters())
     for rows, radius in zip(theirs, ours.radii, strict=True):
         assert tuple(rows.sum(1).tolist()) == radius.attacks["exact"].correct
