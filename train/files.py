@@ -154,7 +154,5 @@ def _records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             break
-        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
-            break
         records.append(record)
     return records

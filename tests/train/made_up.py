@@ -73,6 +73,19 @@ def write_table(out, records, settings=TINY, missing=None):
     return out
 
 
+def fit_command(shards, out):
+    """Of the run of `trained`: 4 epochs of 6 steps."""
+    command = ["fit", "--recipe", "small_tn_fdt", "--data", str(shards), "--out", str(out), "--device", "cpu"]
+    return [*command, "--epochs", "4", "--batch-size", "50"]
+
+
+def assert_equal_weights(a, b):
+    """Of two state_dicts."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
 def run_killed(command, step):
     """`python -m train COMMAND` in a process that is killed when it takes this optimizer step, counted from 0."""
     code = f"""

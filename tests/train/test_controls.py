@@ -10,7 +10,7 @@ from fdt_pipeline import FDT
 from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
 from fdt_pipeline.tensor_norm import tensor_norm_layers
 from models import build_model
-from tests.train.test_trainer import assert_equal_weights
+from tests.train.made_up import assert_equal_weights
 from train.controls import (
     PositionalNorm,
     insert_positional_norm,

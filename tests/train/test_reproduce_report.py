@@ -20,6 +20,7 @@ from train.reproduce.report import ALL_COLUMNS, write_report, write_sweep_report
 from train.reproduce.running import in_order
 from train.reproduce.settings import Settings, recipe_of
 from train.reproduce.tables import summary_table
+from train.robustness import EPS_VALUES
 
 COMMITTED = sorted(path.parent for path in (Path(__file__).parents[2] / "train" / "results").glob("*/plan.json"))
 
@@ -39,6 +40,7 @@ def cells(text, column):
 
 
 def test_the_papers_tables_are_whole():
+    assert EPS_VALUES == (1e-1, 1e-2, 1e-3, 1e-4)
     row = PAPER["cifar100", "resnet34", "tn_fdt"]
     assert (row.clean, row.std, row.eq7) == (74.37, 0.27, (9.91, 46.92, 72.38, 74.37))
     assert PAPER["cifar100", "wrn28_10", "plain"].std is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.train.made_up import run_killed
+from tests.train.made_up import assert_equal_weights, fit_command, run_killed
 from train import files, setup, trainer
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, RunLog, read_checkpoint
 from train.recipes import make_recipe
@@ -29,12 +29,6 @@ def weights(out):
 
 def log_of(out, kind):
     return [record for line in (out / LOG).read_text().splitlines() if (record := json.loads(line))["kind"] == kind]
-
-
-def assert_equal_weights(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.fixture
@@ -88,8 +82,7 @@ def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards
 
 def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
     out = tmp_path / "killed"
-    fit_recipe = ["fit", "--recipe", "small_tn_fdt", "--epochs", "4", "--batch-size", "50", "--device", "cpu"]
-    run_killed([*fit_recipe, "--data", str(few_shards), "--out", str(out)], step=8)  # in the second epoch
+    run_killed(fit_command(few_shards, out), step=8)  # in the second epoch
     assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] == 1
     results = run(TN_FDT, few_shards, out, resume=True)
     assert_equal_weights(weights(out), weights(finished[1]))
@@ -170,12 +163,11 @@ def test_the_hash_of_weights_is_of_their_values_alone():
     assert files.hash_weights(model.state_dict()) != found
 
 
-def test_lines_that_are_no_records_end_the_log_that_a_resumed_run_keeps(finished, few_shards, tmp_path):
-    out = shutil.copytree(finished[1], tmp_path / "run")
-    (out / LOG).write_text('{"kind": "train", "step": 1, "epoch": 0}\n[1]\n')
-    with RunLog(out, resume_step=24) as log:
+def test_a_line_that_a_kill_has_cut_is_not_in_the_log_that_a_resumed_run_keeps(tmp_path):
+    (tmp_path / LOG).write_text('{"kind": "train", "step": 1, "epoch": 0}\n{"kind": "tr')
+    with RunLog(tmp_path, resume_step=24) as log:
         log.add("test", 25, 4, accuracy=0.5)
-    assert [json.loads(line)["step"] for line in (out / LOG).read_text().splitlines()] == [1, 25]
+    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [1, 25]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
