@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +138,8 @@ def for_inference(model: nn.Module) -> tuple[nn.Module, int]:
 def to_onnx(model: nn.Module, shape: tuple[int, ...], open_size: bool = True) -> tuple[bytes, int]:
     """(the file, number of TN sites folded) for images of `shape` (c, h, w), or of any size with `open_size`."""
     ready, num_folded = for_inference(model)
-    with _quiet(), torch.no_grad():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs each optional package that is not installed
+    with torch.no_grad():
         program = torch.onnx.export(
             ready,
             (torch.zeros(2, *shape),),
@@ -171,15 +170,3 @@ def largest_difference(model: nn.Module, onnx: bytes, images: Tensor) -> float:
             f"{TOLERANCE:g}: the file is not written"
         )
     return difference
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs a line for each optional package that is not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

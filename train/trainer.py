@@ -7,6 +7,7 @@ weights of one that was not. What it leaves in `out` is listed in train/README.m
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from train import ddp, files, setup
 from train.accelerate import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.environment import hardware, versions
-from train.files import RunLog
+from train.files import Log
 from train.recipes import Recipe
 from train.step import (
     TrainStep,
@@ -36,6 +37,10 @@ from train.step import (
 LOG_EVERY = 50
 # Seconds between checkpoints. On a GPU an epoch of CIFAR-10 takes 2 s, and writing 250 MB of ResNet-34 would add half.
 CHECKPOINT_EVERY = {"cpu": 0.0, "cuda": 20.0}
+
+
+def _no_log(*_: Any, **__: Any) -> None:
+    """On the ranks that write no files."""
 
 
 @dataclass
@@ -135,7 +140,7 @@ class Run:
         if not self.finished:
             step = self.progress.step
             bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=not writes)
-            with RunLog(self.out, step, writes) as log, bar:
+            with files.run_log(self.out, step) if writes else nullcontext(_no_log) as log, bar:
                 while not self.finished:
                     self._epoch(log, bar)
         results = self.results()
@@ -143,7 +148,7 @@ class Run:
             files.write_json(self.out / files.RESULTS, results)
         return results
 
-    def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
+    def _epoch(self, log: Log, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
         waiting: list[tuple[Tensor, Tensor]] = []
         self.model.train()
@@ -164,7 +169,7 @@ class Run:
         if self.test_loader:
             accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished)
             check_finite(progress.step, "test loss after", loss)
-            log.add("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
+            log("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
             bar.set_postfix(test=f"{100 * accuracy:.2f}%")
         progress.seconds += time.perf_counter() - start
@@ -178,13 +183,13 @@ class Run:
             files.write_checkpoint(self.out / files.CHECKPOINT, self.state())
         self._best_state, self._written = None, time.perf_counter()
 
-    def _log_means(self, log: RunLog, waiting: list[tuple[Tensor, Tensor]]) -> None:
+    def _log_means(self, log: Log, waiting: list[tuple[Tensor, Tensor]]) -> None:
         """Checks the (loss, KL) of the steps since the last record, and logs their means."""
         if waiting:
             step = self.progress.step
             figures = checked_figures(step - len(waiting) + 1, waiting)
             loss, kl = (sum(values) / len(waiting) for values in zip(*figures, strict=True))
-            log.add("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
+            log("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress

@@ -9,7 +9,7 @@ import torch
 
 from tests.train.made_up import assert_equal_weights, fit_command, run_killed
 from train import files, setup, trainer
-from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, RunLog, read_checkpoint
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, run_log
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate, make_loader
@@ -165,8 +165,8 @@ def test_the_hash_of_weights_is_of_their_values_alone():
 
 def test_a_line_that_a_kill_has_cut_is_not_in_the_log_that_a_resumed_run_keeps(tmp_path):
     (tmp_path / LOG).write_text('{"kind": "train", "step": 1, "epoch": 0}\n{"kind": "tr')
-    with RunLog(tmp_path, resume_step=24) as log:
-        log.add("test", 25, 4, accuracy=0.5)
+    with run_log(tmp_path, resume_step=24) as log:
+        log("test", 25, 4, accuracy=0.5)
     assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [1, 25]
 
 

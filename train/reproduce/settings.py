@@ -81,11 +81,8 @@ class Settings:
 
 def recipe_of(row: Row, settings: Settings, seed: int) -> Recipe:
     """What `fit` is given. A sweep's data set is named by its folder, and the name decides nothing."""
-    recipe = make_recipe(
-        f"{row.model}_{row.column}",
-        **{name: getattr(settings, name) for name in ("epochs", "batch_size", "lr")},
-        seed=seed,
-    )
+    changed = {name: getattr(settings, name) for name in ("epochs", "batch_size", "lr")}
+    recipe = make_recipe(f"{row.model}_{row.column}", **changed, seed=seed)
     changes: dict[str, Any] = {}
     if row.model not in ONE_STEM:
         changes["stem"] = settings.stem
