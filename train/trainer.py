@@ -53,10 +53,6 @@ class Progress:
     best_epoch: int | None = None
     seconds: float = 0.0
 
-    @property
-    def best_accuracy(self) -> float | None:
-        return None if self.best_epoch is None else self.accuracies[self.best_epoch]
-
 
 def fit(
     recipe: Recipe,
@@ -193,9 +189,9 @@ class Run:
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress
-        best = progress.best_accuracy
+        is_best = accuracy > max(progress.accuracies, default=-1.0)
         progress.accuracies.append(accuracy)
-        if best is None or accuracy > best:
+        if is_best:
             progress.best_epoch = progress.epoch - 1
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self._best_state = {"recipe": self.recipe.to_dict(), "model": weights, "epoch": progress.best_epoch}
@@ -223,7 +219,7 @@ class Run:
             "weights": files.hash_weights(self.model.state_dict()),
             "steps": progress.step,
             "final": {"epoch": progress.epoch - 1, "accuracy": last},
-            "best": {"epoch": progress.best_epoch, "accuracy": progress.best_accuracy},
+            "best": {"epoch": progress.best_epoch, "accuracy": max(progress.accuracies, default=None)},
             "accuracies": progress.accuracies,
             "seconds": round(progress.seconds, 1),
             "mode": self.loader.mode,

@@ -4,17 +4,16 @@ Batch normalization is in training mode throughout, synchronized over the ranks,
 in float64: rounding to float32 alone changes the gradients of a ResNet-34 by up to 4 %, as it moves values past a kink.
 """
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
 from tests import train_on_ranks
 from tests.processes import run_python
+from tests.train.made_up import log_of
 from train import ddp
 from train.ddp import synchronize_batch_norm
-from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, read_json
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate, make_loader
@@ -38,10 +37,6 @@ def largest_difference(a, b):
     return max(float((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-6)) for key in a)
 
 
-def records(out):
-    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-
-
 @pytest.mark.cluster
 def test_gradients_of_resnet34_on_two_ranks_are_those_of_one_process(few_shards, tmp_path):
     options = (torch.float64, "resnet34_tn_fdt", 4, 1, 4)  # breaks off before the fourth step
@@ -63,10 +58,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(few_shards, tmp_path):
     assert (len(whole), len(gradients), len(rest)) == (24, 14, 12)
     for a, b in zip(whole, gradients[:12] + rest, strict=True):
         assert largest_difference(a, b) < 1e-6
-    ends = [read_checkpoint(folder / CHECKPOINT)["model"] for folder in (tmp_path / "whole", out)]
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-6)
-    for a, b in zip(records(tmp_path / "whole"), records(out), strict=True):
+    ends = (read_checkpoint(folder / CHECKPOINT)["model"] for folder in (tmp_path / "whole", out))
+    torch.testing.assert_close(*map(dict, ends), rtol=1e-6, atol=1e-6)
+    logs = (log_of(folder, "train", "test") for folder in (tmp_path / "whole", out))
+    for a, b in zip(*logs, strict=True):
         assert (a["kind"], a["step"], a.get("accuracy")) == (b["kind"], b["step"], b.get("accuracy"))
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
 
@@ -80,12 +75,12 @@ def test_evaluation_on_two_ranks_counts_every_sample_once(few_shards, tmp_path):
     accuracy, loss = evaluate(
         saved.model, make_loader(make_recipe("small_plain"), few_shards / "test", CPU, train=False)
     )
-    [logged] = [record for record in records(out) if record["kind"] == "test"]
+    [logged] = log_of(out, "test")
     assert logged["accuracy"] == accuracy
     assert logged["loss"] == pytest.approx(loss, rel=1e-6)
     assert {path.name for path in out.iterdir()} == {CHECKPOINT, BEST, CONFIG, RESULTS, LOG, "tensorboard"}
     assert len(list((out / "tensorboard").iterdir())) == 1
-    assert json.loads((out / RESULTS).read_text())["ranks"] == 2
+    assert read_json(out / RESULTS)["ranks"] == 2
 
 
 @pytest.fixture
@@ -152,22 +147,19 @@ def test_more_ranks_than_gpus_are_refused(ranks, monkeypatch):
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_synchronized_batch_norm_of_one_rank_is_torchs(offset):
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     plain, shared = (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2))
     synchronize_batch_norm(shared, CPU)
-    assert list(plain.state_dict()) == list(shared.state_dict())
     for _ in range(3):
-        x = torch.randn(4, 3, 5, 5, generator=generator) + offset
-        x = x.to(memory_format=torch.channels_last)
-        weight = torch.randn(x.shape, generator=generator)
+        x = (torch.randn(4, 3, 5, 5) + offset).to(memory_format=torch.channels_last)
+        weight = torch.randn(x.shape)
         gradients = []
         for model in (plain, shared):
             leaf = x.clone().requires_grad_()
             (model(leaf) * weight).sum().backward()
             gradients.append({"x": leaf.grad, **{name: value.grad for name, value in model.named_parameters()}})
         assert largest_difference(*gradients) < 1e-4
-    for name, value in plain.state_dict().items():
-        torch.testing.assert_close(shared.state_dict()[name], value)
+    torch.testing.assert_close(dict(shared.state_dict()), dict(plain.state_dict()))
     torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
 
 

@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import numpy as np
@@ -8,8 +7,9 @@ from PIL import Image
 from fdt_pipeline.shards import verify_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import LABELS, numbered_images
+from tests.train.made_up import interrupt_attack
 from train import demo, saved_run, setup
-from train.__main__ import main
+from train.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def quick_demo(tmp_path_factory):
 def test_the_demo_leaves_table_results_pictures_and_logs(quick_demo):
     out, table = quick_demo
     assert (out / "table.md").read_text() == table
-    results = json.loads((out / "results.json").read_text())
+    results = read_json(out / "results.json")
     assert results["models"].keys() == {"plain", "TN + FDT"}
     assert results["settings"]["seed"] == 0
     assert results["versions"]["torch"]
@@ -38,19 +38,12 @@ def test_a_finished_demo_is_shown_again_and_not_made_again(quick_demo, monkeypat
     assert demo.run_demo(quick_demo[0], demo.QUICK, "cpu") == quick_demo[1]
 
 
-def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch):
-    original, calls = saved_run.evaluate_robustness, iter(range(9))
-
-    def interrupted(*arguments, **options):
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(saved_run, "evaluate_robustness", interrupted)
-    assert main(["--quick", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 130
+def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch, refused):
+    batches = interrupt_attack(monkeypatch, 1)
+    assert "the same command goes on" in refused("--quick", "--out", tmp_path / "demo", "--device", "cpu", code=130)
     assert not (tmp_path / "demo" / "table.md").exists()
     assert demo.run_demo(tmp_path / "demo", demo.QUICK, "cpu") == quick_demo[1]
-    assert next(calls) == 3
+    assert next(batches) == 3
 
 
 def test_shards_that_a_kill_left_unfinished_are_made_again(tmp_path):

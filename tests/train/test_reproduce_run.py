@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fdt_pipeline.shards import load_shards
-from tests.train.made_up import SMALLER, run_killed
+from tests.train.made_up import SMALLER, interrupt_attack, run_killed
 from train import saved_run
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json, write_json
@@ -84,14 +84,7 @@ def test_a_table_killed_in_a_run_and_interrupted_in_an_attack_comes_out_the_same
     run_killed(command, step=7)  # two steps an epoch: in the second epoch of the second run
     assert (run / CHECKPOINT).exists()
     assert len(read_records(out)) == 1
-    attack, batches = saved_run.evaluate_robustness, iter(range(99))
-
-    def interrupted(*arguments, **options):
-        if next(batches) == 1:
-            raise KeyboardInterrupt
-        return attack(*arguments, **options)
-
-    monkeypatch.setattr(saved_run, "evaluate_robustness", interrupted)
+    batches = interrupt_attack(monkeypatch, 1)
     assert "the same command goes on" in refused(*command, code=130)
     assert read_json(run / ATTACK)["num_images"] == 25
     shown(*command)

@@ -142,23 +142,15 @@ def row(clean, exact, through=(), steps=2):
 
 def test_table_has_a_row_a_model_and_says_what_its_columns_mean():
     text = format_table({"plain": row(925, (925, 500, 301)), "TN+FDT": row(938, (938, 700, 400), (938, 800, 399))})
-    lines = text.splitlines()
-    assert lines[:4] == [
+    assert text.splitlines()[:4] == [
         "| model  | clean | eps 0.001: mean / last / worst |",
         "| ------ | ----: | -----------------------------: |",
         "| plain  | 92.50 |          40.05 / 30.10 / 30.00 |",
         "| TN+FDT | 93.80 |          55.00 / 39.90 / 39.80 |",
     ]
-    assert lines[4] == ""
-    assert [line.split(":")[0] for line in lines[5:]] == [
-        "* Accuracy in percent on 1,000 images",
-        "* mean (Eq. 7)",
-        "* last",
-        "* worst",
-        "* TN+FDT",
-    ]
+    assert "on 1,000 images" in text
     assert "average over the path from radius 0 to eps, not robustness at eps" in text
-    assert "attacked along the exact and the straight-through gradient" in text
+    assert "TN+FDT: attacked along the exact and the straight-through gradient" in text
 
 
 def table_of(**rows):
