@@ -72,7 +72,8 @@ def exported_config(run: SavedRun) -> dict[str, Any]:
 def results_of(folder: Path, run: SavedRun, weights: str) -> dict[str, Any]:
     """The run's own figures in each of its files, None for a file that is not there.
 
-    ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards."""
+    ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards.
+    """
     found: dict[str, Any] = dict.fromkeys((RESULTS, ROBUSTNESS, CHECKS))
     for name in found:
         path = folder / name

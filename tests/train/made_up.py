@@ -1,4 +1,4 @@
-"""Records with figures that are made up, as the runs of a table leave them; and a command that is killed."""
+"""Records with figures that are made up, as the runs of a table leave them; and runs that are killed or interrupted."""
 
 import json
 import signal
