@@ -14,7 +14,7 @@ from fdt_pipeline.tensor_norm import TensorNorm
 from models import build_model
 from tests.peers import peer
 from train.attack import PGD, PixelBounds, pgd_path, pgd_paths
-from train.robustness import EPS_VALUES, evaluate_robustness
+from train.robustness import EPS_VALUES
 
 GRAY = PixelBounds.from_normalization([117.0], 256.0)
 UNIT = PixelBounds.from_normalization([0.0], 255.0)
@@ -324,21 +324,3 @@ def test_paths_are_those_of_the_attacks_alone_to_the_bit(attacks, memory_format)
         assert torch.equal(path.correct, alone.correct)
         assert path.adversarial.is_contiguous(memory_format=memory_format)
     assert len({path.adversarial.sum().item() for path in together}) == len(attacks)
-
-
-def test_radii_that_share_a_batch_share_the_passes_which_are_one_a_step_and_a_last_forward():
-    model, passes, told = small_net(), [], []
-
-    def note(module, inputs, logits):
-        assert not any(part.training for part in module.modules())
-        assert not any(parameter.requires_grad for parameter in module.parameters())
-        passes.append(len(logits))
-
-    model.train().register_forward_hook(note)
-    x, labels = images_in(PAPER, 4, size=16), torch.arange(4)
-    evaluate_robustness(model, x, labels, PAPER, steps=3, together=True, progress=told.append)
-    assert passes == [16] * 4 * 2  # 3 steps and the last answer, for 4 radii at once, along 2 gradients
-    assert told == [4 * 4 * 3] * 2
-    passes.clear()
-    evaluate_robustness(model, x, labels, PAPER, steps=3)  # on a CPU each radius has a batch of its own
-    assert passes == [4] * 4 * 4 * 2

@@ -82,8 +82,8 @@ def test_figures_equal_a_slow_independent_count(clip):
     model = conv_net(normalized=True)
     x, labels = labelled(model, 20)
     first, second = (
-        evaluate_robustness(model, x[part], labels[part], BOUNDS, EPS, steps=STEPS, clip_pixels=clip)
-        for part in (slice(12), slice(12, 20))
+        evaluate_robustness(model, x[part], labels[part], BOUNDS, EPS, steps=STEPS, clip_pixels=clip, together=together)
+        for part, together in ((slice(12), False), (slice(12, 20), True))
     )
     result = first + second
     assert (result.steps, result.clip_pixels) == (STEPS, clip)
