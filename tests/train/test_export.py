@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from models import build_model
 from tests.peers import needs
+from tests.train.made_up import as_if_trained
 from train.__main__ import main
 from train.export import CARD, ONNX, WEIGHTS, export_run, largest_difference, to_onnx
 from train.files import CONFIG, read_json, write_json
@@ -19,16 +19,6 @@ CPU = torch.device("cpu")
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.peer]
 needs("onnxruntime")
-
-
-def as_if_trained(model):
-    """Statistics unlike those of a new network, which would hide a batch normalization that is left out."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(0.2 * torch.randn(module.num_features, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-    return model.eval()
 
 
 @pytest.mark.parametrize(
