@@ -8,7 +8,7 @@ import torch
 
 from tests.train.made_up import assert_equal_weights, fit_command, log_of, run_killed
 from train import files, setup, trainer
-from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, run_log
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, read_json, run_log
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate, make_loader
@@ -26,14 +26,8 @@ def weights(out):
     return read_checkpoint(out / CHECKPOINT)["model"]
 
 
-@pytest.fixture
-def finished(trained):
-    """(results, folder) of an undisturbed run of TN_FDT."""
-    return json.loads((trained / RESULTS).read_text()), trained
-
-
-def test_a_run_leaves_its_results_logs_and_checkpoints(finished):
-    results, out = finished
+def test_a_run_leaves_its_results_logs_and_checkpoints(trained):
+    results, out = read_json(trained / RESULTS), trained
     assert {path.name for path in out.iterdir()} == {CHECKPOINT, BEST, CONFIG, RESULTS, LOG, "tensorboard"}
     assert any((out / "tensorboard").iterdir())
     assert results["steps"] == 4 * 6
@@ -45,17 +39,17 @@ def test_a_run_leaves_its_results_logs_and_checkpoints(finished):
     assert rates == pytest.approx({0: 0.1, 1: 0.1, 2: 0.01, 3: 0.01})
 
 
-def test_saved_weights_give_the_logged_accuracy(finished, few_shards):
-    results, out = finished
+def test_saved_weights_give_the_logged_accuracy(trained, few_shards):
+    results = read_json(trained / RESULTS)
     for name in ("final", "best"):
-        saved = open_run(out, torch.device("cpu"), name)
+        saved = open_run(trained, torch.device("cpu"), name)
         assert saved.epoch == results[name]["epoch"]
         assert name == "best" or saved.weights == results["weights"]
         loader = make_loader(TN_FDT, few_shards / "test", saved.device, train=False)
         assert evaluate(saved.model, loader)[0] == results[name]["accuracy"]
 
 
-def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards, finished, tmp_path, monkeypatch):
+def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards, trained, tmp_path, monkeypatch):
     """As on a GPU, where an epoch takes less time than writing it. The last accuracy alone is in full float32."""
     written, precise, write = [], [], files.write_checkpoint
 
@@ -66,22 +60,22 @@ def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards
     monkeypatch.setattr(setup, "evaluate", noting)
     monkeypatch.setitem(trainer.CHECKPOINT_EVERY, "cpu", 1e9)
     monkeypatch.setattr(files, "write_checkpoint", lambda path, state: written.append(path.name) or write(path, state))
-    assert run(TN_FDT, few_shards, tmp_path / "run")["best"] == finished[0]["best"]
+    assert run(TN_FDT, few_shards, tmp_path / "run")["best"] == read_json(trained / RESULTS)["best"]
     assert written == [BEST, CHECKPOINT]
     assert precise == [False, False, False, True]
     for name in (BEST, CHECKPOINT):
-        ours, theirs = (read_checkpoint(folder / name) for folder in (tmp_path / "run", finished[1]))
+        ours, theirs = (read_checkpoint(folder / name) for folder in (tmp_path / "run", trained))
         assert ours.get("epoch") == theirs.get("epoch")
         assert_equal_weights(ours["model"], theirs["model"])
 
 
-def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
+def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, trained, tmp_path):
     out = tmp_path / "killed"
     run_killed(fit_command(few_shards, out), step=8)  # in the second epoch
     assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] == 1
     results = run(TN_FDT, few_shards, out, resume=True)
-    assert_equal_weights(weights(out), weights(finished[1]))
-    assert results["accuracies"] == finished[0]["accuracies"]
+    assert_equal_weights(weights(out), weights(trained))
+    assert results["accuracies"] == read_json(trained / RESULTS)["accuracies"]
     assert [record["step"] for record in log_of(out, "test")] == [6, 12, 18, 24]
 
 
@@ -91,7 +85,7 @@ def test_training_lowers_the_divergence_from_the_targets(few_shards, tmp_path):
     divergence = [record["kl"] for record in log_of(tmp_path / "run", "train")]
     assert len(divergence) == 20
     assert max(divergence[-5:]) < min(divergence[:2])
-    accuracies = json.loads((tmp_path / "run" / RESULTS).read_text())["accuracies"]
+    accuracies = read_json(tmp_path / "run" / RESULTS)["accuracies"]
     assert max(accuracies[-5:]) > 0.4  # chance is 0.1
 
 
@@ -121,21 +115,21 @@ def test_a_weight_or_statistic_that_is_no_number_is_noticed(name):
 
 
 def test_a_checkpoint_of_another_recipe_or_of_other_shards_is_refused_with_its_fields(
-    finished, few_shards, fashion_shards, tmp_path
+    trained, few_shards, fashion_shards, tmp_path
 ):
     other = replace(TN_FDT, lr=0.2, fdt=None)
     with pytest.raises(ValueError, match=r"another recipe: fdt was .* is now None; lr was 0\.1 and is now 0\.2"):
-        run(other, few_shards, finished[1], resume=True)
+        run(other, few_shards, trained, resume=True)
     with pytest.raises(ValueError, match="another shards: test was"):
-        run(TN_FDT, fashion_shards, finished[1], resume=True)
-    out = shutil.copytree(finished[1], tmp_path / "run")
+        run(TN_FDT, fashion_shards, trained, resume=True)
+    out = shutil.copytree(trained, tmp_path / "run")
     best = read_checkpoint(out / BEST)
     files.write_checkpoint(out / BEST, {**best, "recipe": {**best["recipe"], "seed": 7}})
     with pytest.raises(ValueError, match="another recipe: seed was 7 and is now 0"):
         open_run(out, torch.device("cpu"), "best")
 
 
-def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tmp_path):
+def test_a_file_that_is_no_checkpoint_of_a_run_is_named(trained, few_shards, tmp_path):
     def refuse(message, read=lambda: open_run(tmp_path, torch.device("cpu"))):
         with pytest.raises(ValueError, match=message):
             read()
@@ -143,9 +137,9 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tm
     files.write_checkpoint(tmp_path / CHECKPOINT, {"model": {}})
     no_checkpoint = r"checkpoint\.pt is not a checkpoint of this trainer"
     refuse(rf"{no_checkpoint} \(no 'recipe'\)", lambda: run(TN_FDT, few_shards, tmp_path, resume=True))
-    (tmp_path / CONFIG).write_text((finished[1] / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text((trained / CONFIG).read_text())
     refuse(no_checkpoint)
-    (tmp_path / CHECKPOINT).write_bytes((finished[1] / CHECKPOINT).read_bytes()[:5000])
+    (tmp_path / CHECKPOINT).write_bytes((trained / CHECKPOINT).read_bytes()[:5000])
     refuse(r"checkpoint\.pt cannot be read")
     (tmp_path / CONFIG).write_text("{}")
     refuse(r"config\.json is not a run's configuration \(no 'recipe'\)")
