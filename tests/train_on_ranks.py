@@ -39,7 +39,7 @@ def train(shards, out, dtype, name, batch_size, epochs, break_off=0):
     Run._step = keeping
     torch.set_default_dtype(dtype)
     try:
-        fit(make_recipe(name, batch_size=batch_size, epochs=epochs), shards, out, True, "cpu", show_progress=False)
+        fit(make_recipe(name, batch_size=batch_size, epochs=epochs), shards, out, True, "cpu")
     except BrokenOffError:
         pass
     finally:

@@ -227,7 +227,9 @@ def _checks_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=int, default=1000, help="of Square alone (default: %(default)s)")
     autoattack = parser.add_mutually_exclusive_group()
     autoattack.add_argument("--grey-levels", type=float, default=8, help="AutoAttack's radius (default: %(default)s)")
-    autoattack.add_argument("--no-autoattack", action="store_true", help="leave AutoAttack out")
+    autoattack.add_argument(
+        "--no-autoattack", dest="grey_levels", action="store_const", const=None, help="leave AutoAttack out"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of starts, noise and queries (default: %(default)s)")
     _saved_run_options(parser)
 

@@ -37,18 +37,15 @@ class Compiled:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._compiled: Network | None = torch.compile(model)
+        self._network: Network = torch.compile(model)
         self._has_run = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self._compiled is None:
-            return self._model(images)
-        if self._has_run:
-            return self._compiled(images)
         try:
-            logits = self._compiled(images)
+            logits = self._network(images)
         except Exception as error:  # a compiler's own kinds, which differ from release to release
-            self._compiled = None
+            if self._has_run:
+                raise
             reason = str(error).strip().splitlines()
             warnings.warn(
                 f"torch.compile failed here ({type(error).__name__}: {reason[0] if reason else 'no reason given'}): "
@@ -56,7 +53,8 @@ class Compiled:
                 UserWarning,
                 stacklevel=2,
             )
-            return self._model(images)
+            self._network = self._model
+            logits = self._model(images)
         self._has_run = True
         return logits
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,10 +164,8 @@ def pgd_paths(
     return [AttackPath(*path) for path in zip(rows, points, strict=True)]
 
 
-def _of_each_image(values: Sequence[float], origin: Tensor) -> Any:
-    """A number for one attack, f32[k*n 1 1 1] for k of them."""
-    if len(values) == 1:
-        return values[0]
+def _of_each_image(values: Sequence[float], origin: Tensor) -> Tensor:
+    """f32[k*n 1 1 1] of k attacks' values."""
     each = torch.tensor(values, dtype=torch.float32, device=origin.device)
     return each.repeat_interleave(len(origin) // len(values)).view(-1, 1, 1, 1)
 

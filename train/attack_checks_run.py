@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +150,7 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
     """-> the last lines; each check is printed as it is done. ValueError as from `robustness`."""
     peers.import_autoattack()
     device = pick_device(arguments.device)
-    settings = Settings(
-        arguments.eps,
-        arguments.steps,
-        arguments.restarts,
-        arguments.queries,
-        None if arguments.no_autoattack else arguments.grey_levels,
-    )
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     if arguments.json:
         prepare_json(arguments.json)
     run = open_run(arguments.run_folder, device, arguments.weights)
@@ -175,16 +169,13 @@ def checks_of_run(arguments: argparse.Namespace) -> str:
         report = run_checks(target, settings, plain, tell)
     if arguments.json:
         content = {
-            "run": str(arguments.run_folder),
+            **run.described(arguments.run_folder, loader),
             "weights": arguments.weights,
-            "made_from": run.made_from(loader),
-            "epoch": run.epoch,
-            "recipe": run.config["recipe"],
             "settings": vars(settings),
             "plain": str(arguments.plain) if arguments.plain else None,
             **report.to_dict(),
             "hardware": hardware(device),
-            "versions": {**versions(), "pyautoattack": peers.import_autoattack().__version__},
+            "versions": versions("pyautoattack"),
         }
         write_json(arguments.json, content)
     return report.summary()

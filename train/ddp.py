@@ -107,7 +107,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
 def sum_over_ranks(values: Tensor) -> Tensor:
     """f[...] -> f[...], the sum on every rank."""
     if this_rank().world_size > 1:
-        values = values.clone()
+        values = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values)
     return values
 
@@ -154,7 +154,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        count = dist.get_world_size() * x.numel() // x.shape[1]
+        count = this_rank().world_size * x.numel() // x.shape[1]
         mean = _sum(x) / count
         centred = x - mean
         variance = _sum(centred.square()) / count  # not E[x^2] - mean^2, which loses digits where |mean| >> deviation
@@ -179,14 +179,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _all_reduced(x)
+        return sum_over_ranks(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _all_reduced(gradient)
-
-
-def _all_reduced(x: Tensor) -> Tensor:
-    x = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(x)
-    return x
+        return sum_over_ranks(gradient)

@@ -6,17 +6,15 @@ same command goes on after Ctrl-C.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fdt_pipeline import FDT, FDTLoader
-from fdt_pipeline.shards import verify_shards, write_shards
+from fdt_pipeline.shards import verify_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import open_source
 from train.environment import hardware, versions
@@ -25,13 +23,11 @@ from train.plots import draw_batch, draw_paths
 from train.recipes import make_recipe
 from train.robust_accuracy import Robustness, format_table
 from train.robustness import EPS_VALUES
-from train.saved_run import attack_run, open_run
-from train.setup import pick_device
+from train.saved_run import ROBUSTNESS, attack_run, open_run
+from train.setup import FASHION_SUBSET, SPLITS, pick_device, shard_once
 from train.trainer import fit
 
-DATA = Path(__file__).parent / "data" / "fashion_mnist_subset"
 NAMES = {"demo_plain": "plain", "demo_tn_fdt": "TN + FDT"}
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -57,26 +53,23 @@ def run_demo(out: Path, settings: Settings, device_name: str | None = None) -> s
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(out / "settings.json", settings)
-    device, seconds = pick_device(device_name), _Stopwatch(out / "seconds.json")
-    shards = out / "shards"
+    device, shards = pick_device(device_name), out / "shards"
     for split in SPLITS:
-        with seconds.of(f"shard {split}"):
-            shard_split(shards / split, split, settings.seed)
-        with seconds.of(f"verify {split}"):
-            _verify(shards / split)
+        shard_once(partial(open_source, FASHION_SUBSET, split=split), shards / split, split, settings.seed)
+        _verify(shards / split)
     draw_batch(FDTLoader(shards / "train", 100, mix=FDT(), channels=3, seed=settings.seed), out / "batch.png")
-    for recipe in NAMES:
-        made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)
-        with seconds.of(f"fit {recipe}"):
-            fit(made, shards, out / recipe, resume=True, device=device_name)
-    rows = {}
+    models, rows = {}, {}
     for recipe, name in NAMES.items():
-        with seconds.of(f"attack {recipe}"):
-            rows[name] = _attack(out / recipe, shards, settings, device)
+        run = out / recipe
+        made = make_recipe(recipe, epochs=settings.epochs, seed=settings.seed)
+        training = fit(made, shards, run, resume=True, device=device_name)
+        rows[name] = _attack(run, shards, settings, device)
+        models[name] = {"training": training, "robustness": rows[name].to_dict()}
     table = format_table(rows)
     draw_paths(rows, out / "robustness.png")
     write_text(out / "table.md", table)
-    write_json(out / "results.json", _results(out, settings, rows, seconds.seconds, hardware(device)))
+    about = {"hardware": hardware(device), "versions": versions()}
+    write_json(out / "results.json", {"settings": settings.to_dict(), "models": models, **about})
     return table
 
 
@@ -87,12 +80,6 @@ def _check_settings(path: Path, settings: Settings) -> None:
     write_json(path, wanted)
 
 
-def shard_split(folder: Path, split: str, seed: int) -> None:
-    if not (folder / "manifest.json").exists():
-        with progress_bar(f"shard {split}", "images", always=True) as progress:
-            write_shards(open_source(DATA, split=split), folder, seed=seed, overwrite=True, progress=progress)
-
-
 def _verify(folder: Path) -> None:
     with progress_bar(f"verify {folder.name}", "shards", always=True) as progress:
         problems = verify_shards(folder, progress=progress)
@@ -101,45 +88,7 @@ def _verify(folder: Path) -> None:
 
 
 def _attack(run: Path, shards: Path, settings: Settings, device: torch.device) -> Robustness:
-    """Attacks again where robustness.json is of other weights, test shards or settings."""
-    path, saved = run / "robustness.json", open_run(run, device)
-    loader = saved.test_loader(shards)
-    made_from = {**saved.made_from(loader), "settings": settings.to_dict()}
-    if path.exists() and (found := read_json(path)).get("made_from") == made_from:
-        return Robustness.from_dict(found)
-    result = attack_run(saved, loader, settings.eps_values, settings.attack_steps, num_images=settings.attack_images)
-    write_json(path, {"made_from": made_from, **result.to_dict()})
-    return result
-
-
-def _results(
-    out: Path, settings: Settings, rows: dict[str, Robustness], seconds: dict[str, float], machine: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "settings": settings.to_dict(),
-        "models": {
-            name: {"training": read_json(out / recipe / "results.json"), "robustness": rows[name].to_dict()}
-            for recipe, name in NAMES.items()
-        },
-        "seconds": seconds,
-        "hardware": machine,
-        "versions": versions(),
-    }
-
-
-class _Stopwatch:
-    """Seconds of each stage, summed over the starts of an interrupted demo."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[stage] = round(self.seconds.get(stage, 0) + spent, 2)
-            write_json(self.path, self.seconds)
+    saved = open_run(run, device)
+    loader, images = saved.test_loader(shards), settings.attack_images
+    kept = run / ROBUSTNESS
+    return attack_run(saved, loader, settings.eps_values, settings.attack_steps, num_images=images, kept=kept)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,15 @@ from torch import Tensor, nn
 from fdt_pipeline.storage.atomic import atomic_file
 from fdt_pipeline.tensor_norm import ReLUTensorNorm, TensorNorm, fold_tensor_norm, tensor_norm_layers
 from train.environment import need
-from train.export_card import Results, model_card
+from train.export_card import model_card
 from train.files import CONFIG, RESULTS, check_folder, fitting, read_json, write_json, write_text
 from train.precision import full_float32
-from train.robust_accuracy import Robustness
-from train.saved_run import CHECKS, SavedRun, open_run
+from train.saved_run import CHECKS, ROBUSTNESS, SavedRun, open_run
 from train.setup import is_own
 
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
 CARD = "README.md"
-ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`, or of the demo
 # Of ONNX Runtime to PyTorch: absolute where logits are below 1, else as a share of the largest of them.
 TOLERANCE = 1e-4
 
@@ -73,36 +69,30 @@ def exported_config(run: SavedRun) -> dict[str, Any]:
     }
 
 
-def results_of(folder: Path, run: SavedRun, weights: str) -> Results:
-    """ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards."""
+def results_of(folder: Path, run: SavedRun, weights: str) -> dict[str, Any]:
+    """The run's own figures in each of its files, None for a file that is not there.
+
+    ValueError, with what to run again, for figures of other weights than `run` holds, or of other test shards.
+    """
     found: dict[str, Any] = dict.fromkeys((RESULTS, ROBUSTNESS, CHECKS))
     for name in found:
         path = folder / name
         if not path.exists():
             continue
-        found[name] = read_json(path)
-        if name == ROBUSTNESS:
-            found[name] = _row(found[name], run, path)
-        made_from = found[name] if name == RESULTS else found[name].get("made_from", {})
-        if made_from.get("weights") != run.weights and (name != RESULTS or weights == "final"):
+        content = read_json(path)
+        if name == RESULTS:
+            found[name] = content if weights == "best" or content.get("weights") == run.weights else None
+        else:  # of several models, or of the run alone
+            models = [(model, model.get("made_from", {})) for model in content.get("models", {"": content}).values()]
+            found[name] = next((model for model, made_from in models if made_from.get("weights") == run.weights), None)
+        if found[name] is None:
             raise ValueError(
                 f"{path} is not of the {weights} weights (epoch {run.epoch}): make it again with --weights {weights}, "
                 "or move it away"
             )
-        if name != RESULTS and made_from.get("shards") != run.config["shards"].get("test"):
+        if name != RESULTS and found[name]["made_from"].get("shards") != run.config["shards"].get("test"):
             raise ValueError(f"{path} is not of the run's test shards: make it again without --data, or move it away")
-    row = found[ROBUSTNESS]
-    return Results(found[RESULTS], Robustness.from_dict(row) if row else None, found[CHECKS])
-
-
-def _row(content: Mapping[str, Any], run: SavedRun, path: Path) -> Mapping[str, Any]:
-    """The run's own among several models; the demo's file holds nothing else."""
-    models = content.get("models", {"": content}).values()
-    same = [model for model in models if "run" in model and Path(model["run"]).resolve() == path.parent.resolve()]
-    found = same or [model for model in models if model.get("recipe", {"name": run.name})["name"] == run.name]
-    if len(found) != 1:
-        raise ValueError(f"{path} holds {len(found)} models like {run.name}: make it again with this run alone")
-    return found[0]
+    return found
 
 
 def _safetensors(run: SavedRun) -> bytes:
@@ -149,7 +139,8 @@ def for_inference(model: nn.Module) -> tuple[nn.Module, int]:
 def to_onnx(model: nn.Module, shape: tuple[int, ...], open_size: bool = True) -> tuple[bytes, int]:
     """(the file, number of TN sites folded) for images of `shape` (c, h, w), or of any size with `open_size`."""
     ready, num_folded = for_inference(model)
-    with _quiet(), torch.no_grad():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs each optional package that is not installed
+    with torch.no_grad():
         program = torch.onnx.export(
             ready,
             (torch.zeros(2, *shape),),
@@ -180,15 +171,3 @@ def largest_difference(model: nn.Module, onnx: bytes, images: Tensor) -> float:
             f"{TOLERANCE:g}: the file is not written"
         )
     return difference
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs a line for each optional package that is not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from train.files import RESULTS
 from train.robust_accuracy import Robustness, format_table
-from train.saved_run import SavedRun
+from train.saved_run import CHECKS, ROBUSTNESS, SavedRun
 from train.setup import is_own
 
 SHOWN_CLASSES = 10
 
 
-@dataclass(frozen=True)
-class Results:
-    """What is known of a run, each None where it was not measured: results.json, its row, the report of the checks."""
-
-    training: Mapping[str, Any] | None = None
-    robustness: Robustness | None = None
-    checks: Mapping[str, Any] | None = None
-
-
 def model_card(
-    run: SavedRun, config: Mapping[str, Any], results: Results, num_folded: int, onnx_difference: float
+    run: SavedRun, config: Mapping[str, Any], results: Mapping[str, Any], num_folded: int, onnx_difference: float
 ) -> str:
-    """Markdown. onnx_difference: of ONNX Runtime's logits to PyTorch's, as measured while exporting."""
+    """Markdown. results: content by file name, None for what was not measured. onnx_difference: of ONNX Runtime's
+    logits to PyTorch's, as measured while exporting."""
     recipe, classes, channels, given = (config[name] for name in ("recipe", "classes", "in_channels", "input"))
     height, width = given["size"]
     mean, std = (tuple(given[name]) for name in ("mean", "std"))
@@ -86,17 +78,17 @@ model.eval()
 
 ## Accuracy
 
-{_accuracy(run, results.training)}
+{_accuracy(run, results[RESULTS])}
 
 ## Robustness
 
-{_robustness(run, results.robustness)}
+{_robustness(run, results[ROBUSTNESS])}
 
-{_checks(results.checks)}
+{_checks(results[CHECKS])}
 
 ## Training
 
-{_training(recipe, results.training)}
+{_training(recipe, results[RESULTS])}
 """
 
 
@@ -113,10 +105,10 @@ def _accuracy(run: SavedRun, training: Mapping[str, Any] | None) -> str:
 | best, chosen on the test set | {best["epoch"]} | {100 * best["accuracy"]:.2f} |"""
 
 
-def _robustness(run: SavedRun, robustness: Robustness | None) -> str:
+def _robustness(run: SavedRun, robustness: Mapping[str, Any] | None) -> str:
     if robustness is None:
         return "Not measured: `python -m train robustness RUN --json RUN/robustness.json` before the export."
-    return format_table({run.name: robustness}).rstrip()
+    return format_table({run.name: Robustness.from_dict(robustness)}).rstrip()
 
 
 def _checks(checks: Mapping[str, Any] | None) -> str:

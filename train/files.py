@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ BEST = "best.pt"
 CONFIG = "config.json"
 LOG = "log.jsonl"
 RESULTS = "results.json"
+Log = Callable[..., None]  # (kind, step, epoch, **figures): appends a record of them
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,36 +115,22 @@ def differing_fields(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, A
     return [] if a == b else [(prefix, a, b)]
 
 
-class RunLog:
-    """Appends records {"step", "epoch", ...}. What a killed run logged after its checkpoint (step) is dropped.
+@contextmanager
+def run_log(out: Path, resume_step: int) -> Iterator[Log]:
+    """Yields what appends a record. What a killed run logged after its checkpoint (step) is dropped."""
+    path = out / LOG
+    kept = [record for record in _records(path) if record["step"] <= resume_step] if resume_step else []
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    with path.open("a") as file, SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1) as board:
 
-    With writes False, on the ranks that write no files, it does nothing.
-    """
-
-    def __init__(self, out: Path, resume_step: int, writes: bool = True) -> None:
-        self._open = ExitStack()
-        self._writes = writes
-        if writes:
-            path = out / LOG
-            kept = [record for record in _records(path) if record["step"] <= resume_step] if resume_step else []
-            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-            self._file = self._open.enter_context(path.open("a"))
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step + 1)
-            self._open.callback(self._board.close)
-
-    def add(self, kind: str, step: int, epoch: int, **values: float) -> None:
-        if self._writes:
+        def add(kind: str, step: int, epoch: int, **values: float) -> None:
             record: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **values}
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
             for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                board.add_scalar(f"{kind}/{name}", value, step)
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+        yield add
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -153,8 +140,6 @@ def _records(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError:
-            break
-        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
             break
         records.append(record)
     return records

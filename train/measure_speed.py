@@ -233,7 +233,7 @@ def attack_speed(name: str, num_images: int, size: int, steps: int, num_rounds: 
         "ours": partial(pgd_path, model, x, labels, attack, BOUNDS),
         "foolbox": peer,
         "foolbox, parameters frozen": partial(peer, freeze=True),
-        "ours, all columns": partial(evaluate_robustness, model, [(x, labels)], BOUNDS, steps=steps, together=False),
+        "ours, all columns": partial(evaluate_robustness, model, x, labels, BOUNDS, steps=steps, together=False),
         "foolbox, all columns, parameters frozen": partial(foolbox_columns, model, x, labels, steps),
     }
     seconds = measure_rounds({key: partial(seconds_of, turn, device) for key, turn in turns.items()}, num_rounds)

@@ -40,11 +40,6 @@ class AttackCounts:
     def last(self) -> float:
         return self.correct[-1] / self.num_images
 
-    @property
-    def worst(self) -> float:
-        """Share of the images that are right at every iterate t = 0..T."""
-        return self.correct_throughout / self.num_images
-
 
 @dataclass(frozen=True)
 class RobustnessAtEps:

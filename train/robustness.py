@@ -1,4 +1,4 @@
-"""Robust accuracy: PGD at several radii over a data set, with both gradients of tensor normalization.
+"""Robust accuracy: PGD at several radii, with both gradients of tensor normalization.
 
 The paper's attack follows the straight-through gradient of TN, which is not the gradient of the network. A model with
 TN is therefore attacked with the exact gradient too, and the worse of the two is reported.
@@ -6,8 +6,7 @@ TN is therefore attacked with the exact gradient too, and the worse of the two i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,64 +21,40 @@ EPS_VALUES = (1e-1, 1e-2, 1e-3, 1e-4)  # the columns of Tables 1 and 2
 
 def evaluate_robustness(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    x: Tensor,
+    labels: Tensor,
     bounds: PixelBounds | None,
     eps_values: Sequence[float] = EPS_VALUES,
     *,
     steps: int = 40,
     clip_pixels: bool = True,
-    device: torch.device | str | None = None,
     together: bool | None = None,
     precision: Precision | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Robustness:
-    """Attacks every batch (images f32[n c h w], labels i64[n]) once for each eps and TN gradient; reads `batches` once.
+    """Attacks a batch, x f32[n c h w] with labels i64[n], once for each eps and TN gradient; results of batches add up.
 
     A model with TN layers is attacked along the exact and the straight-through gradient, any other along the exact one.
-    For tensors in memory pass `zip(images.split(100), labels.split(100))`. `device`, where the batches are moved to,
-    defaults to the model's. `together` attacks at all radii in one batch of n * radii images; by default on a GPU,
-    which a batch of 100 does not fill. `precision` is "tf32" on a GPU by default (precision.py says what that is), else
-    "float32", and is in the result. After each attack `progress` is called with the image-steps that it took (n *
-    steps), as tqdm.update wants it; their total is images * steps * radii * gradients, each one pass forward and back.
+    `together` attacks at all radii in one batch of n * radii images; by default on a GPU, which a batch of 100 does not
+    fill. `precision` is "tf32" on a GPU by default (precision.py says what that is), else "float32", and is in the
+    result. After each attack `progress` is called with the image-steps that it took (n * steps), as tqdm.update wants
+    it; their total is images * steps * radii * gradients, each one pass forward and back.
     """
     if not eps_values or len(set(eps_values)) != len(eps_values):
         raise ValueError(f"expected one or more different eps_values, got {list(eps_values)}")
-    if isinstance(batches, Tensor):
-        raise ValueError("expected batches of (images, labels), got a tensor; pass [(images, labels)]")
     attacks = [PGD(eps, steps, clip_pixels=clip_pixels) for eps in eps_values]
-    tensors = chain(model.parameters(), model.buffers())
-    device = torch.device(device or next((tensor.device for tensor in tensors), "cpu"))
-    precision = attack_precision(precision, device.type)
-    together = device.type == "cuda" if together is None else together
+    precision = attack_precision(precision, x.device.type)
+    together = x.device.type == "cuda" if together is None else together
     groups = [attacks] if together else [[attack] for attack in attacks]  # the attacks that share a batch
-    whole: Robustness | None = None
-    for x, labels in batches:
-        correct = _attack_batch(model, x.to(device), labels.to(device), groups, bounds, precision, progress)
-        counts = _counts(correct, attacks, gradients_to_follow(model), precision)
-        whole = whole + counts if whole else counts
-    if whole is None:
-        raise ValueError("expected at least one batch, got none; was the iterable used up before?")
-    return whole
-
-
-def _attack_batch(
-    model: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    groups: Sequence[Sequence[PGD]],
-    bounds: PixelBounds | None,
-    precision: Precision,
-    progress: Callable[[int], object] | None,
-) -> Tensor:
-    """bool[gradient eps T+1 n]: is the answer right at x^t."""
     rows, gradients = [], gradients_to_follow(model)
     for gradient in gradients:
         with tensor_norm_gradient(model, gradient):
             for group in groups:
                 rows += [path.correct for path in pgd_paths(model, x, labels, group, bounds, precision)]
                 if progress is not None:
-                    progress(len(x) * sum(attack.steps for attack in group))
-    return torch.stack(rows).unflatten(0, (len(gradients), -1))
+                    progress(len(x) * steps * len(group))
+    correct = torch.stack(rows).unflatten(0, (len(gradients), -1))  # bool[gradient eps T+1 n]
+    return _counts(correct, attacks, gradients, precision)
 
 
 def _counts(correct: Tensor, attacks: Sequence[PGD], gradients: Sequence[str], precision: Precision) -> Robustness:

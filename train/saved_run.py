@@ -36,6 +36,7 @@ from train.robustness import EPS_VALUES, evaluate_robustness
 from train.setup import make_model, output_options, pick_device, test_folder
 
 WEIGHTS = {"final": CHECKPOINT, "best": BEST}
+ROBUSTNESS = "robustness.json"  # of `python -m train robustness RUN --json RUN/robustness.json`, or of the demo
 CHECKS = "checks.json"  # of `python -m train checks RUN --json RUN/checks.json`
 
 
@@ -56,6 +57,11 @@ class SavedRun:
     def made_from(self, loader: FDTLoader) -> dict[str, Any]:
         """What figures of this run on the loader's samples depend on, beside the attack: JSON values."""
         return {"weights": self.weights, "shards": loader.manifest.sha256}
+
+    def described(self, folder: Path, loader: FDTLoader) -> dict[str, Any]:
+        """What a file of figures says of the run: JSON values."""
+        recipe = self.config["recipe"]
+        return {"run": str(folder), "made_from": self.made_from(loader), "epoch": self.epoch, "recipe": recipe}
 
     def test_loader(self, data: Path | None = None, batch_size: int = 100) -> FDTLoader:
         """The test samples, standardized as in training. data, a folder with test/ or the test shards themselves, takes
@@ -131,12 +137,12 @@ def attack_run(
             start = time.perf_counter()
             counts = evaluate_robustness(
                 run.model,
-                [(images, labels)],
+                images,
+                labels,
                 bounds,
                 eps_values,
                 steps=steps,
                 clip_pixels=clip_pixels,
-                device=run.device,
                 precision=precision,
                 progress=bar.update,
             )
@@ -185,13 +191,7 @@ def robustness_of_runs(arguments: argparse.Namespace) -> str:
         rows[name] = attack_run(
             run, loader, arguments.eps, arguments.steps, not arguments.no_clip, arguments.images, arguments.precision
         )
-        report["models"][name] = {
-            "run": str(folder),
-            "made_from": run.made_from(loader),
-            "epoch": run.epoch,
-            "recipe": run.config["recipe"],
-            **rows[name].to_dict(),
-        }
+        report["models"][name] = {**run.described(folder, loader), **rows[name].to_dict()}
         if arguments.json:  # after every run, so that an interruption loses one at most
             write_json(arguments.json, report)
     return format_table(rows)

@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
 from fdt_pipeline.losses import cross_entropy, multi_label_loss
+from fdt_pipeline.shards import write_shards
+from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.sources import Source
 from fdt_pipeline.tensor_norm import insert_tensor_norm
 from models import build_model
 from train.controls import insert_positional_norm
 from train.ddp import share_of_batch, sum_over_ranks
 from train.precision import autocast, full_float32
 from train.recipes import Recipe
+
+SPLITS = ("train", "test")
+FASHION_SUBSET = Path(__file__).parent / "data" / "fashion_mnist_subset"
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -34,6 +40,13 @@ def train_folder(data: Path) -> Path:
 
 def test_folder(data: Path) -> Path | None:
     return data / "test" if (data / "test" / "manifest.json").is_file() else None
+
+
+def shard_once(open_images: Callable[[], Source], folder: Path, name: str, seed: int = 0) -> None:
+    """Makes the shards, with a bar, unless the folder has them already; what a kill left there is made again."""
+    if not (folder / "manifest.json").exists():
+        with progress_bar(f"shard {name}", "images", always=True) as progress:
+            write_shards(open_images(), folder, seed=seed, overwrite=True, progress=progress)
 
 
 def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool) -> FDTLoader:

@@ -8,7 +8,7 @@ the plain step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,18 +85,16 @@ class NonFiniteLossError(RuntimeError):
     """Training diverged."""
 
 
-def checked_figures(waiting: list[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float, float]]:
-    """(step, loss f32[], KL f32[]) -> numbers, fetched together, as each fetch waits for a GPU.
+def checked_figures(first_step: int, figures: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
+    """(loss f32[], KL f32[]) of each step from `first_step` on -> numbers, fetched together: a fetch waits for a GPU.
 
     Means over the ranks, so that all of them stop at the same step. NonFiniteLossError for the first step whose loss is
     none.
     """
-    if not waiting:
-        return
-    figures = mean_over_ranks(torch.stack([torch.stack([loss, kl]) for _, loss, kl in waiting])).tolist()
-    for (step, _, _), (loss, kl) in zip(waiting, figures, strict=True):
+    means = mean_over_ranks(torch.stack([torch.stack(pair) for pair in figures])).tolist()
+    for step, (loss, _) in enumerate(means, first_step):
         check_finite(step, "loss of", loss)
-        yield step, loss, kl
+    return means
 
 
 def check_weights(model: nn.Module, step: int) -> None:

@@ -7,7 +7,7 @@ weights of one that was not. What it leaves in `out` is listed in train/README.m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from train import ddp, files, setup
 from train.accelerate import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.environment import hardware, versions
-from train.files import RunLog
+from train.files import Log
 from train.recipes import Recipe
 from train.step import (
     TrainStep,
@@ -33,11 +33,14 @@ from train.step import (
     make_scaler,
 )
 
-# Losses are looked at so many steps late on a GPU, where each look waits for it; the message names the very step.
-CHECK_EVERY = {"cpu": 1, "cuda": 50}
+# Steps whose losses are checked and logged together, as each look waits for a GPU; an error names the very step.
 LOG_EVERY = 50
 # Seconds between checkpoints. On a GPU an epoch of CIFAR-10 takes 2 s, and writing 250 MB of ResNet-34 would add half.
 CHECKPOINT_EVERY = {"cpu": 0.0, "cuda": 20.0}
+
+
+def _no_log(*_: Any, **__: Any) -> None:
+    """On the ranks that write no files."""
 
 
 @dataclass
@@ -50,10 +53,6 @@ class Progress:
     best_epoch: int | None = None
     seconds: float = 0.0
 
-    @property
-    def best_accuracy(self) -> float | None:
-        return None if self.best_epoch is None else self.accuracies[self.best_epoch]
-
 
 def fit(
     recipe: Recipe,
@@ -61,7 +60,6 @@ def fit(
     out: Path,
     resume: bool = False,
     device: str | None = None,
-    show_progress: bool = True,
     compile_it: bool | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
@@ -75,7 +73,7 @@ def fit(
     if compile_it and ddp.this_rank().world_size > 1:
         raise ValueError("--compile is for one process: leave it out under torchrun")
     with ddp.process_group(setup.pick_device(device)) as device_of_rank:
-        run = Run(recipe, data, out, device_of_rank, show_progress, compile_it)
+        run = Run(recipe, data, out, device_of_rank, compile_it)
         checkpoint = out / files.CHECKPOINT
         if checkpoint.exists() and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
@@ -94,15 +92,9 @@ class Run:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        data: Path,
-        out: Path,
-        device: torch.device,
-        show_progress: bool,
-        compile_it: bool | None = None,
+        self, recipe: Recipe, data: Path, out: Path, device: torch.device, compile_it: bool | None = None
     ) -> None:
-        self.recipe, self.data, self.out, self.device, self.show_progress = recipe, data, out, device, show_progress
+        self.recipe, self.data, self.out, self.device = recipe, data, out, device
         self.loader = setup.make_loader(recipe, setup.train_folder(data), device, train=True)
         tests = setup.test_folder(data)
         self.test_loader = setup.make_loader(recipe, tests, device, train=False) if tests else None
@@ -142,9 +134,9 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             files.write_json(self.out / files.CONFIG, self.config())
         if not self.finished:
-            hidden, step = not (self.show_progress and writes), self.progress.step
-            bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=hidden)
-            with RunLog(self.out, step, writes) as log, bar:
+            step = self.progress.step
+            bar = tqdm(desc=self.recipe.name, total=self.num_steps, initial=step, unit="step", disable=not writes)
+            with files.run_log(self.out, step) if writes else nullcontext(_no_log) as log, bar:
                 while not self.finished:
                     self._epoch(log, bar)
         results = self.results()
@@ -152,21 +144,28 @@ class Run:
             files.write_json(self.out / files.RESULTS, results)
         return results
 
-    def _epoch(self, log: RunLog, bar: tqdm[Any]) -> None:
+    def _epoch(self, log: Log, bar: tqdm[Any]) -> None:
         start, progress = time.perf_counter(), self.progress
-        waiting: list[tuple[float, float]] = []
-        for step, loss, kl in self._steps(bar):
-            waiting.append((loss, kl))
+        waiting: list[tuple[Tensor, Tensor]] = []
+        self.model.train()
+        self.loader.set_epoch(progress.epoch)
+        for images, targets in self.loader:
+            if progress.step >= self.num_steps:
+                break
+            waiting.append(self._step(images, targets))
+            progress.step += 1
+            bar.update()
             if len(waiting) == LOG_EVERY:
-                self._log_means(log, step, waiting)
-        self._log_means(log, progress.step, waiting)
+                self._log_means(log, waiting)
+                waiting = []
+        self._log_means(log, waiting)
         self.schedule.step()
         check_weights(self.model, progress.step)
         progress.epoch += 1
         if self.test_loader:
             accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished)
             check_finite(progress.step, "test loss after", loss)
-            log.add("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
+            log("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
             bar.set_postfix(test=f"{100 * accuracy:.2f}%")
         progress.seconds += time.perf_counter() - start
@@ -180,38 +179,22 @@ class Run:
             files.write_checkpoint(self.out / files.CHECKPOINT, self.state())
         self._best_state, self._written = None, time.perf_counter()
 
-    def _log_means(self, log: RunLog, step: int, waiting: list[tuple[float, float]]) -> None:
-        """One record of the mean loss and KL of the steps since the last one; empties `waiting`."""
+    def _log_means(self, log: Log, waiting: list[tuple[Tensor, Tensor]]) -> None:
+        """Checks the (loss, KL) of the steps since the last record, and logs their means."""
         if waiting:
-            loss, kl = (sum(values) / len(waiting) for values in zip(*waiting, strict=True))
-            log.add("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
-            waiting.clear()
+            step = self.progress.step
+            figures = checked_figures(step - len(waiting) + 1, waiting)
+            loss, kl = (sum(values) / len(waiting) for values in zip(*figures, strict=True))
+            log("train", step, self.progress.epoch, loss=loss, kl=kl, lr=self.optimizer.param_groups[0]["lr"])
 
     def _keep_best(self, accuracy: float) -> None:
         progress = self.progress
-        best = progress.best_accuracy
+        is_best = accuracy > max(progress.accuracies, default=-1.0)
         progress.accuracies.append(accuracy)
-        if best is None or accuracy > best:
+        if is_best:
             progress.best_epoch = progress.epoch - 1
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self._best_state = {"recipe": self.recipe.to_dict(), "model": weights, "epoch": progress.best_epoch}
-
-    def _steps(self, bar: tqdm[Any]) -> Iterator[tuple[int, float, float]]:
-        """One epoch; yields (step, loss, KL), on a GPU some steps late."""
-        waiting: list[tuple[int, Tensor, Tensor]] = []
-        self.model.train()
-        self.loader.set_epoch(self.progress.epoch)
-        for images, targets in self.loader:
-            if self.progress.step >= self.num_steps:
-                break
-            loss, kl = self._step(images, targets)
-            self.progress.step += 1
-            waiting.append((self.progress.step, loss, kl))
-            bar.update()
-            if len(waiting) >= CHECK_EVERY[self.device.type]:
-                yield from checked_figures(waiting)
-                waiting = []
-        yield from checked_figures(waiting)
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         images, targets = self.change(images, targets, self.progress.step)
@@ -236,7 +219,7 @@ class Run:
             "weights": files.hash_weights(self.model.state_dict()),
             "steps": progress.step,
             "final": {"epoch": progress.epoch - 1, "accuracy": last},
-            "best": {"epoch": progress.best_epoch, "accuracy": progress.best_accuracy},
+            "best": {"epoch": progress.best_epoch, "accuracy": max(progress.accuracies, default=None)},
             "accuracies": progress.accuracies,
             "seconds": round(progress.seconds, 1),
             "mode": self.loader.mode,

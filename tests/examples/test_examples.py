@@ -1,12 +1,9 @@
 """The examples, run as users do, each in a process of its own, with the real libraries."""
 
 import math
-import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch
 
 from fdt_pipeline import FDTLoader
 from tests.peers import needs
+from tests.processes import run_python
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "shared.py")
@@ -36,28 +34,9 @@ class Example:
 
 
 def run_example(name, shards, folder, *arguments, ranks=None):
-    """Run it in `folder`, under torchrun where `ranks` says how many; it must succeed, with no warning of ours."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    command = [sys.executable, *launcher, EXAMPLES / f"{name}.py", shards, *arguments]
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its ranks then
-        raise
-    assert process.returncode == 0, errors
+    """Run it in `folder`; no warning may be ours."""
+    output, errors = run_python(EXAMPLES / f"{name}.py", shards, *arguments, ranks=ranks, folder=folder)
     assert not re.findall(r"^.*/(?:fdt_pipeline|examples)/.*Warning.*$", errors, re.MULTILINE)
-    return _read(output)
-
-
-def _read(output):
     steps = [(int(step), float(loss)) for step, loss in re.findall(r"^step (\d+): loss (\S+)", output, re.MULTILINE)]
     losses = dict(steps)
     assert len(losses) == len(steps), "a step was printed twice"

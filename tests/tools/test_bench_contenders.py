@@ -141,13 +141,6 @@ def test_classes_are_drawn_in_the_order_of_uniform_images_among_the_classes_left
     assert stats.chisquare(np.bincount(members, minlength=8)[3:]).pvalue > ALPHA
 
 
-def test_ours_is_the_first_and_each_says_how_many_images_an_output_takes():
-    """A sum of FDT takes half of all classes and one."""
-    assert ENTRIES[0].name == "ours, resident, native, FDT"
-    per_output = {entry.mixing: entry.images_per_output(100) for entry in ENTRIES}
-    assert per_output == {"none": 1, "mixup": 2, "fdt in the batch": 50.5, "fdt": 50.5}
-
-
 def test_an_image_is_decoded_in_each_form_in_which_a_library_stores_it(numbered):
     """Gray among color too. Batches are pairs of images and labels."""
     planes, file = torch.tensor(IMAGES[7]).permute(2, 0, 1), BytesIO()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.contenders import choose, find_entry
 from tools.bench.race import Options
 from tools.bench.resources import process_tree, usage, used_between, wait_until_idle
 from tools.bench.subsets import write_check_sets
@@ -105,13 +104,6 @@ def test_the_use_of_a_tree_counts_children_and_those_that_ended():
     assert 0.2 <= used["cpu"] < 30
     assert used["by_read"] >= 1 << 20
     assert used["peak"] >= used["memory"] > 0
-
-
-def test_an_own_contender_says_how_it_mixes():
-    assert find_entry(f"{MODULE}:mixed").mixing == "fdt"
-    assert choose([], [f"{MODULE}:mixed", f"{MODULE}:whole"], ["fdt"]) == [f"{MODULE}:mixed"]
-    with pytest.raises(ValueError, match="no contender is left with mixing mixup"):
-        choose([], [f"{MODULE}:whole"], ["mixup"])
 
 
 def test_a_process_that_works_is_not_idle(monkeypatch):

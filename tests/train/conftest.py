@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.train.made_up import fit_command
 from train.__main__ import main
 
 
@@ -9,14 +10,25 @@ from train.__main__ import main
 def trained(few_shards, tmp_path_factory):
     """Folder of a run of small_tn_fdt, 4 epochs of 6 steps. Tests that change it take a copy."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    command = ["fit", "--recipe", "small_tn_fdt", "--data", str(few_shards), "--out", str(out), "--device", "cpu"]
-    assert main([*command, "--epochs", "4", "--batch-size", "50"]) == 0
+    assert main(fit_command(few_shards, out)) == 0
     return out
 
 
 @pytest.fixture
+def shown(capsys):
+    """-> function that runs `python -m train ARGUMENTS`, wants exit code 0, and returns stdout."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
 def refused(capsys):
-    """-> function that runs `python -m train ARGUMENTS`, wants exit code 2 (or `code`), and returns stderr."""
+    """The same for exit code 2 (or `code`) and stderr."""
 
     def run(*arguments, code=2):
         capsys.readouterr()

@@ -1,12 +1,15 @@
-"""Records with figures that are made up, as the runs of a table leave them; and a command that is killed."""
+"""Records with figures that are made up, as the runs of a table leave them; and runs that are killed or interrupted."""
 
+import json
 import signal
 import subprocess
 import sys
 
 import torch
 
+from train import saved_run
 from train.environment import versions
+from train.files import LOG
 from train.reproduce import running
 from train.reproduce import settings as table_settings
 from train.reproduce.paper import Row
@@ -73,10 +76,53 @@ def write_table(out, records, settings=TINY, missing=None):
     return out
 
 
+def as_if_trained(model):
+    """In eval mode, with statistics unlike a new network's, which would hide a batch normalization that is left out."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(0.2 * torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+    return model.eval()
+
+
+def fit_command(shards, out):
+    """Of the run of `trained`: 4 epochs of 6 steps."""
+    command = ["fit", "--recipe", "small_tn_fdt", "--data", str(shards), "--out", str(out), "--device", "cpu"]
+    return [*command, "--epochs", "4", "--batch-size", "50"]
+
+
+def log_of(out, *kinds):
+    """Records of these kinds in the log of a run."""
+    records = map(json.loads, (out / LOG).read_text().splitlines())
+    return [record for record in records if record["kind"] in kinds]
+
+
+def assert_equal_weights(a, b):
+    """Of two state_dicts."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def interrupt_attack(monkeypatch, batch):
+    """A Ctrl-C at this batch of all that are attacked. -> what gives the number of the next one."""
+    attack, batches = saved_run.evaluate_robustness, iter(range(99))
+
+    def interrupted(*arguments, **options):
+        if next(batches) == batch:
+            raise KeyboardInterrupt
+        return attack(*arguments, **options)
+
+    monkeypatch.setattr(saved_run, "evaluate_robustness", interrupted)
+    return batches
+
+
 def run_killed(command, step):
     """`python -m train COMMAND` in a process that is killed when it takes this optimizer step, counted from 0."""
     code = f"""
 import os
+import json
 import signal
 import torch
 from tests.train.made_up import SMALLER

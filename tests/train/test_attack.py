@@ -13,8 +13,9 @@ from torch import nn
 from fdt_pipeline.tensor_norm import TensorNorm
 from models import build_model
 from tests.peers import peer
+from tests.train.made_up import as_if_trained
 from train.attack import PGD, PixelBounds, pgd_path, pgd_paths
-from train.robustness import EPS_VALUES, evaluate_robustness
+from train.robustness import EPS_VALUES
 
 GRAY = PixelBounds.from_normalization([117.0], 256.0)
 UNIT = PixelBounds.from_normalization([0.0], 255.0)
@@ -35,16 +36,12 @@ NORMS = {"plain": nn.Identity, "straight-through": TensorNorm, "exact": lambda: 
 
 
 def conv_net(norm="plain", seed=0):
-    """Random, with batch-norm statistics of its own, so that train mode would answer differently."""
+    """Random; train mode would answer differently."""
     torch.manual_seed(seed)
     stem = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), NORMS[norm]()]
     body = [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), NORMS[norm]()]
     net = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
-    for module in net:
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = torch.rand(8) - 0.5
-            module.running_var = torch.rand(8) + 0.5
-    return net.eval()
+    return as_if_trained(net)
 
 
 def images_in(bounds, num, seed=0, size=8):
@@ -295,16 +292,6 @@ def test_impossible_threat_models_and_input_that_does_not_fit_are_refused(wrong,
         wrong()
 
 
-def small_net():
-    """With TN, batch-norm statistics of its own, and no class that is always answered."""
-    torch.manual_seed(0)
-    model = build_model("small", 10, tensor_norm="straight-through")
-    with torch.no_grad():
-        for _ in range(20):
-            model.train()(images_in(PAPER, 64, seed=1, size=16))
-    return model.eval()
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "attacks",
@@ -315,7 +302,9 @@ def small_net():
     ],
 )
 def test_paths_are_those_of_the_attacks_alone_to_the_bit(attacks, memory_format):
-    model, x = small_net(), images_in(PAPER, 8, size=16).to(memory_format=memory_format)
+    torch.manual_seed(0)
+    model = as_if_trained(build_model("small", 10, tensor_norm="straight-through"))
+    x = images_in(PAPER, 8, size=16).to(memory_format=memory_format)
     labels = predicted(model, x)
     together = pgd_paths(model, x, labels, attacks, PAPER)
     for path, attack in zip(together, attacks, strict=True):
@@ -324,21 +313,3 @@ def test_paths_are_those_of_the_attacks_alone_to_the_bit(attacks, memory_format)
         assert torch.equal(path.correct, alone.correct)
         assert path.adversarial.is_contiguous(memory_format=memory_format)
     assert len({path.adversarial.sum().item() for path in together}) == len(attacks)
-
-
-def test_radii_that_share_a_batch_share_the_passes_which_are_one_a_step_and_a_last_forward():
-    model, passes, told = small_net(), [], []
-
-    def note(module, inputs, logits):
-        assert not any(part.training for part in module.modules())
-        assert not any(parameter.requires_grad for parameter in module.parameters())
-        passes.append(len(logits))
-
-    model.train().register_forward_hook(note)
-    x, labels = images_in(PAPER, 4, size=16), torch.arange(4)
-    evaluate_robustness(model, [(x, labels)], PAPER, steps=3, together=True, progress=told.append)
-    assert passes == [16] * 4 * 2  # 3 steps and the last answer, for 4 radii at once, along 2 gradients
-    assert told == [4 * 4 * 3] * 2
-    passes.clear()
-    evaluate_robustness(model, [(x, labels)], PAPER, steps=3)  # on a CPU each radius has a batch of its own
-    assert passes == [4] * 4 * 4 * 2

@@ -1,6 +1,5 @@
 """The checks tell a network that hides its gradient from one that does not."""
 
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -12,7 +11,6 @@ from torch.nn.functional import cross_entropy
 
 from fdt_pipeline.tensor_norm import ReLUTensorNorm
 from tests.peers import needs
-from train.__main__ import main
 from train.attack import PGD, PixelBounds
 from train.attack_checks import (
     Target,
@@ -25,6 +23,7 @@ from train.attack_checks import (
 )
 from train.attack_checks_autoattack import AutoAttackStages
 from train.attack_checks_run import Settings, run_checks
+from train.files import read_json, write_json
 from train.saved_run import open_run
 
 BOUNDS = PixelBounds.from_normalization((122.0, 117.0, 104.0), 256.0)
@@ -224,17 +223,16 @@ def test_impossible_settings_a_model_that_is_never_right_and_several_stds_are_re
         _ = Target(net, x, labels, PixelBounds.from_normalization((0, 0, 0), (255, 128, 64))).span
 
 
-def test_checks_of_a_run_are_printed_and_written(trained, tmp_path, capsys):
-    command = ["checks", str(trained), "--plain", str(trained), "--images", "6", "--restarts", "1", "--queries", "20"]
-    assert main([*command, "--json", str(tmp_path / "checks.json"), "--device", "cpu"]) == 0
-    output = capsys.readouterr().out
-    report = json.loads((tmp_path / "checks.json").read_text())
+def test_checks_of_a_run_are_printed_and_written(trained, tmp_path, shown):
+    quick = ["--images", 6, "--restarts", 1, "--queries", 20, "--device", "cpu"]
+    output = shown("checks", trained, "--plain", trained, *quick, "--json", tmp_path / "checks.json")
+    report = read_json(tmp_path / "checks.json")
     assert report["num_images"] == 6
     saved = open_run(trained, torch.device("cpu"))
     assert report["made_from"] == saved.made_from(saved.test_loader())
     assert report["versions"]["pyautoattack"]
     assert report["grey_levels"] == pytest.approx(256 * report["eps"])
-    assert [check["name"] for check in report["checks"]][-1] == "AutoAttack"
+    assert report["checks"][-1]["name"] == "AutoAttack"
     assert report["checks"][-1]["eps"] == pytest.approx(8 / 256)
     assert report["masked"] == any(check["masked"] for check in report["checks"])
     for check in report["checks"]:
@@ -245,12 +243,10 @@ def test_checks_of_a_run_are_printed_and_written(trained, tmp_path, capsys):
 
 def test_a_plain_run_on_other_classes_and_more_images_than_there_are_are_refused(trained, tmp_path, refused):
     other = shutil.copytree(trained, tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "classes": config["classes"][::-1]}))
+    config = read_json(other / "config.json")
+    write_json(other / "config.json", {**config, "classes": config["classes"][::-1]})
     assert "has other classes than small_tn_fdt" in refused("checks", trained, "--plain", other, "--images", "5")
     assert "must be in 1..100, got 101" in refused("checks", trained, "--images", "101")
-    with pytest.raises(SystemExit):
-        main(["checks", str(trained), "--no-autoattack", "--grey-levels", "4"])
 
 
 def test_a_missing_package_is_told_with_its_extra(trained, monkeypatch, refused):

@@ -1,15 +1,15 @@
 """`python -m train`: fit, then the attack on what it has trained, and what is refused on the way."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fdt_pipeline.cli import main as cli
+from tests.folders import save_image
 from train.__main__ import main
+from train.files import read_json, write_json
 from train.recipes import RECIPES
 from train.saved_run import open_run
 
@@ -40,58 +40,49 @@ def test_help_shows_an_example_to_copy_and_that_of_fit_every_recipe(verb, capsys
     assert verb != ["fit"] or all(recipe in text for recipe in RECIPES)
 
 
-def test_fit_then_robustness_prints_a_table_and_writes_its_counts(trained, tmp_path, capsys):
-    json_file = tmp_path / "robustness.json"
-    command = ["robustness", str(trained), "--eps", "0.1", "0", "--steps", "3", "--images", "40", "--device", "cpu"]
-    assert main([*command, "--json", str(json_file)]) == 0
-    output = capsys.readouterr().out
+def test_fit_then_robustness_prints_a_table_and_writes_its_counts(trained, tmp_path, shown):
+    json_file, attack = tmp_path / "robustness.json", ["--eps", 0.1, 0, "--steps", 3, "--images", 40]
+    output = shown("robustness", trained, *attack, "--device", "cpu", "--json", json_file)
     assert "| small_tn_fdt |" in output
-    row = json.loads(json_file.read_text())["models"]["small_tn_fdt"]
+    assert "on 40 images" in output
+    row = read_json(json_file)["models"]["small_tn_fdt"]
     assert row["num_images"] == 40
     assert set(row["radii"][0]["attacks"]) == {"exact", "straight-through"}
     assert row["radii"][1]["last"] == row["radii"][1]["worst"] == row["clean"]
-    assert "on 40 images" in output
     saved = open_run(trained, torch.device("cpu"))
     assert row["made_from"] == saved.made_from(saved.test_loader())
 
 
-def test_runs_of_one_recipe_have_a_row_each(trained, tmp_path, capsys, refused):
+def test_runs_of_one_recipe_have_a_row_each(trained, tmp_path, shown, refused):
     other = shutil.copytree(trained, tmp_path / "other")
-    json_file = tmp_path / "both.json"
-    assert main(["robustness", str(trained), str(other), *SHORT, "--json", str(json_file)]) == 0
-    models = json.loads(json_file.read_text())["models"]
+    output = shown("robustness", trained, other, *SHORT, "--json", tmp_path / "both.json")
+    models = read_json(tmp_path / "both.json")["models"]
     assert [model["run"] for model in models.values()] == [str(trained), str(other)]
-    output = capsys.readouterr().out
     assert all(f"| small_tn_fdt ({folder}) " in output for folder in (trained, other))
     assert "a run was given twice" in refused("robustness", other, f"{other}/.")
 
 
-def test_images_of_different_sizes_are_trained_on_and_attacked_at_one_size(tmp_path, capsys, refused):
-    generator = np.random.default_rng(0)
+def test_images_of_different_sizes_are_trained_on_and_attacked_at_one_size(tmp_path, shown, refused):
     for split, count in (("train", 60), ("test", 12)):
         for number in range(count):
-            label = number % 3
-            folder = tmp_path / "photos" / split / f"class{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = generator.integers(0, 80, (40 + number % 7, 36, 3), np.uint8) + 80 * (np.arange(3) == label)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-    shards, run = str(tmp_path / "shards"), str(tmp_path / "run")
-    assert cli(["shard", str(tmp_path / "photos"), shards]) == 0
-    fit = ["fit", "--recipe", "small_tn_fdt", "--data", shards, "--batch-size", "20", "--epochs", "2"]
+            level = np.full((40 + number % 7, 36, 3), 80 * (number % 3), np.uint8)
+            save_image(tmp_path / "photos" / split / f"class{number % 3}" / f"{number}.png", level)
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    assert cli(["shard", str(tmp_path / "photos"), str(shards)]) == 0
+    fit = ["fit", "--recipe", "small_tn_fdt", "--data", shards, "--batch-size", 20, "--epochs", 2]
     assert "different sizes" in refused(*fit, "--out", tmp_path / "unsized")
-    assert main([*fit, "--out", run, "--size", "32", "32"]) == 0
-    assert main(["robustness", run, "--steps", "2", "--eps", "0.01"]) == 0
-    assert "on 12 images" in capsys.readouterr().out
+    shown(*fit, "--out", run, "--size", 32, 32)
+    assert "on 12 images" in shown("robustness", run, "--steps", 2, "--eps", 0.01)
 
 
-def test_test_shards_that_changed_are_noticed_and_can_be_given(trained, few_shards, tmp_path, refused):
+def test_test_shards_that_changed_are_noticed_and_can_be_given(trained, few_shards, tmp_path, shown, refused):
     run = shutil.copytree(trained, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json")
     config["shards"]["test"] = "0" * 64
-    (run / "config.json").write_text(json.dumps(config))
+    write_json(run / "config.json", config)
     assert "has changed since small_tn_fdt was trained" in refused("robustness", run, *SHORT)
     for data in (few_shards, few_shards / "test"):
-        assert main(["robustness", str(run), *SHORT, "--data", str(data)]) == 0
+        assert "| small_tn_fdt |" in shown("robustness", run, *SHORT, "--data", data)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from fdt_pipeline import FDT
 from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
-from fdt_pipeline.tensor_norm import tensor_norm_layers
 from models import build_model
-from tests.train.test_trainer import assert_equal_weights
+from tests.train.made_up import assert_equal_weights
 from train.controls import (
     PositionalNorm,
     insert_positional_norm,
@@ -94,7 +93,7 @@ def test_mixup_draws_from_seed_and_step_alone_and_their_streams_do_not_meet():
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_trains(few_shards, tmp_path, control):
     recipe = make_recipe(f"small_{control}", epochs=1)
-    results = fit(recipe, few_shards, tmp_path / "run", device="cpu", show_progress=False)
+    results = fit(recipe, few_shards, tmp_path / "run", device="cpu")
     assert results["steps"] == 3
     assert math.isfinite(results["final"]["accuracy"])
 
@@ -115,14 +114,13 @@ def test_positional_norm_follows_every_relu_and_changes_no_weight(name, sites):
     torch.manual_seed(0)
     plain = build_model(name, 10)
     torch.manual_seed(0)
-    model = make_model(make_recipe(f"{name}_pono").to_dict(), 10, 3, torch.device("cpu"))
+    model = make_model(make_recipe(f"{name}_pono").to_dict(), 10, 3, torch.device("cpu")).eval()
     calls = []
     for module in model.modules():
         if isinstance(module, PositionalNorm):
             module.register_forward_hook(lambda *_: calls.append(1))
-    model.eval()(torch.rand(1, 3, 32, 32))
+    model(torch.rand(1, 3, 32, 32))
     assert len(calls) == sites
-    assert not tensor_norm_layers(model)
     assert_equal_weights(model.state_dict(), plain.state_dict())
     with pytest.raises(ValueError, match=r"found no nn\.ReLU"):
         insert_positional_norm(build_model(name, 10, tensor_norm="exact"))

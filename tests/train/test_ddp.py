@@ -4,20 +4,16 @@ Batch normalization is in training mode throughout, synchronized over the ranks,
 in float64: rounding to float32 alone changes the gradients of a ResNet-34 by up to 4 %, as it moves values past a kink.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from tests import train_on_ranks
+from tests.processes import run_python
+from tests.train.made_up import log_of
 from train import ddp
 from train.ddp import synchronize_batch_norm
-from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, read_json
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate, make_loader
@@ -29,18 +25,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def train_on_two_ranks(shards, out, dtype, *options):
     """`train_on_ranks.train` under torchrun, with warnings as errors."""
-    kept = out.with_suffix(".gradients")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, train_on_ranks.__file__, shards, out, kept, str(dtype).removeprefix("torch."), *options]
-    finished = subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::FutureWarning,error::UserWarning"},
-        capture_output=True,
-        text=True,
-        timeout=590,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    kept, strict = out.with_suffix(".gradients"), "error::FutureWarning,error::UserWarning"
+    arguments = (shards, out, kept, str(dtype).removeprefix("torch."), *options)
+    run_python(train_on_ranks.__file__, *arguments, ranks=2, PYTHONWARNINGS=strict)
     return torch.load(kept, weights_only=True)
 
 
@@ -48,10 +35,6 @@ def largest_difference(a, b):
     """Of two dictionaries of tensors: the largest norm of a difference, as a share of the tensor's norm."""
     assert a.keys() == b.keys()
     return max(float((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-6)) for key in a)
-
-
-def records(out):
-    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
 
 
 @pytest.mark.cluster
@@ -75,10 +58,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(few_shards, tmp_path):
     assert (len(whole), len(gradients), len(rest)) == (24, 14, 12)
     for a, b in zip(whole, gradients[:12] + rest, strict=True):
         assert largest_difference(a, b) < 1e-6
-    ends = [read_checkpoint(folder / CHECKPOINT)["model"] for folder in (tmp_path / "whole", out)]
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-6)
-    for a, b in zip(records(tmp_path / "whole"), records(out), strict=True):
+    ends = (read_checkpoint(folder / CHECKPOINT)["model"] for folder in (tmp_path / "whole", out))
+    torch.testing.assert_close(*map(dict, ends), rtol=1e-6, atol=1e-6)
+    logs = (log_of(folder, "train", "test") for folder in (tmp_path / "whole", out))
+    for a, b in zip(*logs, strict=True):
         assert (a["kind"], a["step"], a.get("accuracy")) == (b["kind"], b["step"], b.get("accuracy"))
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
 
@@ -92,12 +75,12 @@ def test_evaluation_on_two_ranks_counts_every_sample_once(few_shards, tmp_path):
     accuracy, loss = evaluate(
         saved.model, make_loader(make_recipe("small_plain"), few_shards / "test", CPU, train=False)
     )
-    [logged] = [record for record in records(out) if record["kind"] == "test"]
+    [logged] = log_of(out, "test")
     assert logged["accuracy"] == accuracy
     assert logged["loss"] == pytest.approx(loss, rel=1e-6)
     assert {path.name for path in out.iterdir()} == {CHECKPOINT, BEST, CONFIG, RESULTS, LOG, "tensorboard"}
     assert len(list((out / "tensorboard").iterdir())) == 1
-    assert json.loads((out / RESULTS).read_text())["ranks"] == 2
+    assert read_json(out / RESULTS)["ranks"] == 2
 
 
 @pytest.fixture
@@ -162,32 +145,21 @@ def test_more_ranks_than_gpus_are_refused(ranks, monkeypatch):
         pass
 
 
-@pytest.fixture
-def group_of_one(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_synchronized_batch_norm_of_one_rank_is_torchs(offset):
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     plain, shared = (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2))
     synchronize_batch_norm(shared, CPU)
-    assert list(plain.state_dict()) == list(shared.state_dict())
     for _ in range(3):
-        x = torch.randn(4, 3, 5, 5, generator=generator) + offset
-        x = x.to(memory_format=torch.channels_last)
-        weight = torch.randn(x.shape, generator=generator)
+        x = (torch.randn(4, 3, 5, 5) + offset).to(memory_format=torch.channels_last)
+        weight = torch.randn(x.shape)
         gradients = []
         for model in (plain, shared):
             leaf = x.clone().requires_grad_()
             (model(leaf) * weight).sum().backward()
             gradients.append({"x": leaf.grad, **{name: value.grad for name, value in model.named_parameters()}})
         assert largest_difference(*gradients) < 1e-4
-    for name, value in plain.state_dict().items():
-        torch.testing.assert_close(shared.state_dict()[name], value)
+    torch.testing.assert_close(dict(shared.state_dict()), dict(plain.state_dict()))
     torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
 
 

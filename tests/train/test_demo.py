@@ -1,12 +1,15 @@
-import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from train import demo, saved_run
-from train.__main__ import main
+from fdt_pipeline.shards import verify_shards
+from fdt_pipeline.sources import ArraySource
+from tests.numbered import LABELS, numbered_images
+from tests.train.made_up import interrupt_attack
+from train import demo, saved_run, setup
+from train.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +21,11 @@ def quick_demo(tmp_path_factory):
 def test_the_demo_leaves_table_results_pictures_and_logs(quick_demo):
     out, table = quick_demo
     assert (out / "table.md").read_text() == table
-    assert "plain" in table
-    assert "TN + FDT" in table
-    results = json.loads((out / "results.json").read_text())
+    results = read_json(out / "results.json")
     assert results["models"].keys() == {"plain", "TN + FDT"}
     assert results["settings"]["seed"] == 0
     assert results["versions"]["torch"]
     assert results["hardware"]["cores"] >= 1
-    stages = {"shard": demo.SPLITS, "verify": demo.SPLITS, "fit": demo.NAMES, "attack": demo.NAMES}
-    assert set(results["seconds"]) == {f"{stage} {of}" for stage, many in stages.items() for of in many}
     for name in demo.NAMES:
         assert (out / name / "log.jsonl").read_text().count("\n") >= 2
     for picture in ("batch.png", "robustness.png"):
@@ -35,31 +34,22 @@ def test_the_demo_leaves_table_results_pictures_and_logs(quick_demo):
 
 def test_a_finished_demo_is_shown_again_and_not_made_again(quick_demo, monkeypatch):
     monkeypatch.setattr(saved_run, "evaluate_robustness", None)
-    monkeypatch.setattr(demo, "write_shards", None)
+    monkeypatch.setattr(setup, "write_shards", None)
     assert demo.run_demo(quick_demo[0], demo.QUICK, "cpu") == quick_demo[1]
 
 
-def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch):
-    original, calls = demo.attack_run, iter(range(9))
-
-    def interrupted(*arguments, **options):
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(demo, "attack_run", interrupted)
-    assert main(["--quick", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 130
+def test_an_interrupted_demo_goes_on_to_the_same_numbers(quick_demo, tmp_path, monkeypatch, refused):
+    batches = interrupt_attack(monkeypatch, 1)
+    assert "the same command goes on" in refused("--quick", "--out", tmp_path / "demo", "--device", "cpu", code=130)
     assert not (tmp_path / "demo" / "table.md").exists()
     assert demo.run_demo(tmp_path / "demo", demo.QUICK, "cpu") == quick_demo[1]
-    assert next(calls) == 3
+    assert next(batches) == 3
 
 
-def test_shards_that_a_kill_left_unfinished_are_made_again(quick_demo, tmp_path):
-    folder = tmp_path / "demo" / "shards" / "train"
-    folder.mkdir(parents=True)
-    (folder / "shard-000000.tar").write_bytes(b"half")
-    demo.shard_split(folder, "train", seed=0)
-    assert (folder / "manifest.json").read_text() == (quick_demo[0] / "shards/train/manifest.json").read_text()
+def test_shards_that_a_kill_left_unfinished_are_made_again(tmp_path):
+    (tmp_path / "shard-000000.tar").write_bytes(b"half")
+    setup.shard_once(lambda: ArraySource(numbered_images(), LABELS), tmp_path, "numbered")
+    assert not verify_shards(tmp_path)
 
 
 def test_a_demo_with_other_settings_is_not_mixed_in_and_damaged_shards_stop_it(quick_demo, tmp_path, refused):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from fdt_pipeline import FDT, Augment
-from train.recipes import CONTROLS, RECIPES, Recipe, make_recipe
+from train.recipes import COLUMNS, CONTROLS, RECIPES, Recipe, make_recipe
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *(f"resnet34_{control}" for control in CONTROLS)])
@@ -17,23 +17,14 @@ def test_every_recipe_is_named_as_it_is_asked_for_is_unlike_any_other_and_surviv
     assert name in RECIPES or recipe.to_dict() != replace(plain, name=name).to_dict()
 
 
-def test_the_papers_recipe_is_its_schedule():
-    recipe = make_recipe("resnet34_tn_fdt")
-    assert (recipe.batch_size, recipe.epochs, recipe.lr, recipe.lr_drop_every) == (100, 150, 0.1, 30)
-    assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
-    assert recipe.fdt == FDT()
-    assert "Harmonic()" in recipe.to_dict()["fdt"]["series"]
-    assert recipe.augment == Augment(pad=4, flip=True)
-    assert recipe.loss == "multi-label"
-    assert recipe.tensor_norm == "straight-through"
-
-
-def test_columns_differ_as_the_papers_table_does():
-    plain, ov, fdt, tn = (make_recipe(f"resnet34_{column}") for column in ("plain", "ov", "fdt", "tn"))
+def test_recipes_have_the_papers_schedule_and_differ_by_its_columns():
+    plain, ov, fdt, tn, both = (make_recipe(f"resnet34_{column}") for column in COLUMNS)
+    assert (plain.batch_size, plain.epochs, plain.lr, plain.lr_drop_every) == (100, 150, 0.1, 30)
+    assert (plain.momentum, plain.weight_decay, plain.augment) == (0.9, 5e-4, Augment(pad=4, flip=True))
     assert (plain.fdt, plain.tensor_norm, plain.loss) == (None, None, "cross-entropy")
     assert (ov.fdt, ov.loss) == (FDT(targets="dominant"), "cross-entropy")
-    assert (fdt.fdt, fdt.tensor_norm, fdt.loss) == (FDT(), None, "multi-label")
-    assert (tn.fdt, tn.tensor_norm) == (None, "straight-through")
+    assert (fdt.fdt, fdt.tensor_norm, fdt.loss) == (both.fdt, None, "multi-label") == (FDT(), None, both.loss)
+    assert (tn.fdt, tn.tensor_norm) == (None, both.tensor_norm) == (None, "straight-through")
 
 
 def test_fewer_epochs_keep_the_share_of_the_run_before_each_drop():

@@ -1,18 +1,16 @@
 """Training and attacking the rows of a table: what is left on disk, and going on after a stop."""
 
-import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fdt_pipeline.shards import load_shards
-from tests.train.made_up import SMALLER, run_killed
+from tests.train.made_up import SMALLER, interrupt_attack, run_killed
 from train import saved_run
 from train.__main__ import main
-from train.files import CHECKPOINT, read_json
+from train.files import CHECKPOINT, read_json, write_json
 from train.reproduce import settings as table_settings
 from train.reproduce.record import read_records
 from train.reproduce.running import ATTACK
@@ -52,81 +50,65 @@ def undisturbed(root, tmp_path_factory):
 
 def figures(out):
     """All that the records say, but for the time it took."""
-    found = {}
-    for record in read_records(out):
-        content = dict(record.content)
-        training = {name: value for name, value in content.pop("training").items() if name != "seconds"}
-        content.pop("attack_seconds")
-        found[record.name] = (content, training)
+    found = {record.name: record.content for record in read_records(out)}
+    for content in found.values():
+        del content["attack_seconds"], content["training"]["seconds"]
     return found
 
 
-def test_a_table_leaves_a_record_a_seed_and_a_report_that_lists_what_is_missing(undisturbed, capsys):
-    assert sorted(figures(undisturbed)) == [
-        f"cifar10-small-{column}-seed{seed}.json" for column in COLUMNS for seed in (0, 1)
-    ]
-    record = read_records(undisturbed)[0]
-    assert record.robustness.num_images == 60
-    assert record.content["training"]["final"]["accuracy"] == record.clean
-    assert len(record.content["curves"]["test_accuracy"]) == len(record.content["curves"]["train_kl"]) == 2
+def test_a_table_leaves_a_record_a_seed_and_a_report_that_lists_what_is_missing(undisturbed):
+    records = read_records(undisturbed)
+    assert [r.name for r in records] == [f"cifar10-small-{c}-seed{seed}.json" for c in COLUMNS for seed in (0, 1)]
+    assert records[0].robustness.num_images == 60
+    assert records[0].content["training"]["final"]["accuracy"] == records[0].clean
+    assert {len(values) for values in records[0].content["curves"].values()} == {2}
     report = (undisturbed / "report.md").read_text()
     assert "Fashion-MNIST, small ResNet: missing, no shards in fashion-mnist/train of --data" in report
     assert (undisturbed / "cifar10-small-paths.png").is_file()
 
 
-def test_the_same_command_shows_the_same_table_and_runs_nothing(undisturbed, root, monkeypatch, capsys):
+def test_the_same_command_shows_the_same_table_and_runs_nothing(undisturbed, root, monkeypatch, shown):
     monkeypatch.setattr("train.reproduce.running.fit", None)
     monkeypatch.setattr(saved_run, "evaluate_robustness", None)
-    assert main([*TABLE, "--data", str(root), "--out", str(undisturbed)]) == 0
-    first = capsys.readouterr().out
-    assert main(["reproduce", "table1", "--report", "--out", str(undisturbed)]) == 0
-    assert capsys.readouterr().out == first
+    first = shown(*TABLE, "--data", root, "--out", undisturbed)
+    assert shown("reproduce", "table1", "--report", "--out", undisturbed) == first
     assert "ours, Eq. 7, 2 seeds" in first
 
 
 @pytest.mark.process
 def test_a_table_killed_in_a_run_and_interrupted_in_an_attack_comes_out_the_same(
-    undisturbed, root, tmp_path, monkeypatch, capsys
+    undisturbed, root, tmp_path, monkeypatch, shown, refused
 ):
     out = tmp_path / "table"
-    command = [*TABLE, "--data", str(root), "--out", str(out)]
+    command, run = [*TABLE, "--data", str(root), "--out", str(out)], out / "runs" / "cifar10-small-tn_fdt" / "seed0"
     run_killed(command, step=7)  # two steps an epoch: in the second epoch of the second run
-    assert (out / "runs" / "cifar10-small-tn_fdt" / "seed0" / CHECKPOINT).exists()
+    assert (run / CHECKPOINT).exists()
     assert len(read_records(out)) == 1
-    attack, batches = saved_run.evaluate_robustness, iter(range(99))
-
-    def interrupted(*arguments, **options):
-        if next(batches) == 1:
-            raise KeyboardInterrupt
-        return attack(*arguments, **options)
-
-    monkeypatch.setattr(saved_run, "evaluate_robustness", interrupted)
-    assert main(command) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-    assert read_json(out / "runs" / "cifar10-small-tn_fdt" / "seed0" / ATTACK)["num_images"] == 25
-    assert main(command) == 0
+    batches = interrupt_attack(monkeypatch, 1)
+    assert "the same command goes on" in refused(*command, code=130)
+    assert read_json(run / ATTACK)["num_images"] == 25
+    shown(*command)
     assert figures(out) == figures(undisturbed)
     assert next(batches) == 1 + 3 * 3  # no image twice: three batches a run, and one that was broken off
 
 
-def test_autoattack_that_was_run_later_is_added_to_the_record(undisturbed, root, tmp_path, refused):
+def test_autoattack_that_was_run_later_is_added_to_the_record(undisturbed, root, tmp_path, shown, refused):
     out = shutil.copytree(undisturbed, tmp_path / "table")
-    command = [*TABLE, "--data", str(root), "--out", str(out)]
+    command, run = [*TABLE, "--data", root, "--out", out], out / "runs" / "cifar10-small-plain" / "seed0"
     checks = [{"name": "Square", "figures": {"Square": 0.9}, "eps": 0.1}]
     checks += [{"name": "AutoAttack", "figures": {"PGD": 0.4, "Square": 0.3}, "eps": 8 / 256}]
-    run = out / "runs" / "cifar10-small-plain" / "seed0"
     training = read_json(run / "results.json")
     made_from = {"weights": training["weights"], "shards": training["shards"]["test"]}
     content = {"weights": "final", "made_from": made_from, "num_images": 10, "masked": True, "checks": checks}
-    (run / "checks.json").write_text(json.dumps(content))
-    assert main(command) == 0
+    write_json(run / "checks.json", content)
+    shown(*command)
     record = next(r for r in read_records(out) if r.name == "cifar10-small-plain-seed0.json")
     found = {"accuracy": 0.3, "num_images": 10, "eps": 8 / 256, "masked": True, "weights": training["weights"]}
     assert record.content["autoattack"] == found
     for name in ("weights", "shards"):
-        (run / "checks.json").write_text(json.dumps({**content, "made_from": {**made_from, name: "0" * 64}}))
+        write_json(run / "checks.json", {**content, "made_from": {**made_from, name: "0" * 64}})
         assert "make it again without --weights and --data" in refused(*command)
-    (run / "checks.json").write_text("{}")
+    write_json(run / "checks.json", {})
     assert "is not a report of `python -m train checks`" in refused(*command)
 
 
@@ -160,7 +142,7 @@ def test_an_attack_is_made_again_for_other_weights_samples_or_settings_alone(
     loader = saved.test_loader(undisturbed / "data" / "cifar10", 25)
     content = read_json(kept)
     made_from = content["made_from"] | change if change else None  # an older version's has none
-    kept.write_text(json.dumps({**content, "num_correct": 0, "made_from": made_from}))
+    write_json(kept, {**content, "num_correct": 0, "made_from": made_from})
     for again in ("attacking again", ""):
         found = attack_run(saved, loader, (0.1, 0.01), 2, num_images=60, kept=kept)
         assert found == Robustness.from_dict(content)
@@ -221,26 +203,21 @@ def test_the_scripts_of_the_small_scale_use_the_bundled_images(tmp_path, monkeyp
     folder = table_settings.data_folder(None, "fashion-mnist", "small", tmp_path)
     images, labels, _ = load_shards(folder / "test")
     assert images.shape == (1000, 28, 28, 1)
-    assert Path(folder) == tmp_path / "data" / "fashion-mnist"
+    assert folder == tmp_path / "data" / "fashion-mnist"
     assert np.bincount(labels).tolist() == [100] * 10
 
 
-SWEEP = ["sweep", "--epochs", "1", "--images", "20", "--steps", "2", "--device", "cpu"]
-
-
-def test_a_sweep_is_run_drawn_and_drawn_again(few_shards, tmp_path, monkeypatch, capsys):
+def test_a_sweep_is_run_drawn_and_drawn_again(few_shards, tmp_path, monkeypatch, shown):
     out = tmp_path / "sweep"
-    command = [*SWEEP, "--data", str(few_shards), "--out", str(out), "--no-augment"]
-    command += ["--only", "plain", "fdt", "fdt_gamma2", "pono"]
-    assert main(command) == 0
-    shown = capsys.readouterr().out
-    assert "PONO - plain" in shown
+    options = ["--epochs", 1, "--images", 20, "--steps", 2, "--device", "cpu", "--no-augment"]
+    command = ["sweep", "--data", few_shards, "--out", out, *options, "--only", "plain", "fdt", "fdt_gamma2", "pono"]
+    first = shown(*command)
+    assert "PONO - plain" in first
     records = read_records(out)
     assert [record.row.column for record in records] == ["fdt", "fdt_gamma2", "plain", "pono"]
     assert {record.row.dataset for record in records} == {few_shards.name}
     assert {record.content["training"]["recipe"]["augment"] for record in records} == {None}
     assert {path.suffix for path in out.iterdir() if path.is_file()} == {".json", ".md", ".png"}
     monkeypatch.setattr("train.reproduce.running.fit", None)
-    assert main(command) == 0  # all is there
-    assert main(["sweep", "--report", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == 2 * shown
+    assert shown(*command) == first  # all is there
+    assert shown("sweep", "--report", "--out", out) == first

@@ -1,15 +1,14 @@
 import json
 import resource
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.train.made_up import run_killed
+from tests.train.made_up import assert_equal_weights, fit_command, log_of, run_killed
 from train import files, setup, trainer
-from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, RunLog, read_checkpoint
+from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, read_json, run_log
 from train.recipes import make_recipe
 from train.saved_run import open_run
 from train.setup import evaluate, make_loader
@@ -20,31 +19,15 @@ TN_FDT = make_recipe("small_tn_fdt", epochs=4, batch_size=50, lr_drop_every=2)
 
 
 def run(recipe, data, out, **options):
-    return fit(recipe, data, out, device="cpu", show_progress=False, **options)
+    return fit(recipe, data, out, device="cpu", **options)
 
 
 def weights(out):
     return read_checkpoint(out / CHECKPOINT)["model"]
 
 
-def log_of(out, kind):
-    return [record for line in (out / LOG).read_text().splitlines() if (record := json.loads(line))["kind"] == kind]
-
-
-def assert_equal_weights(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-@pytest.fixture
-def finished(trained):
-    """(results, folder) of an undisturbed run of TN_FDT."""
-    return json.loads((trained / RESULTS).read_text()), trained
-
-
-def test_a_run_leaves_its_results_logs_and_checkpoints(finished):
-    results, out = finished
+def test_a_run_leaves_its_results_logs_and_checkpoints(trained):
+    results, out = read_json(trained / RESULTS), trained
     assert {path.name for path in out.iterdir()} == {CHECKPOINT, BEST, CONFIG, RESULTS, LOG, "tensorboard"}
     assert any((out / "tensorboard").iterdir())
     assert results["steps"] == 4 * 6
@@ -56,17 +39,17 @@ def test_a_run_leaves_its_results_logs_and_checkpoints(finished):
     assert rates == pytest.approx({0: 0.1, 1: 0.1, 2: 0.01, 3: 0.01})
 
 
-def test_saved_weights_give_the_logged_accuracy(finished, few_shards):
-    results, out = finished
+def test_saved_weights_give_the_logged_accuracy(trained, few_shards):
+    results = read_json(trained / RESULTS)
     for name in ("final", "best"):
-        saved = open_run(out, torch.device("cpu"), name)
+        saved = open_run(trained, torch.device("cpu"), name)
         assert saved.epoch == results[name]["epoch"]
         assert name == "best" or saved.weights == results["weights"]
         loader = make_loader(TN_FDT, few_shards / "test", saved.device, train=False)
         assert evaluate(saved.model, loader)[0] == results[name]["accuracy"]
 
 
-def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards, finished, tmp_path, monkeypatch):
+def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards, trained, tmp_path, monkeypatch):
     """As on a GPU, where an epoch takes less time than writing it. The last accuracy alone is in full float32."""
     written, precise, write = [], [], files.write_checkpoint
 
@@ -77,23 +60,22 @@ def test_checkpoints_that_are_written_seldom_hold_the_same_in_the_end(few_shards
     monkeypatch.setattr(setup, "evaluate", noting)
     monkeypatch.setitem(trainer.CHECKPOINT_EVERY, "cpu", 1e9)
     monkeypatch.setattr(files, "write_checkpoint", lambda path, state: written.append(path.name) or write(path, state))
-    assert run(TN_FDT, few_shards, tmp_path / "run")["best"] == finished[0]["best"]
+    assert run(TN_FDT, few_shards, tmp_path / "run")["best"] == read_json(trained / RESULTS)["best"]
     assert written == [BEST, CHECKPOINT]
     assert precise == [False, False, False, True]
     for name in (BEST, CHECKPOINT):
-        ours, theirs = (read_checkpoint(folder / name) for folder in (tmp_path / "run", finished[1]))
+        ours, theirs = (read_checkpoint(folder / name) for folder in (tmp_path / "run", trained))
         assert ours.get("epoch") == theirs.get("epoch")
         assert_equal_weights(ours["model"], theirs["model"])
 
 
-def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, finished, tmp_path):
+def test_a_run_killed_in_an_epoch_resumes_to_the_very_same_weights(few_shards, trained, tmp_path):
     out = tmp_path / "killed"
-    fit_recipe = ["fit", "--recipe", "small_tn_fdt", "--epochs", "4", "--batch-size", "50", "--device", "cpu"]
-    run_killed([*fit_recipe, "--data", str(few_shards), "--out", str(out)], step=8)  # in the second epoch
+    run_killed(fit_command(few_shards, out), step=8)  # in the second epoch
     assert read_checkpoint(out / CHECKPOINT)["progress"]["epoch"] == 1
     results = run(TN_FDT, few_shards, out, resume=True)
-    assert_equal_weights(weights(out), weights(finished[1]))
-    assert results["accuracies"] == finished[0]["accuracies"]
+    assert_equal_weights(weights(out), weights(trained))
+    assert results["accuracies"] == read_json(trained / RESULTS)["accuracies"]
     assert [record["step"] for record in log_of(out, "test")] == [6, 12, 18, 24]
 
 
@@ -103,7 +85,7 @@ def test_training_lowers_the_divergence_from_the_targets(few_shards, tmp_path):
     divergence = [record["kl"] for record in log_of(tmp_path / "run", "train")]
     assert len(divergence) == 20
     assert max(divergence[-5:]) < min(divergence[:2])
-    accuracies = json.loads((tmp_path / "run" / RESULTS).read_text())["accuracies"]
+    accuracies = read_json(tmp_path / "run" / RESULTS)["accuracies"]
     assert max(accuracies[-5:]) > 0.4  # chance is 0.1
 
 
@@ -115,43 +97,39 @@ def test_max_steps_stops_within_an_epoch(few_shards, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"lr": 1e30}, r"the loss of step \d+ is (nan|inf)"),
-        ({"lr": 1e38, "max_steps": 1}, r"the (largest weight|test loss) after step 1 is (nan|inf)"),
-    ],
+    [({"lr": 1e30}, "loss of step"), ({"lr": 1e38, "max_steps": 1}, "(largest weight|test loss) after step 1")],
 )
 def test_a_diverging_run_stops_with_its_step_and_keeps_no_spoilt_checkpoint(few_shards, tmp_path, changes, message):
-    with pytest.raises(NonFiniteLossError, match=message):
+    with pytest.raises(NonFiniteLossError, match=rf"the {message}.* is (nan|inf)"):
         run(replace(TN_FDT, **changes), few_shards, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
-@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
-def test_a_weight_or_statistic_that_is_no_number_is_noticed(name, spoilt):
+def test_a_weight_or_statistic_that_is_no_number_is_noticed(name):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     check_weights(model, 7)
-    model.state_dict()[name].view(-1)[0] = spoilt
-    with pytest.raises(NonFiniteLossError, match=r"largest weight after step 7 is (nan|inf)"):
+    model.state_dict()[name].view(-1)[0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match=r"largest weight after step 7 is nan"):
         check_weights(model, 7)
 
 
 def test_a_checkpoint_of_another_recipe_or_of_other_shards_is_refused_with_its_fields(
-    finished, few_shards, fashion_shards, tmp_path
+    trained, few_shards, fashion_shards, tmp_path
 ):
     other = replace(TN_FDT, lr=0.2, fdt=None)
     with pytest.raises(ValueError, match=r"another recipe: fdt was .* is now None; lr was 0\.1 and is now 0\.2"):
-        run(other, few_shards, finished[1], resume=True)
+        run(other, few_shards, trained, resume=True)
     with pytest.raises(ValueError, match="another shards: test was"):
-        run(TN_FDT, fashion_shards, finished[1], resume=True)
-    out = shutil.copytree(finished[1], tmp_path / "run")
+        run(TN_FDT, fashion_shards, trained, resume=True)
+    out = shutil.copytree(trained, tmp_path / "run")
     best = read_checkpoint(out / BEST)
     files.write_checkpoint(out / BEST, {**best, "recipe": {**best["recipe"], "seed": 7}})
     with pytest.raises(ValueError, match="another recipe: seed was 7 and is now 0"):
         open_run(out, torch.device("cpu"), "best")
 
 
-def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tmp_path):
+def test_a_file_that_is_no_checkpoint_of_a_run_is_named(trained, few_shards, tmp_path):
     def refuse(message, read=lambda: open_run(tmp_path, torch.device("cpu"))):
         with pytest.raises(ValueError, match=message):
             read()
@@ -159,9 +137,9 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_named(finished, few_shards, tm
     files.write_checkpoint(tmp_path / CHECKPOINT, {"model": {}})
     no_checkpoint = r"checkpoint\.pt is not a checkpoint of this trainer"
     refuse(rf"{no_checkpoint} \(no 'recipe'\)", lambda: run(TN_FDT, few_shards, tmp_path, resume=True))
-    (tmp_path / CONFIG).write_text((finished[1] / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text((trained / CONFIG).read_text())
     refuse(no_checkpoint)
-    (tmp_path / CHECKPOINT).write_bytes((finished[1] / CHECKPOINT).read_bytes()[:5000])
+    (tmp_path / CHECKPOINT).write_bytes((trained / CHECKPOINT).read_bytes()[:5000])
     refuse(r"checkpoint\.pt cannot be read")
     (tmp_path / CONFIG).write_text("{}")
     refuse(r"config\.json is not a run's configuration \(no 'recipe'\)")
@@ -175,26 +153,22 @@ def test_the_hash_of_weights_is_of_their_values_alone():
     assert files.hash_weights(model.state_dict()) != found
 
 
-def test_lines_that_are_no_records_end_the_log_that_a_resumed_run_keeps(finished, few_shards, tmp_path):
-    out = shutil.copytree(finished[1], tmp_path / "run")
-    (out / LOG).write_text('{"kind": "train", "step": 1, "epoch": 0}\n[1]\n')
-    with RunLog(out, resume_step=24) as log:
-        log.add("test", 25, 4, accuracy=0.5)
-    assert [json.loads(line)["step"] for line in (out / LOG).read_text().splitlines()] == [1, 25]
+def test_a_line_that_a_kill_has_cut_is_not_in_the_log_that_a_resumed_run_keeps(tmp_path):
+    (tmp_path / LOG).write_text('{"kind": "train", "step": 1, "epoch": 0}\n{"kind": "tr')
+    with run_log(tmp_path, resume_step=24) as log:
+        log("test", 25, 4, accuracy=0.5)
+    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [1, 25]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     files.write_checkpoint(tmp_path / CHECKPOINT, {"epoch": 1})
-
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a real write error in the middle of the file
     try:
         with pytest.raises(OSError, match="File too large"):
             files.write_checkpoint(tmp_path / CHECKPOINT, {"weights": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, previous)
     assert read_checkpoint(tmp_path / CHECKPOINT) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 

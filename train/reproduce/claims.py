@@ -95,10 +95,6 @@ class Results:
         return None if printed[0] is None or printed[1] is None else printed[0] - printed[1]
 
 
-def label(column: str) -> str:
-    return LABELS.get(column, column)
-
-
 def grouped(rows: Sequence[Row], records: Iterable[Record]) -> list[Results]:
     """One for each data set and network of `rows`; a column without records is there, and empty."""
     groups: dict[tuple[str, str], Results] = {}
@@ -152,7 +148,7 @@ class Claim:
     @property
     def compared(self) -> str:
         what = "clean" if self.measure.kind == "clean" else f"Eq. 7, eps {self.measure.eps:g}"
-        return f"{label(self.better)} - {label(self.worse)}, {what}"
+        return f"{LABELS[self.better]} - {LABELS[self.worse]}, {what}"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing torch takes seconds, and --help does without
-    from train.reproduce.paper import Row
     from train.reproduce.settings import Settings
 
 REPRODUCE_HELP = """Train and attack the rows of a table of the paper, and print the paper's figures beside ours.
@@ -95,6 +95,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     from train.reproduce.paper import select_rows, table_rows
     from train.reproduce.record import merge
     from train.reproduce.report import write_report
+    from train.reproduce.running import run_rows
     from train.reproduce.settings import data_folder, missing_data
 
     out, root, scale = arguments.out, arguments.data, arguments.scale
@@ -113,7 +114,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
         names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in READINGS]
         given = {name: getattr(arguments, name) for name in names}
         settings = _settings(arguments, table=arguments.table, scale=scale, defaults=small, **given)
-        diverged = _run(arguments, rows, settings, missing, lambda dataset: data_folder(root, dataset, scale, out))
+        seeds, options = _seeds(arguments), (out, arguments.device, arguments.retry_diverged)
+        folder_of = partial(data_folder, root, scale=scale, out=out)
+        diverged = run_rows(rows, seeds, settings, missing, folder_of, *options)
     print(write_report(out, arguments.table), end="")
     return 1 if diverged else 0
 
@@ -123,6 +126,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     from train.recipes import make_recipe
     from train.reproduce.paper import Row, select_rows
     from train.reproduce.report import ALL_COLUMNS, write_sweep_report
+    from train.reproduce.running import run_rows
 
     data, model = arguments.data, arguments.model
     diverged: list[str] = []
@@ -136,7 +140,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         rows = select_rows([Row(data.resolve().name, model, column) for column in ALL_COLUMNS], arguments.only)
         images, augment = {"attack_images": min(SWEEP_IMAGES, num_samples)}, False if arguments.no_augment else None
         settings = _settings(arguments, table="sweep", defaults=images, augment=augment)
-        diverged = _run(arguments, rows, settings, {}, lambda _: data)
+        seeds, options = _seeds(arguments), (arguments.out, arguments.device, arguments.retry_diverged)
+        diverged = run_rows(rows, seeds, settings, {}, lambda _: data, *options)
     print(write_sweep_report(arguments.out), end="")
     return 1 if diverged else 0
 
@@ -159,18 +164,8 @@ def _settings(arguments: argparse.Namespace, defaults: Mapping[str, Any], **give
     return Settings(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
 
 
-def _run(
-    arguments: argparse.Namespace,
-    rows: Sequence[Row],
-    settings: Settings,
-    missing: Mapping[str, str],
-    folder_of: Callable[[str], Path],
-) -> list[str]:
-    """-> the names of the runs that diverged."""
-    from train.reproduce.running import run_rows
-
+def _seeds(arguments: argparse.Namespace) -> range:
     first, count = arguments.first_seed, arguments.seeds
     if count < 1 or first < 0:
         raise ValueError(f"expected 1 or more seeds from 0 on, got {count} from {first} on")
-    seeds, retry = range(first, first + count), arguments.retry_diverged
-    return run_rows(rows, seeds, settings, missing, folder_of, arguments.out, arguments.device, retry)
+    return range(first, first + count)

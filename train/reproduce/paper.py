@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-EPS_VALUES = (1e-1, 1e-2, 1e-3, 1e-4)  # the tables' columns
+from train.robustness import EPS_VALUES
+
 COLUMNS = ("plain", "ov", "fdt", "tn", "tn_fdt")
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion-mnist": "Fashion-MNIST", "svhn": "SVHN"}
 # The two ends of the paper's claim first, then what separates them.
 BY_WORTH = ("plain", "tn_fdt", "fdt", "tn", "ov")
 TABLES = ("table1", "table2")
-SCALES = ("full", "small")
 SMALL_DATASETS = ("fashion-mnist", "cifar10")
 SMALL_MODEL = "small"
 
@@ -116,8 +116,6 @@ class Row:
 
 def table_rows(table: str, scale: str = "full") -> tuple[Row, ...]:
     """All rows of `table1` or `table2`; the small scale has Table 1's columns alone, on two data sets."""
-    if table not in TABLES or scale not in SCALES:
-        raise ValueError(f"expected one of {TABLES} at a scale of {SCALES}, got {table!r} at {scale!r}")
     if table == "table1":
         datasets, model = (DATASETS, "resnet34") if scale == "full" else (SMALL_DATASETS, SMALL_MODEL)
         return tuple(Row(dataset, model, column) for dataset in datasets for column in BY_WORTH)

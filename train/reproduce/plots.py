@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.plots import save_figure
-from train.reproduce.claims import Kind, Measure, Results, deviation, label
+from train.reproduce.claims import LABELS, Kind, Measure, Results, deviation
 from train.reproduce.tables import largest_radii
 
 # The paper's columns, then the controls; told apart by shape as well (MARKERS), as there are more than hues.
@@ -79,7 +79,7 @@ def _draw_band(panel: Axes, curves: Sequence[Sequence[float]], column: str, firs
     values: npt.NDArray[np.float64] = np.array([curve[:length] for curve in curves])
     x = np.arange(first, first + length)
     color = COLORS.get(column)
-    (line,) = panel.plot(x, values.mean(0), color=color, label=label(column), linewidth=1.7)
+    (line,) = panel.plot(x, values.mean(0), color=color, label=LABELS[column], linewidth=1.7)
     if len(curves) > 1:
         panel.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.18, linewidth=0)
 
@@ -120,7 +120,7 @@ def _draw_point(panel: Axes, results: Results, column: str, measure: Measure, nu
     marker = MARKERS.get(column, "^" if "gamma" in column else "o")
     look: dict[str, Any] = {"fmt": marker, "color": COLORS.get(column), "markersize": 7, "elinewidth": 0.9}
     edge: dict[str, Any] = {"markeredgecolor": "#222222", "markeredgewidth": 0.5}
-    name, x_error, y_error = f"{number}  {label(column)}", deviation(clean), deviation(robust)
+    name, x_error, y_error = f"{number}  {LABELS[column]}", deviation(clean), deviation(robust)
     panel.errorbar(x, y, xerr=x_error, yerr=y_error, label=name, **look, **edge)
     panel.annotate(str(number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9)
 

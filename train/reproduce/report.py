@@ -153,12 +153,10 @@ def _autoattack_part(records: Sequence[Record]) -> str:
     if not results:
         return "AutoAttack: not run."
     masked = sum(result["masked"] for result in results)
-    num_unknown = sum(result.get("weights") is None for result in results)
-    unknown = f"; the weights that it attacked are not recorded in {num_unknown}" if num_unknown else ""
     return (
         f"AutoAttack: {len(results)} runs, on {results[0]['num_images']:,} images at eps = {results[0]['eps']:g} "
         f"({256 * results[0]['eps']:.3g} grey levels); the checks found signs of masked gradients in {masked} of "
-        f"them{unknown}."
+        "them."
     )
 
 

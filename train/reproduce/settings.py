@@ -8,23 +8,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fdt_pipeline.shards import load_shards, read_manifest, write_shards
-from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.shards import load_shards, read_manifest
 from fdt_pipeline.sources import ArraySource, Source, open_source
 from train.attack import PGD
 from train.recipes import Recipe, make_recipe
-from train.reproduce.paper import EPS_VALUES, TABLES, Row
+from train.reproduce.paper import TABLES, Row
+from train.robustness import EPS_VALUES
+from train.setup import FASHION_SUBSET, SPLITS, shard_once
 
 ONE_STEM = ("small", "demo", "wrn28_10")
-SPLITS = ("train", "test")
 PER_CLASS = {"train": 500, "test": 100}  # of the small scale
-BUNDLED = {"fashion-mnist": Path(__file__).parents[1] / "data" / "fashion_mnist_subset"}
+BUNDLED = {"fashion-mnist": FASHION_SUBSET}
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,8 @@ class Settings:
 
 def recipe_of(row: Row, settings: Settings, seed: int) -> Recipe:
     """What `fit` is given. A sweep's data set is named by its folder, and the name decides nothing."""
-    recipe = make_recipe(
-        f"{row.model}_{row.column}",
-        **{name: getattr(settings, name) for name in ("epochs", "batch_size", "lr")},
-        seed=seed,
-    )
+    changed = {name: getattr(settings, name) for name in ("epochs", "batch_size", "lr")}
+    recipe = make_recipe(f"{row.model}_{row.column}", **changed, seed=seed)
     changes: dict[str, Any] = {}
     if row.model not in ONE_STEM:
         changes["stem"] = settings.stem
@@ -122,10 +120,7 @@ def data_folder(root: Path | None, dataset: str, scale: str, out: Path) -> Path:
         return root / dataset
     folder = out / "data" / dataset
     for split in SPLITS:
-        if not (folder / split / "manifest.json").exists():
-            source = _small_source(root, dataset, split)
-            with progress_bar(f"shard {dataset} {split}", "images", always=True) as progress:
-                write_shards(source, folder / split, overwrite=True, progress=progress)
+        shard_once(partial(_small_source, root, dataset, split), folder / split, f"{dataset} {split}")
     return folder
 
 

@@ -11,13 +11,13 @@ from train.reproduce.claims import (
     CLEAN,
     CONFIDENCE_TEXT,
     KEEPS_WITHIN,
+    LABELS,
     Difference,
     Kind,
     Measure,
     Results,
     Verdict,
     deviation,
-    label,
 )
 from train.reproduce.paper import ODD_CELLS
 from train.robust_accuracy import markdown_table
@@ -62,8 +62,8 @@ def _column_lines(results: Results, column: str, eps_values: Sequence[float], be
     if paper:
         eq7 = [_paper_cell(paper.figure(eps), (results.dataset, column, eps)) for eps in eps_values]
         clean = f"{paper.clean:.2f}" + (f" ± {paper.std:.2f}" if paper.std is not None else "")
-        lines.append([label(column), "paper, Eq. 7", clean, *eq7, ""])
-    name, num_seeds = "" if paper else label(column), len(results.columns[column])
+        lines.append([LABELS[column], "paper, Eq. 7", clean, *eq7, ""])
+    name, num_seeds = "" if paper else LABELS[column], len(results.columns[column])
     if not num_seeds:
         return [*lines, [name, "ours", "not run", *("" for _ in eps_values), ""]]
     for kind, text in FIGURES:
@@ -108,7 +108,7 @@ def seeds_table(results: Results, eps_values: Sequence[float]) -> str:
             cells = [" / ".join(f"{Measure(kind, eps).of(record):.2f}" for kind, _ in FIGURES) for eps in eps_values]
             attacked = AUTOATTACK.of(record)
             shown = "not run" if attacked is None else f"{attacked:.2f}"
-            lines.append([label(column), str(record.seed), f"{CLEAN.of(record):.2f}", *cells, shown])
+            lines.append([LABELS[column], str(record.seed), f"{CLEAN.of(record):.2f}", *cells, shown])
     return "\n".join(markdown_table(header, lines)) if lines else "No seed was run."
 
 
@@ -166,7 +166,7 @@ def separation_table(results: Results, eps_values: Sequence[float]) -> str:
     for eps in largest_radii(eps_values):
         measures += [(f"Eq. 7, eps {eps:g}", Measure("mean", eps)), (f"last, eps {eps:g}", Measure("last", eps))]
     lines = [
-        [f"{label(a)} - {label(b)}", *(with_error(results.difference(a, b, measure)) for _, measure in measures)]
+        [f"{LABELS[a]} - {LABELS[b]}", *(with_error(results.difference(a, b, measure)) for _, measure in measures)]
         for a, b in COMPARED
         if {a, b} <= results.run.keys()
     ]
