@@ -82,7 +82,7 @@ fdt::Targets targets_of(const ProbeOptions &o) { return static_cast<fdt::Targets
 std::vector<fdt::Id> ids_of(const ProbeIds &given) {
   std::vector<fdt::Id> ids(static_cast<size_t>(given.n));
   for (int64_t i = 0; i < given.n; i++)
-    ids[static_cast<size_t>(i)] = {static_cast<uint32_t>(given.epoch), given.indices[i],
+    ids[static_cast<size_t>(i)] = {static_cast<uint32_t>(given.epoch), static_cast<uint32_t>(given.indices[i]),
                                    given.leaders ? given.leaders[i] : -1};
   return ids;
 }
@@ -103,7 +103,7 @@ fdt::Asked asked_for(const ProbeIds &given) {
   fdt::Asked asked;
   for (const int64_t *span = given.spans; span < given.spans + 3 * given.num_spans; span += 3)
     asked.spans.push_back({static_cast<uint32_t>(given.epoch), static_cast<uint32_t>(span[0]),
-                           static_cast<uint32_t>(span[1]), static_cast<uint32_t>(span[2]), 0});
+                           static_cast<uint32_t>(span[1]), static_cast<uint32_t>(span[2])});
   asked.order.assign(given.order, given.order + given.order_size);
   if (given.order_size) asked.leads = fdt::Leads::kByIndex;
   return asked;

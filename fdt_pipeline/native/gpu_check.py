@@ -25,7 +25,7 @@ TOLERANCE, HALF_STEP = 2e-6, 2.0**-11  # a half has 11 bits
 
 @dataclass(frozen=True)
 class Case:
-    """Each image leads one output; one more output is padding."""
+    """Each image leads one output."""
 
     num_classes: int
     num_images: int
@@ -66,7 +66,7 @@ def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int |
     pool.set_images(0, images)
     pool.finish(labels)
     n = case.num_images
-    numbers = np.stack([np.full(n + 1, EPOCH), np.append(np.arange(n), -1)], axis=1)
+    numbers = np.stack([np.full(n, EPOCH), np.arange(n)], axis=1)
     arguments = {
         "plan_seed": SEED,
         "pad": case.augment.pad,
@@ -84,34 +84,30 @@ def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int |
         return fn.external_source(lambda: batch, batch=True)
 
     def graph() -> tuple[Any, ...]:
-        ids, u8, classes = fed(numbers), fed(_padded(images)), fed(np.append(labels.labels, 0))
+        ids, u8, classes = fed(numbers), fed(images), fed(labels.labels)
         u8 = u8.gpu() if device == "gpu" else u8
         resident = fn.fdt.superpose_resident(ids, pool=pool.name, anchor="index", **arguments)
         window = fn.fdt.superpose(u8, classes, ids, num_classes=case.num_classes, anchor="epoch", **arguments)
         return (*resident, *window)
 
     pipeline_def = import_module("nvidia.dali").pipeline_def
-    pipeline = pipeline_def(graph)(batch_size=n + 1, num_threads=2, device_id=device_id, prefetch_queue_depth=1)
+    pipeline = pipeline_def(graph)(batch_size=n, num_threads=2, device_id=device_id, prefetch_queue_depth=1)
     pipeline.build()
     found = [np.array((o.as_cpu() if device == "gpu" else o).as_array()) for o in pipeline.run()]
     return [found[:2], found[2:]]
 
 
 def _definition(case: Case, images: U8, labels: Pool) -> list[Array]:
-    """[images in float64, targets], with zeros at the end for the padding."""
+    """[images in float64, targets]."""
     fdt = FDT(anchor="epoch", targets="dominant" if case.targets == "dominant" else "soft")
     numbers = np.arange(case.num_images)
     plans = draw_plans(SEED, EPOCH, numbers, labels, fdt, case.augment, numbers)
     sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in range(len(plans))])
     pixels = standardize(np.broadcast_to(sums, (*sums.shape[:3], case.channels)), [MEAN] * case.channels, STD)
-    pixels = _padded(pixels if case.channels_last else pixels.transpose(0, 3, 1, 2))
+    pixels = pixels if case.channels_last else pixels.transpose(0, 3, 1, 2)
     if case.targets == "label":
-        return [pixels, np.append(labels.labels, -1)]
-    return [pixels, _padded(batch_targets(plans, case.num_classes, fdt.targets))]
-
-
-def _padded(batch: Array) -> Array:
-    return np.concatenate([batch, np.zeros_like(batch[:1])])
+        return [pixels, labels.labels]
+    return [pixels, batch_targets(plans, case.num_classes, fdt.targets)]
 
 
 def _compare(name: str, case: Case, got: list[Array], expected: list[Array]) -> None:

@@ -215,19 +215,15 @@ def test_sums_of_many_images_keep_the_bound(gpu, k):
 
 @pytest.mark.parametrize("place", [RESIDENT, WINDOW, SCATTERED_WINDOW])
 @pytest.mark.parametrize("targets", ["soft", "label"])
-def test_padding_is_zeros_and_leaders_lead_wherever_images_lie(gpu, place, targets):
+def test_leaders_lead_wherever_images_lie(gpu, place, targets):
     rng = np.random.default_rng(3)
     labels, output = Pool(unbalanced(50, rng), 50), output_of(targets=targets)
     pixels, leaders = noise(len(labels), (11, 7, 3), rng), rng.integers(0, len(labels), 90)
-    indices = np.where(np.arange(90) % 9 == 4, -1, np.arange(90) * 1000)
-    draw, real = draw_of(indices, FDT(anchor="epoch"), Augment(), leaders), indices >= 0
-    images, made = gpu.superpose(pixels, labels, draw, output, place, batch_size=40)
-    for window, resident in zip((images, made), gpu.superpose(pixels, labels, draw, output), strict=True):
+    draw = draw_of(np.arange(90) * 1000, FDT(anchor="epoch"), Augment(), leaders)
+    found = gpu.superpose(pixels, labels, draw, output, place, batch_size=40)
+    for window, resident in zip(found, gpu.superpose(pixels, labels, draw, output), strict=True):
         assert np.array_equal(window, resident)  # bit for bit
-    right = expected_outputs(pixels, labels, replace(draw, indices=indices[real], leaders=leaders[real]), output)
-    assert_same_outputs((images[real], made[real]), right)
-    assert (images[~real] == 0).all()
-    assert (made[~real] == (-1 if targets == "label" else 0)).all()
+    assert_same_outputs(found, expected_outputs(pixels, labels, draw, output))
 
 
 def test_an_output_is_the_same_whatever_batch_it_is_in_and_in_whatever_order_threads_run(emulated):
@@ -397,7 +393,7 @@ def test_where_the_driver_does_not_take_machine_code_it_is_given_ptx(library, tm
     refuse(b"cubin")
     prepare_gpu(0, 3, 3, copy)
     refuse(b"cubin ptx")
-    with pytest.raises(ValueError, match=r"could not load the GPU kernel .*the one of the driver.s CUDA version"):
+    with pytest.raises(ValueError, match=r"could not load the GPU kernel .*NVRTC of the driver's CUDA version"):
         prepare_gpu(0, 1, 1, copy)
 
 

@@ -172,8 +172,6 @@ EXPORT int cuCtxSynchronize() { return num_synchronizations++, 0; }
 
 // NVRTC, which has nothing to do here.
 EXPORT const char *nvrtcGetErrorString(int) { return "NVRTC_ERROR"; }
-EXPORT int nvrtcGetNumSupportedArchs(int *num) { return *num = 1, 0; }
-EXPORT int nvrtcGetSupportedArchs(int *archs) { return *archs = 90, 0; }
 EXPORT int nvrtcCreateProgram(void **program, const char *, const char *, int, const char *const *,
                               const char *const *) {
   return *program = &module, 0;

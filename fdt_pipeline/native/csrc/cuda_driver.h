@@ -36,8 +36,6 @@ using CudaPointer = unsigned long long;  // CUdeviceptr
 // The same for NVRTC, which compiles CUDA at run time.
 #define FDT_NVRTC_FUNCTIONS(F)                                                                                        \
   F(const char *, nvrtcGetErrorString, (int error))                                                                   \
-  F(int, nvrtcGetNumSupportedArchs, (int *num))                                                                       \
-  F(int, nvrtcGetSupportedArchs, (int *archs))                                                                        \
   F(int, nvrtcCreateProgram,                                                                                          \
     (void **program, const char *source, const char *name, int num_headers, const char *const *headers,               \
      const char *const *header_names))                                                                                \

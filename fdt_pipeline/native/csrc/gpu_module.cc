@@ -1,11 +1,9 @@
 #include "gpu_module.h"
 
-#include <algorithm>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 #include <tuple>
-#include <vector>
 
 #include "cuda_driver.h"
 
@@ -55,34 +53,25 @@ class Program {
   void *program_ = nullptr;
 };
 
-// Machine code for this GPU, or for the newest that NVRTC knows as PTX, which the driver makes into machine code.
-std::string architecture_of(int capability) {
-  int num = 0;
-  nvrtc().nvrtcGetNumSupportedArchs(&num);
-  std::vector<int> known(static_cast<size_t>(std::max(num, 1)), 0);
-  nvrtc().nvrtcGetSupportedArchs(known.data());
-  if (std::find(known.begin(), known.end(), capability) != known.end()) return "sm_" + std::to_string(capability);
-  int newest = 0;
-  for (int arch : known)
-    if (arch < capability) newest = std::max(newest, arch);
-  if (newest) return "compute_" + std::to_string(newest);
-  throw std::runtime_error("this NVRTC makes no code for a GPU of compute capability " +
-                           std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
-                           ": install an older nvidia-cuda-nvrtc (for Volta, 12)");
-}
-
 GpuKernels load_kernels(int c, int channels) {
   int device = 0, major = 0, minor = 0;
   check_cuda(cuda_driver().cuCtxGetDevice(&device), "find the current GPU");
   check_cuda(cuda_driver().cuDeviceGetAttribute(&major, 75, device), "ask the GPU for its compute capability");
   check_cuda(cuda_driver().cuDeviceGetAttribute(&minor, 76, device), "ask the GPU for its compute capability");
-  const std::string image = compile_kernels(architecture_of(10 * major + minor), c, channels);
   void *module = nullptr;
-  int error = cuda_driver().cuModuleLoadData(&module, image.c_str());
-  // Machine code of an NVRTC that is newer than the driver may not load, where PTX of an older architecture does.
-  if (error) error = cuda_driver().cuModuleLoadData(&module, compile_kernels("compute_80", c, channels).c_str());
-  check_cuda(error,
-             "load the GPU kernel (if NVRTC is newer than the driver, install the one of the driver's CUDA version)");
+  int error = 1;
+  std::string reason;
+  // Machine code for this GPU; where NVRTC does not know it, or is newer than the driver, PTX of an older architecture,
+  // which the driver compiles.
+  for (const std::string &arch : {"sm_" + std::to_string(10 * major + minor), std::string("compute_80")}) {
+    try {
+      if (!(error = cuda_driver().cuModuleLoadData(&module, compile_kernels(arch, c, channels).c_str()))) break;
+    } catch (const std::runtime_error &unknown) {
+      reason += std::string("; ") + unknown.what();
+    }
+  }
+  const std::string advice = "install NVRTC of the driver's CUDA version; for a GPU older than Ampere, 12";
+  check_cuda(error, ("load the GPU kernel (" + advice + reason + ")").c_str());
   GpuKernels kernels;
   auto look_up = [&](void *&function, const std::string &name) {
     check_cuda(cuda_driver().cuModuleGetFunction(&function, module, name.c_str()), "find a function in the GPU kernel");

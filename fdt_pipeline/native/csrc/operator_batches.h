@@ -43,19 +43,18 @@ std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
             "ids must be (epoch, index) of shape (2,), or (epoch, first, count, modulo) of shape (4,), one kind in a "
             "batch, got shape ", shape, " for sample ", i);
     const int64_t *id = static_cast<const int64_t *>(from.raw_tensor(i));
-    require(id[0] >= 0 && id[0] < kMost && id[1] < kMost,
-            "ids must be (epoch, index) with 0 <= epoch < 2^32 and index < 2^32, got (", id[0], ", ", id[1],
+    require(id[0] >= 0 && id[0] < kMost && id[1] >= 0 && id[1] < kMost,
+            "ids must be (epoch, index) with 0 <= epoch < 2^32 and 0 <= index < 2^32, got (", id[0], ", ", id[1],
             ") for sample ", i);
-    const auto epoch = static_cast<uint32_t>(id[0]);
+    const auto epoch = static_cast<uint32_t>(id[0]), first = static_cast<uint32_t>(id[1]);
     if (!are_grouped) {
-      fdt::add_output(epoch, id[1], spans);
+      fdt::add_output(epoch, first, spans);
       continue;
     }
-    require(id[1] >= 0 && id[1] < id[3] && id[2] > 0 && id[2] < kMost && id[3] <= kMost,
+    require(id[1] < id[3] && id[2] > 0 && id[2] < kMost && id[3] <= kMost,
             "ids must be (epoch, first, count, modulo) with 0 <= first < modulo <= 2^32 and 0 < count < 2^32, got (",
             id[0], ", ", id[1], ", ", id[2], ", ", id[3], ") for sample ", i);
-    spans.push_back({epoch, static_cast<uint32_t>(id[1]), static_cast<uint32_t>(id[2]), static_cast<uint32_t>(id[3]),
-                     0});
+    spans.push_back({epoch, first, static_cast<uint32_t>(id[2]), static_cast<uint32_t>(id[3])});
   }
   return spans;
 }
@@ -159,7 +158,7 @@ class Leaders {
     for (const Span &span : asked.spans) {
       const int64_t end = int64_t{span.first} + span.count,
                     most = span.modulo ? std::min<int64_t>(end, span.modulo) : end;
-      require(span.padding || most <= static_cast<int64_t>(n), "anchor \"",
+      require(most <= static_cast<int64_t>(n), "anchor \"",
               anchor == Anchor::kEpoch ? "epoch" : "index", "\": index ", most - 1,
               " is not below the number of images, ", n);
     }

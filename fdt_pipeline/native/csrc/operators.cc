@@ -77,13 +77,14 @@ class Superpose : public Resumable<Backend> {
     for (int i = 0; i < images.num_samples(); i++)
       for (int64_t j = 0; j < counts_[static_cast<size_t>(i)]; j++)
         images_.push_back(static_cast<const uint8_t *>(images.raw_tensor(i)) + j * shape_.size());
-    size_t begin = 0;
-    int sample = 0;
-    for (const std::vector<Span> &spans : number(ws)) {
-      const size_t num = are_grouped_ ? static_cast<size_t>(counts_[static_cast<size_t>(sample)]) : images_.size();
-      keep_real_images(spans, begin, num);
-      superpose(ws, begin);
-      sample++;
+    asked_.leads = anchor_ == Anchor::kEpoch ? Leads::kByPlace : Leads::kDrawn;
+    size_t begin = 0, sample = 0;
+    for (std::vector<Span> &spans : number(ws)) {
+      const size_t num = are_grouped_ ? static_cast<size_t>(counts_[sample++]) : images_.size();
+      asked_.spans = std::move(spans);
+      make_series(static_cast<int64_t>(num));
+      window_.classes.assign(&labels_[begin], num, static_cast<uint32_t>(num_classes_));
+      superpose(ws, begin, num);
       begin += num;
     }
     set_layout(ws.Output<Backend>(0), are_grouped_, arguments_);
@@ -121,38 +122,13 @@ class Superpose : public Resumable<Backend> {
     for (int64_t count : counts_) {
       if (are_grouped_ || windows.empty()) windows.emplace_back();
       for (int64_t i = 0; i < count; i++, at++)
-        fdt::add_output(static_cast<uint32_t>(at >> 32), static_cast<int64_t>(at & 0xFFFFFFFF), windows.back());
+        fdt::add_output(static_cast<uint32_t>(at >> 32), static_cast<uint32_t>(at), windows.back());
     }
     return windows;
   }
 
-  // Of the batch's images begin .. begin + num - 1. Padding is not mixed. An image leads the output in its own place.
-  void keep_real_images(const std::vector<Span> &spans, size_t begin, size_t num) {
-    asked_.spans = spans;
-    asked_.leads = anchor_ == Anchor::kEpoch ? Leads::kByPlace : Leads::kDrawn;
-    asked_.order.clear();
-    asked_.order_version++;
-    kept_.clear();
-    kept_labels_.clear();
-    size_t at = begin;
-    for (const Span &span : spans) {
-      for (uint32_t i = 0; i < span.count; i++, at++) {
-        asked_.order.push_back(static_cast<uint32_t>(kept_.size()));
-        if (span.padding) continue;
-        kept_.push_back(images_[at]);
-        kept_labels_.push_back(labels_[at]);
-      }
-    }
-    if (kept_.size() == num || anchor_ != Anchor::kEpoch) asked_.order.clear();
-    if (kept_.empty()) {  // padding alone: one image, which no output uses
-      kept_.push_back(images_[begin]);
-      kept_labels_.push_back(labels_[begin]);
-    }
-    make_series(static_cast<int64_t>(kept_.size()));
-    window_.classes.assign(kept_labels_.data(), kept_labels_.size(), static_cast<uint32_t>(num_classes_));
-  }
-
-  void superpose(::dali::Workspace &ws, size_t begin);
+  // Images begin .. begin + num - 1 of the batch.
+  void superpose(::dali::Workspace &ws, size_t begin, size_t num);
 
   Anchor anchor_;
   int64_t num_classes_, most_images_ = 0;
@@ -160,8 +136,8 @@ class Superpose : public Resumable<Backend> {
   bool are_grouped_ = false;
   Shape shape_;
   Output output_;
-  std::vector<int64_t> counts_, labels_, kept_labels_;  // counts_: images of each sample
-  std::vector<const uint8_t *> images_, kept_;
+  std::vector<int64_t> counts_, labels_;  // counts_: images of each sample
+  std::vector<const uint8_t *> images_;
   fdt::Asked asked_;
   Pool window_{0, {}, 0};
   CpuSuperposers on_cpu_;
@@ -169,19 +145,22 @@ class Superpose : public Resumable<Backend> {
 };
 
 template <>
-void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
-  window_.resize(kept_.size(), shape_, arguments_.plans.pad);
-  share_out(ws, static_cast<int64_t>(kept_.size()), [&](int64_t first, int64_t last, int) {
-    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++) window_.set_image(i, kept_[i]);
+void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin, size_t num) {
+  window_.resize(num, shape_, arguments_.plans.pad);
+  share_out(ws, static_cast<int64_t>(num), [&](int64_t first, int64_t last, int) {
+    for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++)
+      window_.set_image(i, images_[begin + i]);
   });
-  const auto images = places_of(ws.Output<CPUBackend>(0), counts_), targets = places_of(ws.Output<CPUBackend>(1), counts_);
+  const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
+  const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
   on_cpu_.run(ws, window_, true, arguments_, *series_, output_, asked_, &images[begin], &targets[begin]);
 }
 
 template <>
-void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
+void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, size_t begin, size_t) {
   if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, *series_, output_, arguments_.targets);
-  on_gpu_->run_window(kept_.data(), shape_, window_.classes, asked_, place_of(ws.Output<GPUBackend>(0), begin, counts_),
+  on_gpu_->run_window(&images_[begin], shape_, window_.classes, asked_,
+                      place_of(ws.Output<GPUBackend>(0), begin, counts_),
                       place_of(ws.Output<GPUBackend>(1), begin, counts_), ws.stream());
 }
 
@@ -243,7 +222,8 @@ class SuperposeResident : public Resumable<Backend> {
 
 template <>
 void SuperposeResident<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
-  const auto images = places_of(ws.Output<CPUBackend>(0), counts_), targets = places_of(ws.Output<CPUBackend>(1), counts_);
+  const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
+  const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
   on_cpu_.run(ws, *pool_, false, arguments_, series_, output_, asked_, &images[begin], &targets[begin]);
 }
 
@@ -327,18 +307,17 @@ Errors: images of unequal shape (both are named), labels out of range (the sampl
     .NumInput(2, 3)
     .NumOutput(2)
     .InputDox(0, "images", "TensorList of uint8 ('HWC')",
-              "Images of one shape, (h, w, c) or (h, w), with 1 to 4 channels. Or samples of many images, (n, h, w, c), "
-              "each a mix window of its own, with n labels; their outputs have n as first dimension.")
+              "Images of one shape, (h, w, c) or (h, w), with 1 to 4 channels. Or samples of many images, "
+              "(n, h, w, c), each a mix window of its own, with n labels; their outputs have n as first dimension.")
     .InputDox(1, "labels", "TensorList of integers, on the CPU",
               "Classes in [0, num_classes): one number a sample (int64, int32, int16, or a uint8 scalar), or ASCII "
               "digits as ``readers.webdataset`` gives a .cls member. Other uint8 of shape (1,) may mean either, and is "
               "an error: cast numbers to int32.")
     .InputDox(
         2, "ids", "TensorList of int64 of shape (2,) or (4,), on the CPU",
-        R"((epoch, index) of every output, which its plan is a function of, with the seed and the batch. A sample with an
-index below 0 is padding: it is mixed into no output, and its own is zeros. Samples that are windows have ids of shape (4,),
-(epoch, first, n, modulo): their outputs are number first, first + 1, .. of the epoch, modulo ``modulo``. Without ids
-images are counted, and DALI's checkpoints keep the count.)")
+        R"((epoch, index) of every output, which its plan is a function of, with the seed and the batch. Samples that
+are windows have ids of shape (4,), (epoch, first, n, modulo): their outputs are number first, first + 1, .. of the
+epoch, modulo ``modulo``. Without ids images are counted, and DALI's checkpoints keep the count.)")
     .InputDevice(1, InputDevice::CPU)
     .InputDevice(2, InputDevice::CPU)
     .AddArg("num_classes", "Number of classes, up to 65,536.", DALI_INT64)
@@ -362,7 +341,7 @@ Errors: a pool that this process does not have, or that is in another device's m
     .NumInput(1)
     .NumOutput(2)
     .InputDox(0, "ids", "TensorList of int64 of shape (2,) or (4,), on the CPU",
-              "(epoch, index) of every output. An index below 0 is padding, an output of zeros (as a label: -1). Or "
+              "(epoch, index) of every output. Or "
               "(epoch, first, count, modulo): a sample of count outputs, with that as first dimension, number first, "
               "first + 1, .. of the epoch, modulo ``modulo``.")
     .InputDevice(0, InputDevice::CPU)

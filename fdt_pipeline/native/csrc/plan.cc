@@ -148,7 +148,7 @@ void PlanDrawer::put_back(uint32_t k) {
 
 uint32_t PlanDrawer::draw(const Id &id, std::vector<Constituent> &plan) {
   const Kernels &native = kernels();
-  const uint32_t index = static_cast<uint32_t>(id.index), shifts = 2 * options_.pad + 1;
+  const uint32_t index = id.index, shifts = 2 * options_.pad + 1;
   const uint32_t stride = round_up(highest_ + 1, kPhiloxBlocks);
   words_.resize(4 * size_t{stride});
   labels_.resize(highest_);

@@ -73,7 +73,7 @@ class WeightSeries {
 // What an output is drawn from beside the seed.
 struct Id {
   uint32_t epoch = 0;
-  int64_t index = -1;   // below 0: padding, an output of zeros
+  uint32_t index = 0;
   int64_t leader = -1;  // the pool position of the first image, or -1 where that is drawn too
 };
 

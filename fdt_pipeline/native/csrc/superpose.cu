@@ -64,7 +64,7 @@ __device__ uint32_t find_lane(uint32_t count, uint32_t &rank) {
 
 // An output's id (plan.h).
 struct OutputId {
-  uint32_t epoch, index, padding;
+  uint32_t epoch, index;
   uint32_t leader = kNone;  // kNone: the first image is drawn too
 
   __device__ OutputId(const Parameters &p, uint32_t output) {
@@ -72,8 +72,7 @@ struct OutputId {
     const Span &span = p.spans[output / count];
     epoch = span.epoch;
     index = span.index(output % count);
-    padding = span.padding;
-    if (p.leads == Leads::kDrawn || padding) return;
+    if (p.leads == Leads::kDrawn) return;
     leader = p.leads == Leads::kByIndex ? index : p.first_place + output;
     if (p.order) leader = p.order[leader];
   }
@@ -356,13 +355,13 @@ __device__ void write(void *to, uint64_t at, const float *values, int n, bool ha
 }
 
 template <int c, int channels>
-__device__ void write_unit(const Parameters &p, uint32_t output, const Unit<c> &unit, bool padding) {
+__device__ void write_unit(const Parameters &p, uint32_t output, const Unit<c> &unit) {
   float values[kUnitPixels * channels];
 #pragma unroll
   for (int i = 0; i < kUnitPixels * channels; i++) {
     const int pixel = i / channels, channel = i % channels;
     const float sum = unit.sums[pixel * c + (c == 1 ? 0 : channel)];
-    values[i] = padding ? 0.0f : (sum - p.mean[channel]) * p.inv_std[channel];
+    values[i] = (sum - p.mean[channel]) * p.inv_std[channel];
   }
   const uint64_t area = static_cast<uint64_t>(p.h) * p.w, first = output * area * channels;
   const uint64_t pixel = static_cast<uint64_t>(unit.y) * p.w + unit.x;
@@ -425,12 +424,6 @@ __device__ void superpose(const Parameters &p) {
     float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
     for (uint32_t i = threadIdx.x; i < p.num_classes; i += blockDim.x) row[i] = 0;
   }
-  if (id.padding) {
-    if (p.target_kind == Targets::kLabel && first_tile && threadIdx.x == 0)
-      static_cast<int64_t *>(p.targets)[output] = -1;
-    if (in_image) write_unit<c, channels>(p, output, unit, true);
-    return;
-  }
   meet();  // zeros are written before weights are
   if (draws) {
     Drawer drawer(p, id, memory);
@@ -452,7 +445,7 @@ __device__ void superpose(const Parameters &p) {
     if (left >= kPiece && (at + kPiece) % kSetAside == 0) aside.put(unit, at < kSetAside);
   }
   if (k >= kSetAside) aside.add_to(unit);
-  if (in_image) write_unit<c, channels>(p, output, unit, false);
+  if (in_image) write_unit<c, channels>(p, output, unit);
 }
 
 }  // namespace

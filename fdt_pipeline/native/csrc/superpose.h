@@ -18,10 +18,10 @@ enum class Targets : uint32_t {
   kLabel,     // i64, the first image's class
 };
 
-// Neighbouring outputs of an epoch: first, first + 1, .., in all `count`. Where modulo is not 0, they go on with 0 behind
-// modulo - 1. Where padding is not 0, they are zeros.
+// Neighbouring outputs of an epoch: first, first + 1, .., in all `count`. Where modulo is not 0, they go on with 0
+// behind modulo - 1.
 struct Span {
-  uint32_t epoch, first, count, modulo, padding;
+  uint32_t epoch, first, count, modulo;
   FDT_HD uint32_t index(uint32_t i) const {
     const uint64_t number = static_cast<uint64_t>(first) + i;
     return static_cast<uint32_t>(modulo ? number % modulo : number);

@@ -12,39 +12,33 @@ void write_target(const std::vector<Constituent> &plan, const WeightSeries &seri
                   uint32_t num_classes, void *target) {
   const uint32_t k = static_cast<uint32_t>(plan.size());
   if (targets == Targets::kLabel) {
-    const int64_t label = k ? static_cast<int64_t>(plan[0].label) : -1;
+    const int64_t label = plan[0].label;
     std::memcpy(target, &label, sizeof label);
     return;
   }
   float *row = static_cast<float *>(target);
   std::memset(row, 0, num_classes * sizeof(float));
-  if (targets == Targets::kDominant && k) row[plan[0].label] = 1;
+  if (targets == Targets::kDominant) row[plan[0].label] = 1;
   if (targets == Targets::kSoft)
     for (uint32_t i = 0; i < k; i++) row[plan[i].label] = series(k, i);
 }
 
 }  // namespace
 
-void add_output(uint32_t epoch, int64_t index, std::vector<Span> &spans) {
-  const bool is_padding = index < 0;
-  if (!spans.empty() && (spans.back().padding != 0) == is_padding) {
-    Span &last = spans.back();
-    if (is_padding || (last.epoch == epoch && int64_t{last.first} + last.count == index)) {
-      last.count++;
-      return;
-    }
-  }
-  spans.push_back({epoch, is_padding ? 0 : static_cast<uint32_t>(index), 1, 0, is_padding});
+void add_output(uint32_t epoch, uint32_t index, std::vector<Span> &spans) {
+  if (!spans.empty() && spans.back().epoch == epoch && uint64_t{spans.back().first} + spans.back().count == index)
+    spans.back().count++;
+  else
+    spans.push_back({epoch, index, 1, 0});
 }
 
 std::vector<Id> Asked::ids() const {
   std::vector<Id> ids;
   for (const Span &span : spans)
     for (uint32_t i = 0; i < span.count; i++) {
-      const auto index = static_cast<int64_t>(span.index(i)), place = static_cast<int64_t>(ids.size());
-      const int64_t at = leads == Leads::kDrawn ? -1 : leads == Leads::kByIndex ? index : place;
-      const int64_t leader = at < 0 || order.empty() || span.padding ? at : order[static_cast<size_t>(at)];
-      ids.push_back({span.epoch, span.padding ? -1 : index, leader});
+      const size_t index = span.index(i), at = leads == Leads::kByIndex ? index : ids.size();
+      const int64_t leader = static_cast<int64_t>(order.empty() ? at : order[at]);
+      ids.push_back({span.epoch, static_cast<uint32_t>(index), leads == Leads::kDrawn ? -1 : leader});
     }
   return ids;
 }
@@ -59,7 +53,7 @@ void Superposer::reset(const Pool &pool, const PlanOptions &options) {
 // the same rows, which took 1.2 times as long in the order of the plan.
 void Superposer::draw(const Pool &pool, const WeightSeries &series, Targets targets, const Id &id, void *target) {
   plan_.clear();
-  const uint32_t k = id.index >= 0 ? drawer_.draw(id, plan_) : 0;
+  const uint32_t k = drawer_.draw(id, plan_);
   const int32_t pad = static_cast<int32_t>(space_->pad);
   const size_t shifts = 2 * static_cast<size_t>(pad) + 1, before = sources_.size();
   const auto kind = [&](const Constituent &c) { return static_cast<size_t>(c.dy) + (c.flip ? shifts : 0); };
@@ -78,7 +72,6 @@ void Superposer::draw(const Pool &pool, const WeightSeries &series, Targets targ
 void Superposer::run(const Pool &pool, const WeightSeries &series, const Output &output, Targets kind, const Id *ids,
                      int64_t first, int64_t last, void *const *images, void *const *targets) {
   const auto superpose = kernels().superpose;
-  const int64_t num_bytes = pool.shape().plane() * output.channels * (output.half ? 2 : 4);
   for (int64_t at = first; at < last;) {
     sources_.clear();
     drawn_.clear();
@@ -90,10 +83,7 @@ void Superposer::run(const Pool &pool, const WeightSeries &series, const Output 
     int64_t used = 0, total = static_cast<int64_t>(sources_.size());
     for (; at < end; at++) {
       const int64_t k = drawn_[drawn_.size() - static_cast<size_t>(end - at)];
-      if (k == 0)
-        std::memset(images[at], 0, static_cast<size_t>(num_bytes));
-      else
-        superpose(*space_, output, &sources_[static_cast<size_t>(used)], k, total - used - k, images[at]);
+      superpose(*space_, output, &sources_[static_cast<size_t>(used)], k, total - used - k, images[at]);
       used += k;
     }
   }

@@ -21,8 +21,8 @@ struct Asked {
   std::vector<Id> ids() const;  // of every output
 };
 
-// One more output; index: below 0 for padding.
-void add_output(uint32_t epoch, int64_t index, std::vector<Span> &spans);
+// One more output, in the last span where it follows on that.
+void add_output(uint32_t epoch, uint32_t index, std::vector<Span> &spans);
 
 // One thread's worth of it: what it needs is kept from batch to batch.
 class Superposer {
