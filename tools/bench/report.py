@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..rounds import number
 from .results import Contenders, describe_data, describe_machine, estimate, measured, races, rates, read_results
 
 Row = Sequence[str]
@@ -107,12 +108,6 @@ def _source_images(found: dict[str, Any]) -> str:
 
 def _median(found: dict[str, Any]) -> str:
     return "too noisy" if found["too_noisy"] else number(found["median"])
-
-
-def number(value: float) -> str:
-    """Three digits, with commas between thousands."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.3g}"
 
 
 def _notes(contenders: Contenders) -> Iterator[str]:
