@@ -1,16 +1,14 @@
-"""What `python -m tools gpu` does on a GPU. A stage is a function that yields what it finds as it finds it.
+"""What `python -m tools gpu` measures. A stage is a function that yields what it finds as it finds it.
 
     python -m tools.gpu_stages STAGE cuda FOLDER    one stage; a JSON line in FOLDER/STAGE.jsonl for each finding
 
-A finding is {section: {name: value}}; sections are "tests" (name -> outcome), "rows" (of a table) and "notes".
+A finding is {"rows": {name: row of the table}} or {"notes": {name: value}}.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import re
-import subprocess
 import sys
 import time
 from collections import deque
@@ -44,7 +42,6 @@ from .rounds import bounded, measure_rounds, ratios
 
 Found = dict[str, dict[str, Any]]
 EPOCHS = 150  # of the paper's schedule
-LOADER_TESTS, KERNEL_TESTS = "tests/fdt_pipeline/test_gpu_loader.py", "tests/fdt_pipeline/test_native_gpu.py"
 RESIDENT, LARGE, PLAIN = "resident FDT, C = 10", "resident FDT, C = 100", "resident, no FDT, C = 10"
 STREAMING, INDEXED = "streaming FDT, C = 10", "a tensor indexed on the GPU, no mixing"
 LOADERS = {  # name -> contender of the bench, number of classes
@@ -108,41 +105,6 @@ def row(name: str, values: Any, at_least: float | None = None, stretch: float | 
     return {"rows": {name: bounded("figure", name, values, at_least, stretch)}}
 
 
-def doctor(place: Place) -> Iterator[Found]:
-    """What is found there, and the operators against the definition."""
-    command = [sys.executable, "-m", "tools", "doctor", *(["--gpu"] if place.has_gpu else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    yield {"notes": {"doctor": done.stdout.splitlines()}}
-    if done.returncode:
-        raise RuntimeError("fdt-pipeline doctor found a fault")
-
-
-def tests(place: Place) -> Iterator[Found]:
-    """Those of the loader one by one: the memory that they look at is the whole GPU's."""
-    loaders, kernels = ("cuda", "real") if place.has_gpu else ("cpu", "emulated")
-    for chosen in (("-n", "0", "-k", loaders, LOADER_TESTS), ("-k", kernels, KERNEL_TESTS)):
-        options = ("-v", "-m", "", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60", *chosen)
-        command = [sys.executable, "-m", "pytest", *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                if found := outcome(line):
-                    yield {"tests": dict([found])}
-        if process.returncode:
-            raise RuntimeError(f"pytest ended with exit code {process.returncode}")
-
-
-def outcome(line: str) -> tuple[str, str] | None:
-    """(test, "passed", say) of a line of `pytest -v`, whether of one process or of several."""
-    words = "PASSED|FAILED|ERROR|SKIPPED|XFAIL"
-    alone = re.match(rf"tests/\S+::(.+?) ({words})\b", line)
-    several = re.match(rf"\[gw\d+\] \[ *\d+%\] ({words}) tests/\S+::(.+?)\s*$", line)
-    if alone:
-        return alone[1], alone[2].lower()
-    return (several[2], several[1].lower()) if several else None
-
-
 def loaders(place: Place) -> Iterator[Found]:
     """Images a second in float16, over the ends of epochs."""
     sizes = place.sizes
@@ -151,26 +113,23 @@ def loaders(place: Place) -> Iterator[Found]:
         def timer(contender: str, num_classes: int) -> BatchTimer:
             shards = place.shards(num_classes)
             task = Task(shards, place.folder, read_manifest(shards), sizes.batch_size, 4, str(place.device), half=True)
-            return BatchTimer(
-                stack.enter_context(closing(find_entry(contender).make(task))), task, ready=place.wait
-            )  # fmt: skip
+            made = stack.enter_context(closing(find_entry(contender).make(task)))
+            return BatchTimer(made, task, ready=place.wait)
 
         def rate(timer: BatchTimer) -> float:
             return timer.turn(sizes.seconds)["rate"]
 
         turns = {name: partial(rate, timer(*contender)) for name, contender in LOADERS.items()}
         found = measure_rounds(turns, sizes.rounds)
-    unit = f"images/s, batch {sizes.batch_size}, f16"
-    yield row(f"{RESIDENT}, {unit}", found[RESIDENT], 1e6, 5e6)
-    yield row(f"{LARGE}, {unit}", found[LARGE], 7e5, 3e6)
-    for name in (PLAIN, STREAMING, INDEXED):
-        yield row(f"{name}, {unit}", found[name])
-    for over, under, *bounds in (
-        (RESIDENT, PLAIN, 0.95, 1.0),
+    for name, values in found.items():
+        bounds = {RESIDENT: (1e6, 5e6), LARGE: (7e5, 3e6)}.get(name, ())
+        yield row(f"{name}, images/s, batch {sizes.batch_size}, f16", values, *bounds)
+    for over, under, *held in (
+        (RESIDENT, PLAIN, 0.95, 1),
         (RESIDENT, INDEXED, 0.5, 1.5),
         (STREAMING, RESIDENT, 0.3, 0.6),
     ):
-        yield row(f"{over} : {under}", ratios(found[over], found[under]), *bounds)
+        yield row(f"{over} : {under}", ratios(found[over], found[under]), *held)
 
 
 def epochs(place: Place) -> Iterator[Found]:
@@ -230,19 +189,18 @@ def training(place: Place) -> Iterator[Found]:
             for _ in range(len(loader)):
                 step(*batch)
 
-        def fed() -> float:
+        def fed() -> None:
             waited, begin = 0.0, time.perf_counter()
-            batches = iter(loader)
-            for _ in range(len(loader)):
-                asked = time.perf_counter()
-                own = next(batches)
+            asked = begin
+            for own in loader:
                 waited += time.perf_counter() - asked
                 step(*own)
+                asked = time.perf_counter()
             place.wait()
             shares.append(waited / (time.perf_counter() - begin))
-            return time.perf_counter() - begin
 
-        found = measure_rounds({"alone": partial(seconds_of, alone, device), "fed": fed}, 3)
+        turns = {"alone": partial(seconds_of, alone, device), "fed": partial(seconds_of, fed, device)}
+        found = measure_rounds(turns, 3)
     name = f"{sizes.model} with TN, batch {sizes.train_batch}"
     yield row(f"{name}: epoch on one batch : epoch on the loader", ratios(found["alone"], found["fed"]), 0.99, 0.998)
     minutes = ratios([6.0] * len(found["fed"]), [EPOCHS * seconds / 60 for seconds in found["fed"]])
@@ -261,20 +219,16 @@ def steps(place: Place) -> Iterator[Found]:
 
         return 1e3 * seconds_of(turn, place.device) / place.sizes.steps
 
-    ways: dict[str, tuple[Callable[[Any], Any], bool]] = {"as it is": (lambda network: network, False)}
+    own, compiled, theirs = "our CUDA graph", "our CUDA graph, compiled", "reduce-overhead"
+    ways = {own: step_of(place, lambda network: network, graph=place.has_gpu)}
     if place.has_gpu:
-        ways = {
-            "CUDA graph": (lambda network: network, True),
-            "compiled, CUDA graph": (Compiled, True),
-            "reduce-overhead": (reduce_overhead, False),
-        }
-    turns = {name: partial(milliseconds, step_of(place, *way)) for name, way in ways.items()}
-    found = measure_rounds(turns, place.sizes.rounds)
+        ways[compiled] = step_of(place, Compiled, graph=True)
+        ways[theirs] = step_of(place, reduce_overhead, graph=False)
+    found = measure_rounds({name: partial(milliseconds, step) for name, step in ways.items()}, place.sizes.rounds)
     for name, values in found.items():
         yield row(f"ms a step, {name}", values)
     if place.has_gpu:
-        over, under = "reduce-overhead", "compiled, CUDA graph"
-        yield row(f"ms a step, {over} : {under}", ratios(found[over], found[under]))
+        yield row(f"ms a step, {theirs} : {compiled}", ratios(found[theirs], found[compiled]))
 
 
 def reduce_overhead(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
