@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,7 @@ from fdt_pipeline.native.pool import HOST
 from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
 from train.accelerate import Compiled, network_of_step
-from train.measure_speed import make_step, random_batch, seconds_of
-from train.recipes import make_recipe
-from train.setup import make_loader
+from train.measure_speed import PLANS, make_step, random_batch, seconds_of, waiting_share
 from train.step import TrainStep
 
 from .bench.contenders import find_entry
@@ -178,34 +175,17 @@ def step_of(place: Place, wrap: Callable[[Any], Any], graph: bool) -> TrainStep:
 
 def training(place: Place) -> Iterator[Found]:
     """Epochs of the step that a long run takes, on one batch again and again and on the loader."""
-    sizes, device, shares = place.sizes, place.device, []
-    recipe = make_recipe(f"{sizes.model}_tn_fdt", batch_size=sizes.train_batch)
-    with make_loader(recipe, place.shards(), device, train=True) as loader:
-        num_steps = EPOCHS * len(loader)
-        step = step_of(place, lambda model: network_of_step(model, device, num_steps, None), graph=place.has_gpu)
-        batch = next(iter(loader))
-
-        def alone() -> None:
-            for _ in range(len(loader)):
-                step(*batch)
-
-        def fed() -> None:
-            waited, begin = 0.0, time.perf_counter()
-            asked = begin
-            for own in loader:
-                waited += time.perf_counter() - asked
-                step(*own)
-                asked = time.perf_counter()
-            place.wait()
-            shares.append(waited / (time.perf_counter() - begin))
-
-        turns = {"alone": partial(seconds_of, alone, device), "fed": partial(seconds_of, fed, device)}
-        found = measure_rounds(turns, 3)
+    sizes, device = place.sizes, place.device
+    num_steps = sizes.images // sizes.train_batch
+    plan = replace(PLANS[device.type], model=sizes.model, batch_sizes=(sizes.train_batch,), steps=num_steps, rounds=3)
+    step = step_of(place, lambda network: network_of_step(network, device, EPOCHS * num_steps, None), place.has_gpu)
+    [waiting], raw = waiting_share(plan, device, step)
+    [seconds] = raw.values()
     name = f"{sizes.model} with TN, batch {sizes.train_batch}"
-    yield row(f"{name}: epoch on one batch : epoch on the loader", ratios(found["alone"], found["fed"]), 0.99, 0.998)
-    minutes = ratios([6.0] * len(found["fed"]), [EPOCHS * seconds / 60 for seconds in found["fed"]])
+    yield row(f"{name}: epoch on one batch : epoch on the loader", ratios(*seconds.values()), 0.99, 0.998)
+    minutes = [6 * 60 / (EPOCHS * fed) for fed in seconds["loader"]]
     yield row(f"{name}: 6 minutes : {EPOCHS} epochs, extrapolated from one, without evaluation", minutes, 1, 1.2)
-    yield {"notes": {"share of an epoch in which the host waits for batches, epochs 0 to 3": shares}}
+    yield {"notes": {"share of an epoch in which the host waits for batches": list(waiting.values)}}
 
 
 def steps(place: Place) -> Iterator[Found]:
