@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fdt_pipeline.cli import verb_parser
-from fdt_pipeline.storage.atomic import atomic_file
 
 from .rounds import table
 
@@ -47,6 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     import torch  # not for the other verbs
 
     from train.environment import hardware, versions
+    from train.files import write_json, write_text
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch sees no GPU here: --device cpu tries the command out")
@@ -66,7 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
             limit = min(LIMITS[name], begin + TOTAL - time.monotonic())
             command = [sys.executable, "-m", *_module(name, arguments.device, folder)]
             record["stages"][name] = run_stage(command, limit, Path(folder, f"{name}.jsonl"))
-            _write(arguments.out, record)
+            write_json(arguments.out / "gpu.json", record)
+            write_text(arguments.out / "gpu.md", report(record) + "\n")
     print(report(record))
     return 1 if any(stage["status"] != "done" for stage in record["stages"].values()) else 0
 
@@ -108,12 +109,6 @@ def run_stage(command: Sequence[str], limit: float, found: Path) -> dict[str, An
         for section, values in json.loads(line).items():
             stage.setdefault(section, {}).update(values)
     return stage | {"tail": log.read_text(errors="replace").splitlines()[-TAIL:]}
-
-
-def _write(out: Path, record: dict[str, Any]) -> None:
-    for name, text in (("gpu.json", json.dumps(record, indent=1)), ("gpu.md", report(record))):
-        with atomic_file(out / name) as file:
-            file.write(f"{text}\n".encode())
 
 
 def report(record: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ interleaved rounds. Ratios are taken within a round, as a machine's clock may ch
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from fdt_pipeline.machine import available_cpus
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe, load_levels
 from tools.rounds import bounded, measure_rounds, ratios, rounded, spread, table
 from train.environment import hardware, versions
+from train.files import write_json
 
 Contender = Callable[[int], float]  # how often to repeat its outputs -> seconds
 SHAPE, PAD, CLASSES = (32, 32, 3), 4, (10, 100)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": versions(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.out, results)
     print(table(rows))
 
 

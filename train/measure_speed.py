@@ -33,7 +33,7 @@ from fdt_pipeline.losses import cross_entropy
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from models import build_model
-from tools.rounds import measure_rounds
+from tools.rounds import measure_rounds, ratios
 from train.attack import PGD, PixelBounds, frozen, pgd_path
 from train.environment import hardware, need, versions
 from train.files import write_json
@@ -109,10 +109,6 @@ def measure(plan: Plan, device: torch.device) -> Iterator[Part]:
     yield waiting_share(plan, device)
     for attack in plan.attacks:
         yield attack_speed(*attack, plan.rounds, device)
-
-
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def seconds_of(turn: Callable[[], object], device: torch.device) -> float:
