@@ -14,7 +14,7 @@ from fdt_pipeline.sources import open_source
 from tests.conftest import SLOW
 from tests.native_pools import load_arrays
 from tests.numbered import LABELS, numbered_images
-from tools.measure_kernels import table
+from tools.rounds import table
 from train.demo import NAMES
 from train.robust_accuracy import Robustness, format_table
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -35,8 +34,9 @@ from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.shards import verify_shards, write_shards
 from fdt_pipeline.sources import Source, open_source
 from train.environment import hardware, versions
+from train.files import write_json
 
-from .rounds import measure_rounds
+from .rounds import measure_rounds, ratios
 
 NUM_PHOTOS, NUM_FOLDERS = 20_000, 100
 SHARD = 1000
@@ -101,15 +101,15 @@ def measure(source: Source, loops: dict[str, Write], encodings: Sequence[str], r
             return len(source) / seconds
 
         rates = measure_rounds({name: partial(rate, write) for name, write in writers.items()}, rounds)
-    ratios = {
-        f"{over} : {under}": [a / b for a, b in zip(rates[over], rates[under], strict=True)]
+    compared = {
+        f"{over} : {under}": ratios(rates[over], rates[under])
         for over, under in product(writers, writers)
         if over not in loops and over != under
     }
     return {
         "samples": len(source),
         "samples a second: median, least, most": {name: spread(values) for name, values in rates.items()},
-        "ratio: median, least, most": {name: spread(values) for name, values in ratios.items()},
+        "ratio: median, least, most": {name: spread(values) for name, values in compared.items()},
     }
 
 
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": versions(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

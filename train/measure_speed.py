@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fdt_pipeline import FDTLoader
 from fdt_pipeline.losses import cross_entropy
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from models import build_model
-from tools.rounds import measure_rounds
+from tools.rounds import measure_rounds, ratios
 from train.attack import PGD, PixelBounds, frozen, pgd_path
 from train.environment import hardware, need, versions
 from train.files import write_json
@@ -108,10 +109,6 @@ def measure(plan: Plan, device: torch.device) -> Iterator[Part]:
     yield waiting_share(plan, device)
     for attack in plan.attacks:
         yield attack_speed(*attack, plan.rounds, device)
-
-
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def seconds_of(turn: Callable[[], object], device: torch.device) -> float:
@@ -194,30 +191,38 @@ def _status(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def waiting_share(plan: Plan, device: torch.device) -> Part:
-    """Seconds in the loader : seconds in all, over rounds of three steps or more."""
-    batch_size, steps = plan.batch_sizes[0], max(plan.steps, 3)
+def waiting_share(plan: Plan, device: torch.device, step: TrainStep | None = None) -> Part:
+    """Seconds in the loader : seconds in all, an epoch of `steps` steps in each of three rounds or more.
+
+    In turns with as many steps on one batch again and again. step: by default the model's with TN.
+    """
+    batch_size, shares = plan.batch_sizes[0], []
     recipe = make_recipe(f"{plan.model}_tn_fdt", batch_size=batch_size)
-    step = make_step(plan.model, "tn", device)
-    num_images = batch_size * steps * (plan.rounds + 1)
+    step = step or make_step(plan.model, "tn", device)
+    num_images = batch_size * max(plan.steps, 3)
     images = np.random.default_rng(0).integers(0, 256, (num_images, plan.size, plan.size, 3), np.uint8)
 
-    def share(batches: Iterator[Any]) -> float:
-        start, waited = time.perf_counter(), 0.0
-        for _ in range(steps):
-            asked = time.perf_counter()
-            batch = next(batches)
+    def epoch(loader: FDTLoader) -> None:
+        waited, start = 0.0, time.perf_counter()
+        asked = start
+        for batch in loader:
             waited += time.perf_counter() - asked
             step(*batch)
+            asked = time.perf_counter()
         _wait_for(device)
-        return waited / (time.perf_counter() - start)
+        shares.append(waited / (time.perf_counter() - start))
 
     with tempfile.TemporaryDirectory() as folder:
         write_shards(ArraySource(images, np.arange(num_images) % 10), Path(folder) / "shards")
         with make_loader(recipe, Path(folder) / "shards", device, train=True) as loader:
-            shares = measure_rounds({"share": partial(share, iter(loader))}, plan.rounds)["share"]
+            turns = {
+                "one batch": partial(_repeat, step, next(iter(loader)), len(loader)),
+                "loader": partial(epoch, loader),
+            }
+            timed = {name: partial(seconds_of, turn, device) for name, turn in turns.items()}
+            seconds = measure_rounds(timed, max(plan.rounds, 3))
     name = f"waiting for the loader : all, {recipe.name}, batch {batch_size}"
-    return [Figure(name, shares, plan.waiting_bound)], {}
+    return [Figure(name, shares[1:], plan.waiting_bound)], {f"seconds an epoch, {recipe.name}": seconds}
 
 
 def attack_speed(name: str, num_images: int, size: int, steps: int, num_rounds: int, device: torch.device) -> Part:

@@ -223,22 +223,6 @@ def test_ctrl_c_stays_a_keyboard_interrupt(small_shards, mode, prefetch):
     assert printed_by_a_process(CTRL_C, small_shards, mode, prefetch) == "interrupted\n"
 
 
-def test_loaders_in_threads_of_their_own_do_not_disturb_each_other(small_shards):
-    """Two of each mode, three epochs, beginning at once."""
-    options = [{"mode": mode, "seed": seed} for mode in MODES for seed in (1, 2)]
-
-    def run(each, barrier):
-        loader = FDTLoader(small_shards, 32, **each)
-        barrier.wait()
-        return [*loader, *loader, *loader]
-
-    together = threading.Barrier(len(options))
-    with ThreadPoolExecutor(len(options)) as threads:
-        found = [threads.submit(run, each, together) for each in options]
-    for each, batches in zip(options, found, strict=True):
-        assert_same(batches.result(), run(each, threading.Barrier(1)))
-
-
 def test_a_state_may_be_taken_by_another_thread_while_batches_are_made(small_shards):
     """As a checkpointing thread does: whatever moment it meets, what follows its state follows there."""
     options = {"mode": "resident", "seed": 1}

@@ -73,7 +73,7 @@ def test_rates_ratios_costs_notes_and_the_noise_are_printed(two):
     lines = list(report(two))
 
     def row(name):
-        return next(line for line in lines if line.startswith(name) and "/" in line)
+        return next(line for line in lines if line.startswith(name) and ".." in line)
 
     assert row("ours").split()[1] == "1,000"
     assert "5,500" in row("ours")

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from tools.measure_kernels import CLASSES, main, ratio, table
+from tools.measure_kernels import CLASSES, main
+from tools.rounds import bounded, ratios, table
 
 pytestmark = pytest.mark.compile
 
@@ -27,6 +28,6 @@ def test_every_class_type_and_level_is_measured_and_held_against_the_multiply_ad
 
 def test_a_ratio_is_taken_round_by_round():
     """The median of ratios is not the ratio of medians: the second round ran at a third of the clock."""
-    found = ratio("r", [30.0, 10.0, 33.0], [15.0, 4.0, 11.0], (2.4, 3.0))
+    found = bounded("ratio", "r", ratios([30.0, 10.0, 33.0], [15.0, 4.0, 11.0]), 2.4, 3.0)
     assert found["values"] == [2.0, 2.5, 3.0]
     assert table([found]).splitlines()[-1] == "| r | 2.5 [2, 3] | 2.4 | 3 | yes |"

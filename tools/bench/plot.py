@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from train.plots import save_figure
 
-from .report import number
+from ..rounds import number
 from .results import describe_data, describe_machine, measured
 from .task import MIXING
 

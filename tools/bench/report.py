@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..rounds import number
 from .results import Contenders, describe_data, describe_machine, estimate, measured, races, rates, read_results
 
 Row = Sequence[str]
@@ -15,13 +16,9 @@ SAME = ("data", "options")
 # Options that change no rate.
 REPEATING = ("repeats", "seconds", "widest", "timeout", "classes", "batch_sizes", "model")
 HEADINGS = (
-    "contender", "images/s", ": first", "source images/s", "ms a batch p50 / p95 / p99", "set-up s", "first batch s",
-    "first epoch images/s", "CPU us/image", "MB", "GPU MB", "bytes read/image",
-)  # fmt: skip
-TRAINING = ("training", "images/s", ": the model alone", "the trainer waits")
-PAGE_HEADINGS = (
     "contender", "images/s", ": first", "source images/s", "p99, ms", "first batch, s", "CPU us/image", "MB",
 )  # fmt: skip
+TRAINING = ("training", "images/s", ": the model alone", "the trainer waits")
 
 
 def text_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -74,19 +71,10 @@ def _contenders(contenders: Contenders) -> Iterator[str]:
 
 def _row(contender: dict[str, Any]) -> Row:
     found = contender["summary"]
-    batch = " / ".join(number(found["batch_ms"][key]) for key in ("p50", "p95", "p99"))
-    numbers = (
-        found["set_up_seconds"], found["first_batch_seconds"], found["first_epoch_images_per_second"],
-        found["cpu_us_per_image"], found["memory_mb"], found["gpu_mb"], found["bytes_by_read_per_image"],
-    )  # fmt: skip
-    return (*_rates(contender), _source_images(found), batch, *map(number, numbers))
-
-
-def _page_row(contender: dict[str, Any]) -> Row:
-    found = contender["summary"]
+    source_images = "" if found["images_per_second"]["too_noisy"] else number(found["source_images_per_second"])
     first_batch = found["set_up_seconds"] + found["first_batch_seconds"]
     numbers = (found["batch_ms"]["p99"], first_batch, found["cpu_us_per_image"], found["memory_mb"])
-    return (*_rates(contender), _source_images(found), *map(number, numbers))
+    return (*_rates(contender), source_images, *map(number, numbers))
 
 
 def _training_row(contender: dict[str, Any]) -> Row:
@@ -101,18 +89,8 @@ def _rates(contender: dict[str, Any]) -> Row:
     return (contender["name"], *cells)
 
 
-def _source_images(found: dict[str, Any]) -> str:
-    return "" if found["images_per_second"]["too_noisy"] else number(found["source_images_per_second"])
-
-
 def _median(found: dict[str, Any]) -> str:
     return "too noisy" if found["too_noisy"] else number(found["median"])
-
-
-def number(value: float) -> str:
-    """Three digits, with commas between thousands."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.3g}"
 
 
 def _notes(contenders: Contenders) -> Iterator[str]:
@@ -140,7 +118,7 @@ def _part(results: dict[str, Any], name: str) -> Iterator[str]:
         f"the same work differed by up to {100 * noise:.0f} % from round to round. "
         f"`{shlex.join(results['command'])}`, [{name}]({name})."
     )
-    yield from ("", *markdown_table([PAGE_HEADINGS, *map(_page_row, measured(results["contenders"]))]))
+    yield from ("", *markdown_table([HEADINGS, *map(_row, measured(results["contenders"]))]))
     if others := [one for one in results["contenders"] if one["status"] != "measured"]:
         yield from ("", "; ".join(f"{one['name']}: {one['status']} ({one['reason']})" for one in others) + ".")
     if results["training"]:

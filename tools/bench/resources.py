@@ -10,7 +10,7 @@ from contextlib import suppress
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from .results import rounded
+from ..rounds import rounded
 
 WINDOW, BUSY = 0.1, 0.2  # seconds, and the share of one core from which on a process tree is not idle
 PATIENCE = 10.0

@@ -14,6 +14,8 @@ from typing import Any
 
 from scipy import stats
 
+from ..rounds import ratios, rounded
+
 FORMAT = 1
 CONFIDENCE = 0.95
 TOO_WIDE = 0.25
@@ -39,10 +41,6 @@ class Estimate:
         return {**{key: rounded(value) for key, value in vars(self).items()}, "too_noisy": self.spread > widest}
 
 
-def rounded(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
 def estimate(values: Sequence[float]) -> Estimate:
     """The narrowest pair of order statistics that covers the median with CONFIDENCE.
 
@@ -66,7 +64,7 @@ def _confidence(n: int, k: int) -> float:
 
 def paired_ratio(over: Sequence[float], under: Sequence[float]) -> Estimate:
     """The ratio of what was measured in the same round: a clock that changes from round to round cancels."""
-    return estimate([a / b for a, b in zip(over, under, strict=True)])
+    return estimate(ratios(over, under))
 
 
 def measured(contenders: Contenders) -> list[dict[str, Any]]:

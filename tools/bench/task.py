@@ -47,7 +47,8 @@ class Task:
     format, before it is timed (it is kept from run to run, for one set of shards). Every image is shifted by up to
     `pad` pixels over zeros and flipped with odds 1/2 if `flip` (a contender that has a random crop with padding and a
     flip of its own uses those). mean and std: per channel, in 0..255. size: (height, width) to resize to, where the
-    files' sizes are not all that. num_workers: processes or threads of the loader. seed: of its randomness.
+    files' sizes are not all that. num_workers: processes or threads of the loader. seed: of its randomness. half: in
+    float16, for contenders that `python -m tools gpu` asks.
     """
 
     shards: Path
@@ -62,6 +63,7 @@ class Task:
     std: tuple[float, ...] = (256.0, 256.0, 256.0)
     size: tuple[int, int] | None = None
     seed: int = 0
+    half: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .results import rounded
+from ..rounds import rounded
 from .task import Batch, Contender, RefusedError, Task
 
 WARM_UP = 0.2  # of the seconds of a turn

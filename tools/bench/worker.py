@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..rounds import rounded
 from .contenders import find_entry
 from .resources import Usage, usage, used_between, wait_until_idle
-from .results import rounded
 from .task import TIMEOUT, Batch, Contender, FailedError, NotInstalledError, RefusedError, Spec
 from .timing import BatchTimer
 

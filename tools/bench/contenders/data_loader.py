@@ -173,17 +173,18 @@ def _whole(task: Task, mix: Callable[[torch.Tensor, torch.Tensor], Batch] | None
 
 
 class GpuImages:
-    """The whole set is on the GPU as f32[n c h w], standardized and framed by zeros; an epoch flips and crops it there.
+    """The whole set is on the GPU as f[n c h w], standardized and framed by zeros; an epoch flips and crops it there.
 
     The idea of airbench's loader in our own words: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv
     2404.00498. It also runs on a CPU, where nobody would use it.
     """
 
     def __init__(self, task: Task) -> None:
-        images, labels = arrays(task)
-        u8 = torch.from_numpy(images).to(task.device).permute(0, 3, 1, 2)
+        arrays_u8, labels = arrays(task)
+        u8 = torch.from_numpy(arrays_u8).to(task.device).permute(0, 3, 1, 2)
         mean, std = (torch.tensor(value, device=task.device).reshape(1, -1, 1, 1) for value in (task.mean, task.std))
-        self._images = (pad(u8, (task.pad,) * 4).float() - mean) / std
+        images = (pad(u8, (task.pad,) * 4).float() - mean) / std
+        self._images = images.half() if task.half else images
         self._labels = torch.from_numpy(labels).to(task.device)
         self._task = task
         self._generator = torch.Generator(task.device).manual_seed(task.seed)

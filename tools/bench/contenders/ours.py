@@ -7,6 +7,8 @@ from functools import partial
 from math import ceil, prod
 from typing import Any, Literal
 
+import torch
+
 from fdt_pipeline import FDT, Augment
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, WINDOW_BYTES
 
@@ -27,7 +29,8 @@ class Ours:
         self._loader = FDTLoader(
             task.shards, task.batch_size, mix=fdt, augment=Augment(task.pad, task.flip), device=task.device, mode=mode,
             engine=engine, seed=task.seed, mean=task.mean, std=task.std, size=task.size if task.is_resized else None,
-            num_threads=max(1, task.num_workers), mix_window=_window(task) if fdt and mode == "streaming" else None,
+            num_threads=max(1, task.num_workers), dtype=torch.float16 if task.half else torch.float32,
+            mix_window=_window(task) if fdt and mode == "streaming" else None,
         )  # fmt: skip
         window = self._loader.state_dict()["config"]["mix_window"] or task.batch_size
         self.batches_at_once = ceil(window / task.batch_size)
