@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from fdt_pipeline import FDT, Augment, FDTLoader
+from fdt_pipeline.loader import graphs
 from fdt_pipeline.native.load import nvrtc_path
 from fdt_pipeline.native.pool import HOST
 from fdt_pipeline.shards import read_manifest, write_shards
@@ -127,6 +130,25 @@ def loaders(place: Place) -> Iterator[Found]:
         (STREAMING, RESIDENT, 0.3, 0.6),
     ):
         yield row(f"{over} : {under}", ratios(found[over], found[under]), *held)
+
+
+def host(place: Place) -> Iterator[Found]:
+    """What a batch costs the host: DALI, Python and hand-over, with constants of a pixel in the operator's place."""
+    fn, types = import_module("nvidia.dali.fn"), import_module("nvidia.dali.types")
+    size = place.sizes.batch_size
+
+    def constants(ids: Any, arguments: Any, device: str) -> Any:
+        fed = fn.cast(ids[0] * 0, dtype=types.FLOAT)  # or DALI would leave the ids out
+        outputs = [fn.constant(fdata=0.0, shape=shape, device=device) for shape in ([size, 1, 1, 1], [size, 10])]
+        return outputs[0], outputs[1] + (fed.gpu() if device == "gpu" else fed)
+
+    with mock.patch.object(graphs, "resident", constants):
+        loader = FDTLoader(place.shards(), size, device=place.device, mode="resident", dtype=torch.float16)
+        with loader:
+            seconds = [seconds_of(lambda: deque(loader, maxlen=0), place.device) for _ in range(place.sizes.rounds + 1)]
+    spent = [each / len(loader) for each in seconds[1:]]
+    yield row(f"us of the host for a batch of {size}, without the kernel", [1e6 * each for each in spent])
+    yield row("150 us : host time of a batch", [150e-6 / each for each in spent], 1, 2.5)
 
 
 def epochs(place: Place) -> Iterator[Found]:
