@@ -58,6 +58,7 @@ GpuKernels load_kernels(int c, int channels) {
   check_cuda(cuda_driver().cuCtxGetDevice(&device), "find the current GPU");
   check_cuda(cuda_driver().cuDeviceGetAttribute(&major, 75, device), "ask the GPU for its compute capability");
   check_cuda(cuda_driver().cuDeviceGetAttribute(&minor, 76, device), "ask the GPU for its compute capability");
+  nvrtc();  // or an error that says how to get it
   void *module = nullptr;
   int error = 1;
   std::string reason;
