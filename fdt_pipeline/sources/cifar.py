@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import ArraySource
-from .source import I64, U8, Source, check_file, check_labels, first_holder
+from .source import I64, U8, Found, Source, check_file, check_labels, find_official, first_holder
 from .unpickle import load_dict
 
 _NUM_PIXELS = 3 * 32 * 32
@@ -49,17 +49,17 @@ CIFAR100 = tuple(_FINE.split())
 _CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
-def find(path: Path, kind: str) -> Path | None:
-    """The first folder with at least one of the files; binary comes before pickled."""
-    return first_holder((path, *(path / name for name in _FOLDERS[kind])), [*_names(kind, ".bin"), *_names(kind, "")])
+def find(path: Path, kind: str, asked: bool) -> Found | None:
+    """In the first folder with at least one of the files; binary comes before pickled."""
+    folders = (path, *(path / name for name in _FOLDERS[kind]))
+    return find_official(kind, folders, [*_names(kind, ".bin"), *_names(kind, "")], _read)
 
 
 def _names(kind: str, suffix: str) -> list[str]:
     return [f"{name}{suffix}" for names in _FILES[kind].values() for name in names]
 
 
-def read(folder: Path, kind: str, split: str | None) -> Source:
-    assert split is not None
+def _read(folder: Path, kind: str, split: str) -> Source:
     binary = first_holder([folder], _names(kind, ".bin")) is not None
     paths = [folder / f"{name}.bin" if binary else folder / name for name in _FILES[kind][split]]
     parts = [_read_binary(path, kind) if binary else _read_pickled(path) for path in paths]
@@ -108,8 +108,8 @@ def _read_pickled(path: Path) -> tuple[U8, I64]:
     """(planes u8[n 3 32 32], fine labels i64[n])."""
     content = _read_dict(path)
     data = content.get("data")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _NUM_PIXELS:
-        got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _NUM_PIXELS:
+        got = list(data.shape) if isinstance(data, np.ndarray) else type(data).__name__
         raise ValueError(f"{path}: expected data to be uint8 of shape [n {_NUM_PIXELS}], got {got}")
     labels = content.get("fine_labels", content.get("labels"))
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):

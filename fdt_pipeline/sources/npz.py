@@ -12,25 +12,19 @@ from typing import Any
 import numpy as np
 
 from .arrays import ArraySource
-from .source import Source, check_file, numbered_classes
-
-SPLITS = ("train", "test")
+from .source import Found, Source, check_file, numbered_classes
 
 
-def find(path: Path, kind: str) -> Path | None:
+def find(path: Path, kind: str, asked: bool) -> Found | None:
     if path.is_file():
-        return path if path.suffix == ".npz" else None
-    return path if splits(path) else None
+        return Found(kind, (), lambda split: _read(path, split)) if path.suffix == ".npz" else None
+    splits = tuple(split for split in ("train", "test") if (path / f"{split}.npz").is_file())
+    return Found(kind, splits, lambda split: _read(path / f"{split}.npz", split)) if splits else None
 
 
-def splits(path: Path) -> tuple[str, ...]:
-    return tuple(split for split in SPLITS if (path / f"{split}.npz").is_file())
-
-
-def read(path: Path, kind: str, split: str | None) -> Source:
-    file = path if split is None else path / f"{split}.npz"
+def _read(file: Path, split: str | None) -> Source:
     images, labels = _read_array(file, "images"), _read_array(file, "labels")
-    return ArraySource(images, labels, _classes(file), kind=kind, split=split, where=file)
+    return ArraySource(images, labels, _classes(file), kind="npz", split=split, where=file)
 
 
 def _classes(file: Path) -> Sequence[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -50,6 +50,14 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class Found(NamedTuple):
+    """A data set that was found in some files; `read` opens one of its splits, or with None a set that has none."""
+
+    kind: str
+    splits: tuple[str, ...]
+    read: Callable[[str | None], Source]
 
 
 MAX_NUMBERED_CLASSES = 65_536
@@ -109,15 +117,17 @@ def check_every_class_has_samples(
         )
 
 
-def check_num_bytes(where: object, expected: int, got: int) -> None:
-    if got != expected:
-        fault = "cut short" if got < expected else "longer than its header says"
-        raise ValueError(f"{where}: the file is {fault}: expected {expected} bytes, got {got}; fetch it again")
-
-
 def check_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: the file is missing; fetch it, or choose a split that does not need it with --split")
+
+
+def find_official(
+    kind: str, folders: Iterable[Path], names: Collection[str], read: Callable[[Path, str, str], Source]
+) -> Found | None:
+    """An official set, whose splits are read by `read(folder, kind, split)`, in the first folder that holds a file."""
+    folder = first_holder(folders, names)
+    return None if folder is None else Found(kind, ("train", "test"), lambda split: read(folder, kind, str(split)))
 
 
 def first_holder(folders: Iterable[Path], names: Collection[str]) -> Path | None:

@@ -13,17 +13,16 @@ import numpy.typing as npt
 
 from .arrays import ArraySource
 from .idx import DIGITS
-from .source import I64, Source, check_file, check_labels, first_holder
+from .source import I64, Found, Source, check_file, check_labels, find_official
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
 
-def find(path: Path, kind: str) -> Path | None:
-    return first_holder((path, path / "svhn", path / "SVHN"), FILES.values())
+def find(path: Path, kind: str, asked: bool) -> Found | None:
+    return find_official(kind, (path, path / "svhn", path / "SVHN"), FILES.values(), _read)
 
 
-def read(folder: Path, kind: str, split: str | None) -> Source:
-    assert split is not None
+def _read(folder: Path, kind: str, split: str) -> Source:
     path = folder / FILES[split]
     content = _load(path)
     images: Any = content.get("X")

@@ -173,7 +173,7 @@ ATTACKS = {
         "it holds an array of dtype 'O'",
     ),
     "fields by the dtype's state": (
-        Calls(np.dtype, "u8", state=(3, "|", None, ("x",), {"x": 0}, 8, 1, 0)),
+        Calls(np.dtype, "u1", state=(3, "|", None, ("x",), {"x": 0}, 8, 1, 0)),
         "it holds an array of a dtype with fields",
     ),
     "an array that is its own memory": (
@@ -207,14 +207,15 @@ def of_two(**changed):
     ("content", "message"),
     [
         # BUILD on a global would set attributes of a function that the next pickle uses.
-        (b"\x80\x02cnumpy\ndtype\n}b.", "refused to unpickle: it changes numpy.dtype, which no array needs"),
-        (b"\x80\x02cnumpy\ndtype\nN}U\x01xK\x01s\x86b.", "refused to unpickle: it changes numpy.dtype, which no"),
+        (b"\x80\x02cnumpy\ndtype\n}b.", "refused to unpickle: it changes a function, which no array needs"),
+        (b"\x80\x02cnumpy\ndtype\nN}U\x01xK\x01s\x86b.", "refused to unpickle: it changes a function, which no"),
         (b"\x80\x02cnumpy\nndarray\nK\x04\x85\x81.", "refused to unpickle|broken pickle"),  # by NEWOBJ
         (b"no pickle", "broken pickle|refused to unpickle"),
         (of_two()[:-100], "pickle"),
         (pickle.dumps([1], 2), "expected a pickled dict, got list"),
-        (of_two(data=np.zeros((2, 3072))), r"expected data to be uint8.*float64"),
-        (of_two(data=np.zeros((2, 5), np.uint8)), r"shape \[n 3072\], got uint8 \[2, 5\]"),
+        (of_two(data=np.zeros((2, 3072))), "it holds an array of dtype 'f8', expected 'u1'"),
+        (of_two(data=[1]), r"expected data to be uint8 of shape .*, got list"),
+        (of_two(data=np.zeros((2, 5), np.uint8)), r"shape \[n 3072\], got \[2, 5\]"),
         (of_two(labels=None), "expected a list of integers under labels"),
         (of_two(labels=[0]), "expected 2 labels, one an image, got 1"),
         *(
