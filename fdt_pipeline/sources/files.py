@@ -127,15 +127,9 @@ def _check_status(path: str) -> None:
     """ValueError if a path is no regular file, before it is opened: opening a named pipe would wait forever."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise ValueError(f"a link to {os.readlink(path)}, which is not there") from None
-        raise
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ValueError("a link that leads to itself") from None
-        if error.errno == errno.ENOTDIR:
-            raise ValueError("a link that leads through a file as if it were a folder") from None
+        if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise ValueError(f"a link to {os.readlink(path)}, which leads nowhere ({error.strerror})") from None
         raise
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}, not a file")

@@ -29,9 +29,7 @@ def _read(folder: Path, kind: str, split: str) -> Source:
     labels: Any = content.get("y")
     if not isinstance(images, np.ndarray) or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
         raise ValueError(f"{path}: expected X of shape [32 32 3 n], got {list(np.shape(images))}")
-    if not isinstance(labels, np.ndarray) or labels.size != images.shape[3]:
-        raise ValueError(f"{path}: expected {images.shape[3]} labels in y, one an image, got {np.size(labels)}")
-    digits = _digits(labels.ravel(), path)
+    digits = _digits(np.ravel(labels), path)
     return ArraySource(images.transpose(3, 0, 1, 2), digits % 10, DIGITS, kind=kind, split=split, where=path)
 
 

@@ -123,7 +123,7 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
         open_source(path)
     with path.open("wb") as file:
         np.save(file, IMAGES)
-    with pytest.raises(ValueError, match=r"plain arrays \(it is a single array, as .npy files are\)"):
+    with pytest.raises(ValueError, match=r"set.npz: not a readable .npz file .*write it with numpy.savez"):
         open_source(path)
 
 

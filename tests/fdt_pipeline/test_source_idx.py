@@ -91,7 +91,11 @@ def changed(start, data):
         (IMAGES, lambda data: data[:9], "cut short: expected 16 bytes, got 9"),
         (IMAGES, lambda data: data[:20000], "cut short: expected 23536 bytes, got 20000"),
         (IMAGES, lambda data: data + b"x", "longer than its header says"),
-        (LABELS, lambda _: idx_bytes(np.zeros(29, np.uint8)), "expected 30 labels, one an image, got 29"),
+        (
+            LABELS,
+            lambda _: idx_bytes(np.zeros(29, np.uint8)),
+            "expected one label an image, got 30 .* and 29 labels",
+        ),
         (IMAGES + ".gz", lambda data: b"no gzip at all", "broken gzip file"),
         (IMAGES + ".gz", lambda data: data[:-20], "broken gzip file"),
     ],

@@ -33,7 +33,7 @@ def test_images_are_read_and_label_10_is_digit_0(tmp_path, below, dtype):
     ("shape", "labels", "message"),
     [
         ((28, 32, 3, 20), None, r"expected X of shape \[32 32 3 n\], got \[28, 32, 3, 20\]"),
-        ((32, 32, 3, 21), None, "expected 21 labels in y, one an image, got 20"),
+        ((32, 32, 3, 21), None, "expected one label an image, got 21 images and 20 labels"),
         ((32, 32, 3, 20), np.full((20, 1), 11, np.uint8), r"label 11 at index 0 is out of range: expected 1..10"),
         ((32, 32, 3, 20), np.full((20, 1), 1.5), "expected whole numbers 1..10 in y, got 1.5 at index 0"),
         ((32, 32, 3, 20), np.full((20, 1), np.nan), "expected whole numbers 1..10 in y, got nan at index 0"),
