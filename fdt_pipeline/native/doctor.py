@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import subprocess
-import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
 
@@ -92,12 +91,9 @@ def _gpu() -> str:
         raise ImportError("no NVIDIA driver: libcuda.so.1 is not here")
     import torch  # here, as it takes a second
 
-    with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that does not start
-        warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # warns of a driver that does not start
     if count == 0:
-        reasons = "; ".join(str(warning.message) for warning in said) or f"torch {torch.__version__} sees no GPU"
-        raise ImportError(f"{reasons}; the driver is for CUDA {version}")
+        raise ImportError(f"torch {torch.__version__} sees no GPU; the driver is for CUDA {version}")
     gpus = [
         "{}, compute capability {}.{}".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i))
         for i in range(count)
