@@ -59,21 +59,22 @@ def obtain(recipe: Recipe, force: bool = False) -> Library:
 
     A new one is built in the cache or, with a warning, in this user's temporary folder.
     """
-    found = None if force else find(recipe.name)
+    name = recipe.name
+    found = None if force else find(name)
     if found is not None:
         return Library(found)
     commands = recipe.commands()
     folder, temporary = cache_folder(), temporary_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _build_in(folder, recipe.name, commands, force)
+        return _build_in(folder, name, commands, force)
     except OSError as error:  # no right to write, a full disk and the like
         problem = f"{folder} ({error.strerror or error})"
     try:
         temporary.mkdir(mode=0o700, exist_ok=True)
         if not _is_private(temporary):  # somebody else was there first, and code is loaded from it
             raise PermissionError("not a folder of this user alone, with mode 0700")
-        library = _build_in(temporary, recipe.name, commands, force)
+        library = _build_in(temporary, name, commands, force)
     except OSError as error:
         raise NativeUnavailable(
             f"the native engine could be built neither in {problem} nor in {temporary} ({error.strerror or error}): "

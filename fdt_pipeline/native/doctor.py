@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping
-from importlib import metadata
+from importlib.metadata import version
 
 from fdt_pipeline import dali
 from fdt_pipeline.machine import available_cpus
@@ -29,8 +29,8 @@ def examine(gpu: bool = False) -> dict[str, Finding]:
     check_level()
     parts = {
         "switch": _switch,
-        "Python": _python,
-        "DALI": _dali,
+        "Python": lambda: f"{platform.python_version()}, NumPy {version('numpy')}, torch {version('torch')}",
+        "DALI": lambda: f"{dali.version()} ({', '.join(dali.installed_wheels()) or 'not from a wheel'})",
         "compiler": _compiler,
         "headers": lambda: "\n".join(map(str, find_headers())),
         "GPU": _gpu,
@@ -70,14 +70,6 @@ def _switch() -> str:
     return "on"
 
 
-def _python() -> str:
-    return f"{platform.python_version()}, NumPy {metadata.version('numpy')}, torch {metadata.version('torch')}"
-
-
-def _dali() -> str:
-    return f"{dali.version()} ({', '.join(dali.installed_wheels()) or 'not from a wheel'})"
-
-
 def _compiler() -> str:
     command = find_compiler()
     said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
@@ -86,19 +78,19 @@ def _compiler() -> str:
 
 def _gpu() -> str:
     """Initialises CUDA in this process (which must then not fork to use it)."""
-    version = driver_version()
-    if version is None:
+    driver = driver_version()
+    if driver is None:
         raise ImportError("no NVIDIA driver: libcuda.so.1 is not here")
     import torch  # here, as it takes a second
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # warns of a driver that does not start
     if count == 0:
-        raise ImportError(f"torch {torch.__version__} sees no GPU; the driver is for CUDA {version}")
+        raise ImportError(f"torch {torch.__version__} sees no GPU; the driver is for CUDA {driver}")
     gpus = [
         "{}, compute capability {}.{}".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i))
         for i in range(count)
     ]
-    return "\n".join([*gpus, f"driver for CUDA {version}"])
+    return "\n".join([*gpus, f"driver for CUDA {driver}"])
 
 
 def _nvrtc() -> str:

@@ -49,27 +49,40 @@ HEADER_WHEELS = {
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One run of the compiler; name: of its object file, without .o."""
-
-    name: str
-    source: Path
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Recipe:
-    """What a library is made of.
+    """What a library is made of: `sources` of one folder or more, flags for them and for the link beside our own, and
+    the version and wheels of DALI, where its headers and libraries are needed."""
 
-    name: product and key, such as "operators-0123456789abcdef", with which the name of the library's file begins. The
-    key does not depend on the compiler: any that can build the library gives one of use.
-    """
-
-    name: str
+    product: str
     csrc: Path
-    units: tuple[Unit, ...]
-    link: tuple[str, ...]
-    with_dali: bool
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+    dali: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Product and key, with which the name of the library's file begins.
+
+        The key does not depend on the compiler: any that can build the library gives one of use. It has 16 hexadecimal
+        digits: among a billion keys two are the same with a chance of 0.03.
+        """
+        ingredients = {
+            "sources": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.sources},
+            "flags": {name: flags for name, _, flags in self.runs()},
+            "link": [*_LINK, *self.link_flags],
+            "dali": self.dali,
+            "machine": [platform.machine(), *platform.libc_ver()],
+        }
+        key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+        return f"{self.product}-{key}"
+
+    def runs(self) -> list[tuple[str, Path, tuple[str, ...]]]:
+        """(name of the object without .o, source, flags) of every run of the compiler, the longest first, so that the
+        last core is not left waiting for it."""
+        files = [file for file in self.sources if file.suffix == ".cc"]
+        files.sort(key=lambda file: (file.name != OPERATORS, not file.name.endswith(KERNEL)))
+        return [(name, file, (*COMMON_FLAGS, *flags, *self.flags)) for file in files for name, flags in _variants(file)]
 
     def commands(self) -> list[list[str]]:
         """Every run of the compiler and then the link, in the current folder; it gives library.so.
@@ -78,64 +91,38 @@ class Recipe:
         """
         compiler = find_compiler()
         paths, link_paths = [f"-ffile-prefix-map={self.csrc}=csrc", f"-I{self.csrc}"], []
-        if self.with_dali:
+        if self.dali:
             sysconfig = import_module("nvidia.dali.sysconfig")
             for folder in (sysconfig.get_include_dir(), *map(str, find_headers())):
                 paths += ["-isystem", folder]  # a system folder's warnings are not shown
             link_paths = [f"-L{sysconfig.get_lib_dir()}"]
-        compiling = [
-            [*compiler, *unit.flags, *paths, "-c", str(unit.source), "-o", f"{unit.name}.o"] for unit in self.units
-        ]
-        objects = [words[-1] for words in compiling]
-        return [*compiling, [*compiler, *objects, *link_paths, *self.link, "-o", "library.so"]]
+        runs = [[*compiler, *flags, *paths, "-c", str(file), "-o", f"{name}.o"] for name, file, flags in self.runs()]
+        objects = [words[-1] for words in runs]
+        return [*runs, [*compiler, *objects, *link_paths, *_LINK, *self.link_flags, "-o", "library.so"]]
 
 
 def operator_recipe(csrc: Path = CSRC) -> Recipe:
     """The operators for the DALI that is installed; ImportError where there is none."""
-    versions = [dali.version(), *dali.installed_wheels()]
-    flags = [flag for flag in import_module("nvidia.dali.sysconfig").get_compile_flags() if not flag.startswith("-I")]
-    # Without a run path: the libraries are in the process when this one is loaded.
-    return _recipe("operators", csrc, _sources(csrc), flags, ["-ldali", "-ldali_core"], versions)
+    versions = (dali.version(), *dali.installed_wheels())
+    flags = import_module("nvidia.dali.sysconfig").get_compile_flags()
+    own_flags = tuple(flag for flag in flags if not flag.startswith("-I"))
+    # Linked without a run path: the libraries are in the process when this one is loaded.
+    return Recipe("operators", csrc, _sources(csrc), own_flags, ("-ldali", "-ldali_core"), versions)
 
 
 def core_recipe(extra_sources: Sequence[Path] = (), extra_flags: Sequence[str] = (), csrc: Path = CSRC) -> Recipe:
     """The same sources without DALI, and more of the caller's own. `extra_flags`, such as -fsanitize=address -O1, come
     last, when compiling and when linking."""
-    sources = [*(file for file in _sources(csrc) if file.name != OPERATORS), *extra_sources]
-    return _recipe("core", csrc, sources, extra_flags, extra_flags)
+    sources = (*(file for file in _sources(csrc) if file.name != OPERATORS), *extra_sources)
+    return Recipe("core", csrc, sources, tuple(extra_flags), tuple(extra_flags))
 
 
-def _sources(csrc: Path) -> list[Path]:
-    return sorted(file for file in csrc.iterdir() if file.suffix in (".cc", ".h", ".cu"))
+def _sources(csrc: Path) -> tuple[Path, ...]:
+    return tuple(sorted(file for file in csrc.iterdir() if file.suffix in (".cc", ".h", ".cu")))
 
 
-def _recipe(
-    product: str,
-    csrc: Path,
-    sources: Sequence[Path],
-    flags: Sequence[str],
-    link_flags: Sequence[str],
-    dali_versions: Sequence[str] = (),
-) -> Recipe:
-    """Its key is 16 hexadecimal digits: among a billion keys two are the same with a chance of 0.03."""
-    files = [file for file in sources if file.suffix == ".cc"]
-    # The longest first, so that the last core is not left waiting for it.
-    files.sort(key=lambda file: (file.name != OPERATORS, not file.name.endswith(KERNEL)))
-    units = tuple(Unit(name, file, (*COMMON_FLAGS, *own, *flags)) for file in files for name, own in _runs(file))
-    link = (*_LINK, *link_flags)
-    ingredients = {
-        "sources": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sources},
-        "flags": {unit.name: unit.flags for unit in units},
-        "link": link,
-        "dali": dali_versions,
-        "machine": [platform.machine(), *platform.libc_ver()],
-    }
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
-    return Recipe(f"{product}-{key}", csrc, units, link, bool(dali_versions))
-
-
-def _runs(file: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(name of the object, flags) of every run of the compiler on a file."""
+def _variants(file: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """(name of the object, flags of its own) of every run of the compiler on a file."""
     if file.name.endswith(KERNEL):
         return [(f"{file.stem}.{level}", (*flags, f"-DFDT_ISA={level}")) for level, flags in LEVELS.items()]
     # operators.cc hands batches over; with -O3 its compilation takes 8 s instead of 5.

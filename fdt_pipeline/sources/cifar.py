@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import ArraySource
-from .source import U8, Found, Source, check_file, check_labels, find_official, first_holder
+from .source import U8, Found, Source, check_file, check_labels, find_official
 from .unpickle import load_dict
 
 _NUM_PIXELS = 3 * 32 * 32
@@ -56,7 +56,7 @@ def _names(kind: str, suffix: str) -> list[str]:
 
 
 def _read(folder: Path, kind: str, split: str) -> Source:
-    binary = first_holder([folder], _names(kind, ".bin")) is not None
+    binary = any((folder / name).is_file() for name in _names(kind, ".bin"))
     paths = [folder / f"{name}.bin" if binary else folder / name for name in _FILES[kind][split]]
     parts = [_read_binary(path, kind) if binary else _read_pickled(path, kind) for path in paths]
     planes = np.concatenate([planes for planes, _ in parts])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import ArraySource
-from .source import U8, Found, Source, check_file, find_official, first_holder
+from .source import U8, Found, Source, check_file, find_official
 
 _LABELS_MAGIC, _IMAGES_MAGIC = 2049, 2051
 DIGITS = tuple("0123456789")
@@ -30,10 +30,9 @@ def find(path: Path, kind: str, asked: bool) -> Found | None:
     Fashion-MNIST: the folder's name does, unless the kind was asked for; if it says nothing, they may be both."""
     plain = [_name(split, part) for split in _PREFIX for part in ("images", "labels")]
     names = [*plain, *(f"{name}.gz" for name in plain)]
-    folder = first_holder((path, path / "raw", path / _TORCHVISION_FOLDER[kind] / "raw"), names)
-    if folder is None or (not asked and _kind_by_name(folder) not in (kind, None)):
-        return None
-    return find_official(kind, [folder], names, _read)
+    folders = (path, path / "raw", path / _TORCHVISION_FOLDER[kind] / "raw")
+    may_be = [folder for folder in folders if asked or _kind_by_name(folder) in (kind, None)]
+    return find_official(kind, may_be, names, _read)
 
 
 def _kind_by_name(folder: Path) -> str | None:
@@ -48,7 +47,8 @@ def _kind_by_name(folder: Path) -> str | None:
 def _read(folder: Path, kind: str, split: str) -> Source:
     images_file, labels_file = _file(folder, split, "images"), _file(folder, split, "labels")
     images, labels = _read_idx(images_file, _IMAGES_MAGIC), _read_idx(labels_file, _LABELS_MAGIC)
-    return ArraySource(images, labels, CLASSES[kind], kind=kind, split=split, where=labels_file)
+    files = f"{images_file}, {labels_file.name}"
+    return ArraySource(images, labels, CLASSES[kind], kind=kind, split=split, where=files)
 
 
 def _read_idx(path: Path, magic: int) -> U8:

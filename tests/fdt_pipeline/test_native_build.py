@@ -231,7 +231,7 @@ def test_the_key_does_not_change_with_the_place(tmp_path, sources):
 
 @pytest.mark.skipif("v2" not in recipe.LEVELS, reason="levels of x86-64")
 def test_the_kernel_is_compiled_for_every_level_and_the_rest_for_the_lowest(sources):
-    flags = {unit.name: set(unit.flags) for unit in core_recipe(csrc=sources).units}
+    flags = {name: set(flags) for name, _, flags in core_recipe(csrc=sources).runs()}
     for level in ("v2", "v3", "v4"):
         assert {f"-march=x86-64-{level}", f"-DFDT_ISA={level}"} <= flags[f"kernel.{level}"]
     assert "-march=x86-64-v2" in flags["pool_api"]

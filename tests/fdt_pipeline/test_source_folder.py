@@ -70,17 +70,11 @@ def test_a_folder_that_is_no_set_is_refused(tmp_path, files, split, message):
         open_source(tmp_path, "folder", split=split)
 
 
-def test_a_class_named_train_is_a_class(tmp_path):
-    save_image(tmp_path / "train" / "1.png")
-    save_image(tmp_path / "car" / "1.png")
-    assert source_splits(tmp_path) == ()
-    assert open_source(tmp_path).classes == ("car", "train")
-
-
-def test_labels_mean_the_same_in_every_split(tmp_path):
-    two_classes(tmp_path / "train")
-    save_image(tmp_path / "test" / "dog" / "1.png")
-    source = open_source(tmp_path, split="test")
+def test_a_class_named_train_is_a_class_and_labels_mean_the_same_in_every_split(tmp_path):
+    for name in ("no-splits/train", "no-splits/car", "splits/train/cat", "splits/train/dog", "splits/test/dog"):
+        save_image(tmp_path / name / "1.png")
+    assert open_source(tmp_path / "no-splits").classes == ("car", "train")
+    source = open_source(tmp_path / "splits", split="test")
     assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [1])
 
 
@@ -91,23 +85,23 @@ def test_one_color_image_in_any_split_makes_all_rgb(tmp_path, color):
         save_image(tmp_path / color)
     image = open_source(tmp_path, split="train")[0].image
     np.testing.assert_array_equal(image, np.stack([RAMP] * (3 if color else 1), axis=-1))
+    for path in tmp_path.glob("*/*/*"):
+        path.write_bytes(b"text")
+    assert open_source(tmp_path, split="train").channels == 3, "where none can be read"
 
 
 def test_other_files_are_counted_and_named_in_a_warning(tmp_path):
     two_classes(tmp_path)
-    for name in ("classes.txt", "cat/notes.txt", "cat/boxes.xml", "dog/a.json"):
-        (tmp_path / name).touch()
+    for name in ("classes.txt", "cat/notes.txt", "cat/boxes.xml", "dog/a.json", "dog/3.unknown"):
+        (tmp_path / name).write_text("no image")
     with pytest.warns(
         UserWarning, match=r"ignored 4 files that are no images: classes.txt, cat/boxes.xml, cat/notes.txt, \.\.\."
     ):
-        assert len(open_source(tmp_path)) == 2
-
-
-def test_a_file_that_should_be_an_image_is_not_dropped(tmp_path):
-    (two_classes(tmp_path) / "dog" / "3.unknown").write_text("no image")
+        source = open_source(tmp_path)
+    assert len(source) == 3, "an unknown extension is not dropped"
     message = r"dog/3.unknown: not an image: it begins with b'no image'; replace or remove it"
     with pytest.raises(ValueError, match=message):
-        open_source(tmp_path)[2]
+        source[2]
 
 
 def test_linked_folders_are_walked_and_loops_are_refused(tmp_path):
