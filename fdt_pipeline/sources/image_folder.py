@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +42,7 @@ def find_images(files: Files, asked: bool) -> Found | None:
     extensions = Image.registered_extensions()
     if not any("/" in name and (asked or _extension(name) in extensions) for name in names):
         return None
-    splits = _split_folders(files.url, _by_folder(names)[1])
-    return Found("folder", tuple(splits), partial(ImageFolder, files, names))
+    return Found("folder", tuple(_split_folders(files.url, names)), partial(ImageFolder, files, names))
 
 
 class ImageFolder:
@@ -57,20 +55,20 @@ class ImageFolder:
     def __init__(self, files: Files, names: list[str], split: str | None) -> None:
         """names: of all files, which are in the split folders, or in the class folders if split is None."""
         self.split, self._files = split, files
-        loose, folders = _by_folder(names)
-        _check_loose(files.url, loose)
-        splits = _split_folders(files.url, folders)
-        folders[""], self._folder = names, splits[split] if split else ""
-        train = splits.get("train", "")
-        self.classes = tuple(_by_folder(folders[train])[1])  # of every split, so that a label means the same in all
+        splits = _split_folders(files.url, names)
+        self._folder, train = (splits[split], splits["train"]) if split else ("", "")
+        # The train split's classes are those of every split, so that a label means the same in all.
+        self.classes = tuple(_folders(_below(names, train)))
         if not self.classes:
             raise ValueError(f"{self._url(train)}: expected a subfolder of images for each class, got none")
-        images = _images_by_class(self._url(self._folder), folders[self._folder], self.classes, self._url(train))
-        self._names = [f"{name}/{file}" for name, of_class in images.items() for file in of_class]
-        self.labels = np.repeat(np.arange(len(images)), [len(of_class) for of_class in images.values()])
+        _check_loose(files.url, names)
+        here = _below(names, self._folder)
+        _check_names(self._url(self._folder), here, self.classes)
+        self._names = [name for name in here if _may_be_image(name)]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = np.array([numbers[name.partition("/")[0]] for name in self._names], np.int64)
         # All splits must agree on the number of channels, so each looks at all.
-        others = (f"{folder}/{name}" for other, folder in splits.items() if other != split for name in folders[folder])
-        self.channels = _channels(files, chain(map(self._name, range(len(self))), filter(_may_be_image, others)))
+        self.channels = _channels(files, filter(_may_be_image, names))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -108,65 +106,63 @@ class ImageFolder:
         return f"{self._files.url}/{name}" if name else self._files.url
 
 
-def _by_folder(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """(the files directly there, folder -> the names below it), in the order of the names."""
-    files: list[str] = []
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        folder, slash, below = name.partition("/")
-        if not slash:
-            files.append(name)
-        else:
-            folders.setdefault(folder, []).extend([below] if below else [])
-    return files, folders
+def _folders(names: Iterable[str]) -> list[str]:
+    """The folders that names begin with, in their order."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in names if "/" in name))
 
 
-def _split_folders(url: str, folders: Iterable[str]) -> dict[str, str]:
+def _below(names: list[str], folder: str) -> list[str]:
+    """The names in a folder, relative to it; "" is all."""
+    start = len(folder) + 1
+    return [name[start:] for name in names if name.startswith(f"{folder}/") and name[start:]] if folder else names
+
+
+def _split_folders(url: str, names: Iterable[str]) -> dict[str, str]:
     """Split -> folder. Folders are splits only if one is train and no other name than a split's is among them.
 
     Upper and lower case do not matter: Train and TEST are splits.
     val (valid, validation) is the split "test" if there is no folder test; otherwise it keeps its name.
     """
-    names = sorted(folders)
-    found = {name.lower(): name for name in names}
+    folders = _folders(names)
+    found = {name.lower(): name for name in folders}
     if "train" not in found or not set(found) <= {"train", *_TEST_NAMES}:
         return {}
-    for name in names:
+    for name in folders:
         if found[name.lower()] != name:
             raise ValueError(f"{url}/{name}: {found[name.lower()]} is the same split; merge them or rename one")
     others = [name for name in _TEST_NAMES if name in found]
     return {"train": found["train"], **{"test" if i == 0 else name: found[name] for i, name in enumerate(others)}}
 
 
-def _images_by_class(where: str, names: Iterable[str], classes: tuple[str, ...], train: str) -> dict[str, list[str]]:
-    """Class -> names of its images; ValueError for a folder that is no class, a warning for what is no image."""
-    loose, folders = _by_folder(names)
-    _check_loose(where, loose)
+def _check_names(where: str, names: list[str], classes: tuple[str, ...]) -> None:
+    """ValueError for an image or a folder that is of no class, and for a folder without an image; a warning for files
+    that are no images."""
+    _check_loose(where, names)
+    folders = _folders(names)
     unknown = [name for name in folders if name not in classes]
     if unknown:
-        raise ValueError(f"{where}: expected only the classes of {train}, got {', '.join(unknown[:5])} as well")
-    below = (f"{name}/{file}" for name, of_class in folders.items() for file in of_class)
-    ignored = [name for name in chain(loose, below) if _extension(name) in NOT_IMAGES]
+        raise ValueError(f"{where}: expected only the classes of the train split, got {', '.join(unknown[:5])} as well")
+    ignored = [name for name in names if _extension(name) in NOT_IMAGES]
     if ignored:
         shown = ", ".join(ignored[:3]) + (", ..." if len(ignored) > 3 else "")
         warnings.warn(f"{where}: ignored {len(ignored)} files that are no images: {shown}", stacklevel=3)
-    images = {name: list(filter(_may_be_image, folders.get(name, ()))) for name in classes}
-    if not any(images.values()):
+    filled = {name.partition("/")[0] for name in names if _may_be_image(name)}
+    if not filled:
         raise ValueError(f"{where}: no image in it; add images in a subfolder for each class, or remove it")
-    if empty := [name for name in folders if not images[name]]:
+    if empty := [name for name in folders if name not in filled]:
         raise ValueError(f"{where}: no image in the class folder {', '.join(empty[:5])}; add images or remove it")
-    return images
 
 
-def _check_loose(where: str, files: Iterable[str]) -> None:
+def _check_loose(where: str, names: Iterable[str]) -> None:
     """ValueError if a file beside the subfolders may be an image: it has no label."""
-    if images := list(filter(_may_be_image, files)):
-        names = ", ".join(images[:3])
-        raise ValueError(f"{where}: {len(images)} images lie beside the class folders: {names}; move or remove them")
+    if loose := [name for name in names if "/" not in name and _extension(name) not in NOT_IMAGES]:
+        shown = ", ".join(loose[:3])
+        raise ValueError(f"{where}: {len(loose)} images lie beside the class folders: {shown}; move or remove them")
 
 
 def _may_be_image(name: str) -> bool:
-    return not name.endswith("/") and _extension(name) not in NOT_IMAGES
+    """Whether it is that of a file in a folder which its extension does not clearly call something else."""
+    return "/" in name and not name.endswith("/") and _extension(name) not in NOT_IMAGES
 
 
 def _extension(name: str) -> str:

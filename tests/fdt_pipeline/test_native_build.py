@@ -263,12 +263,6 @@ def test_a_compilation_that_fails_shows_the_last_of_the_compilers_words_the_comm
     assert len(message.splitlines()) < SHOWN_LINES + 10
 
 
-def test_what_is_defined_nowhere_is_an_error_of_the_build(sources):
-    (sources / "pool_api.cc").write_text("void nowhere(); void *f() { return (void *)nowhere; }\n")
-    with pytest.raises(BuildFailed, match="undefined reference to `nowhere"):
-        obtain(operator_recipe(sources))
-
-
 @pytest.mark.parametrize("missing", HEADER_WHEELS)
 def test_a_missing_header_is_named_by_its_wheel(monkeypatch, missing, sources):
     found = recipe.wheel_file
