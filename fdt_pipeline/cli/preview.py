@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import cache
 from io import BytesIO
 from itertools import takewhile
@@ -136,21 +136,19 @@ class Samples:
 
     def labels(self, number: int) -> I64:
         """The labels of shard `number`, i64[number of samples]."""
-        with self._opened(number, "labels") as shard:
-            return shard.labels
+        return self._read(number, lambda shard: shard.labels, "labels")
 
     def image(self, place: Place) -> U8:
         """u8[h w c]"""
         number, position = place
-        with self._opened(number, f"sample {self._shard(number).key(position)}") as shard:
-            return shard[position].image
+        key = self._shard(number).key(position)
+        return self._read(number, lambda shard: shard[position].image, f"sample {key}")
 
-    @contextmanager
-    def _opened(self, number: int, what: str) -> Iterator[OneShard]:
-        """A shard whose file is closed in the end; what: the part of it that is damaged if it cannot be read."""
+    def _read(self, number: int, read: Callable[[OneShard], Any], what: str) -> Any:
+        """What `read` takes of a shard, whose file is closed then; what: how an error names it."""
         with closing(self._shard(number)) as shard:
             try:
-                yield shard
+                return read(shard)
             except ShardError:
                 raise
             except (ValueError, KeyError) as error:

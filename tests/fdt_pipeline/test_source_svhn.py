@@ -48,16 +48,12 @@ def test_wrong_content_is_named(tmp_path, shape, labels, message):
         open_source(tmp_path, split="train")
 
 
-def test_a_cut_file_is_named(tmp_path):
+def test_a_cut_file_is_named_and_without_scipy_the_error_says_what_to_install(tmp_path, monkeypatch):
     write_svhn(tmp_path)
     path = tmp_path / "test_32x32.mat"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"test_32x32.mat: not a readable MATLAB 5 file"):
         open_source(tmp_path, split="test")
-
-
-def test_without_scipy_the_error_says_what_to_install(tmp_path, monkeypatch):
-    write_svhn(tmp_path)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ImportError, match="pip install scipy"):
         open_source(tmp_path, split="train")

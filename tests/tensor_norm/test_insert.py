@@ -141,23 +141,25 @@ def test_a_root_that_is_replaced_keeps_its_mode_and_its_hooks(make, kind):
     assert calls == [1]
 
 
-class BranchesOnAValue(nn.Module):
-    """One branch has a functional ReLU, which torch.fx cannot see."""
-
+class HasReLU(nn.Module):
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
+
+
+class BranchesOnAValue(HasReLU):
+    """One branch has a functional ReLU, which torch.fx cannot see."""
 
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else F.relu(-x)
 
 
-class BranchesOnTheMode(BranchesOnAValue):
+class BranchesOnTheMode(HasReLU):
     def forward(self, x):
         return F.relu(x) if self.training else self.relu(x)
 
 
-class CallsAMethod(BranchesOnAValue):
+class CallsAMethod(HasReLU):
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else self.other(x)
 
@@ -165,12 +167,8 @@ class CallsAMethod(BranchesOnAValue):
         return -x.relu()
 
 
-class CallsAnAttribute(nn.Module):
+class CallsAnAttribute(HasReLU):
     activation = functools.partial(F.relu, inplace=False)
-
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU()
 
     def forward(self, x):
         return self.relu(x) if x.sum() > 0 else self.activation(x)
@@ -188,11 +186,7 @@ def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_fu
     assert isinstance(model[0].relu, ReLUTensorNorm)
 
 
-class BranchesWithoutFunctions(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU()
-
+class BranchesWithoutFunctions(HasReLU):
     def forward(self, x):
         """Neither self.relu(...) nor torch.cat is F.relu(...)."""
         relu = self.relu(x)
@@ -333,12 +327,8 @@ def test_skip_keeps_functional_relus_too_and_a_module_that_is_also_elsewhere():
     assert isinstance(model[3], ReLUTensorNorm)
 
 
-class StarReLU(nn.Module):
+class StarReLU(HasReLU):
     """Squares its ReLU: zero mean before the square would give weight to what was inactive."""
-
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU()
 
     def forward(self, x):
         return self.relu(x) ** 2
