@@ -149,7 +149,7 @@ def _names_in_source(module: nn.Module) -> set[str]:
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-        except (OSError, SyntaxError):
+        except (OSError, TypeError, SyntaxError):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
