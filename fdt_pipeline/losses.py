@@ -65,16 +65,10 @@ def kl_to_target(logits: Tensor, targets: Tensor, reduction: Reduction = "mean")
         return _reduce((torch.xlogy(targets, targets) - targets * log_p).sum(dim=1), reduction)
 
 
-def max_eps(num_classes: int) -> float:
-    """1 / (C * H_C), the weight of the last of C superposed images: the smallest weight FDT gives (Eq. 3, K = C)."""
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes >= 1, got {num_classes}")
-    return 1.0 / (num_classes * sum(1.0 / i for i in range(1, num_classes + 1)))
-
-
 def check_eps(eps: float, num_classes: int) -> None:
-    """Raises ValueError unless 0 <= eps < `max_eps(num_classes)`: a larger eps would drop images from the target."""
-    limit = max_eps(num_classes)
+    """ValueError unless 0 <= eps < 1 / (C * H_C), the weight of the last of C superposed images: the smallest that FDT
+    gives (Eq. 3, K = C). A larger eps would drop images from the target."""
+    limit = 1.0 / (num_classes * sum(1.0 / i for i in range(1, num_classes + 1)))
     if not 0.0 <= eps < limit:
         raise ValueError(
             f"expected 0 <= eps < {limit:.4g}, the smallest weight that a target over {num_classes} classes can hold, "

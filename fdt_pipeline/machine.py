@@ -1,8 +1,8 @@
 """What this process may use of the machine: CPUs and memory, within its affinity and its control groups (cgroups).
 
 A limit may stand at any level of a cgroup's path, and the smallest counts: Slurm sets it above the process's own level,
-Docker and Kubernetes at the root that the container sees. Both versions are read, v2 (one tree) and v1 (one for each
-controller). `root` is another root of /proc and /sys, for tests.
+Docker and Kubernetes at the root that the container sees. Both versions are read where systemd mounts them, v2 (one
+tree) and v1 (one for each controller). `root` is another root of /proc and /sys, for tests.
 """
 
 from __future__ import annotations
@@ -62,29 +62,16 @@ def _memory_free(group: Path) -> float:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of this process's cgroups that may limit it, each from its own level up to the root of its mount."""
-    paths: dict[str, str] = {}
+    """Folders of this process's cgroups that may limit it, each from its own level up to the root.
+
+    In a container the root is what limits it. The path may lie outside of what is mounted there, as it may be the
+    host's: levels that are not there limit nothing.
+    """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        paths |= dict.fromkeys(controllers.split(","), path)  # v2's line names none: ""
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        mount, _, source = line.partition(" - ")
-        kind, options = source.split()[0], source.split()[-1].split(",")
-        of_v1 = kind == "cgroup" and controller in options
-        name = controller if of_v1 else ""
-        if name in paths and (of_v1 or kind == "cgroup2"):
-            mounted, top = mount.split()[3:5]
-            yield from _levels(root / top.lstrip("/"), mounted, paths[name])
-
-
-def _levels(top: Path, mounted: str, path: str) -> Iterator[Path]:
-    """mounted: the cgroup that `top` shows. In a container `path` may lie outside of it, as its namespace hides what is
-    above; what can be seen then is `top` alone."""
-    inner = PurePosixPath(path)
-    below = inner.relative_to(mounted) if inner.is_relative_to(mounted) else PurePosixPath()
-    if ".." in below.parts:
-        below = PurePosixPath()
-    yield from (top / level for level in (below, *below.parents))
+        if controllers in ("", controller) or controller in controllers.split(","):  # v2's line names none
+            top, own = root / "sys/fs/cgroup" / (controller if controllers else ""), PurePosixPath(path.lstrip("/"))
+            yield from (top / level for level in (own, *own.parents) if ".." not in level.parts)
 
 
 def _text(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from fdt_pipeline.cli import location, verb_parser
@@ -21,16 +20,6 @@ _EXAMPLE = """example:
   fdt-pipeline index imagenet-000000.tar imagenet-000001.tar --json"""
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """index: "written", "unchanged", "replaced", or "none" where there are problems."""
-
-    tar: str
-    num_samples: int
-    index: str
-    problems: list[str]
-
-
 def add_parsers(verbs: Any) -> None:
     parser = verb_parser(verbs, "index", "write DALI's index of webdataset tars", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("tars", metavar="TARS", nargs="+", type=location, help="tars, or folders of tars")
@@ -45,12 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
         result = _index(folder, name)
         results.append(result)
         if not arguments.json:
-            outcome = "no index written, see above" if result.problems else result.index
-            problems = [f"{result.tar}: {problem}" for problem in result.problems]
-            print("\n".join([*problems, f"{result.tar}: {result.num_samples} samples, {outcome}"]))
+            for problem in result["problems"]:
+                print(f"{result['tar']}: {problem}")
+            outcome = "no index written, see above" if result["problems"] else result["index"]
+            print(f"{result['tar']}: {result['num_samples']} samples, {outcome}")
     if arguments.json:
-        print(json.dumps([vars(result) for result in results], indent=2))
-    return 1 if any(result.problems for result in results) else 0
+        print(json.dumps(results, indent=2))
+    return 1 if any(result["problems"] for result in results) else 0
 
 
 def _tars(place: str) -> list[tuple[Folder, str]]:
@@ -68,14 +58,17 @@ def _tars(place: str) -> list[tuple[Folder, str]]:
     return [(folder, name) for name in names]
 
 
-def _index(folder: Folder, name: str) -> Indexed:
+def _index(folder: Folder, name: str) -> dict[str, Any]:
+    """What --json prints of a tar; index: "written", "unchanged", "replaced", or "none" where there are problems."""
+    result = {"tar": folder.path(name), "num_samples": 0, "index": "none"}
     try:
         with folder.open(name) as tar:
             found = index_tar(tar)
     except OSError as error:
-        return Indexed(folder.path(name), 0, "none", [f"could not be read: {error.strerror or error}"])
-    index = "none" if found.problems else _write(folder, name.removesuffix(".tar") + ".idx", found.text)
-    return Indexed(folder.path(name), found.num_samples, index, found.problems)
+        return {**result, "problems": [f"could not be read: {error.strerror or error}"]}
+    if not found.problems:
+        result["index"] = _write(folder, name.removesuffix(".tar") + ".idx", found.text)
+    return {**result, "num_samples": found.num_samples, "problems": found.problems}
 
 
 def _write(folder: Folder, name: str, text: bytes) -> str:

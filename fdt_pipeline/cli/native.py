@@ -35,8 +35,8 @@ def _build(arguments: argparse.Namespace) -> int:
     from fdt_pipeline.native.build import build
 
     built = build(force=arguments.force)
-    print(f"{built.path}\nkey {built.key}, {built.path.stat().st_size / 1e6:.1f} MB, ", end="")
-    print(f"compiled in {built.seconds:.1f} s" if built.seconds else "it was there already")
+    how = f"compiled in {built.seconds:.1f} s" if built.seconds else "it was there already"
+    print(f"{built.path}\n{built.path.stat().st_size / 1e6:.1f} MB, {how}")
     return 0
 
 

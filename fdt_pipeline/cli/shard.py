@@ -169,22 +169,14 @@ def _write_sets(arguments: argparse.Namespace, writers: Mapping[str, Write]) -> 
 
 def _write(arguments: argparse.Namespace, out: str, write: Write) -> Manifest:
     """Write one set. Ctrl-C then says what is kept of it, and how to go on."""
-    done = total = 0
-
-    def counted(now: int, of: int) -> None:
-        nonlocal done, total
-        done, total = now, of
-        progress(now, of)
-
     try:
         with progress_bar(out, "samples") as progress:
-            return write(progress=counted)
+            return write(progress=progress)
     except KeyboardInterrupt:
         instead = " in place of --overwrite" if arguments.overwrite else ""
-        finished = f"{done} of {total} samples are finished and" if done else "what is finished is"
-        arguments.interrupted = f"{out}: {finished} kept: the same command with --resume{instead} goes on"
-        if not Staging(open_folder(out)).exists:  # removed at the end, or as it holds nothing
-            arguments.interrupted = f"{out}: {'complete' if done else 'nothing was finished, so nothing is kept'}"
+        arguments.interrupted = f"{out}: what is finished is kept: the same command with --resume{instead} goes on"
+        if not Staging(open_folder(out)).exists:
+            arguments.interrupted = f"{out}: no unfinished run is kept there"
         raise
 
 

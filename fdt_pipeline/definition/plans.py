@@ -5,9 +5,7 @@ Plans are ragged (K differs), so they are kept as one flat array a field, with r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -113,25 +111,10 @@ def _pick(unused: I64, words: npt.NDArray[np.uint32], pool: Pool) -> I64:
     return pool.by_class[pool.starts[label] + rank - (upto[row, label] - unused[row, label])]
 
 
-def _weights(series: Series, k: int) -> F32:
-    return checked_weights(series, k).astype(np.float32)
-
-
-_cached_weights: Callable[[Series, int], F32] = lru_cache(maxsize=65536)(_weights)  # type: ignore[assignment]
-
-
-def _is_hashable(series: Series) -> bool:
-    try:
-        hash(series)
-    except TypeError:  # also a frozen dataclass that holds a list, which claims to be Hashable
-        return False
-    return True
-
-
 def batch_weights(series: Series, num_images: I64) -> F32:
     """i64[n] -> f32[sum of num_images]: the weights of each plan, one after the other."""
-    weights = _cached_weights if _is_hashable(series) else _weights
-    return np.concatenate([weights(series, int(k)) for k in num_images] or [np.empty(0, np.float32)])
+    weights = {k: checked_weights(series, k).astype(np.float32) for k in set(num_images.tolist())}
+    return np.concatenate([weights[k] for k in num_images.tolist()] or [np.empty(0, np.float32)])
 
 
 def batch_targets(plans: Plans, num_classes: int, targets: str = "soft") -> F32:

@@ -26,23 +26,27 @@ class Series(Protocol):
         ...
 
 
-def _normalized(terms: F64) -> F64:
-    return terms / terms.sum()
+class _OfTerms:
+    """The first k terms over their sum."""
+
+    def terms(self, k: int) -> F64:
+        raise NotImplementedError
+
+    def weights(self, k: int) -> F64:
+        terms = self.terms(k)
+        return terms / terms.sum()
 
 
 @dataclass(frozen=True)
-class Harmonic:
+class Harmonic(_OfTerms):
     """F_i = (1/i) / H_k with H_k = sum_{j<=k} 1/j (Eq. 2, Algorithm 2)."""
 
     def terms(self, k: int) -> F64:
         return 1.0 / np.arange(1, k + 1)
 
-    def weights(self, k: int) -> F64:
-        return _normalized(self.terms(k))
-
 
 @dataclass(frozen=True)
-class Power:
+class Power(_OfTerms):
     """F_i proportional to i**-gamma, gamma >= 0: 0 uniform, 1 harmonic, 2.8 the default of zeta-mixup (2204.03323)."""
 
     gamma: float
@@ -54,12 +58,9 @@ class Power:
     def terms(self, k: int) -> F64:
         return np.asarray(np.arange(1, k + 1, dtype=np.float64) ** -self.gamma)
 
-    def weights(self, k: int) -> F64:
-        return _normalized(self.terms(k))
-
 
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(_OfTerms):
     """F_i proportional to ratio**(i-1), 0 < ratio <= 1."""
 
     ratio: float
@@ -71,19 +72,13 @@ class Geometric:
     def terms(self, k: int) -> F64:
         return np.asarray(self.ratio ** np.arange(k, dtype=np.float64))
 
-    def weights(self, k: int) -> F64:
-        return _normalized(self.terms(k))
-
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_OfTerms):
     """F_i = 1/k."""
 
     def terms(self, k: int) -> F64:
         return np.ones(k)
-
-    def weights(self, k: int) -> F64:
-        return _normalized(self.terms(k))
 
 
 def checked_weights(series: Series, k: int) -> F64:

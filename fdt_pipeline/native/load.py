@@ -19,44 +19,32 @@ _NVRTC_WHEELS = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
 
 
 class _Process:
-    """What this process has loaded. DALI has one registry of operators in a process, which a fork inherits."""
+    """What this process has loaded: DALI has one registry of operators in a process, which a fork inherits."""
 
     def __init__(self) -> None:
-        self.loaded: Path | None = None
-        self.failure: BuildFailed | None = None  # a build takes seconds: one that failed is not tried again here
-        self.forget_threads()
-        os.register_at_fork(after_in_child=self.forget_threads)
-
-    def forget_threads(self) -> None:
-        """A thread that loads is not in the child of a fork."""
-        self.lock = threading.Lock()
-        self.loader: int | None = None
+        self.lock = threading.RLock()
+        self.is_loading = False
+        self.outcome: Path | BuildFailed | None = None  # a build takes seconds: one that failed is not tried again
 
     def load(self) -> Path:
-        if self.loader == threading.get_ident():
-            # DALI asks fn.fdt for an operator before it puts it there, and asking leads here (fn_module.py).
-            raise AttributeError("the native operators are being loaded, and are not there yet")
         check_level()
         with self.lock:
-            if self.loaded is None:
+            if self.is_loading:  # DALI asks fn.fdt for an operator before it puts it there, which leads here
+                raise AttributeError("the native operators are being loaded, and are not there yet")
+            if self.outcome is None:
                 require_usable()
-                self.loader = threading.get_ident()
+                self.is_loading = True
                 try:
-                    path = self._built()
+                    path = build().path
                     _into_dali(path)
+                    self.outcome = path
+                except BuildFailed as failure:
+                    self.outcome = failure
                 finally:
-                    self.loader = None
-                self.loaded = path
-            return self.loaded
-
-    def _built(self) -> Path:
-        if self.failure is not None:
-            raise self.failure
-        try:
-            return build().path
-        except BuildFailed as failure:
-            self.failure = failure
-            raise
+                    self.is_loading = False
+            if isinstance(self.outcome, BuildFailed):
+                raise self.outcome
+            return self.outcome
 
 
 _process = _Process()

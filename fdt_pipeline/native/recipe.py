@@ -49,46 +49,40 @@ HEADER_WHEELS = {
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One run of the compiler."""
-
-    name: str
-    source: Path
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Recipe:
-    """What a library is made of. Its key does not depend on the compiler: any that can build it gives one of use."""
+    """What a library is made of: `sources` of one folder or more, flags for them and for the link beside our own, and
+    the version and wheels of DALI, where its headers and libraries are needed."""
 
     product: str
-    title: str
     csrc: Path
-    units: tuple[Unit, ...]
-    link: tuple[str, ...]
-    hashes: Mapping[Path, str]  # sha256 of every source and header
-    dali: tuple[str, ...] = ()  # its version and wheels, where its headers and libraries are needed
-
-    @property
-    def key(self) -> str:
-        """16 hexadecimal digits: among a billion keys two are the same with a chance of 0.03."""
-        ingredients = {
-            "sources": {file.name: text for file, text in self.hashes.items()},
-            "flags": {unit.name: unit.flags for unit in self.units},
-            "link": self.link,
-            "dali": self.dali,
-            "machine": [platform.machine(), *platform.libc_ver()],
-        }
-        return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+    dali: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """How the names of this library's files begin."""
-        return f"{self.product}-{self.key}"
+        """Product and key, with which the name of the library's file begins.
 
-    def is_current(self) -> bool:
-        """Whether the sources are still as they were when this was made."""
-        return self.hashes == _hashes(list(self.hashes))
+        The key does not depend on the compiler: any that can build the library gives one of use. It has 16 hexadecimal
+        digits: among a billion keys two are the same with a chance of 0.03.
+        """
+        ingredients = {
+            "sources": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.sources},
+            "flags": {name: flags for name, _, flags in self.runs()},
+            "link": [*_LINK, *self.link_flags],
+            "dali": self.dali,
+            "machine": [platform.machine(), *platform.libc_ver()],
+        }
+        key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+        return f"{self.product}-{key}"
+
+    def runs(self) -> list[tuple[str, Path, tuple[str, ...]]]:
+        """(name of the object without .o, source, flags) of every run of the compiler, the longest first, so that the
+        last core is not left waiting for it."""
+        files = [file for file in self.sources if file.suffix == ".cc"]
+        files.sort(key=lambda file: (file.name != OPERATORS, not file.name.endswith(KERNEL)))
+        return [(name, file, (*COMMON_FLAGS, *flags, *self.flags)) for file in files for name, flags in _variants(file)]
 
     def commands(self) -> list[list[str]]:
         """Every run of the compiler and then the link, in the current folder; it gives library.so.
@@ -102,55 +96,37 @@ class Recipe:
             for folder in (sysconfig.get_include_dir(), *map(str, find_headers())):
                 paths += ["-isystem", folder]  # a system folder's warnings are not shown
             link_paths = [f"-L{sysconfig.get_lib_dir()}"]
-        objects = [f"{unit.name}.o" for unit in self.units]
-        runs = [
-            [*compiler, *unit.flags, *paths, "-c", str(unit.source), "-o", name]
-            for unit, name in zip(self.units, objects, strict=True)
-        ]
-        return [*runs, [*compiler, *objects, *link_paths, *self.link, "-o", "library.so"]]
+        runs = [[*compiler, *flags, *paths, "-c", str(file), "-o", f"{name}.o"] for name, file, flags in self.runs()]
+        objects = [words[-1] for words in runs]
+        return [*runs, [*compiler, *objects, *link_paths, *_LINK, *self.link_flags, "-o", "library.so"]]
 
 
 def operator_recipe(csrc: Path = CSRC) -> Recipe:
     """The operators for the DALI that is installed; ImportError where there is none."""
-    version, wheels = dali.version(), dali.installed_wheels()
+    versions = (dali.version(), *dali.installed_wheels())
     flags = import_module("nvidia.dali.sysconfig").get_compile_flags()
-    sources = _sources(csrc)
-    units = _units(sources, tuple(flag for flag in flags if not flag.startswith("-I")))
-    link = (*_LINK, "-ldali", "-ldali_core")  # no run path: they are in the process when this is loaded
-    return Recipe("operators", f"operators for DALI {version}", csrc, units, link, _hashes(sources), (version, *wheels))
+    own_flags = tuple(flag for flag in flags if not flag.startswith("-I"))
+    # Linked without a run path: the libraries are in the process when this one is loaded.
+    return Recipe("operators", csrc, _sources(csrc), own_flags, ("-ldali", "-ldali_core"), versions)
 
 
 def core_recipe(extra_sources: Sequence[Path] = (), extra_flags: Sequence[str] = (), csrc: Path = CSRC) -> Recipe:
     """The same sources without DALI, and more of the caller's own. `extra_flags`, such as -fsanitize=address -O1, come
     last, when compiling and when linking."""
-    sources = [*(file for file in _sources(csrc) if file.name != OPERATORS), *extra_sources]
-    units = _units(sources, tuple(extra_flags))
-    return Recipe("core", "core without DALI", csrc, units, (*_LINK, *extra_flags), _hashes(sources))
+    sources = (*(file for file in _sources(csrc) if file.name != OPERATORS), *extra_sources)
+    return Recipe("core", csrc, sources, tuple(extra_flags), tuple(extra_flags))
 
 
-def _sources(csrc: Path) -> list[Path]:
-    return sorted(file for file in csrc.iterdir() if file.suffix in (".cc", ".h", ".cu"))
+def _sources(csrc: Path) -> tuple[Path, ...]:
+    return tuple(sorted(file for file in csrc.iterdir() if file.suffix in (".cc", ".h", ".cu")))
 
 
-def _units(sources: Sequence[Path], extra_flags: tuple[str, ...]) -> tuple[Unit, ...]:
-    """The longest first, so that the last core is not left waiting for it."""
-    files = [file for file in sources if file.suffix == ".cc"]
-    files.sort(key=lambda file: (file.name != OPERATORS, not file.name.endswith(KERNEL)))
-    return tuple(
-        Unit(name, file, (*COMMON_FLAGS, *flags, *extra_flags)) for file in files for name, flags in _runs(file)
-    )
-
-
-def _runs(file: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(name of the object, flags) of every run of the compiler on a file."""
+def _variants(file: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """(name of the object, flags of its own) of every run of the compiler on a file."""
     if file.name.endswith(KERNEL):
         return [(f"{file.stem}.{level}", (*flags, f"-DFDT_ISA={level}")) for level, flags in LEVELS.items()]
     # operators.cc hands batches over; with -O3 its compilation takes 8 s instead of 5.
     return [(file.stem, (*next(iter(LEVELS.values())), *(("-O1",) if file.name == OPERATORS else ())))]
-
-
-def _hashes(sources: Sequence[Path]) -> dict[Path, str]:
-    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in sources}
 
 
 def check_level() -> None:
@@ -165,21 +141,16 @@ def find_compiler() -> list[str]:
     asked = shlex.split(os.environ.get("CXX", ""))
     program = next(filter(None, map(shutil.which, asked[:1] or _COMPILERS)), None)
     if program is None:
-        none = f"no C++ compiler ({', '.join(_COMPILERS)} or $CXX) was found, which the first use of the engine needs"
-        missing = f"CXX={os.environ['CXX']} is not a program that can be run: unset it, or" if asked else f"{none}:"
-        raise NativeUnavailable(f"{missing} {_INSTALL}; {WAY_OUT}")
+        missing = f"CXX={shlex.join(asked)} is not a program that can be run" if asked else "no C++ compiler was found"
+        raise NativeUnavailable(f"{missing}, and the first use of the native engine needs one: {_INSTALL}; {WAY_OUT}")
     command = [os.path.abspath(program), *asked[1:]]
     newest = list(LEVELS.values())[-1]  # the flags that an old compiler does not know
     trial = [*command, *COMMON_FLAGS, *newest, "-fsyntax-only", "-x", "c++", os.devnull]
-    try:
-        said = subprocess.run(trial, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        problem = said.stderr.strip() if said.returncode else None
-    except OSError as error:
-        problem = str(error)
-    if problem is not None:
+    done = subprocess.run(trial, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
         raise NativeUnavailable(
             f"the native engine needs g++ 11 or clang 12, or newer, and {shlex.join(command)} does not work as one "
-            f"({problem}): install one and choose it with CXX=g++-12, say; {WAY_OUT}"
+            f"({done.stderr.strip()}): install one and choose it with CXX=g++-12, say; {WAY_OUT}"
         )
     return command
 

@@ -9,19 +9,15 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html. SOURCE is the folder that t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .arrays import ArraySource
-from .source import I64, U8, Source, check_file, check_labels, first_holder
+from .source import U8, Found, Source, check_file, check_labels, find_official
 from .unpickle import load_dict
 
 _NUM_PIXELS = 3 * 32 * 32
 _NUM_LABELS = {"cifar10": 1, "cifar100": 2}
-_BINARY_NAMES = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}
-_PICKLED_NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
-_MAX_CLASSES = 100  # of CIFAR-100; `read` checks those of the kind
 _FOLDERS = {
     "cifar10": ("cifar-10-batches-bin", "cifar-10-batches-py"),
     "cifar100": ("cifar-100-binary", "cifar-100-python"),
@@ -31,7 +27,7 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar100": {"train": ("train",), "test": ("test",)},
 }
 
-# Official class names, in label order, for files that do not carry them.
+# Class names in label order, as the sets have them in files of their own, which are not read.
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FINE = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
@@ -49,31 +45,24 @@ CIFAR100 = tuple(_FINE.split())
 _CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
-def find(path: Path, kind: str) -> Path | None:
-    """The first folder with at least one of the files; binary comes before pickled."""
-    return first_holder((path, *(path / name for name in _FOLDERS[kind])), [*_names(kind, ".bin"), *_names(kind, "")])
+def find(path: Path, kind: str, asked: bool) -> Found | None:
+    """In the first folder with at least one of the files; binary comes before pickled."""
+    folders = (path, *(path / name for name in _FOLDERS[kind]))
+    return find_official(kind, folders, [*_names(kind, ".bin"), *_names(kind, "")], _read)
 
 
 def _names(kind: str, suffix: str) -> list[str]:
     return [f"{name}{suffix}" for names in _FILES[kind].values() for name in names]
 
 
-def read(folder: Path, kind: str, split: str | None) -> Source:
-    assert split is not None
-    binary = first_holder([folder], _names(kind, ".bin")) is not None
+def _read(folder: Path, kind: str, split: str) -> Source:
+    binary = any((folder / name).is_file() for name in _names(kind, ".bin"))
     paths = [folder / f"{name}.bin" if binary else folder / name for name in _FILES[kind][split]]
-    parts = [_read_binary(path, kind) if binary else _read_pickled(path) for path in paths]
-    classes = (_read_binary_names(folder, kind) if binary else _read_pickled_names(folder)) or _CLASSES[kind]
-    if len(classes) != len(_CLASSES[kind]):
-        raise ValueError(
-            f"{folder}: expected {len(_CLASSES[kind])} class names, got {len(classes)}; fetch the names file again"
-        )
-    for path, (_, labels) in zip(paths, parts, strict=True):
-        check_labels(labels, len(classes), path)
+    parts = [_read_binary(path, kind) if binary else _read_pickled(path, kind) for path in paths]
     planes = np.concatenate([planes for planes, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
     # Planes [n 3 32 32] are handed on as a view in HWC order: each image is copied when it is asked for.
-    return ArraySource(planes.transpose(0, 2, 3, 1), labels, classes, kind=kind, split=split, where=folder)
+    return ArraySource(planes.transpose(0, 2, 3, 1), labels, _CLASSES[kind], kind=kind, split=split, where=folder)
 
 
 def _read_binary(path: Path, kind: str) -> tuple[U8, U8]:
@@ -88,57 +77,28 @@ def _read_binary(path: Path, kind: str) -> tuple[U8, U8]:
             f"got {data.size}; fetch it again"
         )
     rows = data.reshape(num_rows, row)
-    return rows[:, _NUM_LABELS[kind] :].reshape(num_rows, 3, 32, 32), rows[:, _NUM_LABELS[kind] - 1]
+    labels = rows[:, _NUM_LABELS[kind] - 1]
+    check_labels(labels, len(_CLASSES[kind]), path)
+    return rows[:, _NUM_LABELS[kind] :].reshape(num_rows, 3, 32, 32), labels
 
 
-def _read_binary_names(folder: Path, kind: str) -> tuple[str, ...] | None:
-    """One name a line, blank lines aside; None if the file is not there."""
-    path = folder / _BINARY_NAMES[kind]
-    if not path.is_file():
-        return None
-    try:
-        lines = path.read_text(encoding="ascii").split("\n")
-    except UnicodeDecodeError as error:
-        got = f"byte {error.object[error.start]} at position {error.start}"
-        raise ValueError(f"{path}: expected class names in ASCII, got {got}; fetch it again") from None
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _read_pickled(path: Path) -> tuple[U8, I64]:
-    """(planes u8[n 3 32 32], fine labels i64[n])."""
-    content = _read_dict(path)
+def _read_pickled(path: Path, kind: str) -> tuple[U8, U8]:
+    """(planes u8[n 3 32 32], fine labels u8[n])."""
+    check_file(path)
+    content = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in load_dict(path).items()}
     data = content.get("data")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _NUM_PIXELS:
-        got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _NUM_PIXELS:
+        got = list(data.shape) if isinstance(data, np.ndarray) else type(data).__name__
         raise ValueError(f"{path}: expected data to be uint8 of shape [n {_NUM_PIXELS}], got {got}")
     labels = content.get("fine_labels", content.get("labels"))
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
-        raise ValueError(f"{path}: expected a list of integers under labels or fine_labels, got {sorted(content)}")
-    wrong = [index for index, label in enumerate(labels) if not 0 <= label < _MAX_CLASSES]
+        raise ValueError(f"{path}: expected a list of integers under labels or fine_labels, got {list(content)}")
+    num_classes = len(_CLASSES[kind])
+    wrong = [index for index, label in enumerate(labels) if not 0 <= label < num_classes]
     if wrong:  # the label itself may have any number of digits
         raise ValueError(
-            f"{path}: the label at index {wrong[0]} is out of range: expected 0..{_MAX_CLASSES - 1}; fetch it again"
+            f"{path}: the label at index {wrong[0]} is out of range: expected 0..{num_classes - 1}; fetch it again"
         )
     if len(labels) != len(data):
         raise ValueError(f"{path}: expected {len(data)} labels, one an image, got {len(labels)}")
-    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
-
-
-def _read_pickled_names(folder: Path) -> tuple[str, ...] | None:
-    """None if the names file is not there."""
-    for name, key in _PICKLED_NAMES.items():
-        if (folder / name).is_file():
-            names = _read_dict(folder / name).get(key)
-            if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
-                raise ValueError(f"{folder / name}: expected a list of class names under {key}; fetch it again")
-            return tuple(_text(name) for name in names)
-    return None
-
-
-def _read_dict(path: Path) -> dict[str, Any]:
-    check_file(path)
-    return {_text(key): value for key, value in load_dict(path).items() if isinstance(key, (bytes, str))}
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else value
+    return data.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import gzip
 import math
-import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from .arrays import ArraySource
-from .source import U8, Source, check_file, check_labels, check_num_bytes, first_holder
+from .source import U8, Found, Source, check_file, find_official
 
-LABELS_MAGIC, IMAGES_MAGIC = 2049, 2051
+_LABELS_MAGIC, _IMAGES_MAGIC = 2049, 2051
 DIGITS = tuple("0123456789")
 _FASHION = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"
 FASHION_MNIST = (*_FASHION.split(), "Ankle boot")
@@ -26,43 +25,43 @@ _TORCHVISION_FOLDER = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST"}
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
-def find(path: Path, kind: str) -> Path | None:
-    """The folder of the files: SOURCE, SOURCE/raw, or torchvision's SOURCE/FashionMNIST/raw."""
+def find(path: Path, kind: str, asked: bool) -> Found | None:
+    """In SOURCE, SOURCE/raw, or torchvision's SOURCE/FashionMNIST/raw. Nothing in the files tells MNIST from
+    Fashion-MNIST: the folder's name does, unless the kind was asked for; if it says nothing, they may be both."""
     plain = [_name(split, part) for split in _PREFIX for part in ("images", "labels")]
+    names = [*plain, *(f"{name}.gz" for name in plain)]
     folders = (path, path / "raw", path / _TORCHVISION_FOLDER[kind] / "raw")
-    return first_holder(folders, [*plain, *(f"{name}.gz" for name in plain)])
+    may_be = [folder for folder in folders if asked or _kind_by_name(folder) in (kind, None)]
+    return find_official(kind, may_be, names, _read)
 
 
-def name_fits(folder: Path, kind: str) -> bool:
-    """Whether the folder's name says that the files are of this kind: nothing in the files does."""
+def _kind_by_name(folder: Path) -> str | None:
     folder = folder.resolve()
     name = folder.parent.name if folder.name == "raw" else folder.name
     letters = "".join(letter for letter in name.lower() if letter.isalpha())
-    fashion = "fashion" in letters or "fmnist" in letters
-    return fashion if kind == "fashion-mnist" else "mnist" in letters and not fashion
+    if "fashion" in letters or "fmnist" in letters:
+        return "fashion-mnist"
+    return "mnist" if "mnist" in letters else None
 
 
-def read(folder: Path, kind: str, split: str | None) -> Source:
-    assert split is not None
+def _read(folder: Path, kind: str, split: str) -> Source:
     images_file, labels_file = _file(folder, split, "images"), _file(folder, split, "labels")
-    images, labels = read_idx(images_file, IMAGES_MAGIC), read_idx(labels_file, LABELS_MAGIC)
-    if len(images) != len(labels):
-        raise ValueError(f"{labels_file}: expected {len(images)} labels, one an image, got {len(labels)}")
-    check_labels(labels, len(CLASSES[kind]), labels_file)
-    return ArraySource(images, labels, CLASSES[kind], kind=kind, split=split, where=images_file)
+    images, labels = _read_idx(images_file, _IMAGES_MAGIC), _read_idx(labels_file, _LABELS_MAGIC)
+    files = f"{images_file}, {labels_file.name}"
+    return ArraySource(images, labels, CLASSES[kind], kind=kind, split=split, where=files)
 
 
-def read_idx(path: Path, magic: int) -> U8:
-    """u8[n] for LABELS_MAGIC, u8[n rows columns] for IMAGES_MAGIC."""
+def _read_idx(path: Path, magic: int) -> U8:
+    """u8[n] of labels, u8[n rows columns] of images."""
     data = _read_bytes(path)
     if data[:4] != magic.to_bytes(4, "big"):
         raise ValueError(f"{path}: wrong magic number: expected {magic}, got {int.from_bytes(data[:4], 'big')}")
-    num_dimensions = magic & 0xFF
-    header = 4 + 4 * num_dimensions
-    if len(data) < header:
-        check_num_bytes(path, header, len(data))
-    dimensions = struct.unpack(f">{num_dimensions}I", data[4:header])
-    check_num_bytes(path, header + math.prod(dimensions), len(data))
+    header = 4 + 4 * (magic & 0xFF)  # its last byte is the number of dimensions
+    dimensions = np.frombuffer(data[4:header], ">u4").tolist() if len(data) >= header else []
+    num_bytes = header + math.prod(dimensions) if dimensions else header
+    if len(data) != num_bytes:
+        fault = "cut short" if len(data) < num_bytes else "longer than its header says"
+        raise ValueError(f"{path}: the file is {fault}: expected {num_bytes} bytes, got {len(data)}; fetch it again")
     return np.frombuffer(data, np.uint8, offset=header).reshape(dimensions)
 
 

@@ -1,28 +1,48 @@
 """A folder of image files: class = subfolder, split = subfolder train, test, val, ... above the classes.
 
-Classes are sorted by name, samples by class and then by path; hidden files and folders are skipped. `tree.py` lists and
-reads the files, and decides which are images; `image_pixels.py` makes them gray or RGB.
+Classes are sorted by name, samples by class and then by path. Files whose extension clearly says something else (.txt,
+.json, ...) are not images: one warning counts and names them. Every other file must be an image: one that is not is an
+error when it is asked for. `files.py` lists and reads the files; `image_pixels.py` makes them gray or RGB.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-from array import array
+import os
+import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from .files import Files, LocalFiles
 from .image_pixels import decode_image, is_gray
-from .source import I64, Sample
-from .tree import LocalTree, Tree, extension, image_files, joined, loose_files, warn_ignored
+from .source import I64, Found, Sample
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_NOT_IMAGES = """
+.7z .bz2 .cfg .conf .csv .dat .db .doc .docx .gz .h5 .hdf5 .htm .html .ini .ipynb .js .json .jsonl .lnk .log .md
+.md5 .npy .npz .parquet .pdf .pickle .pkl .proto .pt .pth .py .pyc .rar .rst .sh .sha256 .sqlite .tar .tex .tgz
+.toml .tsv .txt .url .xls .xlsx .xml .xz .yaml .yml .zip .zst .avi .mkv .mov .mp3 .mp4 .wav
+"""
+NOT_IMAGES = frozenset(_NOT_IMAGES.split())
+
+
+def find(path: Path, kind: str, asked: bool) -> Found | None:
+    return find_images(LocalFiles(path), asked)
+
+
+def find_images(files: Files, asked: bool) -> Found | None:
+    """asked: a folder in it is enough; else a file in one must be an image by its extension."""
+    names = files.names()
+    extensions = Image.registered_extensions()
+    if not any("/" in name and (asked or _extension(name) in extensions) for name in names):
+        return None
+    return Found("folder", tuple(_split_folders(files.url, names)), partial(ImageFolder, files, names))
 
 
 class ImageFolder:
@@ -32,17 +52,23 @@ class ImageFolder:
     kind = "folder"
     shape = None  # known when all are decoded
 
-    def __init__(self, tree: Tree, split: str | None) -> None:
-        """The tree holds the split folders, or the class folders if split is None."""
-        self.split, self._tree = split, tree
-        loose_files(tree, "")
-        self._folder = "" if split is None else _split_folders(tree)[split]
-        self.classes = _classes(tree, self._folder)
-        files = _files_by_class(tree, self._folder, self.classes)
-        pairs = zip(self.classes, files, strict=True)
-        self._names = Names(f"{name}/{file}" for name, of_class in pairs for file in of_class)
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(of_class) for of_class in files])
-        self.channels = _channels(tree, chain(self._all_names(), _names_of_other_splits(tree, split)))
+    def __init__(self, files: Files, names: list[str], split: str | None) -> None:
+        """names: of all files, which are in the split folders, or in the class folders if split is None."""
+        self.split, self._files = split, files
+        splits = _split_folders(files.url, names)
+        self._folder, train = (splits[split], splits["train"]) if split else ("", "")
+        # The train split's classes are those of every split, so that a label means the same in all.
+        self.classes = tuple(_folders(_below(names, train)))
+        if not self.classes:
+            raise ValueError(f"{self._url(train)}: expected a subfolder of images for each class, got none")
+        _check_loose(files.url, names)
+        here = _below(names, self._folder)
+        _check_names(self._url(self._folder), here, self.classes)
+        self._names = [name for name in here if _may_be_image(name)]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = np.array([numbers[name.partition("/")[0]] for name in self._names], np.int64)
+        # All splits must agree on the number of channels, so each looks at all.
+        self.channels = _channels(files, filter(_may_be_image, names))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -53,9 +79,7 @@ class ImageFolder:
         try:
             pixels = decode_image(self.read_file(position), self.channels).pixels
         except ValueError as error:
-            raise ValueError(
-                f"{joined(self._tree.url, self._name(position))}: {error}; replace or remove it"
-            ) from error
+            raise ValueError(f"{self._url(self._name(position))}: {error}; replace or remove it") from error
         return Sample(pixels, int(self.labels[position]), self.key(position))
 
     def key(self, index: int) -> str:
@@ -63,109 +87,96 @@ class ImageFolder:
 
     def read_file(self, index: int) -> bytes:
         """The bytes of a sample's file."""
-        return self._tree.read(self._name(index))
+        return self._files.read(self._name(index))
 
     def states(self, positions: Iterable[int]) -> Iterator[str]:
         """For each sample, a str that is different when its file has changed."""
-        return (self._tree.state(self._name(position)) for position in positions)
+        return (self._files.state(self._name(position)) for position in positions)
 
     def take(self, positions: I64) -> ImageFolder:
         """A source of these samples alone."""
         some = copy.copy(self)
-        some._names, some.labels = self._names.take(positions), self.labels[positions]
+        some._names, some.labels = [self._names[position] for position in positions], self.labels[positions]
         return some
 
     def _name(self, index: int) -> str:
-        return joined(self._folder, self._names[index])
+        return f"{self._folder}/{self._names[index]}" if self._folder else self._names[index]
 
-    def _all_names(self) -> Iterator[str]:
-        return (self._name(index) for index in range(len(self)))
-
-
-def find(path: Path, kind: str) -> Path | None:
-    return path if LocalTree(path).folders("") else None
+    def _url(self, name: str) -> str:
+        return f"{self._files.url}/{name}" if name else self._files.url
 
 
-def has_images(tree: Tree) -> bool:
-    """Whether any file in a subfolder is an image by its extension: for telling a data set from any other folder."""
-    extensions = Image.registered_extensions()
-    return any(extension(file) in extensions for name in tree.folders("") for file in image_files(tree.walk(name)))
+def _folders(names: Iterable[str]) -> list[str]:
+    """The folders that names begin with, in their order."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in names if "/" in name))
 
 
-def splits_of(tree: Tree) -> tuple[str, ...]:
-    return tuple(_split_folders(tree))
+def _below(names: list[str], folder: str) -> list[str]:
+    """The names in a folder, relative to it; "" is all."""
+    start = len(folder) + 1
+    return [name[start:] for name in names if name.startswith(f"{folder}/") and name[start:]] if folder else names
 
 
-def read(path: Path, kind: str, split: str | None) -> ImageFolder:
-    return ImageFolder(LocalTree(path), split)
-
-
-def _split_folders(tree: Tree) -> dict[str, str]:
+def _split_folders(url: str, names: Iterable[str]) -> dict[str, str]:
     """Split -> folder. Folders are splits only if one is train and no other name than a split's is among them.
 
     Upper and lower case do not matter: Train and TEST are splits.
     val (valid, validation) is the split "test" if there is no folder test; otherwise it keeps its name.
     """
-    names = tree.folders("")
-    folders = {name.lower(): name for name in names}
-    if "train" not in folders or not set(folders) <= {"train", *_TEST_NAMES}:
+    folders = _folders(names)
+    found = {name.lower(): name for name in folders}
+    if "train" not in found or not set(found) <= {"train", *_TEST_NAMES}:
         return {}
-    twice = [name for name in names if name not in folders.values()]
-    if twice:
-        raise ValueError(
-            f"{joined(tree.url, twice[0])}: {folders[twice[0].lower()]} is the same split; merge them or rename one"
-        )
-    others = [name for name in _TEST_NAMES if name in folders]
-    return {"train": folders["train"], **{"test" if i == 0 else name: folders[name] for i, name in enumerate(others)}}
+    for name in folders:
+        if found[name.lower()] != name:
+            raise ValueError(f"{url}/{name}: {found[name.lower()]} is the same split; merge them or rename one")
+    others = [name for name in _TEST_NAMES if name in found]
+    return {"train": found["train"], **{"test" if i == 0 else name: found[name] for i, name in enumerate(others)}}
 
 
-def _classes(tree: Tree, folder: str) -> tuple[str, ...]:
-    """The train split's classes are those of every split, so that a label means the same in all."""
-    train = _split_folders(tree).get("train", folder)
-    classes = tuple(tree.folders(train))
-    if not classes:
-        raise ValueError(f"{joined(tree.url, train)}: expected a subfolder of images for each class, got none")
-    unknown = [name for name in tree.folders(folder) if name not in classes]
+def _check_names(where: str, names: list[str], classes: tuple[str, ...]) -> None:
+    """ValueError for an image or a folder that is of no class, and for a folder without an image; a warning for files
+    that are no images."""
+    _check_loose(where, names)
+    folders = _folders(names)
+    unknown = [name for name in folders if name not in classes]
     if unknown:
-        raise ValueError(
-            f"{joined(tree.url, folder)}: expected only the classes of {joined(tree.url, train)}, "
-            f"got {', '.join(unknown[:5])} as well"
-        )
-    return classes
-
-
-def _files_by_class(tree: Tree, folder: str, classes: tuple[str, ...]) -> list[list[str]]:
-    where = joined(tree.url, folder)
-    there = set(tree.folders(folder))
-    loose = loose_files(tree, folder)
-    files = [tree.walk(joined(folder, name)) if name in there else [] for name in classes]
-    below = (f"{name}/{file}" for name, of_class in zip(classes, files, strict=True) for file in of_class)
-    warn_ignored(where, [*loose, *below])
-    images = [image_files(of_class) for of_class in files]
-    empty = [name for name, of_class in zip(classes, images, strict=True) if not of_class and name in there]
-    if not any(images):
+        raise ValueError(f"{where}: expected only the classes of the train split, got {', '.join(unknown[:5])} as well")
+    ignored = [name for name in names if _extension(name) in NOT_IMAGES]
+    if ignored:
+        shown = ", ".join(ignored[:3]) + (", ..." if len(ignored) > 3 else "")
+        warnings.warn(f"{where}: ignored {len(ignored)} files that are no images: {shown}", stacklevel=3)
+    filled = {name.partition("/")[0] for name in names if _may_be_image(name)}
+    if not filled:
         raise ValueError(f"{where}: no image in it; add images in a subfolder for each class, or remove it")
-    if empty:
+    if empty := [name for name in folders if name not in filled]:
         raise ValueError(f"{where}: no image in the class folder {', '.join(empty[:5])}; add images or remove it")
-    return images
 
 
-def _names_of_other_splits(tree: Tree, split: str | None) -> Iterator[str]:
-    """All splits must agree on the number of channels, so each looks at all."""
-    for name, folder in _split_folders(tree).items():
-        if name != split:
-            for class_folder in tree.folders(folder):
-                below = joined(folder, class_folder)
-                yield from (joined(below, file) for file in image_files(tree.walk(below)))
+def _check_loose(where: str, names: Iterable[str]) -> None:
+    """ValueError if a file beside the subfolders may be an image: it has no label."""
+    if loose := [name for name in names if "/" not in name and _extension(name) not in NOT_IMAGES]:
+        shown = ", ".join(loose[:3])
+        raise ValueError(f"{where}: {len(loose)} images lie beside the class folders: {shown}; move or remove them")
 
 
-def _channels(tree: Tree, names: Iterable[str]) -> int:
+def _may_be_image(name: str) -> bool:
+    """Whether it is that of a file in a folder which its extension does not clearly call something else."""
+    return "/" in name and not name.endswith("/") and _extension(name) not in NOT_IMAGES
+
+
+def _extension(name: str) -> str:
+    """In lower case, with its dot; "" if there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def _channels(files: Files, names: Iterable[str]) -> int:
     """1 if all images that can be read are gray, else 3. OSError if a disk or a store fails: the missed image may be
     the one in color."""
     found = 0
     for name in names:
         try:
-            if not _is_gray(tree, name):
+            if not _is_gray(files, name):
                 return 3
         except (ValueError, *_OF_THE_FILE):  # the error is raised when the image is asked for
             continue
@@ -173,36 +184,11 @@ def _channels(tree: Tree, names: Iterable[str]) -> int:
     return 1 if found else 3
 
 
-def _is_gray(tree: Tree, name: str) -> bool:
+def _is_gray(files: Files, name: str) -> bool:
     """Whether an image is gray by its header; by the whole file where that fails, which tells a broken image from a
     broken connection: Pillow reports both alike."""
     try:
-        with tree.open(name) as file:
+        with files.open(name) as file:
             return is_gray(file)
     except ValueError:
-        return is_gray(io.BytesIO(tree.read(name)))
-
-
-class Names:
-    """A sequence of str in little memory: each takes the bytes of its characters, not 100 more. Surrogates, which stand
-    for bytes of file names that are not UTF-8, are kept."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        text, ends = bytearray(), array("q", [0])
-        for name in names:
-            text += name.encode("utf-8", "surrogateescape")
-            ends.append(len(text))
-        self._text, self._ends = bytes(text), np.array(ends, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        begin, end = self._ends[index], self._ends[index + 1]
-        return self._text[begin:end].decode("utf-8", "surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
-
-    def take(self, positions: npt.NDArray[np.int64]) -> Names:
-        return Names(self[position] for position in positions.tolist())
+        return is_gray(io.BytesIO(files.read(name)))

@@ -12,75 +12,58 @@ from typing import Any
 import numpy as np
 
 from .arrays import ArraySource
-from .source import Source, check_file, numbered_classes
-
-SPLITS = ("train", "test")
+from .source import Found, Source, check_file, numbered_classes
 
 
-def find(path: Path, kind: str) -> Path | None:
+def find(path: Path, kind: str, asked: bool) -> Found | None:
     if path.is_file():
-        return path if path.suffix == ".npz" else None
-    return path if splits(path) else None
+        return Found(kind, (), lambda split: _read(path, split)) if path.suffix == ".npz" else None
+    splits = tuple(split for split in ("train", "test") if (path / f"{split}.npz").is_file())
+    return Found(kind, splits, lambda split: _read(path / f"{split}.npz", split)) if splits else None
 
 
-def splits(path: Path) -> tuple[str, ...]:
-    return tuple(split for split in SPLITS if (path / f"{split}.npz").is_file())
-
-
-def read(path: Path, kind: str, split: str | None) -> Source:
-    file = path if split is None else path / f"{split}.npz"
-    images, labels = _read_array(file, "images"), _read_array(file, "labels")
-    return ArraySource(images, labels, _classes(file), kind=kind, split=split, where=file)
-
-
-def _classes(file: Path) -> Sequence[str] | None:
-    """The file's own names; a test file without names has those of its train file, so that labels mean the same."""
-    own = _own_classes(file)
+def _read(file: Path, split: str | None) -> Source:
+    arrays = _load(file, "images", "labels", "classes")
+    own = _names(arrays, file)
     train = file.with_name("train.npz")
-    if file.name != "test.npz" or not train.is_file():
-        return own
-    of_train = _own_classes(train)
-    if own is None:
-        return of_train or numbered_classes(np.asarray(_read_array(train, "labels")), train)
-    if of_train is not None and own != of_train:
-        raise ValueError(f"{file}: classes must be those of train.npz, {of_train}, got {own}")
-    return own
+    if file.name == "test.npz" and train.is_file():
+        # A test file without names has those of its train file, so that labels mean the same.
+        of_train = _load(train, "labels", "classes")
+        names = _names(of_train, train)
+        if names is not None and own not in (None, names):
+            raise ValueError(f"{file}: classes must be those of train.npz, {names}, got {own}")
+        own = own or names or numbered_classes(of_train["labels"], train)
+    return ArraySource(arrays["images"], arrays["labels"], own, kind="npz", split=split, where=file)
 
 
-def _own_classes(file: Path) -> list[str] | None:
-    classes = _read_array(file, "classes", required=False)
+def _names(arrays: dict[str, Any], file: Path) -> Sequence[str] | None:
+    """The file's own class names, where it has some."""
+    classes = arrays.get("classes")
     if classes is None:
         return None
-    if not isinstance(classes, np.ndarray) or classes.ndim != 1 or classes.dtype.kind not in "USiu":
-        got = f"{classes.dtype} {list(classes.shape)}" if isinstance(classes, np.ndarray) else type(classes).__name__
-        raise ValueError(f"{file}: classes must be strings of shape [num_classes], got {got}")
+    if classes.ndim != 1 or classes.dtype.kind not in "USiu":
+        raise ValueError(
+            f"{file}: classes must be strings of shape [num_classes], got {classes.dtype} {list(classes.shape)}"
+        )
     try:
         return [name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in classes.tolist()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: classes must be UTF-8 where they are byte strings: {error}") from None
 
 
-def _read_array(file: Path, name: str, required: bool = True) -> Any:
+def _load(file: Path, *names: str) -> dict[str, Any]:
+    """The arrays of these names, "classes" only if it is there."""
     check_file(file)
     try:
         # Opened here, because np.load leaves a file open that turns out to be broken.
-        with file.open("rb") as opened:
-            return _member(np.load(opened, allow_pickle=False), name, required)
-    except KeyError as error:
-        raise ValueError(f"{file}: expected arrays named images and labels, got {error.args[0]}") from None
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            there = list(archive)
+            arrays = {name: archive[name] for name in names if name in there}
     except Exception as error:  # zipfile, zlib and numpy each have errors of their own for broken bytes
         raise ValueError(
             f"{file}: not a readable .npz file of plain arrays ({error}); write it with numpy.savez"
         ) from None
-
-
-def _member(archive: Any, name: str, required: bool) -> Any:
-    """KeyError with the names that there are if it is required and not there."""
-    if isinstance(archive, np.ndarray):
-        raise TypeError("it is a single array, as .npy files are")
-    with archive:
-        if name in archive:
-            return archive[name]
-        if required:
-            raise KeyError(", ".join(archive) or "none")
-    return None
+    if {*names} - {*arrays, "classes"}:
+        got = ", ".join(there) or "none"
+        raise ValueError(f"{file}: expected arrays named images and labels, got {got}")
+    return arrays

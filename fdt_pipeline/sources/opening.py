@@ -5,53 +5,41 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple
 
 from ..storage import is_url
 from ..storage.remote import RemoteFolder
 from . import cifar, idx, image_folder, npz, svhn
-from .image_folder import ImageFolder
-from .source import Source
-from .tree import LocalTree, RemoteTree, extension
+from .files import RemoteFiles
+from .source import Found, Source
 
 
-class Family(Protocol):
-    """What each module of a file format offers."""
+class Format(NamedTuple):
+    """find(path, kind, asked): the set at or below a path, or None; what it looks for, in words; torchvision's name.
 
-    def find(self, path: Path, kind: str, /) -> Path | None:
-        """Where the files lie, at or below the path, or None."""
+    asked: whether the user has named the kind; if not, the files must say that they are of this one.
+    """
 
-    def read(self, path: Path, kind: str, split: str | None, /) -> Source: ...
+    find: Callable[[Path, str, bool], Found | None]
+    looks_for: str
+    torchvision: str | None = None
 
 
-_FAMILIES: dict[str, Family] = {
-    "fashion-mnist": idx,
-    "mnist": idx,
-    "cifar10": cifar,
-    "cifar100": cifar,
-    "svhn": svhn,
-    "npz": npz,
-    "folder": image_folder,
+_CIFAR10_FILES = "data_batch_1.bin or data_batch_1, ... (cifar-10-batches-bin, cifar-10-batches-py)"
+_FORMATS = {
+    "fashion-mnist": Format(idx.find, "train-images-idx3-ubyte[.gz] and its three companions", "FashionMNIST"),
+    "mnist": Format(idx.find, "the same four files", "MNIST"),
+    "cifar10": Format(cifar.find, _CIFAR10_FILES, "CIFAR10"),
+    "cifar100": Format(cifar.find, "train.bin or train, ... (cifar-100-binary, cifar-100-python)", "CIFAR100"),
+    "svhn": Format(svhn.find, "train_32x32.mat, test_32x32.mat", "SVHN"),
+    "npz": Format(npz.find, "a .npz file, or train.npz and test.npz"),
+    "folder": Format(image_folder.find, "subfolders of images, one a class, or train/ and test/ with such subfolders"),
 }
-_LOOKED_FOR = {
-    "fashion-mnist": "train-images-idx3-ubyte[.gz] and its three companions",
-    "mnist": "the same four files",
-    "cifar10": "data_batch_1.bin or data_batch_1, ... (cifar-10-batches-bin, cifar-10-batches-py)",
-    "cifar100": "train.bin or train, ... (cifar-100-binary, cifar-100-python)",
-    "svhn": "train_32x32.mat, test_32x32.mat",
-    "npz": "a .npz file, or train.npz and test.npz",
-    "folder": "subfolders of images, one a class, or train/ and test/ with such subfolders",
-}
-KINDS = tuple(_FAMILIES)
-_TORCHVISION_NAME = {
-    "fashion-mnist": "FashionMNIST",
-    "mnist": "MNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-}
+KINDS = tuple(_FORMATS)
+_OFFICIAL = tuple(kind for kind, form in _FORMATS.items() if form.torchvision)
 MAX_FILES = 200  # the official sets have up to 10
 
 
@@ -67,70 +55,61 @@ def open_source(path: str | Path, kind: str | None = None, split: str | None = N
         if is_url(str(path)):
             raise ValueError(f"{path}: --download needs a folder of this machine, got a URL")
         download_source(Path(path), kind)
-    kind, place, splits = _found(path, kind)
-    if split not in splits and (splits or split is not None):
-        has = f"the splits {', '.join(splits)}" if splits else "no splits"
-        raise ValueError(f"{path}: {kind} has {has}: choose one of them as split, got {split}")
-    return ImageFolder(place, split) if isinstance(place, RemoteTree) else _FAMILIES[kind].read(place, kind, split)
+    found = _find(path, kind)
+    if split not in found.splits and (found.splits or split is not None):
+        has = f"the splits {', '.join(found.splits)}" if found.splits else "no splits"
+        raise ValueError(f"{path}: {found.kind} has {has}: choose one of them as split, got {split}")
+    return found.read(split)
 
 
 def source_splits(path: str | Path, kind: str | None = None) -> tuple[str, ...]:
     """("train", "test") and the like, or () if the source is one whole."""
-    return _found(path, kind)[2]
+    return _find(path, kind).splits
 
 
-def _found(path: str | Path, kind: str | None) -> tuple[str, Path | RemoteTree, tuple[str, ...]]:
-    """(kind, where its files lie, splits)."""
-    if is_url(str(path)):
-        tree = RemoteTree(str(path))
-        if kind == "folder" or (kind is None and image_folder.has_images(tree)):
-            return "folder", tree, image_folder.splits_of(tree)
-        path = local_copy(str(path))
-    kind, place = _locate(Path(path), kind)
-    if kind == "npz":
-        return kind, place, npz.splits(place)
-    return kind, place, image_folder.splits_of(LocalTree(place)) if kind == "folder" else ("train", "test")
-
-
-def _locate(path: Path, kind: str | None) -> tuple[str, Path]:
-    if kind is not None and kind not in KINDS:
+def _find(path: str | Path, kind: str | None) -> Found:
+    if kind not in (None, *KINDS):
         raise ValueError(f"unknown kind of source {kind!r}: expected --source to be one of {', '.join(KINDS)}")
+    if is_url(str(path)):
+        if kind in (None, "folder"):
+            found = image_folder.find_images(RemoteFiles(str(path)), asked=kind is not None)
+            if found is not None:
+                return found
+        path = local_copy(str(path))
+    path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; give the path of a data set, or fetch one with --download")
-    kind = kind or _recognise(path)
-    found = _FAMILIES[kind].find(path, kind)
+    if kind is None:
+        return _recognise(path)
+    found = _FORMATS[kind].find(path, kind, True)
     if found is None:
-        raise ValueError(f"{path}: no {kind} here: looked for {_LOOKED_FOR[kind]}")
-    return kind, found
+        raise ValueError(f"{path}: no {kind} here: looked for {_FORMATS[kind].looks_for}")
+    return found
 
 
-def _recognise(path: Path) -> str:
+def _recognise(path: Path) -> Found:
     """The official sets go before npz and folder: folders of images may lie beside their files."""
-    kinds = [kind for kind in KINDS if kind not in ("npz", "folder") and _FAMILIES[kind].find(path, kind)]
-    kinds = _tell_mnists_apart(path, kinds)
-    if not kinds:
-        kinds = ["npz"] * bool(npz.find(path, "npz")) + ["folder"] * image_folder.has_images(LocalTree(path))
-    if not kinds:
-        looked_for = "; ".join(f"{kind}: {files}" for kind, files in _LOOKED_FOR.items())
-        raise ValueError(f"{path}: no data set that is known; choose with --source KIND; looked for {looked_for}")
-    if len(kinds) > 1:
-        raise ValueError(f"{path}: could be any of {', '.join(kinds)}: say which with --source KIND")
-    return kinds[0]
-
-
-def _tell_mnists_apart(path: Path, kinds: list[str]) -> list[str]:
-    """Their files have the same names, so the folder's name decides; if it says nothing, both stay."""
-    named = [kind for kind in kinds if _FAMILIES[kind] is not idx or idx.name_fits(idx.find(path, kind) or path, kind)]
-    return named or kinds
+    for kinds in (_OFFICIAL, ("npz", "folder")):
+        found = [found for kind in kinds if (found := _FORMATS[kind].find(path, kind, False)) is not None]
+        if len(found) > 1:
+            names = ", ".join(one.kind for one in found)
+            raise ValueError(f"{path}: could be any of {names}: say which with --source KIND")
+        if found:
+            return found[0]
+    looked_for = "; ".join(f"{kind}: {form.looks_for}" for kind, form in _FORMATS.items())
+    raise ValueError(f"{path}: no data set that is known; choose with --source KIND; looked for {looked_for}")
 
 
 def download_source(path: Path, kind: str | None) -> None:
     """Fetch all splits into `path`, in torchvision's layout: it knows the addresses and checks the sums. Files that are
     there are not fetched again."""
-    if kind not in _TORCHVISION_NAME:
-        kinds = ", ".join(_TORCHVISION_NAME)
-        raise ValueError(f"to download, say what: expected --source to be one of {kinds}, got {kind}")
-    dataset = _torchvision_dataset(_TORCHVISION_NAME[kind])
+    if kind is None or kind not in _OFFICIAL:
+        raise ValueError(f"to download, say what: expected --source to be one of {', '.join(_OFFICIAL)}, got {kind}")
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise ImportError("--download needs torchvision: pip install torchvision") from error
+    dataset = getattr(datasets, str(_FORMATS[kind].torchvision))
     path.mkdir(parents=True, exist_ok=True)
     try:
         for split in ("train", "test"):
@@ -142,14 +121,6 @@ def download_source(path: Path, kind: str | None) -> None:
         ) from error
 
 
-def _torchvision_dataset(name: str) -> Any:
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise ImportError("--download needs torchvision: pip install torchvision") from error
-    return getattr(datasets, name)
-
-
 @lru_cache(maxsize=8)
 def local_copy(url: str) -> Path:
     """A copy of the folder or file at a URL, which is removed when the interpreter ends. It keeps its name, which may
@@ -157,11 +128,11 @@ def local_copy(url: str) -> Path:
     above, _, name = url.rpartition("/")
     temporary = tempfile.mkdtemp(prefix="fdt-pipeline-source-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    if extension(name) in (".npz", ".mat"):
-        return _copied(RemoteFolder(above), name, Path(temporary))
-    place = Path(temporary) / (name or "source")
-    tree, folder = RemoteTree(url), RemoteFolder(url)
-    names = tree.walk("")
+    place = Path(temporary, name or "source")
+    if name.lower().endswith((".npz", ".mat")):
+        _copy(RemoteFolder(above), name, place)
+        return place
+    names = RemoteFiles(url).names()
     if not names:
         raise ValueError(f"{url}: no files there; give the URL of a data set")
     if len(names) > MAX_FILES:
@@ -169,14 +140,13 @@ def local_copy(url: str) -> Path:
             f"{url}: {len(names)} files, which are no image folder; expected those of an official data set, at most "
             f"{MAX_FILES}; name the folder that holds them"
         )
+    folder = RemoteFolder(url)
     for file in names:
-        _copied(folder, file, place)
+        _copy(folder, file, place / file)
     return place
 
 
-def _copied(folder: RemoteFolder, name: str, place: Path) -> Path:
-    path = place / name
+def _copy(folder: RemoteFolder, name: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with folder.open(name) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target, 8 << 20)
-    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -52,6 +52,14 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
+class Found(NamedTuple):
+    """A data set that was found in some files; `read` opens one of its splits, or with None a set that has none."""
+
+    kind: str
+    splits: tuple[str, ...]
+    read: Callable[[str | None], Source]
+
+
 MAX_NUMBERED_CLASSES = 65_536
 
 
@@ -95,31 +103,14 @@ def check_labels(labels: npt.NDArray[np.integer], num_classes: int, where: objec
         )
 
 
-def check_every_class_has_samples(
-    labels: npt.NDArray[np.integer], classes: Sequence[str], split: str | None, where: object
-) -> None:
-    """ValueError if a class has no sample to train on. A test split may lack classes: it only measures."""
-    if split not in (None, "train"):
-        return
-    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
-    if empty.size:
-        names = ", ".join(f"{index} ({classes[index]})" for index in empty[:5])
-        raise ValueError(
-            f"{where}: {empty.size} of {len(classes)} classes have no sample: {names}; add samples or drop the classes"
-        )
-
-
-def check_num_bytes(where: object, expected: int, got: int) -> None:
-    if got != expected:
-        fault = "cut short" if got < expected else "longer than its header says"
-        raise ValueError(f"{where}: the file is {fault}: expected {expected} bytes, got {got}; fetch it again")
-
-
 def check_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: the file is missing; fetch it, or choose a split that does not need it with --split")
 
 
-def first_holder(folders: Iterable[Path], names: Collection[str]) -> Path | None:
-    """The first folder that holds at least one file of these names."""
-    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
+def find_official(
+    kind: str, folders: Iterable[Path], names: Collection[str], read: Callable[[Path, str, str], Source]
+) -> Found | None:
+    """An official set in the first folder that holds at least one file of these names; `read(folder, kind, split)`."""
+    folder = next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
+    return None if folder is None else Found(kind, ("train", "test"), lambda split: read(folder, kind, str(split)))

@@ -13,26 +13,23 @@ import numpy.typing as npt
 
 from .arrays import ArraySource
 from .idx import DIGITS
-from .source import I64, Source, check_file, check_labels, first_holder
+from .source import I64, Found, Source, check_file, check_labels, find_official
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
 
-def find(path: Path, kind: str) -> Path | None:
-    return first_holder((path, path / "svhn", path / "SVHN"), FILES.values())
+def find(path: Path, kind: str, asked: bool) -> Found | None:
+    return find_official(kind, (path, path / "svhn", path / "SVHN"), FILES.values(), _read)
 
 
-def read(folder: Path, kind: str, split: str | None) -> Source:
-    assert split is not None
+def _read(folder: Path, kind: str, split: str) -> Source:
     path = folder / FILES[split]
     content = _load(path)
     images: Any = content.get("X")
     labels: Any = content.get("y")
     if not isinstance(images, np.ndarray) or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
         raise ValueError(f"{path}: expected X of shape [32 32 3 n], got {list(np.shape(images))}")
-    if not isinstance(labels, np.ndarray) or labels.size != images.shape[3]:
-        raise ValueError(f"{path}: expected {images.shape[3]} labels in y, one an image, got {np.size(labels)}")
-    digits = _digits(labels.ravel(), path)
+    digits = _digits(np.ravel(labels), path)
     return ArraySource(images.transpose(3, 0, 1, 2), digits % 10, DIGITS, kind=kind, split=split, where=path)
 
 

@@ -2,19 +2,17 @@
 
 Functional ReLUs are found by tracing one module's own forward with torch.fx, its children being opaque calls. A trace
 a module, not one for the whole model: a module without functional ReLUs is never rewritten, so it keeps its class,
-and a forward that cannot be traced costs only itself. The code of such a forward is read without running it: the names
-that it takes from anything but its own module, followed into the functions and methods that it calls.
+and a forward that cannot be traced costs only itself: the names in its class's source then say what it may call.
 """
 
 from __future__ import annotations
 
-import dis
-import functools
+import ast
 import inspect
 import re
+import textwrap
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from types import CodeType
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +59,7 @@ def trace_forwards(model: nn.Module, skipped: Collection[nn.Module]) -> Traced:
         if own or module in skipped or isinstance(module, torch.jit.ScriptModule):
             continue
         try:
-            traced[module] = _trace(module)
+            traced[module] = _ForwardTracer().trace(module)
         except Exception as error:  # a trace runs the user's code on stand-ins: it may raise anything
             traced[module] = error
     return traced
@@ -102,40 +100,22 @@ def left_activations(model: nn.Module, others: Sequence[nn.Module], traced: Trac
                 if _ACTIVATION.search(function) and function not in _METHODS:
                     left[f"{function}()"].append(name)
         elif found is not None:
-            for function in sorted(filter(_ACTIVATION.search, _names_in_forward(module))):
+            for function in sorted(filter(_ACTIVATION.search, _names_in_source(module))):
                 reason = f": {found}" if function in _METHODS else ""
                 left[f"{function}() in a forward that torch.fx cannot trace"].append(name + reason)
     return left
 
 
-def _trace(module: nn.Module) -> fx.Graph:
-    """One forward, `self.training` kept as a name where it is passed on, as in F.dropout(x, training=self.training).
-
-    Where it is branched on, both branches are traced: they must agree, or be free of ReLUs.
-    """
-    try:
-        return _ForwardTracer(training=None).trace(module)
-    except fx.proxy.TraceError:
-        train, evaluation = (_ForwardTracer(training=mode).trace(module) for mode in (True, False))
-    if str(train) == str(evaluation) or not (relu_nodes(train) or relu_nodes(evaluation)):
-        return train
-    raise ValueError("it differs between training and evaluation")
-
-
 class _ForwardTracer(fx.Tracer):
-    """Traces one forward with every child as a leaf, `self.training` being the mode given, or a name for None."""
-
-    def __init__(self, training: bool | None) -> None:
-        super().__init__()
-        self._training = training
+    """Traces one forward with every child as a leaf. `self.training` is kept as a name, as in F.dropout(x,
+    training=self.training); a forward that branches on it cannot be traced."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         result = super().create_args_for_root(*args, **kwargs)
-        named = self._training is None
-        self.root.__dict__["training"] = self.create_proxy("get_attr", "training", (), {}) if named else self._training
+        self.root.__dict__["training"] = self.create_proxy("get_attr", "training", (), {})
         return result
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -160,46 +140,20 @@ def _names_in_graph(graph: fx.Graph) -> set[str]:
     return {target if isinstance(target, str) else getattr(target, "__name__", "") for target in calls}
 
 
-def _names_in_forward(module: nn.Module) -> set[str]:
-    """Names of the functions and methods that a module's forward may call, its children left out.
-
-    A name made at run time is not found.
-    """
+def _names_in_source(module: nn.Module) -> set[str]:
+    """Names of functions, and of methods of anything but the module itself, in the source of its class and the classes
+    above it; empty where there is no source, as in an interactive session. Functions that these call are not read."""
     names: set[str] = set()
-    seen: set[CodeType] = set()
-    todo: list[Any] = [type(module).forward]
-    while todo:
-        function = inspect.unwrap(_unwrap_partial(todo.pop()))
-        code = getattr(function, "__code__", None)
-        if code is None or code in seen or str(function.__module__).startswith("torch."):
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch.") or not issubclass(kind, nn.Module):
             continue
-        seen.add(code)
-        for of_self, name in _reads(code):
-            if of_self:
-                found = module.__dict__.get(name, getattr(type(module), name, None))
-            else:
-                found = function.__globals__.get(name)
-                names.add(name)
-            if name == "super":
-                todo += [vars(base).get("forward") for base in type(module).__mro__]
-            if callable(found) and not isinstance(found, nn.Module | type):
-                names.add(getattr(_unwrap_partial(found), "__name__", name))
-                todo.append(found)
-    return names
-
-
-def _unwrap_partial(function: Any) -> Any:
-    return function.func if isinstance(function, functools.partial) else function
-
-
-def _reads(code: CodeType) -> Iterator[tuple[bool, str]]:
-    """(whether it is an attribute of `self`, name) of each global and attribute that code reads."""
-    before: Any = None
-    for instruction in dis.get_instructions(code):
-        if instruction.opname.startswith(("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL")):
-            of_self = before == "self" or (isinstance(before, tuple) and before[-1] == "self")
-            yield of_self and "GLOBAL" not in instruction.opname, str(instruction.argval)
-        before = instruction.argval
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _reads(constant)
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                names.add(node.attr)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                names.add(node.func.id)
+    return {name for name in names if name.islower()}  # the others are classes, whose modules are found as such

@@ -20,12 +20,9 @@ from torch import fx, nn
 from fdt_pipeline.tensor_norm.activations import called_module
 from fdt_pipeline.tensor_norm.layer import ReLUTensorNorm, TensorNorm
 
-Shape = Literal["map", "pixel", "vector", "tokens"]  # [n c h w], [n c 1 1], [n c], [n ... c]
+Shape = Literal["map", "pixel", "features"]  # [n c h w], [n c 1 1], [n ... c]
 
 _SAME = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
-_MATRIX_TO_MATRIX = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity)
-
-
 Reader = tuple[fx.Node, "nn.Conv2d | nn.Linear"]  # one call of a layer that can take over the normalization
 
 
@@ -116,18 +113,13 @@ def _remove(node: fx.Node, graph_module: fx.GraphModule) -> None:
 def _readers(site: fx.Node, graph_module: fx.GraphModule) -> list[Reader] | None:
     """Every call that the site's output ends in, or None if one, or something on the way, does not allow folding.
 
-    A Linear layer reads the last dimension, so it counts only where its input is sure to be [n c]: after a flatten of
-    [n c 1 1], or in a chain of layers that starts at a flatten; or where TN's channel_dim is the last. A flatten of a
-    larger map mixes places with channels.
+    A Linear layer reads the last dimension, so it counts only where TN's channel_dim is the last, or after a flatten of
+    [n c 1 1]. A flatten of a larger map mixes places with channels.
     """
     layer = called_module(site, graph_module)
-    if not isinstance(layer, TensorNorm) or _has_hooks(layer):
+    if not isinstance(layer, TensorNorm) or _has_hooks(layer) or layer.channel_dim not in (None, 1, -1):
         return None
-    if _is_matrix(site.all_input_nodes[0], graph_module):
-        return _follow(site, "vector", graph_module)
-    if layer.channel_dim not in (None, 1, -1):
-        return None
-    return _follow(site, "tokens" if layer.channel_dim == -1 else "map", graph_module)
+    return _follow(site, "features" if layer.channel_dim == -1 else "map", graph_module)
 
 
 def _follow(node: fx.Node, shape: Shape, graph_module: fx.GraphModule) -> list[Reader] | None:
@@ -151,7 +143,7 @@ def _centres(layer: nn.Conv2d | nn.Linear, shape: Shape) -> bool:
     """Whether centred weights replace TN. Exact types: a subclass or a parametrized layer may compute its weight."""
     if type(layer) is nn.Conv2d:
         return layer.groups == 1 and shape in ("map", "pixel")
-    return type(layer) is nn.Linear and shape in ("vector", "tokens")
+    return type(layer) is nn.Linear and shape == "features"
 
 
 def _shape_after(node: fx.Node, layer: nn.Module | None, shape: Shape) -> Shape | None:
@@ -159,8 +151,8 @@ def _shape_after(node: fx.Node, layer: nn.Module | None, shape: Shape) -> Shape 
     if type(layer) in _SAME or (node.target is F.dropout and node.kwargs.get("training") is False):
         return shape
     if _flattens(node, layer):
-        return None if shape in ("map", "tokens") else "vector"
-    if shape in ("map", "pixel"):
+        return "features" if shape == "pixel" else None
+    if shape != "features":
         if type(layer) is nn.AvgPool2d or node.target is F.avg_pool2d:
             return "map"
         if isinstance(layer, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
@@ -176,15 +168,6 @@ def _flattens(node: fx.Node, layer: nn.Module | None) -> bool:
     start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
     end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
     return node.target in (torch.flatten, "flatten") and (start, end) == (1, -1)
-
-
-def _is_matrix(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether a tensor is sure to be [n c]: it comes from a flatten, through layers that keep that."""
-    layer = called_module(node, graph_module)
-    if _flattens(node, layer):
-        return True
-    keeps = type(layer) in _MATRIX_TO_MATRIX or node.target in (F.relu, torch.relu, "relu")
-    return keeps and _is_matrix(node.all_input_nodes[0], graph_module)
 
 
 def _has_hooks(module: nn.Module) -> bool:

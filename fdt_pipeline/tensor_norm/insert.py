@@ -7,7 +7,6 @@ children, parameters and names.
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
@@ -119,17 +118,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def _sites_of_features(traced: Traced) -> set[nn.Module | fx.Node]:
     """nn.ReLU modules, and nodes, that read nothing but Linear and LayerNorm layers, whose channels come last."""
-    sites: dict[nn.Module | fx.Node, set[bool]] = defaultdict(set)
+    features: set[nn.Module | fx.Node] = set()
+    others: set[nn.Module | fx.Node] = set()
     for module, graph in traced.items():
         if isinstance(graph, Exception):
-            for child in module.children():
-                sites[child].add(False)
+            others.update(module.children())
             continue
         for node in graph.nodes:
             layer = called_module(node, module)
             if node in relu_nodes(graph) or isinstance(layer, nn.ReLU):
-                sites[layer or node].add(_reads_features(node, module))
-    return {site for site, found in sites.items() if found == {True}}
+                (features if _reads_features(node, module) else others).add(layer or node)
+    return features - others
 
 
 def _reads_features(node: fx.Node, module: nn.Module) -> bool:

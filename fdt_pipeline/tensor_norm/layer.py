@@ -6,6 +6,7 @@ they are found, counted and switched between the two gradients here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -118,17 +119,11 @@ def tensor_norm_gradient(model: nn.Module, gradient: Gradient) -> Iterator[None]
 
 
 def count_tensor_norm_sites(model: nn.Module, example_input: torch.Tensor) -> int:
-    """Calls of TN layers in one evaluation forward; modes, statistics and random state stay as they were."""
+    """Calls of TN layers in one evaluation forward of a copy; the random state stays as it was."""
     calls: list[nn.Module] = []
-    hooks = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in tensor_norm_layers(model)]
-    modes = [(module, module.training) for module in model.modules()]
-    cuda = [example_input.device] if example_input.is_cuda else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
-            model.eval()(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
+    model = copy.deepcopy(model).eval()
+    for layer in tensor_norm_layers(model):
+        layer.register_forward_hook(lambda layer, *_: calls.append(layer))
+    with torch.no_grad(), torch.random.fork_rng(devices=[example_input.device] if example_input.is_cuda else []):
+        model(example_input)
     return len(calls)

@@ -274,7 +274,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert errors.decode() == f"\ninterrupted: {tmp_path}: nothing was finished, so nothing is kept\n"
+    assert errors.decode() == f"\ninterrupted: {tmp_path}: no unfinished run is kept there\n"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -290,8 +290,8 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(run, tmp_path, mo
 
     for replaced, by, flags, kept in (
         ("cli.shard.open_source", interrupt, [], "nothing was written"),
-        ("shards.running.run_task", after_two_shards, before.split(), "500 of 1000 samples are finished and kept"),
-        ("shards.staging.Staging.publish", interrupt, ["--resume"], "1000 of 1000 samples are finished and kept: "),
+        ("shards.running.run_task", after_two_shards, before.split(), "what is finished is kept"),
+        ("shards.staging.Staging.publish", interrupt, ["--resume"], "what is finished is kept"),
         ("shards.staging.Staging.finished", interrupt, ["--resume"], "what is finished is kept"),
     ):
         with monkeypatch.context() as patch:

@@ -18,7 +18,6 @@ from fdt_pipeline.losses import (
     check_eps,
     cross_entropy,
     kl_to_target,
-    max_eps,
     multi_label_loss,
 )
 
@@ -125,21 +124,16 @@ def test_autocast_changes_no_loss_and_half_logits_are_only_cast() -> None:
         assert loss.item() == expected.item()
 
 
-@pytest.mark.parametrize(("num_classes", "expected"), [(10, 0.03414), (100, 0.0019278), (1000, 1.3359e-4)])
-def test_max_eps_is_the_smallest_weight_of_the_paper(num_classes: int, expected: float) -> None:
-    assert max_eps(num_classes) == pytest.approx(expected, rel=2e-4)
+@pytest.mark.parametrize(("num_classes", "printed"), [(10, 0.03414), (100, 0.0019278), (1000, 1.3359e-4)])
+def test_eps_at_or_above_the_smallest_weight_of_the_paper_is_refused(num_classes: int, printed: float) -> None:
     weights = 1.0 / np.arange(1, num_classes + 1)
-    assert max_eps(num_classes) == pytest.approx((weights / weights.sum()).min(), rel=1e-12)
-
-
-def test_eps_at_or_above_the_smallest_weight_is_refused() -> None:
-    check_eps(0.0, 100)
-    check_eps(math.nextafter(max_eps(100), 0.0), 100)
-    for eps in (max_eps(100), 0.1, -1e-9, math.nan):
-        with pytest.raises(ValueError, match=r"expected 0 <= eps < 0\.001928.* 100 classes.*lower eps"):
-            check_eps(eps, 100)
-    with pytest.raises(ValueError, match="num_classes >= 1, got 0"):
-        max_eps(0)
+    smallest = weights.min() / weights.sum()
+    assert smallest == pytest.approx(printed, rel=2e-4)
+    for eps in (0.0, smallest * (1 - 1e-12)):
+        check_eps(eps, num_classes)
+    for eps in (smallest * (1 + 1e-12), 0.1, -1e-9, math.nan):
+        with pytest.raises(ValueError, match=rf"expected 0 <= eps < {smallest:.4g}, .* {num_classes} .*lower eps"):
+            check_eps(eps, num_classes)
 
 
 def on_labels(labels: Any, reduction: Any = "mean") -> Callable[[], torch.Tensor]:

@@ -58,15 +58,11 @@ def test_every_layout_is_found(tmp_path, below, zipped):
     assert [int(source[i].image.mean()) for i in range(len(source))] == list(range(30))
 
 
-def test_a_plain_file_is_preferred_to_its_zipped_twin(tmp_path):
-    write_idx(tmp_path, 30)
-    write_idx(tmp_path, 20, zipped=True)
-    assert len(open_source(tmp_path, "mnist", "train")) == 30
-
-
-def test_mnist_has_digits_for_classes(tmp_path):
-    write_idx(tmp_path / "MNIST" / "raw")
-    assert open_source(tmp_path, split="test").classes == tuple("0123456789")
+def test_a_plain_file_is_preferred_to_its_zipped_twin_and_mnist_has_digits_for_classes(tmp_path):
+    write_idx(tmp_path / "MNIST" / "raw", 30)
+    write_idx(tmp_path / "MNIST" / "raw", 20, zipped=True)
+    source = open_source(tmp_path, split="train")
+    assert (source.kind, source.classes, len(source)) == ("mnist", tuple("0123456789"), 30)
 
 
 def test_a_folder_whose_name_says_nothing_is_ambiguous(tmp_path):
@@ -91,7 +87,11 @@ def changed(start, data):
         (IMAGES, lambda data: data[:9], "cut short: expected 16 bytes, got 9"),
         (IMAGES, lambda data: data[:20000], "cut short: expected 23536 bytes, got 20000"),
         (IMAGES, lambda data: data + b"x", "longer than its header says"),
-        (LABELS, lambda _: idx_bytes(np.zeros(29, np.uint8)), "expected 30 labels, one an image, got 29"),
+        (
+            LABELS,
+            lambda _: idx_bytes(np.zeros(29, np.uint8)),
+            "expected one label an image, got 30 .* and 29 labels",
+        ),
         (IMAGES + ".gz", lambda data: b"no gzip at all", "broken gzip file"),
         (IMAGES + ".gz", lambda data: data[:-20], "broken gzip file"),
     ],
@@ -103,14 +103,11 @@ def test_a_broken_file_is_named(tmp_path, name, change, message):
         open_source(tmp_path, "mnist", "train")
 
 
-def test_a_class_without_a_train_sample_is_named(tmp_path):
+def test_a_class_without_a_train_sample_and_a_missing_file_are_named(tmp_path):
     write_idx(tmp_path, num_images=9)
     with pytest.raises(ValueError, match=r"1 of 10 classes have no sample: 9 \(Ankle boot\)"):
         open_source(tmp_path, "fashion-mnist", "train")
     assert len(open_source(tmp_path, "fashion-mnist", "test")) == 9
-
-
-def test_a_missing_file_is_named(tmp_path):
-    (write_idx(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz: the file is missing"):
         open_source(tmp_path, "mnist", "test")

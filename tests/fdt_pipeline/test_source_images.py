@@ -119,10 +119,6 @@ def test_16_bits_are_rounded_to_8_in_either_byte_order(value, kind):
     assert decode_image(saved(wide, "TIFF"), 1).pixels.item() == round(value / 257)
 
 
-def test_16_bits_of_a_color_are_its_upper_byte():
-    assert (decode_image(png16(3), 3).pixels == 0x12).all()
-
-
 def transparent_palette():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
@@ -137,10 +133,11 @@ def transparent_palette():
         (saved(np.array([[[200, alpha] for alpha in (255, 51, 0)]], np.uint8), "PNG"), [200, 40, 0]),
         (saved(np.array([[0x1234, 0xFFFF]], np.uint16), "PNG", transparency=0x1234), [0, 255]),
         (transparent_palette(), [[10, 20, 30], [0, 0, 0]]),
+        (png16(3), [0x12, 0x12]),
     ],
-    ids=["RGBA", "LA", "I;16", "P"],
+    ids=["RGBA", "LA", "I;16", "P", "16 bits a color"],
 )
-def test_transparent_images_are_laid_on_black(data, expected):
+def test_transparent_images_are_laid_on_black_and_16_bits_of_a_color_are_its_upper_byte(data, expected):
     pixels = decode_image(data, 3).pixels[0]
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.array(expected).reshape(len(pixels), -1), pixels.shape))
 
@@ -252,7 +249,7 @@ def test_bombs_are_refused_before_they_are_decoded(side):
     data = png_bomb(side)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=rf"memory budget: {side**2} pixels, expected at most 89478485"):
+        with pytest.raises(ValueError, match=rf"memory budget: Image size \({side**2} pixels\) exceeds limit"):
             decode_image(data, 1)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -276,13 +273,11 @@ def test_gray_is_seen_from_the_header(tmp_path):
         is_gray(io.BytesIO(b"text"))
 
 
-@pytest.mark.parametrize("shape", [(40, 48, 3), (48, 40, 1), (1, 1000, 3), (7, 7, 3), (33, 100, 1)])
 @pytest.mark.parametrize("size", [1, 16, 64])
-def test_resizing_gives_a_square_and_keeps_a_plane(shape, size):
-    np.testing.assert_array_equal(resized(np.full(shape, 77, np.uint8), size), np.full((size, size, shape[2]), 77))
-
-
-def test_resizing_gives_the_middle_and_keeps_the_place_of_things():
+def test_resizing_gives_a_square_of_the_middle_and_keeps_planes_and_the_place_of_things(size):
+    for shape in ((40, 48, 3), (48, 40, 1), (1, 1000, 3), (7, 7, 3), (33, 100, 1)):
+        plane = np.full((size, size, shape[2]), 77)
+        np.testing.assert_array_equal(resized(np.full(shape, 77, np.uint8), size), plane)
     middle = np.zeros((30, 90, 1), np.uint8)
     middle[:, 30:60] = 255
     assert (resized(middle, 30) == 255).all()

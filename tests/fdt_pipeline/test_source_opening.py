@@ -97,22 +97,22 @@ def test_svhn_is_asked_for_by_split(tmp_path, monkeypatch):
     assert asked == ["train", "test"]
 
 
-@pytest.mark.parametrize("kind", [None, "folder"])
-def test_a_download_needs_an_official_kind(tmp_path, kind):
-    with pytest.raises(ValueError, match=f"expected --source to be one of fashion-mnist, .*svhn, got {kind}"):
+def no_network(**_):
+    raise RuntimeError("no network")
+
+
+@pytest.mark.parametrize(
+    ("kind", "torchvision", "error", "message"),
+    [
+        (None, no_network, ValueError, "expected --source to be one of fashion-mnist, .*svhn, got None"),
+        ("folder", no_network, ValueError, "expected --source to be one of fashion-mnist, .*svhn, got folder"),
+        ("cifar10", no_network, OSError, r"could not download cifar10 to .*: no network; fetch the files by hand"),
+        ("cifar10", None, ImportError, "pip install torchvision"),
+    ],
+)
+def test_a_download_that_fails_says_why(tmp_path, monkeypatch, kind, torchvision, error, message):
+    fake_torchvision(monkeypatch, "CIFAR10", torchvision)
+    if torchvision is None:
+        monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(error, match=message):
         open_source(tmp_path, kind, download=True)
-
-
-def test_a_failed_download_says_so(tmp_path, monkeypatch):
-    def fail(**_):
-        raise RuntimeError("no network")
-
-    fake_torchvision(monkeypatch, "CIFAR10", fail)
-    with pytest.raises(OSError, match=r"could not download cifar10 to .*: no network; fetch the files by hand"):
-        open_source(tmp_path, "cifar10", download=True)
-
-
-def test_without_torchvision_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match="pip install torchvision"):
-        open_source(tmp_path, "cifar10", download=True)

@@ -11,9 +11,9 @@ fsspec = pytest.importorskip("fsspec")
 
 from fdt_pipeline.shards import SourceError, write_shards  # noqa: E402
 from fdt_pipeline.shards.codec import encode  # noqa: E402
+from fdt_pipeline.sources import files as source_files  # noqa: E402
 from fdt_pipeline.sources import open_source  # noqa: E402
-from fdt_pipeline.sources import tree as trees  # noqa: E402
-from fdt_pipeline.sources.tree import RemoteTree  # noqa: E402
+from fdt_pipeline.sources.files import RemoteFiles  # noqa: E402
 from fdt_pipeline.storage import retrying  # noqa: E402
 from tests.servers import Fault, web_server  # noqa: E402
 
@@ -41,15 +41,6 @@ def test_names_come_back_as_they_are(store):
     source = open_source("memory://photos")
     assert [source[i].key for i in range(len(source))] == sorted(names, key=lambda name: name.split("/"))
     assert source.classes == ("cat", "cat-2")
-
-
-@pytest.mark.parametrize("below", ["", "cat", "cat/sub", "dog", "ca"])
-def test_what_is_below_a_folder_is_what_a_look_at_every_name_finds(store, below):
-    names = ["cat/1.png", "cat/sub/1.png", "cat-2/1.png", "cat.png", "cat0/1.png", "cats/1.png"]
-    store.pipe({f"/photos/{name}": b"x" for name in names})
-    prefix = f"{below}/" if below else ""
-    expected = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    assert RemoteTree("memory://photos").walk(below) == sorted(expected, key=lambda name: name.split("/"))
 
 
 def test_a_store_that_fails_while_colors_are_looked_for_is_an_error(gray_but_one, monkeypatch):
@@ -106,20 +97,20 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, 
     monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
     with web_server(tmp_path, lists=True) as web:
         web.put_in(Fault(reset=True), times=4)  # aiohttp tries each request twice
-        assert RemoteTree(web.url).walk("") == ["cat/1.png", "dog/1.png"]
+        assert RemoteFiles(web.url).names() == ["cat/1.png", "dog/1.png"]
         web.put_in(Fault(reset=True))
         with pytest.raises(OSError, match="could not be reached in 6 tries"):
-            RemoteTree(web.url).walk("")
+            RemoteFiles(web.url).names()
 
 
 def test_a_file_of_a_web_server_has_changed_when_its_time_has(tmp_path):
     pytest.importorskip("aiohttp")
     (tmp_path / "cat.png").write_bytes(GRAY)
     with web_server(tmp_path) as web:
-        tree, states = RemoteTree(web.url), []
+        files, states = RemoteFiles(web.url), []
         for time_of_change in (10**9, 10**9, 2 * 10**9):
             os.utime(tmp_path / "cat.png", (time_of_change, time_of_change))
-            states.append(tree.state("cat.png"))
+            states.append(files.state("cat.png"))
     assert states[0] == states[1] != states[2]
 
 
@@ -133,7 +124,7 @@ def test_a_broken_image_has_no_say_in_the_channels(store):
 
 def test_a_file_over_the_budget_is_refused_by_whoever_is_to_read_it(gray_but_one, monkeypatch):
     """A worker, which has no listing, gets a list of the few files that are too large."""
-    monkeypatch.setattr(trees, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(source_files, "MAX_FILE_BYTES", 10)
     source = open_source(gray_but_one)
     part = pickle.loads(pickle.dumps(source.take(np.array([2]))))
     for reader, index in ((source, 0), (part, 0)):

@@ -33,7 +33,7 @@ def test_images_are_read_and_label_10_is_digit_0(tmp_path, below, dtype):
     ("shape", "labels", "message"),
     [
         ((28, 32, 3, 20), None, r"expected X of shape \[32 32 3 n\], got \[28, 32, 3, 20\]"),
-        ((32, 32, 3, 21), None, "expected 21 labels in y, one an image, got 20"),
+        ((32, 32, 3, 21), None, "expected one label an image, got 21 images and 20 labels"),
         ((32, 32, 3, 20), np.full((20, 1), 11, np.uint8), r"label 11 at index 0 is out of range: expected 1..10"),
         ((32, 32, 3, 20), np.full((20, 1), 1.5), "expected whole numbers 1..10 in y, got 1.5 at index 0"),
         ((32, 32, 3, 20), np.full((20, 1), np.nan), "expected whole numbers 1..10 in y, got nan at index 0"),
@@ -48,16 +48,12 @@ def test_wrong_content_is_named(tmp_path, shape, labels, message):
         open_source(tmp_path, split="train")
 
 
-def test_a_cut_file_is_named(tmp_path):
+def test_a_cut_file_is_named_and_without_scipy_the_error_says_what_to_install(tmp_path, monkeypatch):
     write_svhn(tmp_path)
     path = tmp_path / "test_32x32.mat"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"test_32x32.mat: not a readable MATLAB 5 file"):
         open_source(tmp_path, split="test")
-
-
-def test_without_scipy_the_error_says_what_to_install(tmp_path, monkeypatch):
-    write_svhn(tmp_path)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ImportError, match="pip install scipy"):
         open_source(tmp_path, split="train")

@@ -66,7 +66,13 @@ def test_a_normalization_without_relu_folds_to_nothing_and_so_does_all_of_a_wide
 
 
 def test_a_classifier_of_matrices_folds_and_dropout_lets_through():
-    head = [nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), ReLUTensorNorm()]
+    head = [
+        nn.AdaptiveAvgPool2d((1, 1)),
+        nn.Flatten(),
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        ReLUTensorNorm(channel_dim=-1),
+    ]
     model = nn.Sequential(nn.Conv2d(3, 6, 3), ReLUTensorNorm(), *head, nn.Dropout(), nn.Linear(8, 5))
     assert_folds(model, (2, 3, 6, 6), 2)
 

@@ -141,33 +141,42 @@ def test_a_root_that_is_replaced_keeps_its_mode_and_its_hooks(make, kind):
     assert calls == [1]
 
 
-def block_activation(x):
-    return F.relu(x) * 1
-
-
-class Base(nn.Module):
-    activation = functools.partial(F.relu, inplace=False)
-
+class HasReLU(nn.Module):
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
 
+
+class BranchesOnAValue(HasReLU):
+    """One branch has a functional ReLU, which torch.fx cannot see."""
+
+    def forward(self, x):
+        return self.relu(x) if x.sum() > 0 else F.relu(-x)
+
+
+class BranchesOnTheMode(HasReLU):
+    def forward(self, x):
+        return F.relu(x) if self.training else self.relu(x)
+
+
+class CallsAMethod(HasReLU):
+    def forward(self, x):
+        return self.relu(x) if x.sum() > 0 else self.other(x)
+
     def other(self, x):
-        return block_activation(x)
+        return -x.relu()
 
 
-# Forwards that torch.fx cannot trace, as they branch, with a functional ReLU in one branch.
-UNTRACEABLE = {
-    "on a value": lambda self, x: self.relu(x) if x.sum() > 0 else F.relu(-x),
-    "on the mode": lambda self, x: F.relu(x) if self.training else self.relu(x),
-    "a method's function": lambda self, x: self.relu(x) if x.sum() > 0 else self.other(x),
-    "an attribute": lambda self, x: self.relu(x) if x.sum() > 0 else self.activation(x),
-}
+class CallsAnAttribute(HasReLU):
+    activation = functools.partial(F.relu, inplace=False)
+
+    def forward(self, x):
+        return self.relu(x) if x.sum() > 0 else self.activation(x)
 
 
-@pytest.mark.parametrize("forward", UNTRACEABLE.values(), ids=UNTRACEABLE)
-def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_functional_relu(forward):
-    model = nn.Sequential(type("Branches", (Base,), {"forward": forward})())
+@pytest.mark.parametrize("make", [BranchesOnAValue, BranchesOnTheMode, CallsAMethod, CallsAnAttribute])
+def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_functional_relu(make):
+    model = nn.Sequential(make())
     with pytest.warns(
         UserWarning,
         match=r"ReLUs in 1 module \(0.relu\). Left as they are: relu\(\) in a forward that torch.fx cannot trace in "
@@ -177,7 +186,7 @@ def test_an_untraceable_forward_gets_its_modules_swapped_and_a_warning_of_its_fu
     assert isinstance(model[0].relu, ReLUTensorNorm)
 
 
-class BranchesWithoutFunctions(Base):
+class BranchesWithoutFunctions(HasReLU):
     def forward(self, x):
         """Neither self.relu(...) nor torch.cat is F.relu(...)."""
         relu = self.relu(x)
@@ -318,12 +327,8 @@ def test_skip_keeps_functional_relus_too_and_a_module_that_is_also_elsewhere():
     assert isinstance(model[3], ReLUTensorNorm)
 
 
-class StarReLU(nn.Module):
+class StarReLU(HasReLU):
     """Squares its ReLU: zero mean before the square would give weight to what was inactive."""
-
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU()
 
     def forward(self, x):
         return self.relu(x) ** 2
