@@ -9,6 +9,7 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html. SOURCE is the folder that t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,11 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar100": {"train": ("train",), "test": ("test",)},
 }
 
-# Class names in label order, as the sets have them in files of their own, which are not read.
+# Files of class names, and the keys of the pickled ones.
+_BINARY_NAMES = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}
+_PICKLED_NAMES = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}
+
+# Official class names in label order, where there is no such file.
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FINE = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
@@ -62,7 +67,22 @@ def _read(folder: Path, kind: str, split: str) -> Source:
     planes = np.concatenate([planes for planes, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
     # Planes [n 3 32 32] are handed on as a view in HWC order: each image is copied when it is asked for.
-    return ArraySource(planes.transpose(0, 2, 3, 1), labels, _CLASSES[kind], kind=kind, split=split, where=folder)
+    classes = _read_names(folder, kind, binary)
+    return ArraySource(planes.transpose(0, 2, 3, 1), labels, classes, kind=kind, split=split, where=folder)
+
+
+def _read_names(folder: Path, kind: str, binary: bool) -> tuple[str, ...]:
+    """Class names that a file beside the data has, one a line or as a pickled list; else the official ones."""
+    name, key = (_BINARY_NAMES[kind], "") if binary else _PICKLED_NAMES[kind]
+    path = folder / name
+    if not path.is_file():
+        return _CLASSES[kind]
+    found = path.read_text(encoding="latin1").split("\n") if binary else _load(path).get(key)
+    names = [each.strip() for each in map(_text, found)] if isinstance(found, list) else []
+    names = [each for each in names if each]
+    if len(names) != len(_CLASSES[kind]):
+        raise ValueError(f"{path}: expected {len(_CLASSES[kind])} class names, got {len(names)}; fetch it again")
+    return tuple(names)
 
 
 def _read_binary(path: Path, kind: str) -> tuple[U8, U8]:
@@ -85,7 +105,7 @@ def _read_binary(path: Path, kind: str) -> tuple[U8, U8]:
 def _read_pickled(path: Path, kind: str) -> tuple[U8, U8]:
     """(planes u8[n 3 32 32], fine labels u8[n])."""
     check_file(path)
-    content = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in load_dict(path).items()}
+    content = _load(path)
     data = content.get("data")
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _NUM_PIXELS:
         got = list(data.shape) if isinstance(data, np.ndarray) else type(data).__name__
@@ -102,3 +122,11 @@ def _read_pickled(path: Path, kind: str) -> tuple[U8, U8]:
     if len(labels) != len(data):
         raise ValueError(f"{path}: expected {len(data)} labels, one an image, got {len(labels)}")
     return data.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return {_text(key): value for key, value in load_dict(path).items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)

@@ -207,3 +207,27 @@ def test_a_broken_pickle_is_named(tmp_path, content, message):
     (write_pickled(tmp_path, "cifar10", python2) / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=f"test_batch: .*({message})"):
         open_source(tmp_path, split="test")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "key"),
+    [
+        *(("cifar10", "batches.meta.txt", end) for end in ("\n", "\r\n")),
+        ("cifar100", "fine_label_names.txt", "\n"),
+        ("cifar10", "batches.meta", "label_names"),
+        ("cifar100", "meta", "fine_label_names"),
+    ],
+)
+def test_class_names_of_a_file_are_read_and_must_be_all_there_are(tmp_path, kind, name, key):
+    names = [f"class number {i}" for i in range(int(kind[5:]))]
+    is_text = name.endswith(".txt")
+    path = (write_binary(tmp_path, kind) if is_text else write_pickled(tmp_path, kind, python2)) / name
+
+    def store(names):
+        path.write_bytes(key.join([*names, "", ""]).encode() if is_text else python2({key: names}))
+
+    store(names)
+    assert open_source(tmp_path, split="test").classes == tuple(names)
+    store(names[:2])
+    with pytest.raises(ValueError, match=f"{name}: expected {len(names)} class names, got 2; fetch it again"):
+        open_source(tmp_path, split="test")
