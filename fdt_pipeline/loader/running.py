@@ -71,7 +71,7 @@ class Outputs:
                 view.record_stream(current)
 
     def wait_until_copied(self) -> None:
-        """Before DALI may write to the buffers of its outputs again."""
+        """Before DALI may write to the buffers of its outputs again, or free them."""
         if self._copied is not None:
             self._copied[1].synchronize()
 
@@ -93,17 +93,20 @@ def run_pipeline(
     outputs of all inputs before it are out.
     """
     run = _Run(pipeline, inputs, fields)
+    outputs: Outputs | None = None
     try:
         run.fill()
         while run.in_flight:
             outputs = run.take()
             yield run.in_flight.popleft(), outputs
             run.release(outputs)
-            del outputs
+            outputs = None
             run.fill()
         if run.error is not None:
             raise run.error
     finally:
+        if outputs is not None:
+            outputs.wait_until_copied()
         _end(pipeline)
         _return_freed_memory()
 
