@@ -22,7 +22,7 @@ def test_every_stage_leaves_its_figures_with_where_they_come_from(tmp_path, caps
     assert record["versions"]["torch"]
     assert {name: stage["status"] for name, stage in record["stages"].items()} == dict.fromkeys(STAGES, "done")
     rows = [row for stage in record["stages"].values() for row in stage.get("rows", {}).values()]
-    assert sum(row["at_least"] is not None for row in rows) == 10
+    assert sum(row["at_least"] is not None for row in rows) == 11
     assert all(0 < row["min"] <= row["median"] <= row["max"] for row in rows)
     assert (tmp_path / "gpu" / "gpu.md").read_text() == capsys.readouterr().out
 
