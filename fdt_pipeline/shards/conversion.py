@@ -10,16 +10,15 @@ import numpy as np
 
 from ..sources.source import I64, Sample
 from ..storage import Folder, open_folder
-from .codec import check_members, decode
+from .codec import ShardingOptions, check_members, decode
 from .folder import Location, read_manifest
 from .index import Member, parse_index
 from .manifest import Manifest, Shard, ShardError
-from .plan import Plan, ShardingOptions
+from .plan import Plan
 from .progress import Progress
 from .reader import check_hashes
-from .record import Gathered
-from .running import Engine, choose_runner
-from .writer import OnBad, is_quarantine, write_plan
+from .running import Engine
+from .writer import OnBad, write_plan
 
 
 def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
@@ -164,19 +163,12 @@ def convert_shards(
     manifest = read_manifest(folder)
     if open_folder(out).url == folder.url:
         raise ValueError(f"{folder.url}: cannot be converted in place: choose another folder")
-    quarantine = is_quarantine(on_bad)
-    check_hashes(folder, manifest, workers)
-    plan = _planned(ShardSource(folder, manifest), manifest, encoding, size)
-    runner = choose_runner(engine, workers, plan.num_tasks)
-    return write_plan(plan, open_folder(out), runner, overwrite, resume, quarantine, progress)
-
-
-def _planned(source: ShardSource, manifest: Manifest, encoding: str, size: int | None) -> Plan:
     if encoding == "keep" and manifest.encoding == "raw":
         encoding = "raw"  # there are no files to keep
     options = ShardingOptions(
         encoding, size or manifest.size, manifest.samples_per_shard, manifest.max_shard_bytes, manifest.seed
     )
-    carried = Gathered(keys=dict(manifest.keys), quarantine=list(manifest.quarantine))
-    bounds = tuple(int(bound) for bound in source.bounds[1:])
-    return Plan(source, options, np.arange(len(source)), bounds, carried)
+    check_hashes(folder, manifest, workers)
+    source = ShardSource(folder, manifest)
+    plan = Plan(source, options, np.arange(len(source)), tuple(source.bounds[1:].tolist()), converted=manifest)
+    return write_plan(plan, open_folder(out), overwrite, progress, resume, on_bad, workers, engine)

@@ -20,7 +20,7 @@ def shard_files(folder: Folder) -> list[str]:
 
 def foreign_files(folder: Folder, manifest: Manifest) -> list[str]:
     """The tars and indexes, of whatever name, that the manifest does not list."""
-    listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
+    listed = manifest.files
     return [name for name in folder.names() if name.lower().endswith((".tar", ".idx")) and name not in listed]
 
 

@@ -2,7 +2,7 @@
 
     plan.json           the fingerprint of the plan
     task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
-    _info.json, manifest.json     the set is complete and is being moved to OUT
+    _info.json, manifest.json     the set is complete and is being moved to OUT, plan.json or not
 
 Every file appears whole, so a run may be killed at any moment: a resumed run does the tasks without a record, or
 goes on moving.
@@ -13,18 +13,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 from ..storage import Folder
 from ..storage.atomic import sha256_of
 from .folder import MANIFEST_NAME, STAGING_NAME, shard_files
-from .manifest import Manifest, Shard
+from .manifest import TIMM_INFO_NAME, Manifest, timm_info_json
 from .plan import Plan
-from .record import Record, record_from_json
-from .task import Task, record_name, source_state
+from .task import Record, Task, record_from_json, record_name, source_state
 
 PLAN_NAME = "plan.json"
 _MOVES_AT_ONCE = 8  # of an object store, where each is a copy
@@ -37,46 +35,31 @@ class Staging:
         self.out = out
         self.folder = out.folder(STAGING_NAME)
 
-    def begin(self, fingerprint: str) -> None:
-        """Start a run; what an earlier one has left is removed."""
-        self.folder.remove_tree()
-        self.folder.make()
-        self._write_plan({"plan": fingerprint})
-
-    def _write_plan(self, content: dict[str, Any]) -> None:
-        with self.folder.writing(PLAN_NAME) as file:
-            file.write(json.dumps(content).encode("ascii"))
-
-    def _read_plan(self) -> dict[str, Any]:
-        """What plan.json says; {} if it is missing or broken."""
-        try:
-            content = json.loads(self.folder.read(PLAN_NAME))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
     @property
     def exists(self) -> bool:
-        return self.folder.size(PLAN_NAME) is not None
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The fingerprint of the plan that was begun; None if it cannot be read."""
-        return self._read_plan().get("plan")
+        return self.is_moving or self.folder.size(PLAN_NAME) is not None
 
     @property
     def is_moving(self) -> bool:
         return self.folder.size(MANIFEST_NAME) is not None
 
-    @property
-    def is_moved(self) -> bool:
-        """Whether the whole set is in OUT, and only this folder is left to remove."""
-        return not self.is_moving and bool(self._read_plan().get("moved"))
-
-    def end(self) -> None:
-        """The plan goes first: without it, what is left is not taken for an unfinished run."""
-        self.folder.remove(PLAN_NAME)
+    def begin(self, plan: Plan) -> None:
+        """Start a run; what an earlier one has left is removed."""
         self.folder.remove_tree()
+        self.folder.make()
+        self._write(PLAN_NAME, json.dumps(plan.fingerprint))
+
+    def check_same(self, plan: Plan) -> None:
+        """ValueError unless the unfinished run has this plan."""
+        try:
+            begun = json.loads(self.folder.read(PLAN_NAME))
+        except ValueError:
+            begun = None
+        if begun != plan.fingerprint:
+            raise ValueError(
+                f"{self.out.url}: the unfinished run there is of another source, or has other options: give the same, "
+                "or start over with --overwrite"
+            )
 
     def tidy(self) -> None:
         """Remove the files that killed processes have not finished."""
@@ -89,18 +72,18 @@ class Staging:
         without bad samples."""
         names = set(self.folder.names())
         tasks = (plan.task(number) for number in range(plan.num_tasks) if record_name(number) in names)
-        found = ((task, self.record(task.record_name)) for task in tasks)
-        kept = ((task, record) for task, record in found if record and (quarantine or not record.gathered.quarantine))
-        return {task.number: record for task, record in kept if self._holds(task, record)}
+        found = ((task, self._record(task.number)) for task in tasks)
+        kept = ((task, record) for task, record in found if record and (quarantine or not record.quarantine))
+        return {task.number: record for task, record in kept if self._holds(task, record, plan.fingerprint)}
 
-    def record(self, name: str) -> Record | None:
+    def _record(self, task: int) -> Record | None:
         try:
-            return record_from_json(self.folder.read(name).decode("ascii"))
-        except (ValueError, KeyError, TypeError):  # written by another version, or damaged
+            return record_from_json(self.folder.read(record_name(task)).decode("ascii"))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # written by another version, or damaged
             return None
 
-    def _holds(self, task: Task, record: Record) -> bool:
-        if (record.plan, record.task) != (self.fingerprint, task.number) or record.state != source_state(task.samples):
+    def _holds(self, task: Task, record: Record, fingerprint: str) -> bool:
+        if (record.plan, record.task) != (fingerprint, task.number) or record.state != source_state(task):
             return False
         return all(
             self._has(part.name, part.sha256) and self._has(part.index_name, part.index_sha256) for part in record.parts
@@ -108,26 +91,26 @@ class Staging:
 
     def _has(self, name: str, sha256: str) -> bool:
         """Whether the file is whole. An object store guards its own bytes; a disk may have lost power."""
-        if self.folder.size(name) is None:
-            return False
-        if self.folder.local is None:
-            return True
+        if self.folder.local is None or self.folder.size(name) is None:
+            return self.folder.size(name) is not None
         with self.folder.open(name) as file:
             return sha256_of(file) == sha256
 
-    def publish(self, manifest: Manifest, parts: list[Shard]) -> None:
+    def publish(self, manifest: Manifest, records: list[Record]) -> None:
         """Move the set to OUT, where it replaces an older one. Interrupted anywhere, a resumed run goes on with it."""
         if manifest.encoding != "raw":
-            with self.folder.writing(TIMM_INFO_NAME) as file:
-                file.write(timm_info_json({"": manifest}))
-        with self.folder.writing(MANIFEST_NAME) as file:
-            file.write(manifest.to_json().encode("ascii"))
-        self.move(manifest, parts)
+            self._write(TIMM_INFO_NAME, timm_info_json({"": manifest}))
+        self._write(MANIFEST_NAME, manifest.to_json())
+        self._move(manifest, records)
 
-    def move(self, manifest: Manifest, parts: list[Shard]) -> None:
+    def go_on_moving(self, manifest: Manifest, num_tasks: int) -> None:
+        self._move(manifest, [record for number in range(num_tasks) if (record := self._record(number))])
+
+    def _move(self, manifest: Manifest, records: list[Record]) -> None:
         self.out.remove(MANIFEST_NAME)
         self.out.sync()
         waiting = set(self.folder.names())
+        parts = [part for record in records for part in record.parts]
         moves = [
             (f"{STAGING_NAME}/{old}", new)
             for part, shard in zip(parts, manifest.shards, strict=True)
@@ -140,15 +123,18 @@ class Staging:
             self.out.move(f"{STAGING_NAME}/{TIMM_INFO_NAME}", TIMM_INFO_NAME)
         elif manifest.encoding == "raw":
             self.out.remove(TIMM_INFO_NAME)
-        listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
-        for name in shard_files(self.out):
-            if name not in listed:
-                self.out.remove(name)
+        for name in set(shard_files(self.out)) - manifest.files.keys():
+            self.out.remove(name)
+        self.folder.remove(PLAN_NAME)  # without it, and without the manifest, what is left is no unfinished run
+        self.folder.sync()
         self.out.sync()
-        self._write_plan({"plan": self.fingerprint, "moved": True})
         self.out.move(f"{STAGING_NAME}/{MANIFEST_NAME}", MANIFEST_NAME)
         self.out.sync()
-        self.end()
+        self.folder.remove_tree()
+
+    def _write(self, name: str, text: str) -> None:
+        with self.folder.writing(name) as file:
+            file.write(text.encode("ascii"))
 
 
 @contextmanager
@@ -174,46 +160,3 @@ def _lock(descriptor: int, out: Folder) -> None:
         ) from None
     except OSError:  # some shared file systems have no locks; there nobody looks
         return
-
-
-TIMM_INFO_NAME = "_info.json"
-
-
-def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
-    """The `_info.json` by which timm's webdataset reader knows a set: its splits, their tars and their lengths.
-
-        timm.data.create_dataset("wds/photos", root="runs/photos", split="train", is_training=True, batch_size=64)
-
-    sets: folder -> manifest, as seen from the folder of `_info.json`; "" is that folder itself.
-
-    ValueError for raw shards, which hold arrays: timm leaves every sample of them out with a warning; and for two sets
-    of one split.
-    """
-    splits: dict[str, dict[str, Any]] = {}
-    for folder, manifest in sets.items():
-        name = _split_name(folder, manifest)
-        if manifest.encoding == "raw":
-            raise ValueError(f"{folder or 'the set'}: timm reads jpg, png and webp, not raw: convert it to one of them")
-        if name in splits:
-            raise ValueError(f"{folder}: is a second set of the split {name!r}: expected one folder a split")
-        splits[name] = _split(name, folder, manifest)
-    return {"splits": splits}
-
-
-def timm_info_json(sets: Mapping[str, Manifest]) -> bytes:
-    return (json.dumps(timm_info(sets), indent=2) + "\n").encode("ascii")
-
-
-def _split_name(folder: str, manifest: Manifest) -> str:
-    """The name of a set's split; a set without splits is the one to train on."""
-    return manifest.split or folder.rstrip("/").rpartition("/")[2] or "train"
-
-
-def _split(name: str, folder: str, manifest: Manifest) -> dict[str, Any]:
-    prefix = f"{folder.rstrip('/')}/" if folder else ""
-    return {
-        "name": name,
-        "num_samples": manifest.num_samples,
-        "filenames": [prefix + shard.name for shard in manifest.shards],
-        "shard_lengths": [shard.num_samples for shard in manifest.shards],
-    }

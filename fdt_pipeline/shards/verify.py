@@ -15,8 +15,8 @@ from .codec import check_members, decode
 from .folder import Location, foreign_files, read_manifest
 from .index import Member, index_text
 from .manifest import Manifest, Shard, ShardError
+from .pixel_statistics import PixelStatistics
 from .progress import Progress
-from .record import PixelStatistics
 from .tar import BLOCK, member_size, sample_checksum, tar_entries, unpack_checksums
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # unpacked by any program, it leads nowhere else
