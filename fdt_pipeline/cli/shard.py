@@ -161,10 +161,9 @@ def _write_sets(arguments: argparse.Namespace, writers: Mapping[str, Write]) -> 
             _print_summary(out, manifests[out])
     # timm finds the splits by their names; it cannot read raw images.
     if len(manifests) > 1 and all(manifest.encoding != "raw" for manifest in manifests.values()):
+        info = timm_info_json({out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
         with open_folder(arguments.out).writing(TIMM_INFO_NAME) as file:
-            file.write(
-                timm_info_json({out.rpartition("/")[2]: manifest for out, manifest in manifests.items()}).encode()
-            )
+            file.write(info.encode("ascii"))
     if arguments.json:
         print(json.dumps([_summary(out, manifest) for out, manifest in manifests.items()], indent=2))
     return manifests

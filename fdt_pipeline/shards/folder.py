@@ -95,7 +95,7 @@ def shard_sets(location: Location) -> tuple[Folder, ...]:
 
 def _sets_below(folder: Folder) -> list[Folder]:
     names = sorted(folder.subfolders(), key=lambda name: (name != "train", name))
-    return [below for below in map(folder.folder, names) if _holds_shards(below)]
+    return [below for name in names if _holds_shards(below := folder.folder(name))]
 
 
 def _holds_shards(folder: Folder) -> bool:

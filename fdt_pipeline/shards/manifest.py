@@ -1,4 +1,4 @@
-"""manifest.json: what a set of shards holds. It is written last, so where it is, the set is whole. And timm's _info.json."""
+"""manifest.json: what a set of shards holds. It is written last, so where it is, the set is whole. And `_info.json`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Manifest:
         return tars | {shard.index_name: shard.index_sha256 for shard in self.shards}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, but for `samples_per_extension` where the encoding has one extension, and last manifest_sha256."""
+        """All fields, without `samples_per_extension` where the encoding has one extension, and last its sha256."""
         fields = dataclasses.asdict(self)
         if len(EXTENSIONS[self.encoding]) == 1:
             del fields["samples_per_extension"]

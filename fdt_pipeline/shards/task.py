@@ -1,7 +1,7 @@
 """One task of sharding: some samples of a source become one tar, or several if it would be too large.
 
 A task knows its own samples and nothing else, so any process on any machine can run it, in any order, and again:
-what it writes depends on the samples and the options alone. Its record, which is written last, says what is in its tars.
+what it writes depends on the samples and the options alone. Its record, written last, says what is in its tars.
 """
 
 from __future__ import annotations

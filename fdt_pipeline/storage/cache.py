@@ -1,9 +1,12 @@
 """Local copies of remote files whose size and sha256 are known: bounded, checked, and shared by processes.
 
     SHA256              a whole file; its time of access says when it was last used
-    SHA256.SIZE...part  as much of it as has arrived (parts.py)
+    SHA256.SIZE.part    as much of it as has arrived
     SHA256.lock         shared while somebody uses the file, exclusive while it is fetched or removed
     room.lock           held while room is made or reserved
+
+On file systems that clusters share, flock may lock nothing. Two processes may then fetch the same file: they write the
+same bytes to the same places of one part, and what comes of it is checked as any other file.
 
 Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones.
 Files with other names are not the cache's: they are neither counted nor removed.
@@ -26,7 +29,6 @@ from threading import Event
 from typing import BinaryIO, NamedTuple
 
 from .atomic import atomic_file, remedy, sha256_of
-from .parts import own_part, take_over
 from .remote import RemoteFolder
 
 DIRECTORY_VARIABLE = "FDT_PIPELINE_SHARD_CACHE"
@@ -35,7 +37,7 @@ BLOCK_BYTES = 4 << 20
 _ROOM_SECONDS = 120.0  # to wait for others to release what they use
 _POLL_SECONDS = 0.05
 # A whole file, a part of one, or what a process was writing when it was killed.
-_OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)(\..+)?\.part|\..+\.tmp)?")
+_OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)\.part|\..+\.tmp)?")
 _Pause = Callable[[float], None]
 # flock's answers where a file system has no locks. There a file may be fetched twice, or removed while it is in use.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -145,37 +147,25 @@ class Cache:
         return self._checked[state]
 
     def _fetch(self, path: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
-        given_up = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
-        part = own_part(given_up)
-        try:
-            self._make_room(given_up, part, entry, wait, pause)
-            for is_last in (False, True):
-                got = _download(part, entry, pause)
-                if got == entry.sha256:
-                    self._finish(part, path)
-                    return
-                part.write_bytes(b"")  # it may have been begun before the file was changed
-                if is_last:
-                    part.unlink()
-                    raise _changed(entry.url, f"sha256 {entry.sha256}", got)
-        finally:
-            with suppress(FileNotFoundError):
-                part.replace(given_up)
-
-    def _finish(self, part: Path, path: Path) -> None:
-        with _flocked(self._room_lock, fcntl.LOCK_EX):  # a process that counts must not miss both names
-            if path.exists():  # where flock locks nothing, another process may have been quicker
-                part.unlink(missing_ok=True)
+        part = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
+        self._make_room(part, entry, wait, pause)
+        for is_last in (False, True):
+            got = _download(part, entry, pause)
+            if got == entry.sha256:
+                # Locked, as a process that counts must not miss both names. Without locks, another may have been quicker.
+                with _flocked(self._room_lock, fcntl.LOCK_EX), suppress(FileNotFoundError):
+                    part.replace(path)
                 return
-            with suppress(FileNotFoundError):  # or may have removed the part, to make room
-                part.replace(path)
+            part.write_bytes(b"")  # it may have been begun before the file was changed
+            if is_last:
+                part.unlink(missing_ok=True)
+                raise _changed(entry.url, f"sha256 {entry.sha256}", got)
 
-    def _make_room(self, given_up: Path, part: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
-        """Reserve room by making `part`, from what other processes have left of it, if anything."""
+    def _make_room(self, part: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
+        """Reserve room by making `part`, unless it is there: a part counts as the whole file."""
         deadline = time.monotonic() + (_ROOM_SECONDS if wait else 0)
         while True:
             with _flocked(self._room_lock, fcntl.LOCK_EX):
-                take_over(given_up, part)
                 if self._frees(0 if part.exists() else entry.num_bytes, part):
                     part.touch()
                     return
@@ -285,8 +275,7 @@ def _flock(descriptor: int, kind: int) -> None:
 def _download(part: Path, entry: Entry, pause: _Pause) -> str:
     """Go on from what has arrived; the sha256 of the whole. A connection that breaks is taken up where it broke."""
     digest = hashlib.sha256()
-    with part.open("a+b") as file:
-        file.seek(0)
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
         while file.tell() < entry.num_bytes:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 from .folder import checked_name
 from .retrying import Retry, answered, is_transient
 
-_PACKAGES = "s3fs for s3://, gcsfs for gs://, aiohttp for http://"
+_PACKAGES = "fsspec, s3fs for s3://, gcsfs for gs://, aiohttp for http://"
 # Seconds until a connection stands, and between two pieces of an answer. s3fs has 5 and 15 of its own; aiohttp has no
 # bound on the second, but one of 5 minutes on the whole, which a large file on a slow line does not keep.
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
@@ -26,9 +26,7 @@ def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
     """ImportError if a package for the protocol is missing, ValueError if there is none; both name the URL."""
     try:
         import fsspec
-    except ImportError as error:
-        raise ImportError(f"{url}: needs fsspec: pip install 'fdt-pipeline[remote]'") from error
-    try:
+
         if protocol in ("http", "https"):
             options = _with_timeouts(fsspec.config.conf.get(protocol, {}), options)
         fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
@@ -58,8 +56,8 @@ BLOCK_BYTES = 8 << 20
 
 
 class RemoteFolder:
-    """A `Folder` at a URL. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the
-    URL names no place, ImportError at the first use if a package for it is missing."""
+    """A folder at a URL, with the methods of `LocalFolder`. options: for fsspec's filesystem, beside what its own
+    configuration says. ValueError if the URL names no place, ImportError at the first use if a package is missing."""
 
     local = None
 
