@@ -152,7 +152,7 @@ class Cache:
         for is_last in (False, True):
             got = _download(part, entry, pause)
             if got == entry.sha256:
-                # Locked, as a process that counts must not miss both names. Without locks, another may have been quicker.
+                # A process that counts must not miss both names. Where locks do nothing, another may be quicker.
                 with _flocked(self._room_lock, fcntl.LOCK_EX), suppress(FileNotFoundError):
                     part.replace(path)
                 return
