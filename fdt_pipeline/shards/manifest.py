@@ -168,29 +168,19 @@ def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
     """
     splits: dict[str, dict[str, Any]] = {}
     for folder, manifest in sets.items():
-        name = _split_name(folder, manifest)
+        name = manifest.split or folder.rpartition("/")[2] or "train"  # a set without splits is the one to train on
         if manifest.encoding == "raw":
             raise ValueError(f"{folder or 'the set'}: timm reads jpg, png and webp, not raw: convert it to one of them")
         if name in splits:
             raise ValueError(f"{folder}: is a second set of the split {name!r}: expected one folder a split")
-        splits[name] = _split(name, folder, manifest)
+        splits[name] = {
+            "name": name,
+            "num_samples": manifest.num_samples,
+            "filenames": [f"{folder}/{shard.name}".lstrip("/") for shard in manifest.shards],
+            "shard_lengths": [shard.num_samples for shard in manifest.shards],
+        }
     return {"splits": splits}
 
 
 def timm_info_json(sets: Mapping[str, Manifest]) -> str:
     return json.dumps(timm_info(sets), indent=2) + "\n"
-
-
-def _split_name(folder: str, manifest: Manifest) -> str:
-    """The name of a set's split; a set without splits is the one to train on."""
-    return manifest.split or folder.rstrip("/").rpartition("/")[2] or "train"
-
-
-def _split(name: str, folder: str, manifest: Manifest) -> dict[str, Any]:
-    prefix = f"{folder.rstrip('/')}/" if folder else ""
-    return {
-        "name": name,
-        "num_samples": manifest.num_samples,
-        "filenames": [prefix + shard.name for shard in manifest.shards],
-        "shard_lengths": [shard.num_samples for shard in manifest.shards],
-    }

@@ -96,17 +96,15 @@ class Staging:
         with self.folder.open(name) as file:
             return sha256_of(file) == sha256
 
+    def records(self, num_tasks: int) -> list[Record]:
+        """Of a run whose tasks are all finished."""
+        return [record for number in range(num_tasks) if (record := self._record(number))]
+
     def publish(self, manifest: Manifest, records: list[Record]) -> None:
-        """Move the set to OUT, where it replaces an older one. Interrupted anywhere, a resumed run goes on with it."""
+        """Move the set to OUT, where it replaces an older one. Interrupted anywhere, it can be called again."""
         if manifest.encoding != "raw":
             self._write(TIMM_INFO_NAME, timm_info_json({"": manifest}))
         self._write(MANIFEST_NAME, manifest.to_json())
-        self._move(manifest, records)
-
-    def go_on_moving(self, manifest: Manifest, num_tasks: int) -> None:
-        self._move(manifest, [record for number in range(num_tasks) if (record := self._record(number))])
-
-    def _move(self, manifest: Manifest, records: list[Record]) -> None:
         self.out.remove(MANIFEST_NAME)
         self.out.sync()
         waiting = set(self.folder.names())
@@ -119,10 +117,10 @@ class Staging:
         ]
         with ThreadPoolExecutor(1 if self.out.local else _MOVES_AT_ONCE) as pool:
             list(pool.map(lambda names: self.out.move(*names), moves))
-        if TIMM_INFO_NAME in waiting:
-            self.out.move(f"{STAGING_NAME}/{TIMM_INFO_NAME}", TIMM_INFO_NAME)
-        elif manifest.encoding == "raw":
+        if manifest.encoding == "raw":
             self.out.remove(TIMM_INFO_NAME)
+        else:
+            self.out.move(f"{STAGING_NAME}/{TIMM_INFO_NAME}", TIMM_INFO_NAME)
         for name in set(shard_files(self.out)) - manifest.files.keys():
             self.out.remove(name)
         self.folder.remove(PLAN_NAME)  # without it, and without the manifest, what is left is no unfinished run
@@ -145,18 +143,14 @@ def alone(out: Folder) -> Iterator[None]:
         return
     descriptor = os.open(out.local, os.O_RDONLY)
     try:
-        _lock(descriptor, out)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{out.url}: another process is writing shards there: wait for it, or choose another folder"
+            ) from None
+        except OSError:  # some shared file systems have no locks; there nobody looks
+            pass
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, out: Folder) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"{out.url}: another process is writing shards there: wait for it, or choose another folder"
-        ) from None
-    except OSError:  # some shared file systems have no locks; there nobody looks
-        return

@@ -95,7 +95,7 @@ def _written(
     finished: dict[int, Record] = {}
     if resume and staging.is_moving:
         manifest = _finished_set(plan, staging.folder)
-        staging.go_on_moving(manifest, plan.num_tasks)
+        staging.publish(manifest, staging.records(plan.num_tasks))
         return manifest
     if resume and staging.exists:
         staging.check_same(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ def checked_name(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
 class LocalFolder:
     """A name is that of a file in the folder, or below it ("sub/x"), and may not lead out of it.
 
@@ -25,29 +27,16 @@ class LocalFolder:
     local: the path; None for a `RemoteFolder`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.local = path
+    local: Path
 
     @property
     def url(self) -> str:
         """The path or URL, for messages."""
         return str(self.local)
 
-    def __fspath__(self) -> str:
-        return str(self.local)
-
-    def __repr__(self) -> str:
-        return f"LocalFolder({str(self.local)!r})"
-
     def __getstate__(self) -> dict[str, Path]:
         """An absolute path, as another process may have another working directory."""
         return {"local": self.local.absolute()}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LocalFolder) and other.local == self.local
-
-    def __hash__(self) -> int:
-        return hash(self.local)
 
     def path(self, name: str) -> str:
         """The path or URL of a file, for messages."""

@@ -106,13 +106,31 @@ class RemoteFolder:
         return self._list("directory")
 
     def exists(self) -> bool:
-        return self.is_web or self._info(self.url) is not None
+        return self.is_web or self.info() is not None
 
     def is_file(self) -> bool:
-        return not self.is_web and (self._info(self.url) or {}).get("type") == "file"
+        return not self.is_web and (self.info() or {}).get("type") == "file"
+
+    def info(self, name: str | None = None) -> dict[str, Any] | None:
+        """What the store says of a file, or of this place itself; None if it is not there."""
+        url = self.url if name is None else self.path(name)
+
+        def ask() -> dict[str, Any]:
+            try:
+                return self.fs.info(url)
+            except FileNotFoundError as error:  # so fsspec says also where a web server fails, or refuses
+                cause = error.__cause__
+                if cause is not None and (is_transient(cause) or answered(cause)[0] in (401, 403)):
+                    raise cause from None
+                raise
+
+        try:
+            return self.retry.call(url, ask)
+        except FileNotFoundError:
+            return None
 
     def size(self, name: str) -> int | None:
-        info = self._info(self.path(name))
+        info = self.info(name)
         if info is None or info.get("type") == "directory":
             return None
         return len(self.read(name)) if info["size"] is None else info["size"]  # some web servers do not say
@@ -175,10 +193,6 @@ class RemoteFolder:
     def sync(self) -> None:
         """A store has kept what it has confirmed."""
 
-    def info(self, name: str) -> dict[str, Any] | None:
-        """What the store says of a file, beside its size; None if it is not there."""
-        return self._info(self.path(name))
-
     def files_below(self) -> dict[str, dict[str, Any]]:
         """Name -> what the store says, of every file in it and below it. Object stores list them all at once, without a
         request for each folder."""
@@ -207,23 +221,6 @@ class RemoteFolder:
         expected, got = os.stat(path).st_size, self.fs.info(url)["size"]
         if got != expected:
             raise OSError(f"{got} bytes are there, after {expected} were written")
-
-    def _info(self, url: str) -> dict[str, Any] | None:
-        """None if it is not there."""
-        try:
-            return self.retry.call(url, lambda: self._asked(url))
-        except FileNotFoundError:
-            return None
-
-    def _asked(self, url: str) -> dict[str, Any]:
-        """fsspec's info. Of a web server that fails, or refuses, fsspec says that the file is not there."""
-        try:
-            return self.fs.info(url)
-        except FileNotFoundError as error:
-            cause = error.__cause__
-            if cause is not None and (is_transient(cause) or answered(cause)[0] in (401, 403)):
-                raise cause from None
-            raise
 
     def _list(self, kind: str) -> list[str]:
         if self.is_web:

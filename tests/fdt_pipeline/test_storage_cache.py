@@ -58,8 +58,8 @@ def test_the_cache_keeps_to_its_size_and_forgets_what_was_not_used_for_longest(f
     for number in (0, 1, 2, 0, 3, 4):
         with cache.leased(entry(folder, number)):
             assert cache.num_bytes() <= 3 * SIZE
-    held = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
-    assert held == others | {sha256(FILES[f"file-{number}"]) for number in (0, 3, 4)}
+    held = {sha256(FILES[f"file-{number}"]) for number in (0, 3, 4)}
+    assert {path.name for path in tmp_path.iterdir()} == held | others | {"room.lock"}
 
 
 def test_small_files_keep_to_the_bound_too(folder, tmp_path):
@@ -213,7 +213,7 @@ def read_while_damaged(directory, wanted):
 
 @contextmanager
 def fetched_by_another_process(directory, wanted):
-    with (directory / f"{wanted.sha256}.lock").open("w") as lock:
+    with (directory / f"{wanted.sha256}.{SIZE}.part").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
