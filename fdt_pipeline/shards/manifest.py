@@ -82,7 +82,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         of_classes, of_shards = sum(self.samples_per_class), sum(shard.num_samples for shard in self.shards)
-        if not self.num_samples == of_classes == of_shards:
+        if not 1 <= self.num_samples == of_classes == of_shards:
             raise ValueError(
                 f"num_samples is {self.num_samples}, but samples_per_class sum to {of_classes} and the shards to "
                 f"{of_shards}"

@@ -13,7 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from threading import Thread
 from types import ModuleType
@@ -96,7 +95,6 @@ def _end_with(parent: Connection) -> None:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """A process that is started here never sees Ctrl-C, not even while it imports: the parent does, and ends it."""
-    resource_tracker.ensure_running()  # which would lift the block when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

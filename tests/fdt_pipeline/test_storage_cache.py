@@ -129,49 +129,28 @@ def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(fold
     assert begins == [0, 5000, 10_000, 15_000] * 2, "once more from the beginning, and not for ever"
 
 
-def without_locks(monkeypatch, answer):
-    """On file systems of some clusters flock locks nothing, or fails."""
+@pytest.mark.parametrize("answer", [None, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+@pytest.mark.parametrize("begins_then", [[10_000, 15_000, 15_000], [15_000, 0, 5000, 10_000, 15_000]])
+def test_where_flock_locks_nothing_another_may_finish_or_remove_the_part(
+    folder, tmp_path, monkeypatch, answer, begins_then
+):
+    """On file systems of some clusters flock locks nothing, or fails. The third request is met by another process."""
 
     def flock(descriptor, kind):
         if answer is not None:
             raise OSError(answer, os.strerror(answer))
 
+    def met(begin, data):
+        if len(begins) == 3 and begins_then[0] == 10_000:
+            assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"], "it goes on from what has arrived"
+        elif len(begins) == 3:
+            next(tmp_path.glob("*.part")).unlink()
+        return data
+
     monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", flock)
-
-
-@pytest.mark.parametrize("answer", [None, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(folder, tmp_path, monkeypatch, answer):
-    without_locks(monkeypatch, answer)
-
-    def another_is_quicker(begin, data):
-        if len(begins) == 3:
-            assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-        return data
-
-    begins = spied_on(monkeypatch, another_is_quicker)
+    begins = spied_on(monkeypatch, met)
     assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-    assert begins == [0, 5000, 10_000, 10_000, 15_000, 15_000], "both go on from what has arrived"
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(folder, tmp_path, monkeypatch):
-    without_locks(monkeypatch, None)
-
-    def removed(begin, data):
-        if len(begins) == 1:
-            [part] = tmp_path.glob("*.part")
-            part.unlink()
-        return data
-
-    begins = spied_on(monkeypatch, removed)
-    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-
-
-def test_what_a_killed_process_left_is_gone_on_with(folder, tmp_path, monkeypatch):
-    (tmp_path / f"{sha256(FILES['file-0'])}.{SIZE}.part").write_bytes(FILES["file-0"][:9000])
-    begins = spied_on(monkeypatch)
-    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-    assert begins == [9000, 14_000, 19_000]
+    assert begins == [0, 5000, 10_000, *begins_then]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -213,34 +192,21 @@ def read_while_damaged(directory, wanted):
 
 @contextmanager
 def fetched_by_another_process(directory, wanted):
-    with (directory / f"{wanted.sha256}.{SIZE}.part").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (directory / f"{wanted.sha256}.{SIZE}.part").open("w") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
         yield
 
 
-def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(folder, tmp_path, monkeypatch):
-    wanted, num_locks, reader = entry(folder, 0), [], ExitStack()
-    reader.enter_context(read_while_damaged(tmp_path, wanted))
-    flock = fdt_pipeline.storage.cache.fcntl.flock
-
-    def counted(descriptor, kind):
-        num_locks.append(kind)
-        assert len(num_locks) < 20, "it spins"
-        flock(descriptor, kind)
-
-    monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", counted)
-    stop = Patience(reader.close)
-    assert fetched(Cache(tmp_path), wanted, stop=stop) == FILES["file-0"]
-    assert stop.num_waits == 3
-
-
 @pytest.mark.parametrize("used", [read_while_damaged, fetched_by_another_process])
-def test_waiting_ends_when_the_file_is_not_wanted_any_more(folder, tmp_path, used):
-    wanted = entry(folder, 0)
-    with used(tmp_path, wanted):
-        stop = Patience(lambda: stop.set())  # noqa: PLW0108
-        with pytest.raises(OSError, match=r"^memory://files/file-0: not wanted any more$"):
-            fetched(Cache(tmp_path), wanted, stop=stop)
+def test_a_file_that_another_uses_is_waited_for_without_spinning_while_it_is_wanted(folder, tmp_path, used):
+    wanted, other = entry(folder, 0), ExitStack()
+    other.enter_context(used(tmp_path, wanted))
+    stop = Patience(lambda: stop.set())  # noqa: PLW0108
+    with pytest.raises(OSError, match=r"^memory://files/file-0: not wanted any more$"):
+        fetched(Cache(tmp_path), wanted, stop=stop)
+    patient = Patience(other.close)
+    assert fetched(Cache(tmp_path), wanted, stop=patient) == FILES["file-0"]
+    assert (stop.num_waits, patient.num_waits) == (3, 3)
 
 
 def test_a_full_disk_is_an_error_that_names_the_cache(folder, tmp_path):
