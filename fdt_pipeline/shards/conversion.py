@@ -28,8 +28,6 @@ class ShardSource:
     Raw images are decoded when asked for; of other encodings `read_file` gives the stored file.
     """
 
-    has_final_keys = True
-
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes

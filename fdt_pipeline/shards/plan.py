@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Plan:
         is_taken = hasattr(source, "take")
         return Task(number, source.take(positions) if is_taken else source, positions.tolist(), is_taken)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all that the bytes depend on, but for the images themselves (`task.source_state`). Files that an
         encoder made depend on its version too."""

@@ -22,13 +22,12 @@ _PACKAGES = "fsspec, s3fs for s3://, gcsfs for gs://, aiohttp for http://"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 
 
-def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
+def connect(protocol: str, url: str) -> Any:
     """ImportError if a package for the protocol is missing, ValueError if there is none; both name the URL."""
     try:
         import fsspec
 
-        if protocol in ("http", "https"):
-            options = _with_timeouts(fsspec.config.conf.get(protocol, {}), options)
+        options = _timeouts(fsspec.config.conf.get(protocol, {})) if protocol in ("http", "https") else {}
         fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
     except ImportError as error:
         raise ImportError(f"{url}: {error}; pip install 'fdt-pipeline[remote]' brings {_PACKAGES}") from error
@@ -41,13 +40,12 @@ def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
     return fs
 
 
-def _with_timeouts(configured: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options with our time-outs, unless fsspec's configuration or the caller sets them."""
+def _timeouts(configured: dict[str, Any]) -> dict[str, Any]:
+    """Options with our time-outs, unless fsspec's configuration sets them."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-    chosen = {**configured.get("client_kwargs", {}), **options.get("client_kwargs", {})}
-    return {**options, "client_kwargs": {"timeout": timeout, **chosen}}
+    return {"client_kwargs": {"timeout": timeout, **configured.get("client_kwargs", {})}}
 
 
 # Those that make folders of themselves, and where asking for one may ask for a bucket.
@@ -56,13 +54,13 @@ BLOCK_BYTES = 8 << 20
 
 
 class RemoteFolder:
-    """A folder at a URL, with the methods of `LocalFolder`. options: for fsspec's filesystem, beside what its own
-    configuration says. ValueError if the URL names no place, ImportError at the first use if a package is missing."""
+    """A folder at a URL, with the methods of `LocalFolder`. ValueError if the URL names no place, ImportError at the
+    first use if a package for it is missing."""
 
     local = None
 
-    def __init__(self, url: str, retry: Retry = Retry(), options: dict[str, Any] | None = None) -> None:  # noqa: B008
-        self.url, self.retry, self.options = url.rstrip("/"), retry, options or {}
+    def __init__(self, url: str, retry: Retry = Retry()) -> None:  # noqa: B008
+        self.url, self.retry = url.rstrip("/"), retry
         self.protocol, _, place = url.partition("://")
         self.protocol = self.protocol.lower()
         if not place.strip("/"):
@@ -88,7 +86,7 @@ class RemoteFolder:
     def fs(self) -> Any:
         """The connection: made at the first use, and again in a process that was forked since."""
         if self._connection is None or self._connection[0] != os.getpid():
-            self._connection = os.getpid(), connect(self.protocol, self.url, self.options)
+            self._connection = os.getpid(), connect(self.protocol, self.url)
         return self._connection[1]
 
     @property
@@ -178,7 +176,7 @@ class RemoteFolder:
             return
 
     def folder(self, name: str) -> RemoteFolder:
-        return RemoteFolder(self.path(name), self.retry, self.options)
+        return RemoteFolder(self.path(name), self.retry)
 
     def make(self) -> None:
         if self.protocol not in _WITHOUT_FOLDERS:

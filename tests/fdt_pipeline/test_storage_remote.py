@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,7 +53,8 @@ def running_store():
 
 @pytest.fixture(autouse=True)
 def store(running_store, tmp_path, monkeypatch):
-    """The store without faults, and a cache of the test's own."""
+    """The store without faults, a cache of the test's own, and time-outs of a second."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", IMPATIENT)
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE", str(tmp_path / "cache"))
     running_store.reset()
     return running_store
@@ -65,7 +67,7 @@ def local(tmp_path):
 
 
 def remote():
-    return RemoteFolder(SET, QUICK, IMPATIENT)
+    return RemoteFolder(SET, QUICK)
 
 
 def entry():
