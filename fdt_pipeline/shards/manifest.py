@@ -43,6 +43,11 @@ class Shard:
     def index_name(self) -> str:
         return self.name.removesuffix(".tar") + ".idx"
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Name -> sha256 of the tar, and then of its index."""
+        return {self.name: self.sha256, self.index_name: self.index_sha256}
+
 
 @dataclass(frozen=True)
 class Quarantined:
@@ -93,9 +98,8 @@ class Manifest:
 
     @property
     def files(self) -> dict[str, str]:
-        """Name -> sha256 of every tar, and then of every index."""
-        tars = {shard.name: shard.sha256 for shard in self.shards}
-        return tars | {shard.index_name: shard.index_sha256 for shard in self.shards}
+        """Name -> sha256 of every tar and index."""
+        return {name: sha256 for shard in self.shards for name, sha256 in shard.files.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, without `samples_per_extension` where the encoding has one extension, and last its sha256."""

@@ -1,8 +1,8 @@
 """OUT/.sharding: where a run writes, so that OUT has either a whole set or what was there before.
 
-    plan.json           the fingerprint of the plan
+    plan.sha256         the fingerprint of the plan
     task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
-    _info.json, manifest.json     the set is complete and is being moved to OUT, plan.json or not
+    _info.json, manifest.json     the set is complete and is being moved to OUT, plan.sha256 or not
 
 Every file appears whole, so a run may be killed at any moment: a resumed run does the tasks without a record, or
 goes on moving.
@@ -11,7 +11,6 @@ goes on moving.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,9 @@ from ..storage.atomic import sha256_of
 from .folder import MANIFEST_NAME, STAGING_NAME, shard_files
 from .manifest import TIMM_INFO_NAME, Manifest, timm_info_json
 from .plan import Plan
-from .task import Record, Task, record_from_json, record_name, source_state
+from .task import Record, record_from_json, record_name, source_state
 
-PLAN_NAME = "plan.json"
+PLAN_NAME = "plan.sha256"
 _MOVES_AT_ONCE = 8  # of an object store, where each is a copy
 
 
@@ -47,15 +46,11 @@ class Staging:
         """Start a run; what an earlier one has left is removed."""
         self.folder.remove_tree()
         self.folder.make()
-        self._write(PLAN_NAME, json.dumps(plan.fingerprint))
+        self._write(PLAN_NAME, plan.fingerprint)
 
     def check_same(self, plan: Plan) -> None:
         """ValueError unless the unfinished run has this plan."""
-        try:
-            begun = json.loads(self.folder.read(PLAN_NAME))
-        except ValueError:
-            begun = None
-        if begun != plan.fingerprint:
+        if self.folder.read(PLAN_NAME) != plan.fingerprint.encode("ascii"):
             raise ValueError(
                 f"{self.out.url}: the unfinished run there is of another source, or has other options: give the same, "
                 "or start over with --overwrite"
@@ -70,31 +65,33 @@ class Staging:
     def finished(self, plan: Plan, quarantine: bool) -> dict[int, Record]:
         """The records of the tasks whose source files and tars are still what they were; without `quarantine`, those
         without bad samples."""
-        names = set(self.folder.names())
-        tasks = (plan.task(number) for number in range(plan.num_tasks) if record_name(number) in names)
-        found = ((task, self._record(task.number)) for task in tasks)
-        kept = ((task, record) for task, record in found if record and (quarantine or not record.quarantine))
-        return {task.number: record for task, record in kept if self._holds(task, record, plan.fingerprint)}
+        names, found = set(self.folder.names()), {}
+        for number in range(plan.num_tasks):
+            record = self._record(number) if record_name(number) in names else None
+            if record and (quarantine or not record.quarantine) and self._holds(record, plan, names):
+                found[number] = record
+        return found
 
     def _record(self, task: int) -> Record | None:
+        """None if it is missing, was written by another version, or is damaged."""
         try:
-            return record_from_json(self.folder.read(record_name(task)).decode("ascii"))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # written by another version, or damaged
+            record = record_from_json(self.folder.read(record_name(task)).decode("ascii"))
+            return record if record.task == task else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def _holds(self, task: Task, record: Record, fingerprint: str) -> bool:
-        if (record.plan, record.task) != (fingerprint, task.number) or record.state != source_state(task):
+    def _holds(self, record: Record, plan: Plan, names: set[str]) -> bool:
+        """Whether its files are whole. An object store guards their bytes; a disk may have lost power."""
+        if record.plan != plan.fingerprint or record.state != source_state(plan.task(record.task)):
             return False
-        return all(
-            self._has(part.name, part.sha256) and self._has(part.index_name, part.index_sha256) for part in record.parts
-        )
+        files = {name: sha256 for part in record.parts for name, sha256 in part.files.items()}
+        if self.folder.local is None or not files.keys() <= names:
+            return files.keys() <= names
+        return all(self._sha256(name) == sha256 for name, sha256 in files.items())
 
-    def _has(self, name: str, sha256: str) -> bool:
-        """Whether the file is whole. An object store guards its own bytes; a disk may have lost power."""
-        if self.folder.local is None or self.folder.size(name) is None:
-            return self.folder.size(name) is not None
+    def _sha256(self, name: str) -> str:
         with self.folder.open(name) as file:
-            return sha256_of(file) == sha256
+            return sha256_of(file)
 
     def records(self, num_tasks: int) -> list[Record]:
         """Of a run whose tasks are all finished."""
@@ -112,7 +109,7 @@ class Staging:
         moves = [
             (f"{STAGING_NAME}/{old}", new)
             for part, shard in zip(parts, manifest.shards, strict=True)
-            for old, new in ((part.name, shard.name), (part.index_name, shard.index_name))
+            for old, new in zip(part.files, shard.files, strict=True)
             if old in waiting  # the others are there already
         ]
         with ThreadPoolExecutor(1 if self.out.local else _MOVES_AT_ONCE) as pool:
