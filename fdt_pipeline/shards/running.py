@@ -56,10 +56,15 @@ def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> G
     ends_with_us, end = _processes.Pipe(duplex=False)
     pool = ProcessPoolExecutor(num_processes, _processes, _end_with, (ends_with_us,))
     pending: set[Future[Record]] = set()
+    needs_main: bool | None = None
 
     def submit(number: int) -> None:
+        """Hand out so many tasks more, which may start processes."""
+        nonlocal needs_main
         for task in islice(tasks, number):
-            with _without_interrupts(), nullcontext() if b"__main__" in pickle.dumps(task) else _without_main():
+            if needs_main is None:
+                needs_main = b"__main__" in pickle.dumps(task)
+            with _without_interrupts(), nullcontext() if needs_main else _without_main():
                 pending.add(pool.submit(run_task, task, work))
 
     try:

@@ -49,8 +49,8 @@ class Staging:
         self._write(PLAN_NAME, plan.fingerprint)
 
     def check_same(self, plan: Plan) -> None:
-        """ValueError unless the unfinished run has this plan."""
-        if self.folder.read(PLAN_NAME) != plan.fingerprint.encode("ascii"):
+        """ValueError if the unfinished run has another plan. At its very end it has none, but a manifest."""
+        if self.folder.size(PLAN_NAME) is not None and self.folder.read(PLAN_NAME) != plan.fingerprint.encode("ascii"):
             raise ValueError(
                 f"{self.out.url}: the unfinished run there is of another source, or has other options: give the same, "
                 "or start over with --overwrite"

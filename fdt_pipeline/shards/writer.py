@@ -93,12 +93,12 @@ def _written(
 ) -> Manifest:
     """The manifest of the set in OUT, whatever of it is to be written yet."""
     finished: dict[int, Record] = {}
-    if resume and staging.is_moving:
-        manifest = _finished_set(plan, staging.folder)
-        staging.publish(manifest, staging.records(plan.num_tasks))
-        return manifest
     if resume and staging.exists:
         staging.check_same(plan)
+        if staging.is_moving:
+            manifest = _finished_set(plan, staging.folder)
+            staging.publish(manifest, staging.records(plan.num_tasks))
+            return manifest
         staging.tidy()
         finished = staging.finished(plan, quarantine)
     elif resume and staging.out.size(MANIFEST_NAME) is not None:
@@ -146,7 +146,7 @@ def _finished_set(plan: Plan, folder: Folder) -> Manifest:
         "split": source.split,
         "classes": source.classes,
         **vars(plan.options),
-        "num_samples": len(source),
+        "num_samples": len(source) + (len(plan.converted.quarantine) if plan.converted else 0),
     }
     found = {**vars(manifest), "num_samples": manifest.num_samples + len(manifest.quarantine)}
     for name, value in asked.items():

@@ -51,6 +51,7 @@ def test_what_was_renamed_or_left_out_is_still_told(tmp_path):
     second = convert_shards(tmp_path / "raw", tmp_path / "png", "png")
     assert len(first.keys) == 29
     assert (second.keys, second.quarantine, second.num_samples) == (first.keys, first.quarantine, 29)
+    assert convert_shards(tmp_path / "raw", tmp_path / "png", "png", resume=True) == second
 
 
 def test_damaged_shards_are_not_converted(tmp_path):
