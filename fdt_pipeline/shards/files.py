@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -126,13 +126,12 @@ class CachedShardFiles:
     def _held(self, shard: Shard, wait: bool, stop: Event) -> Iterator[ShardFile]:
         """The file of a shard, which stays during the block. ShardError if it is not what the manifest says."""
         entry = Entry(self.folder, shard.name, shard.num_bytes, shard.sha256)
-        with ExitStack() as stack:
-            try:
-                tar = stack.enter_context(self.cache.leased(entry, wait, stop))
+        try:
+            with self.cache.leased(entry, wait, stop) as tar:
                 index = self.cache.read_small(self.folder, shard.index_name, shard.index_sha256)
-            except ChangedError as error:
-                raise ShardError(str(error)) from None
-            yield ShardFile(tar, index, self.folder.path(shard.name))
+                yield ShardFile(tar, index, self.folder.path(shard.name))
+        except ChangedError as error:
+            raise ShardError(str(error)) from None
 
 
 ShardFiles = LocalShardFiles | CachedShardFiles

@@ -246,12 +246,10 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._rest = b""
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at != self._at:
+            self._at, self._rest = at, b""
+        return at
 
     def readinto(self, buffer: Any) -> int:
         end = min(self._at + len(buffer), self._size)
