@@ -18,8 +18,8 @@ from .manifest import Manifest, Shard, ShardError
 from .plan import Plan
 from .progress import Progress
 from .reader import check_hashes
-from .running import Engine
-from .writer import OnBad, write_plan
+from .running import Engine, OnBad, RunOptions
+from .writer import write_plan
 
 
 class ShardSource:
@@ -149,6 +149,7 @@ def convert_shards(
     Where nothing is lost (raw, png, webp, without size) converting back gives the first set's bytes again. ShardError
     if the set is damaged: its hashes are checked first.
     """
+    run = RunOptions(overwrite, resume, on_bad, workers, engine, progress)
     folder = open_folder(location)
     manifest = read_manifest(folder)
     if open_folder(out).url == folder.url:
@@ -161,4 +162,4 @@ def convert_shards(
     check_hashes(folder, manifest, workers)
     source = ShardSource(folder, manifest)
     plan = Plan(source, options, np.arange(len(source)), tuple(source.bounds[1:].tolist()), converted=manifest)
-    return write_plan(plan, open_folder(out), overwrite, progress, resume, on_bad, workers, engine)
+    return write_plan(plan, open_folder(out), run)

@@ -8,16 +8,18 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
 from threading import Thread
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from .progress import Progress
 from .task import Record, Task, Work, run_task
 
 # A node may die at any time, and take more than one task with it; errors of the task itself are not tried again.
@@ -25,8 +27,29 @@ MAX_RETRIES = 20
 _AHEAD = 2  # tasks a CPU that are handed to Ray: enough that none waits, few enough to hold in memory
 
 Engine = Literal["local", "ray"]
-Runner = Callable[[Iterator[Task], Work], Generator[Record, None, None]]
-"""Records come as the tasks end, in whatever order; the first error ends the run, and so does closing it."""
+OnBad = Literal["stop", "quarantine"]
+Records = Generator[Record, None, None]
+"""They come as the tasks end, in whatever order; the first error ends the run, and so does closing it."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about it, whatever it writes: arguments of `write_shards`."""
+
+    overwrite: bool
+    resume: bool
+    on_bad: OnBad
+    workers: int
+    engine: Engine
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        for name, known in (("on_bad", get_args(OnBad)), ("engine", get_args(Engine))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
 
 # Spawned, not forked: a process that has run threads (NumPy's, torch's) cannot be forked safely. 0.2 s each.
 _processes = multiprocessing.get_context("spawn")
@@ -36,22 +59,16 @@ class WorkerError(RuntimeError):
     """A worker process was killed."""
 
 
-def choose_runner(engine: str, workers: int, num_tasks: int) -> Runner:
-    if engine not in ("local", "ray"):
-        raise ValueError(f"engine must be one of local, ray, got {engine!r}")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    if engine == "ray":
-        return run_on_ray
-    num_processes = min(workers, num_tasks)
-    return run_here if num_processes <= 1 else lambda tasks, work: run_in_processes(tasks, work, num_processes)
-
-
-def run_here(tasks: Iterator[Task], work: Work) -> Generator[Record, None, None]:
+def run_tasks(tasks: Iterator[Task], work: Work, options: RunOptions, num_tasks: int) -> Records:
+    num_processes = min(options.workers, num_tasks)
+    if options.engine == "ray":
+        return run_on_ray(tasks, work)
+    if num_processes > 1:
+        return run_in_processes(tasks, work, num_processes)
     return (run_task(task, work) for task in tasks)
 
 
-def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> Generator[Record, None, None]:
+def run_in_processes(tasks: Iterator[Task], work: Work, num_processes: int) -> Records:
     """At most one task a process is under way. All end with the iterator, whether it was exhausted or not."""
     ends_with_us, end = _processes.Pipe(duplex=False)
     pool = ProcessPoolExecutor(num_processes, _processes, _end_with, (ends_with_us,))
@@ -119,7 +136,7 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def run_on_ray(tasks: Iterator[Task], work: Work) -> Generator[Record, None, None]:
+def run_on_ray(tasks: Iterator[Task], work: Work) -> Records:
     """Tasks on the cluster that this process is connected to, else the one of $RAY_ADDRESS, else this machine's."""
     ray = _connected()
     run: Any = ray.remote(run_task).options(max_retries=MAX_RETRIES, name="fdt_pipeline.shard")

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -22,11 +21,9 @@ from .manifest import Manifest, shard_name
 from .pixel_statistics import PixelStatistics
 from .plan import Plan, planned
 from .progress import Progress
-from .running import Engine, Runner, choose_runner
+from .running import Engine, OnBad, RunOptions, run_tasks
 from .staging import Staging, alone
 from .task import Record, SourceError, Work
-
-OnBad = Literal["stop", "quarantine"]
 
 
 def write_shards(
@@ -64,50 +61,37 @@ def write_shards(
     if encoding == "keep" and not hasattr(source, "read_file"):
         encoding = "raw"  # there are no files to keep
     options = ShardingOptions(encoding, size, samples_per_shard, max_shard_bytes, operator.index(seed))
-    return write_plan(planned(source, options), open_folder(out), overwrite, progress, resume, on_bad, workers, engine)
+    run = RunOptions(overwrite, resume, on_bad, workers, engine, progress)
+    return write_plan(planned(source, options), open_folder(out), run)
 
 
-def write_plan(
-    plan: Plan,
-    out: Folder,
-    overwrite: bool,
-    progress: Progress | None,
-    resume: bool,
-    on_bad: OnBad,
-    workers: int,
-    engine: Engine,
-) -> Manifest:
+def write_plan(plan: Plan, out: Folder, run: RunOptions) -> Manifest:
     """Do what `write_shards` does, for a plan."""
-    if on_bad not in ("stop", "quarantine"):
-        raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")
-    runner = choose_runner(engine, workers, plan.num_tasks)
-    check_vacant(out, overwrite, resume)
+    check_vacant(out, run.overwrite, run.resume)
     with _explained(out):
         out.make()
         with alone(out):
-            return _written(plan, Staging(out), runner, resume, on_bad == "quarantine", progress)
+            return _written(plan, Staging(out), run)
 
 
-def _written(
-    plan: Plan, staging: Staging, runner: Runner, resume: bool, quarantine: bool, progress: Progress | None
-) -> Manifest:
+def _written(plan: Plan, staging: Staging, run: RunOptions) -> Manifest:
     """The manifest of the set in OUT, whatever of it is to be written yet."""
     finished: dict[int, Record] = {}
-    if resume and staging.exists:
+    if run.resume and staging.exists:
         staging.check_same(plan)
         if staging.is_moving:
             manifest = _finished_set(plan, staging.folder)
             staging.publish(manifest, staging.records(plan.num_tasks))
             return manifest
         staging.tidy()
-        finished = staging.finished(plan, quarantine)
-    elif resume and staging.out.size(MANIFEST_NAME) is not None:
+        finished = staging.finished(plan, run.on_bad == "quarantine")
+    elif run.resume and staging.out.size(MANIFEST_NAME) is not None:
         manifest = _finished_set(plan, staging.out)
         staging.folder.remove_tree()  # what a run may have left that was killed while it tidied up
         return manifest
     else:
         staging.begin(plan)
-    records = _records(plan, staging, runner, finished, quarantine, progress)
+    records = _records(plan, staging, finished, run)
     manifest = _manifest(plan, records)
     staging.publish(manifest, records)
     return manifest
@@ -158,26 +142,19 @@ def _finished_set(plan: Plan, folder: Folder) -> Manifest:
     return manifest
 
 
-def _records(
-    plan: Plan,
-    staging: Staging,
-    runner: Runner,
-    finished: dict[int, Record],
-    quarantine: bool,
-    progress: Progress | None,
-) -> list[Record]:
+def _records(plan: Plan, staging: Staging, finished: dict[int, Record], run: RunOptions) -> list[Record]:
     """Do the tasks that are not finished; the records of all, in their order."""
     records = dict(finished)
     done = sum(plan.num_samples(number) for number in finished)
     missing = (plan.task(number) for number in range(plan.num_tasks) if number not in finished)
-    work = Work(plan.fingerprint, plan.options, staging.folder, quarantine)
+    work = Work(plan.fingerprint, plan.options, staging.folder, run.on_bad == "quarantine")
     try:
-        with closing(runner(missing, work)) as fresh:
+        with closing(run_tasks(missing, work, run, plan.num_tasks)) as fresh:
             for record in fresh:
                 records[record.task] = record
                 done += plan.num_samples(record.task)
-                if progress:
-                    progress(done, len(plan.order))
+                if run.progress:
+                    run.progress(done, len(plan.order))
     except BaseException:
         if records:
             staging.tidy()
