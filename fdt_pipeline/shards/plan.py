@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -68,17 +67,10 @@ class Plan:
     def fingerprint(self) -> str:
         """A hash of all that the bytes depend on, but for the images themselves (`task.source_state`). Files that an
         encoder made depend on its version too."""
-        source = self.source
-        about = {
-            "version": PLAN_VERSION,
-            "kind": source.kind,
-            "split": source.split,
-            "classes": source.classes,
-            "options": asdict(self.options),
-            "encoder": None if self.options.encoding == "raw" else PIL.__version__,
-            "bounds": self.bounds,
-        }
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode("ascii"))
+        source, options = self.source, self.options
+        encoder = None if options.encoding == "raw" else PIL.__version__
+        about = (PLAN_VERSION, source.kind, source.split, source.classes, options, encoder, self.bounds)
+        digest = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(self.order, np.int64).data)
         for part in _identity(source):
             digest.update(part)

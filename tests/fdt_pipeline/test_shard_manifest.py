@@ -39,13 +39,6 @@ def photos(folder):
     return folder
 
 
-def test_it_counts_what_was_stored_as_what_where_files_are_kept(tmp_path):
-    manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path / "kept", "keep", samples_per_shard=2)
-    assert manifest.samples_per_extension == {"jpg": 3, "png": 2}
-    assert read_manifest(tmp_path / "kept") == manifest
-    assert write_shards(SOURCE, tmp_path / "raw").samples_per_extension == {"npy": 7}
-
-
 def test_what_dalis_reader_takes(tmp_path):
     write_shards(open_source(photos(tmp_path / "photos")), tmp_path / "kept", "keep", samples_per_shard=3)
     paths = [f"{tmp_path}/kept/shard-00000{number}" for number in range(2)]
@@ -60,12 +53,15 @@ def test_what_dalis_reader_takes(tmp_path):
         webdataset_files("memory://raw")
 
 
-def test_counts_that_are_not_those_of_the_tars_are_a_problem(tmp_path):
-    manifest = write_shards(open_source(photos(tmp_path / "photos")), tmp_path, "keep", samples_per_shard=3)
-    wrong = dataclasses.replace(manifest, samples_per_extension={"jpg": 1, "png": 4})
-    (tmp_path / "manifest.json").write_text(wrong.to_json())
-    expected, got = {"jpg": 1, "png": 4}, {"jpg": 3, "png": 2}
-    assert verify_shards(tmp_path) == [f"{tmp_path}: expected images stored as {expected}, got {got}"]
+def test_it_counts_what_is_stored_as_what_and_other_counts_are_a_problem(tmp_path):
+    assert write_shards(SOURCE, tmp_path / "raw").samples_per_extension == {"npy": 7}
+    kept = tmp_path / "kept"
+    manifest = write_shards(open_source(photos(tmp_path / "photos")), kept, "keep", samples_per_shard=2)
+    assert read_manifest(kept) == manifest
+    counts, wrong = {"jpg": 3, "png": 2}, {"jpg": 1, "png": 4}
+    assert manifest.samples_per_extension == counts
+    (kept / "manifest.json").write_text(dataclasses.replace(manifest, samples_per_extension=wrong).to_json())
+    assert verify_shards(kept) == [f"{kept}: expected images stored as {wrong}, got {counts}"]
 
 
 @pytest.mark.parametrize(
