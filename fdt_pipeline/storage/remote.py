@@ -10,8 +10,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 from .folder import checked_name
 from .retrying import Retry, answered, is_transient
@@ -53,30 +54,24 @@ _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "
 BLOCK_BYTES = 8 << 20
 
 
+@dataclass(unsafe_hash=True)
 class RemoteFolder:
     """A folder at a URL, with the methods of `LocalFolder`. ValueError if the URL names no place, ImportError at the
     first use if a package for it is missing."""
 
-    local = None
+    url: str
+    retry: Retry = field(default_factory=Retry, compare=False, repr=False)
+    local: ClassVar[None] = None
 
-    def __init__(self, url: str, retry: Retry = Retry()) -> None:  # noqa: B008
-        self.url, self.retry = url.rstrip("/"), retry
-        self.protocol, _, place = url.partition("://")
-        self.protocol = self.protocol.lower()
+    def __post_init__(self) -> None:
+        protocol, _, place = self.url.partition("://")
+        self.protocol = protocol.lower()
         if not place.strip("/"):
-            raise ValueError(f"expected the URL of a folder, such as s3://bucket/folder, got {url!r}")
-        if self.is_web and ("?" in url or "#" in url):
-            raise ValueError(f"expected the URL of a folder, to which names of files can be added, got {url!r}")
+            raise ValueError(f"expected the URL of a folder, such as s3://bucket/folder, got {self.url!r}")
+        if self.is_web and ("?" in self.url or "#" in self.url):
+            raise ValueError(f"expected the URL of a folder, to which names of files can be added, got {self.url!r}")
+        self.url = self.url.rstrip("/")
         self._connection: tuple[int, Any] | None = None
-
-    def __repr__(self) -> str:
-        return f"RemoteFolder({self.url!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteFolder) and other.url == self.url
-
-    def __hash__(self) -> int:
-        return hash(self.url)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, as another process makes its own."""
