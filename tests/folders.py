@@ -25,6 +25,16 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def stop_after(num_samples, error=KeyboardInterrupt):
+    """A `progress` that ends a run when so many samples are written."""
+
+    def progress(done, total):
+        if done >= num_samples:
+            raise error
+
+    return progress
+
+
 def parse_index(text):
     """The members of each sample in an index of DALI's."""
     samples = []

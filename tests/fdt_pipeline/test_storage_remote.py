@@ -23,7 +23,7 @@ from fdt_pipeline.storage import open_folder
 from fdt_pipeline.storage.cache import Cache, Entry
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry
-from tests.folders import content
+from tests.folders import content, stop_after
 from tests.numbered import numbered_images
 from tests.peers import needs
 from tests.servers import Fault, object_store, web_server
@@ -98,12 +98,8 @@ def test_a_store_is_written_read_converted_and_verified_like_a_folder(local, tmp
 
 
 def test_an_interrupted_run_goes_on_in_a_store():
-    def stop(done, total):
-        if done >= 60:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        sharded("s3://bucket/resumed", progress=stop)
+        sharded("s3://bucket/resumed", progress=stop_after(60))
     calls = []
     sharded("s3://bucket/resumed", resume=True, workers=2, progress=lambda done, total: calls.append(done))
     assert calls == [80, 100, 120]
