@@ -52,11 +52,11 @@ class Plan:
         return len(self.bounds)
 
     def num_samples(self, number: int) -> int:
-        """Of a task."""
+        """The number of samples of a task."""
         return self.bounds[number] - (self.bounds[number - 1] if number else 0)
 
     def task(self, number: int) -> Task:
-        """With these samples alone, for another process, where the source can give them; else with the whole source."""
+        """A task, with a source of its samples alone where the source can `take` them: it may go to another process."""
         source: Any = self.source
         end = self.bounds[number]
         positions = self.order[end - self.num_samples(number) : end]

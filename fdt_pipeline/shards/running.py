@@ -29,7 +29,7 @@ _AHEAD = 2  # tasks a CPU that are handed to Ray: enough that none waits, few en
 Engine = Literal["local", "ray"]
 OnBad = Literal["stop", "quarantine"]
 Records = Generator[Record, None, None]
-"""They come as the tasks end, in whatever order; the first error ends the run, and so does closing it."""
+"""Records come as the tasks end, in whatever order; the first error ends the run, and so does closing it."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     plan.sha256         the fingerprint of the plan
     task-000003-0000.tar, .idx, task-000003.json     of each finished task; the record comes last
-    _info.json, manifest.json     the set is complete and is being moved to OUT, plan.sha256 or not
+    _info.json, manifest.json     the set is complete and is being moved to OUT
 
 Every file appears whole, so a run may be killed at any moment: a resumed run does the tasks without a record, or
 goes on moving.
@@ -94,7 +94,7 @@ class Staging:
             return sha256_of(file)
 
     def records(self, num_tasks: int) -> list[Record]:
-        """Of a run whose tasks are all finished."""
+        """The records of a run whose tasks are all finished."""
         return [record for number in range(num_tasks) if (record := self._record(number))]
 
     def publish(self, manifest: Manifest, records: list[Record]) -> None:

@@ -79,7 +79,7 @@ class _Hashed:
             pass
 
     def sha256(self) -> str:
-        """Of the whole file."""
+        """The hash of the whole file, which is read to its end."""
         while self.read(_BLOCK):
             pass
         return self._hash.hexdigest()
