@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fdt_pipeline import FDT, FDTLoader, Geometric
-from fdt_pipeline.shards.index import parse_index
+from tests.folders import parse_index
 from tests.numbered import image_numbers
 
 MODES = ("resident", "streaming")

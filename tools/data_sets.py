@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from fdt_pipeline.definition.philox import Stream, permutation
-from fdt_pipeline.shards import Manifest, read_manifest, read_shard, write_shards
+from fdt_pipeline.shards import Manifest, iterate_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
 from fdt_pipeline.sources.source import I64, U8
 
@@ -79,8 +79,8 @@ def _first_of_each_class(shards: Path, num_images: int) -> Iterator[tuple[U8, st
             f"most {min(manifest.samples_per_class)} of each, got {num_images}"
         )
     taken: Counter[int] = Counter()
-    for shard in manifest.shards:
-        for _, image, label in read_shard(shards, manifest, shard):
+    for shard in iterate_shards(shards, manifest):
+        for image, label in zip(shard.images, shard.labels.tolist(), strict=True):
             taken[label] += 1
             if taken[label] <= each:
                 yield image, manifest.classes[label]

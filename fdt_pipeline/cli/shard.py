@@ -24,9 +24,10 @@ from fdt_pipeline.shards import (
     shard_sets,
     write_shards,
 )
+from fdt_pipeline.shards.manifest import TIMM_INFO_NAME, timm_info_json
 from fdt_pipeline.shards.plan import planned
 from fdt_pipeline.shards.progress import progress_bar
-from fdt_pipeline.shards.staging import TIMM_INFO_NAME, Staging, timm_info_json
+from fdt_pipeline.shards.staging import Staging
 from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits
 from fdt_pipeline.storage import open_folder
 
@@ -160,8 +161,9 @@ def _write_sets(arguments: argparse.Namespace, writers: Mapping[str, Write]) -> 
             _print_summary(out, manifests[out])
     # timm finds the splits by their names; it cannot read raw images.
     if len(manifests) > 1 and all(manifest.encoding != "raw" for manifest in manifests.values()):
+        info = timm_info_json({out.rpartition("/")[2]: manifest for out, manifest in manifests.items()})
         with open_folder(arguments.out).writing(TIMM_INFO_NAME) as file:
-            file.write(timm_info_json({out.rpartition("/")[2]: manifest for out, manifest in manifests.items()}))
+            file.write(info.encode("ascii"))
     if arguments.json:
         print(json.dumps([_summary(out, manifest) for out, manifest in manifests.items()], indent=2))
     return manifests

@@ -2,10 +2,10 @@
 
 from .codec import EXTENSIONS, ShardingOptions
 from .conversion import convert_shards
-from .folder import WebdatasetFiles, check_shards, read_manifest, shard_sets, webdataset_files
+from .folder import check_shards, read_manifest, shard_sets, webdataset_files
 from .manifest import Manifest, Quarantined, Shard, ShardError
 from .progress import Progress
-from .reader import check_hashes, iterate_shards, load_shards, read_shard
+from .reader import check_hashes, iterate_shards, load_shards
 from .running import WorkerError
 from .task import BadSampleError, SourceError
 from .verify import verify_shards
@@ -21,7 +21,6 @@ __all__ = [
     "ShardError",
     "ShardingOptions",
     "SourceError",
-    "WebdatasetFiles",
     "WorkerError",
     "check_hashes",
     "check_shards",
@@ -30,7 +29,6 @@ __all__ = [
     "iterate_shards",
     "load_shards",
     "read_manifest",
-    "read_shard",
     "shard_sets",
     "verify_shards",
     "webdataset_files",

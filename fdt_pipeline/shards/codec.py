@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from PIL import Image
 
 from ..sources.image_pixels import decode_image, plain_census, quiet, resized
 from ..sources.source import I64, U8, Source
-from .index import IndexColumns, Member
+from .index import IndexColumns
 from .tar import RECORD
 
 EXTENSIONS = {
@@ -123,22 +122,6 @@ def raw_images(data: U8, samples: IndexColumns, shape: tuple[int, int, int]) -> 
 def not_raw(shape: tuple[int, ...]) -> str:
     """What is wrong with a sample that is not such an image."""
     return f"not an npy file of one uint8 image of {' x '.join(map(str, shape))}"
-
-
-def check_members(members: Sequence[Member], data: Sequence[bytes], encoding: str) -> int:
-    """The label of a sample; ValueError unless it has an image by its extension, and a label."""
-    extensions = [member.extension for member in members]
-    if len(extensions) != 2 or extensions[0] not in EXTENSIONS[encoding] or extensions[1] != "cls":
-        names = ", ".join(member.name for member in members)
-        raise ValueError(f"expected the members .{' or .'.join(EXTENSIONS[encoding])} and .cls, got {names}")
-    return parse_label(data[1])
-
-
-def parse_label(data: bytes) -> int:
-    try:
-        return int(data)
-    except ValueError:
-        raise ValueError(f"the .cls member holds {data[:40]!r}, expected a class number") from None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import BinaryIO
@@ -10,28 +11,15 @@ import numpy as np
 
 from ..sources.source import I64, Sample
 from ..storage import Folder, open_folder
-from .codec import check_members, decode
+from .codec import EXTENSIONS, ShardingOptions, decode
 from .folder import Location, read_manifest
-from .index import Member, parse_index
+from .index import IndexColumns, index_columns, parse_label
 from .manifest import Manifest, Shard, ShardError
-from .plan import Plan, ShardingOptions
+from .plan import Plan
 from .progress import Progress
 from .reader import check_hashes
-from .record import Gathered
-from .running import Engine, choose_runner
-from .writer import OnBad, is_quarantine, write_plan
-
-
-def read_index(folder: Folder, shard: Shard) -> list[list[Member]]:
-    """The place of each member of each sample. ShardError if the index is missing, broken, or that of another tar."""
-    name = shard.index_name
-    try:
-        samples = parse_index(folder.read(name).decode("ascii"), shard.num_bytes)
-    except (FileNotFoundError, ValueError) as error:
-        raise ShardError(f"{folder.path(name)}: {error}; fix it with fdt-pipeline index") from None
-    if len(samples) != shard.num_samples:
-        raise ShardError(f"{folder.path(name)}: expected {shard.num_samples} samples, got {len(samples)}")
-    return samples
+from .running import Engine, OnBad, RunOptions
+from .writer import write_plan
 
 
 class ShardSource:
@@ -39,8 +27,6 @@ class ShardSource:
 
     Raw images are decoded when asked for; of other encodings `read_file` gives the stored file.
     """
-
-    has_final_keys = True
 
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -72,8 +58,7 @@ class ShardSource:
         return self.shard(number)
 
     def shard(self, number: int) -> OneShard:
-        is_raw = self.manifest.encoding == "raw"
-        return (OneShard if is_raw else OneShardOfFiles)(self.folder, self.manifest, self.manifest.shards[number])
+        return OneShard(self.folder, self.manifest, self.manifest.shards[number])
 
 
 class OneShard:
@@ -85,23 +70,25 @@ class OneShard:
         self.folder, self.shard, self.encoding = folder, shard, manifest.encoding
         self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes
         self.shape, self.channels = manifest.shape, manifest.channels
+        if manifest.encoding != "raw":
+            self.read_file = self._read_image
 
     def __len__(self) -> int:
         return self.shard.num_samples
 
     def __getitem__(self, index: int) -> Sample:
-        members = self._samples[index]
-        image = decode(self._read(members[0]), members[0].extension, self.channels)
+        image = decode(self._read_image(index), self._index.extensions[index], self.channels)
         return Sample(image, int(self.labels[index]), self.key(index))
 
     @cached_property
     def labels(self) -> I64:
-        return np.array([self._label(members) for members in self._samples], np.int64)
+        places = zip(self._index.label_offsets.tolist(), self._index.label_sizes.tolist(), strict=True)
+        return np.array([parse_label(self._read(offset, size)) for offset, size in places], np.int64)
 
     def key(self, index: int) -> str:
-        return self._samples[index][0].name.partition(".")[0]
+        return self._index.key(index)
 
-    def states(self, positions: range) -> list[str]:
+    def states(self, positions: Sequence[int]) -> list[str]:
         return [self.shard.sha256]
 
     def close(self) -> None:
@@ -111,11 +98,20 @@ class OneShard:
 
     def __getstate__(self) -> dict[str, object]:
         """Without what was read and opened, so that it can be sent to another process."""
-        return {name: value for name, value in vars(self).items() if name not in ("_samples", "_file", "labels")}
+        return {name: value for name, value in vars(self).items() if name not in ("_index", "_file", "labels")}
 
     @cached_property
-    def _samples(self) -> list[list[Member]]:
-        return read_index(self.folder, self.shard)
+    def _index(self) -> IndexColumns:
+        """ShardError if the index is missing, broken, or that of another tar."""
+        name = self.shard.index_name
+        try:
+            text = self.folder.read(name).decode("ascii")
+            index = index_columns(text, EXTENSIONS[self.encoding], self.shard.num_bytes)
+        except (FileNotFoundError, ValueError) as error:
+            raise ShardError(f"{self.folder.path(name)}: {error}; fix it with fdt-pipeline index") from None
+        if len(index.names) != len(self):
+            raise ShardError(f"{self.folder.path(name)}: expected {len(self)} samples, got {len(index.names)}")
+        return index
 
     @cached_property
     def _file(self) -> BinaryIO:
@@ -124,22 +120,15 @@ class OneShard:
         except FileNotFoundError:
             raise ShardError(f"{self.folder.path(self.shard.name)}: missing; shard the source again") from None
 
-    def _label(self, members: list[Member]) -> int:
-        return check_members(members, [b"", self._read(members[-1])], self.encoding)
+    def _read_image(self, index: int) -> bytes:
+        return self._read(int(self._index.image_offsets[index]), int(self._index.image_sizes[index]))
 
-    def _read(self, member: Member) -> bytes:
-        self._file.seek(member.offset)
-        data = self._file.read(member.size)
-        if len(data) != member.size:
-            raise ShardError(f"{self.folder.path(self.shard.name)}: cut in {member.name}")
+    def _read(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise ShardError(f"{self.folder.path(self.shard.name)}: cut at byte {offset + len(data)}")
         return data
-
-
-class OneShardOfFiles(OneShard):
-    """One tar of encoded images, whose files can be read."""
-
-    def read_file(self, index: int) -> bytes:
-        return self._read(self._samples[index][0])
 
 
 def convert_shards(
@@ -160,23 +149,17 @@ def convert_shards(
     Where nothing is lost (raw, png, webp, without size) converting back gives the first set's bytes again. ShardError
     if the set is damaged: its hashes are checked first.
     """
+    run = RunOptions(overwrite, resume, on_bad, workers, engine, progress)
     folder = open_folder(location)
     manifest = read_manifest(folder)
     if open_folder(out).url == folder.url:
         raise ValueError(f"{folder.url}: cannot be converted in place: choose another folder")
-    quarantine = is_quarantine(on_bad)
-    check_hashes(folder, manifest, workers)
-    plan = _planned(ShardSource(folder, manifest), manifest, encoding, size)
-    runner = choose_runner(engine, workers, plan.num_tasks)
-    return write_plan(plan, open_folder(out), runner, overwrite, resume, quarantine, progress)
-
-
-def _planned(source: ShardSource, manifest: Manifest, encoding: str, size: int | None) -> Plan:
     if encoding == "keep" and manifest.encoding == "raw":
         encoding = "raw"  # there are no files to keep
     options = ShardingOptions(
         encoding, size or manifest.size, manifest.samples_per_shard, manifest.max_shard_bytes, manifest.seed
     )
-    carried = Gathered(keys=dict(manifest.keys), quarantine=list(manifest.quarantine))
-    bounds = tuple(int(bound) for bound in source.bounds[1:])
-    return Plan(source, options, np.arange(len(source)), bounds, carried)
+    check_hashes(folder, manifest, workers)
+    source = ShardSource(folder, manifest)
+    plan = Plan(source, options, np.arange(len(source)), tuple(source.bounds[1:].tolist()), converted=manifest)
+    return write_plan(plan, open_folder(out), run)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Protocol
 
 from ..storage import Folder
 from ..storage.cache import Cache, ChangedError, Entry, NoRoomError
+from ..storage.folder import LocalFolder
 from ..storage.remote import RemoteFolder
 from .manifest import Manifest, Shard, ShardError
 
@@ -37,32 +39,15 @@ class ShardFile:
     state: FileState | None = None
 
 
-class ShardFiles(Protocol):
-    @property
-    def folder(self) -> Folder: ...
-
-    def check_unchanged(self) -> None:
-        """ShardError if a file is missing, or has changed since it was checked first."""
-
-    def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
-        """Each file stays until the next is asked for, or the generator is closed."""
-
-
-def files_of(folder: Folder, manifest: Manifest) -> ShardFiles:
-    """Files of a local folder where they are, those of a remote one through the cache."""
-    return CachedShardFiles(folder) if isinstance(folder, RemoteFolder) else LocalShardFiles(folder, manifest)
-
-
 class LocalShardFiles:
     """The files of a local folder."""
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
-        assert folder.local is not None
+    def __init__(self, folder: LocalFolder, manifest: Manifest) -> None:
         self.folder, self._path = folder, folder.local
-        names = [name for shard in manifest.shards for name in (shard.name, shard.index_name)]
-        self._states = {name: self._state(name) for name in names}
+        self._states = {name: self._state(name) for name in manifest.files}
 
     def check_unchanged(self) -> None:
+        """ShardError if a file is missing, or has changed since it was checked first."""
         for name, state in self._states.items():
             now = self._state(name)
             if now is None or state is None or now[:3] != state[:3]:  # the fourth changes by a chmod, too
@@ -71,6 +56,7 @@ class LocalShardFiles:
                 )
 
     def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
+        """Each file stays until the next is asked for, or the generator is closed."""
         for shard in shards:
             try:
                 index = self.folder.read(shard.index_name)
@@ -97,82 +83,60 @@ class CachedShardFiles:
         """Every file is checked when it is fetched, and is found by its sha256."""
 
     def in_order(self, shards: Sequence[Shard]) -> Generator[ShardFile, None, None]:
-        waiting = deque(shards)
-        fetching: deque[_Fetch] = deque()
+        waiting, stop = deque(shards), Event()
+        fetching: deque[tuple[Shard, Future[None]]] = deque()
         try:
             while waiting or fetching:
-                self._fetch_ahead(waiting, fetching)
-                fetch = fetching.popleft()
-                if fetch.found_no_room():
-                    self._release(fetching, waiting)
-                with fetch as file:
-                    self._fetch_ahead(waiting, fetching)
+                self._fetch_ahead(waiting, fetching, stop)
+                shard, fetched = fetching.popleft()
+                with suppress(NoRoomError):  # others hold it: now that this shard is the next, wait for them
+                    fetched.result()
+                with self._held(shard, True, stop) as file:
+                    self._fetch_ahead(waiting, fetching, stop)
                     yield file
         finally:
-            for fetch in fetching:
-                fetch.cancel()
+            stop.set()
+            futures.wait([fetched for _, fetched in fetching])
 
-    def _fetch_ahead(self, waiting: deque[Shard], fetching: deque[_Fetch]) -> None:
-        while waiting and self._has_room(waiting[0], fetching):
-            fetching.append(_Fetch(self, waiting.popleft()))
+    def _fetch_ahead(self, waiting: deque[Shard], fetching: deque[tuple[Shard, Future[None]]], stop: Event) -> None:
+        while waiting:
+            ahead = [shard.num_bytes for shard, _ in fetching]
+            if ahead and (len(ahead) == AHEAD or sum(ahead) + waiting[0].num_bytes > self.cache.max_bytes // 2):
+                return
+            shard = waiting.popleft()
+            fetching.append((shard, self._fetch(shard, stop)))
 
-    def _release(self, fetching: deque[_Fetch], waiting: deque[Shard]) -> None:
-        """A reader that waits for room holds nothing: four of them with room for four shards waited for each other, two
-        minutes, and one then gave up."""
-        while fetching:
-            fetch = fetching.pop()
-            fetch.cancel()
-            waiting.appendleft(fetch.shard)
+    def _fetch(self, shard: Shard, stop: Event) -> Future[None]:
+        """Fetch a shard on a thread of its own. It is not held before its turn: readers that held what they had not
+        read yet, in a cache without room for more, would wait for each other."""
+        fetched: Future[None] = Future()
 
-    def _has_room(self, shard: Shard, fetching: Sequence[_Fetch]) -> bool:
-        held = sum(fetch.shard.num_bytes for fetch in fetching)
-        return not fetching or (len(fetching) < AHEAD and held + shard.num_bytes <= self.cache.max_bytes // 2)
+        def work() -> None:
+            try:
+                with self._held(shard, False, stop):
+                    fetched.set_result(None)
+            except BaseException as error:  # raised again when the file is asked for
+                fetched.set_exception(error)
 
-    def file(self, shard: Shard, stack: ExitStack, wait: bool, stop: Event) -> ShardFile:
-        """The file of a shard, held by the stack. ShardError if it is not what the manifest says."""
+        # A daemon, as the interpreter must not wait for a network when it ends.
+        Thread(target=work, name=f"fetch {shard.name}", daemon=True).start()
+        return fetched
+
+    @contextmanager
+    def _held(self, shard: Shard, wait: bool, stop: Event) -> Iterator[ShardFile]:
+        """The file of a shard, which stays during the block. ShardError if it is not what the manifest says."""
         entry = Entry(self.folder, shard.name, shard.num_bytes, shard.sha256)
         try:
-            tar = stack.enter_context(self.cache.leased(entry, wait, stop))
-            index = self.cache.read_small(self.folder, shard.index_name, shard.index_sha256)
+            with self.cache.leased(entry, wait, stop) as tar:
+                index = self.cache.read_small(self.folder, shard.index_name, shard.index_sha256)
+                yield ShardFile(tar, index, self.folder.path(shard.name))
         except ChangedError as error:
             raise ShardError(str(error)) from None
-        return ShardFile(tar, index, self.folder.path(shard.name))
 
 
-class _Fetch:
-    """A shard that is fetched on a thread of its own; as a context manager, it gives the file."""
+ShardFiles = LocalShardFiles | CachedShardFiles
 
-    def __init__(self, files: CachedShardFiles, shard: Shard) -> None:
-        self.files, self.shard = files, shard
-        self._stack, self._stop = ExitStack(), Event()
-        self._file: ShardFile | None = None
-        self._error: BaseException | None = None
-        # A daemon, as the interpreter must not wait for a network when it ends.
-        self._thread = Thread(target=self._work, name=f"fetch {shard.name}", daemon=True)
-        self._thread.start()
 
-    def found_no_room(self) -> bool:
-        self._thread.join()
-        return isinstance(self._error, NoRoomError)
-
-    def __enter__(self) -> ShardFile:
-        if self.found_no_room():  # others hold it: now that this shard is the next, wait for them
-            return self.files.file(self.shard, self._stack, True, self._stop)
-        if self._error is not None:
-            raise self._error
-        assert self._file is not None
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def cancel(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._stack.close()
-
-    def _work(self) -> None:
-        try:
-            self._file = self.files.file(self.shard, self._stack, False, self._stop)
-        except BaseException as error:  # raised again when the file is asked for
-            self._error = error
+def files_of(folder: Folder, manifest: Manifest) -> ShardFiles:
+    """Files of a local folder where they are, those of a remote one through the cache."""
+    return CachedShardFiles(folder) if isinstance(folder, RemoteFolder) else LocalShardFiles(folder, manifest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TypedDict
 
 from ..storage import Folder, open_folder
 from .manifest import Manifest, ShardError, manifest_from_json
@@ -20,7 +19,7 @@ def shard_files(folder: Folder) -> list[str]:
 
 def foreign_files(folder: Folder, manifest: Manifest) -> list[str]:
     """The tars and indexes, of whatever name, that the manifest does not list."""
-    listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
+    listed = manifest.files
     return [name for name in folder.names() if name.lower().endswith((".tar", ".idx")) and name not in listed]
 
 
@@ -45,16 +44,9 @@ def check_is_folder(folder: Folder) -> None:
         )
 
 
-class WebdatasetFiles(TypedDict):
-    """The arguments of DALI's reader: `fn.readers.webdataset(**files)` gives (image file, label in ASCII)."""
-
-    paths: list[str]
-    index_paths: list[str]
-    ext: list[str]
-
-
-def webdataset_files(location: Location) -> WebdatasetFiles:
-    """The files of a folder of shards. ext names every format in which images are stored, such as ["jpg;png", "cls"].
+def webdataset_files(location: Location) -> dict[str, list[str]]:
+    """The files of a folder of shards, as arguments of DALI's reader: `fn.readers.webdataset(**files)` gives (image
+    file, label in ASCII). ext names every format in which images are stored, such as ["jpg;png", "cls"].
 
     ValueError for a URL, as DALI reads files of this machine; ShardError if a tar or an index is missing.
     """
@@ -73,14 +65,14 @@ def webdataset_files(location: Location) -> WebdatasetFiles:
 def check_shards(location: Location, manifest: Manifest) -> None:
     """Cheap: ShardError unless every tar is there with its size, and every index is there."""
     folder = open_folder(location)
-    for shard in manifest.shards:
-        got = folder.size(shard.name)
-        for name, size in ((shard.name, got), (shard.index_name, folder.size(shard.index_name))):
-            if size is None:
-                raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite")
-        if got != shard.num_bytes:
+    expected = {shard.name: shard.num_bytes for shard in manifest.shards}
+    for name in manifest.files:
+        got = folder.size(name)
+        if got is None:
+            raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite")
+        if got != expected.get(name, got):
             raise ShardError(
-                f"{folder.path(shard.name)}: expected {shard.num_bytes} bytes, got {got}; shard again with --overwrite"
+                f"{folder.path(name)}: expected {expected[name]} bytes, got {got}; shard again with --overwrite"
             )
 
 
@@ -95,7 +87,7 @@ def shard_sets(location: Location) -> tuple[Folder, ...]:
 
 def _sets_below(folder: Folder) -> list[Folder]:
     names = sorted(folder.subfolders(), key=lambda name: (name != "train", name))
-    return [below for below in map(folder.folder, names) if _holds_shards(below)]
+    return [below for name in names if _holds_shards(below := folder.folder(name))]
 
 
 def _holds_shards(folder: Folder) -> bool:

@@ -6,7 +6,6 @@ output of DALI's own wds2idx, but made while the tar is written.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,33 +29,6 @@ class Member(NamedTuple):
 def index_text(samples: list[list[Member]]) -> str:
     lines = [" ".join(" ".join(map(str, member)) for member in members) for members in samples]
     return "\n".join([f"{VERSION} {len(samples)}", *lines, ""])
-
-
-def parse_index(text: str, num_bytes: float = math.inf) -> list[list[Member]]:
-    """ValueError if it is no such index, or has a member outside of its tar of `num_bytes` bytes."""
-    head, *lines = text.split("\n")
-    if head != f"{VERSION} {len(lines) - 1}" or lines[-1] != "":
-        raise ValueError(
-            f"expected {VERSION!r} and the number of lines that follow, got {head[:40]!r}, {len(lines) - 1}"
-        )
-    samples = [_parse_line(line.split(" ")) for line in lines[:-1]]
-    for members in samples:
-        for _, offset, size, name in members:
-            if min(offset, size) < 0 or offset + size > num_bytes:
-                raise ValueError(
-                    f"expected {name} within the tar's {num_bytes} bytes, got offset {offset}, size {size}"
-                )
-    return samples
-
-
-def _parse_line(words: list[str]) -> list[Member]:
-    if len(words) % 4:
-        raise ValueError(f"expected EXTENSION OFFSET SIZE NAME for each member, got {' '.join(words)[:80]!r}")
-    fields = iter(words)
-    return [
-        Member(extension, int(offset), int(size), name)
-        for extension, offset, size, name in zip(*[fields] * 4, strict=True)
-    ]
 
 
 _DIGITS = 9  # of a label; more would not fit into 32 bits
@@ -85,25 +57,27 @@ def index_columns(text: str, extensions: Sequence[str], num_bytes: int) -> Index
     """ValueError unless each sample is an image of one of the extensions and a .cls, each member behind the one before,
     in a tar of `num_bytes` bytes: so the bytes from a first to a last sample hold all samples between."""
     head, _, rest = text.partition("\n")
-    words = rest.split()
-    if head != f"{VERSION} {rest.count(chr(10))}" or len(words) != 8 * rest.count("\n"):
-        parse_index(text)  # says what is wrong with it
-        raise ValueError("its samples do not have two members each, an image and a .cls")
+    words, num_lines = rest.split(), rest.count("\n")
+    if head != f"{VERSION} {num_lines}":
+        raise ValueError(f"expected {VERSION!r} and the number of lines that follow, got {head[:40]!r}, {num_lines}")
+    if len(words) != 8 * num_lines:
+        raise ValueError("expected EXTENSION OFFSET SIZE NAME twice in each line, of an image and of a .cls")
     if not set(words[0::8]) <= set(extensions) or set(words[4::8]) - {"cls"}:
         found = ", ".join(sorted({*words[0::8], *words[4::8]})[:5])
         raise ValueError(f"expected the members .{' or .'.join(extensions)} and .cls, got {found}")
     try:
         image_offsets, image_sizes, label_offsets, label_sizes = (np.array(words[i::8], np.int64) for i in (1, 2, 5, 6))
-    except OverflowError:  # beyond 64 bits
-        parse_index(text, num_bytes)
-        raise
+    except OverflowError:
+        raise ValueError("expected offsets and sizes of up to 64 bits") from None
     ends = (image_offsets + image_sizes, label_offsets + label_sizes)
     bounds = np.stack([image_offsets, ends[0], label_offsets, ends[1]], axis=1).ravel()
     ascending = np.append(0, bounds) <= np.append(bounds, num_bytes)
     if not ascending.all():
-        parse_index(text, num_bytes)  # says which member is outside of the tar
-        name = words[3::8][min(int(ascending.argmin()), len(bounds) - 1) // 4]
-        raise ValueError(f"expected each member behind the one before, got others at {name}")
+        begin = 8 * (min(int(ascending.argmin()), len(bounds) - 1) // 4)
+        raise ValueError(
+            f"expected each member behind the one before, within the tar's {num_bytes} bytes, got "
+            f"{' '.join(words[begin : begin + 8])}"
+        )
     return IndexColumns(image_offsets, image_sizes, label_offsets, label_sizes, words[0::8], words[3::8])
 
 
@@ -124,3 +98,10 @@ def read_labels(data: U8, samples: IndexColumns, num_classes: int) -> tuple[I64,
         text = data[offsets[number] : offsets[number] + sizes[number]][:40].tobytes()
         bad[number] = f"the .cls member holds {text!r}, expected a class number below {num_classes}"
     return np.where(is_good, labels, -1), bad
+
+
+def parse_label(data: bytes) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise ValueError(f"the .cls member holds {data[:40]!r}, expected a class number") from None

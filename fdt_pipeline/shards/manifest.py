@@ -1,4 +1,4 @@
-"""manifest.json: what a set of shards holds. It is written last, so where it is, the set is whole."""
+"""manifest.json: what a set of shards holds. It is written last, so where it is, the set is whole. And `_info.json`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ..sources.source import check_class_names
-from .codec import EXTENSIONS, ShardingOptions
-from .tar import unpack_checksums
+from .codec import EXTENSIONS
 
 FORMAT_VERSION = 2
 SHA256_FIELD = "manifest_sha256"
+TIMM_INFO_NAME = "_info.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-_T = TypeVar("_T")
 
 
 class ShardError(ValueError):
@@ -39,12 +35,18 @@ class Shard:
     crc32: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        for fault in _faults_of_shard(self):
-            raise ValueError(f"{self.name}: {fault}")
+        for sha256 in (self.sha256, self.index_sha256):  # a file of the cache is called by it
+            if not _SHA256.fullmatch(sha256):
+                raise ValueError(f"{self.name}: a sha256 must be 64 digits 0..f, got {sha256[:80]!r}")
 
     @property
     def index_name(self) -> str:
         return self.name.removesuffix(".tar") + ".idx"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name -> sha256 of the tar, and then of its index."""
+        return {self.name: self.sha256, self.index_name: self.index_sha256}
 
 
 @dataclass(frozen=True)
@@ -84,32 +86,40 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        # Made only to check them.
-        ShardingOptions(self.encoding, self.size, self.samples_per_shard, self.max_shard_bytes, self.seed)
-        check_class_names(self.classes)
-        for fault in _faults(self):
-            raise ValueError(fault)
+        of_classes, of_shards = sum(self.samples_per_class), sum(shard.num_samples for shard in self.shards)
+        if not 1 <= self.num_samples == of_classes == of_shards:
+            raise ValueError(
+                f"num_samples is {self.num_samples}, but samples_per_class sum to {of_classes} and the shards to "
+                f"{of_shards}"
+            )
+        for index, shard in enumerate(self.shards):  # so no name leads out of the folder
+            if shard.name != shard_name(index):
+                raise ValueError(f"shards must be in order: expected {shard_name(index)}, got {shard.name}")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name -> sha256 of every tar and index."""
+        return {name: sha256 for shard in self.shards for name, sha256 in shard.files.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, without `samples_per_extension` where the encoding has one extension, and last its sha256."""
+        fields = dataclasses.asdict(self)
+        if len(EXTENSIONS[self.encoding]) == 1:
+            del fields["samples_per_extension"]
+        return {**fields, SHA256_FIELD: _hash_of(fields)}
 
     @property
     def sha256(self) -> str:
-        """The sha256 of all fields, as JSON with sorted keys and without blanks."""
-        fields = json.dumps(self._written(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(fields.encode("ascii")).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and, last, manifest_sha256."""
-        return {**self._written(), SHA256_FIELD: self.sha256}
+        return self.to_dict()[SHA256_FIELD]
 
     def to_json(self) -> str:
         """JSON without a time or a path: the same set has the same manifest."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def _written(self) -> dict[str, Any]:
-        """The fields as they are written: without `samples_per_extension` where the encoding has one extension."""
-        fields = dataclasses.asdict(self)
-        if len(EXTENSIONS[self.encoding]) == 1:
-            del fields["samples_per_extension"]
-        return fields
+
+def _hash_of(fields: dict[str, Any]) -> str:
+    """The sha256 of all fields, as JSON with sorted keys and without blanks."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def shard_name(index: int) -> str:
@@ -117,115 +127,64 @@ def shard_name(index: int) -> str:
 
 
 def manifest_from_json(text: str) -> Manifest:
-    """ValueError unless it is, byte for byte, what `to_json` wrote: broken JSON, another format version, fields that
-    are missing, unknown, of a wrong type or at odds with each other, and any other change."""
+    """ValueError unless it is, byte for byte, what `to_json` wrote: for broken JSON, another format version, and any
+    change, which the hash shows."""
     try:
         content = json.loads(text)
     except RecursionError:
         raise ValueError("expected a JSON object, got one nested without end") from None
     if not isinstance(content, dict):
         raise ValueError("expected a JSON object")
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"expected format_version {FORMAT_VERSION}, an integer, got {version!r}")
-    extensions = EXTENSIONS.get(str(content.get("encoding")), ("npy",))  # an unknown one is refused below
-    if len(extensions) == 1:
-        content = {"samples_per_extension": {extensions[0]: content.get("num_samples")}, **content}
-    values = _read_fields({**get_type_hints(Manifest), SHA256_FIELD: str}, content)
-    sha256 = values.pop(SHA256_FIELD)
-    manifest = Manifest(**values)
-    if sha256 != manifest.sha256:
-        raise ValueError(
-            f"was changed by hand or damaged: expected {SHA256_FIELD} {manifest.sha256}, got {sha256[:80]}"
-        )
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"expected format_version {FORMAT_VERSION}, got {content.get('format_version')!r}")
+    sha256 = content.pop(SHA256_FIELD, None)
+    if sha256 != _hash_of(content):
+        raise ValueError(f"was changed by hand or damaged: expected {SHA256_FIELD} {_hash_of(content)}, got {sha256!r}")
+    manifest = _manifest_of(content)
     if text != manifest.to_json():
         raise ValueError("was changed by hand or damaged after it was written")
     return manifest
 
 
-def _read_fields(types: dict[str, Any], content: Any) -> dict[str, Any]:
-    """A JSON object as the fields of a dataclass; ValueError if some are missing, unknown or of another type."""
-    missing, unknown = sorted(types.keys() - content.keys()), sorted(content.keys() - types.keys())
-    if missing or unknown:
-        raise ValueError(f"missing fields: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
-    values = {}
-    for name, expected in types.items():
-        try:
-            values[name] = _read(expected, content[name])
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"field {name}: {error}") from None
-    return values
-
-
-def _read(expected: Any, value: Any) -> Any:
-    """A JSON value as one of a type that fields have here: lists become tuples, objects dataclasses."""
-    form, parts = get_origin(expected), get_args(expected)
-    if form is UnionType:  # "... | None"
-        return None if value is None else _read(parts[0], value)
-    if form is tuple:
-        return tuple(_read(parts[0], item) for item in _read(list, value))
-    if form is dict:
-        return {_read(parts[0], key): _read(parts[1], item) for key, item in _read(dict, value).items()}
-    if dataclasses.is_dataclass(expected):
-        return expected(**_read_fields(get_type_hints(expected), value))  # type: ignore[operator]
-    if not isinstance(value, expected) or isinstance(value, bool):
-        raise TypeError(f"expected {expected.__name__}, got {value!r}")
-    return value
-
-
-def _faults_of_shard(shard: Shard) -> Iterator[str]:
-    """Why its numbers and hashes cannot be those of a shard."""
-    if min(shard.num_samples, shard.num_bytes) < 1:
-        yield f"num_samples and num_bytes must be at least 1, got {shard.num_samples}, {shard.num_bytes}"
-    for sha256 in (shard.sha256, shard.index_sha256):
-        if not _SHA256.fullmatch(sha256):
-            yield f"a sha256 must be 64 digits 0..f, got {sha256[:80]!r}"
+def _manifest_of(content: dict[str, Any]) -> Manifest:
+    """ValueError if another program wrote it, with other fields."""
     try:
-        num_checksums = len(unpack_checksums(shard.crc32))
-    except ValueError as error:
-        yield str(error)
-        return
-    if num_checksums != shard.num_samples:
-        yield f"{shard.num_samples} samples, but {num_checksums} values in crc32"
+        extensions = EXTENSIONS[content["encoding"]]
+        if len(extensions) == 1:
+            content = {"samples_per_extension": {extensions[0]: content["num_samples"]}, **content}
+        content = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
+        content["quarantine"] = tuple(Quarantined(**bad) for bad in content["quarantine"])
+        return Manifest(**content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"has other fields than a manifest: {type(error).__name__}: {error}") from None
 
 
-def _faults(manifest: Manifest) -> Iterator[str]:
-    """Why the fields contradict each other."""
-    for name in ("num_samples", "channels"):
-        if getattr(manifest, name) < 1:
-            yield f"{name} must be at least 1, got {getattr(manifest, name)}"
-    yield from _faults_of_counts(manifest)
-    yield from _faults_of_pixels(manifest)
-    for index, shard in enumerate(manifest.shards):  # so no name leads out of the folder
-        if shard.name != shard_name(index):
-            yield f"shards must be in order and each there once: expected {shard_name(index)}, got {shard.name}"
+def timm_info(sets: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The `_info.json` by which timm's webdataset reader knows a set: its splits, their tars and their lengths.
+
+        timm.data.create_dataset("wds/photos", root="runs/photos", split="train", is_training=True, batch_size=64)
+
+    sets: folder -> manifest, as seen from the folder of `_info.json`; "" is that folder itself.
+
+    ValueError for raw shards, which hold arrays: timm leaves every sample of them out with a warning; and for two sets
+    of one split.
+    """
+    splits: dict[str, dict[str, Any]] = {}
+    for folder, manifest in sets.items():
+        name = manifest.split or folder.rpartition("/")[2] or "train"  # a set without splits is the one to train on
+        if manifest.encoding == "raw":
+            raise ValueError(f"{folder or 'the set'}: timm reads jpg, png and webp, not raw: convert it to one of them")
+        if name in splits:
+            raise ValueError(f"{folder}: is a second set of the split {name!r}: expected one folder a split")
+        splits[name] = {
+            "name": name,
+            "num_samples": manifest.num_samples,
+            "filenames": [f"{folder}/{shard.name}".lstrip("/") for shard in manifest.shards],
+            "shard_lengths": [shard.num_samples for shard in manifest.shards],
+        }
+    return {"splits": splits}
 
 
-def _faults_of_counts(manifest: Manifest) -> Iterator[str]:
-    of_classes, of_shards = sum(manifest.samples_per_class), sum(shard.num_samples for shard in manifest.shards)
-    if not manifest.num_samples == of_classes == of_shards:
-        yield (
-            f"num_samples is {manifest.num_samples}, but samples_per_class sum to {of_classes} "
-            f"and the shards to {of_shards}"
-        )
-    if min(manifest.samples_per_class) < 0:
-        yield f"samples_per_class must not be negative, got {min(manifest.samples_per_class)}"
-    if len(manifest.classes) != len(manifest.samples_per_class):
-        yield f"{len(manifest.classes)} classes, but {len(manifest.samples_per_class)} samples_per_class"
-    counts, known = manifest.samples_per_extension, EXTENSIONS[manifest.encoding]
-    if not set(counts) <= set(known) or sum(counts.values()) != manifest.num_samples or min(counts.values()) < 1:
-        yield (
-            f"samples_per_extension must be at least 1 of each of {', '.join(known)} that is there, and "
-            f"{manifest.num_samples} in all, got {counts}"
-        )
-
-
-def _faults_of_pixels(manifest: Manifest) -> Iterator[str]:
-    channels, shape, mean, std = manifest.channels, manifest.shape, manifest.mean, manifest.std
-    if not channels == len(mean) == len(std):
-        yield f"channels is {channels}, but mean has {len(mean)} and std {len(std)} values"
-    if shape is not None and (len(shape) != 3 or shape[2] != channels or min(shape) < 1):
-        yield f"shape must be [h w {channels}], h and w at least 1, or null, got {list(shape)}"
-    for name, values in (("mean", mean), ("std", std)):
-        if not all(0 <= value <= 255 for value in values):
-            yield f"{name} must be within 0..255, got {list(values)}"
+def timm_info_json(sets: Mapping[str, Manifest]) -> str:
+    return json.dumps(timm_info(sets), indent=2) + "\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ import PIL
 
 from fdt_pipeline.definition.philox import Stream, permutation, random_words
 
-from ..sources.source import I64, Sample, Source, check_class_names
+from ..sources.source import I64, Source, check_class_names
 from .codec import ShardingOptions
-from .record import Gathered
+from .manifest import Manifest
 from .task import Task
 
 _SHUFFLE, _JITTER = 0, 1
@@ -39,41 +39,38 @@ PLAN_VERSION = 1
 @dataclass(frozen=True)
 class Plan:
     """order: positions in the source, in the order of writing; bounds: where its tasks end, the first begins at 0.
-    carried: where the source is a set of shards itself, what its manifest says and the samples do not."""
+    converted: where the source is a set of shards itself, its manifest, whose keys and quarantine stay."""
 
     source: Source
     options: ShardingOptions
     order: I64
     bounds: tuple[int, ...]
-    carried: Gathered = field(default_factory=Gathered)
+    converted: Manifest | None = None
 
     @property
     def num_tasks(self) -> int:
         return len(self.bounds)
 
-    def positions(self, number: int) -> I64:
-        """The positions in the source of a task's samples, in the order of writing."""
-        return self.order[self.bounds[number - 1] if number else 0 : self.bounds[number]]
+    def num_samples(self, number: int) -> int:
+        """The number of samples of a task."""
+        return self.bounds[number] - (self.bounds[number - 1] if number else 0)
 
     def task(self, number: int) -> Task:
-        positions = self.positions(number)
-        return Task(number, taken(self.source, positions), positions)
+        """A task, with a source of its samples alone where the source can `take` them: it may go to another process."""
+        source: Any = self.source
+        end = self.bounds[number]
+        positions = self.order[end - self.num_samples(number) : end]
+        is_taken = hasattr(source, "take")
+        return Task(number, source.take(positions) if is_taken else source, positions.tolist(), is_taken)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that the bytes depend on, but for the images themselves (Record.state). Files that an encoder
-        made depend on its version too."""
-        source = self.source
-        about = {
-            "version": PLAN_VERSION,
-            "kind": source.kind,
-            "split": source.split,
-            "classes": source.classes,
-            "options": asdict(self.options),
-            "encoder": None if self.options.encoding == "raw" else PIL.__version__,
-            "bounds": self.bounds,
-        }
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode("ascii"))
+        """A hash of all that the bytes depend on, but for the images themselves (`task.source_state`). Files that an
+        encoder made depend on its version too."""
+        source, options = self.source, self.options
+        encoder = None if options.encoding == "raw" else PIL.__version__
+        about = (PLAN_VERSION, source.kind, source.split, source.classes, options, encoder, self.bounds)
+        digest = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(self.order, np.int64).data)
         for part in _identity(source):
             digest.update(part)
@@ -89,36 +86,6 @@ def planned(source: Source, options: ShardingOptions) -> Plan:
     step = options.samples_per_shard
     bounds = tuple(min(first + step, len(order)) for first in range(0, len(order), step))
     return Plan(source, options, order, bounds)
-
-
-def taken(source: Source, positions: I64) -> Source:
-    """A source of these samples alone, for another process: the source's own `take` sends less, where it has one."""
-    own: Any = source
-    return own.take(positions) if hasattr(source, "take") else _Taken(source, positions)
-
-
-class _Taken:
-    """Some samples of a source that has no `take`; it is sent whole."""
-
-    def __init__(self, source: Source, positions: I64) -> None:
-        self._source, self._positions = source, positions
-        self.kind, self.split, self.classes, self.shape = source.kind, source.split, source.classes, source.shape
-        self.labels = source.labels[positions]
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._source[int(self._positions[index])]
-
-    def __getattr__(self, name: str) -> Any:
-        """Optional methods of a source, where this one has them."""
-        if name not in ("channels", "key", "read_file", "states"):
-            raise AttributeError(name)
-        own = getattr(self._source, name)
-        if name == "states":
-            return lambda positions: own([int(self._positions[position]) for position in positions])
-        return own if name == "channels" else lambda index: own(int(self._positions[index]))
 
 
 def _identity(source: Source) -> Iterator[bytes]:

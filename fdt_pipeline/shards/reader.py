@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +34,9 @@ def check_hashes(
     location: Location, manifest: Manifest, num_threads: int = 1, progress: Progress | None = None
 ) -> None:
     """ShardError unless every tar and index has its sha256; reads every byte, on num_threads threads."""
-    folder = open_folder(location)
-    files = [(shard.name, shard.sha256) for shard in manifest.shards]
-    files += [(shard.index_name, shard.index_sha256) for shard in manifest.shards]
+    folder, files = open_folder(location), manifest.files
     with ThreadPoolExecutor(num_threads) as pool:
-        for done, _ in enumerate(pool.map(lambda file: _check_hash(folder, *file), files), 1):
+        for done, _ in enumerate(pool.map(lambda file: _check_hash(folder, *file), files.items()), 1):
             if progress:
                 progress(done, len(files))
 
@@ -58,7 +57,7 @@ class Loaded:
     """The samples of one shard: images first .. first + m - 1 of the set. names: of the images' files in the tar."""
 
     first: int
-    images: U8  # [m h w c]
+    images: Any  # u8[m h w c], or a list of u8[h w c] where the set's images differ in size
     labels: I64  # [m]
     names: list[str]
 
@@ -74,11 +73,17 @@ def load_shards(
 
     Hashes are checked on the way. num_threads: as for `iterate_shards`. ValueError if the images differ in size.
     """
-    manifest = read_manifest(location)
-    images = np.empty((manifest.num_samples, *(manifest.shape or ())), np.uint8)
+    folder = open_folder(location)
+    manifest = read_manifest(folder)
+    if manifest.shape is None:
+        raise ValueError(
+            f"{folder.url}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one "
+            "size, with --size"
+        )
+    images = np.empty((manifest.num_samples, *manifest.shape), np.uint8)
     labels = np.empty(manifest.num_samples, np.int64)
     keys: list[str] = []
-    for shard in iterate_shards(location, manifest, progress, num_threads):
+    for shard in iterate_shards(folder, manifest, progress, num_threads):
         part = slice(shard.first, shard.first + len(shard.labels))
         images[part], labels[part] = shard.images, shard.labels
         keys += shard.keys
@@ -92,14 +97,9 @@ def iterate_shards(
 
     num_threads: how many read, hash and decode; by default one for each CPU that is available, at most 4. At most
     num_threads + 1 shards are in memory. ShardError, naming shard and key, for a wrong hash or a sample that is not
-    what the manifest says. ValueError if the images differ in size. progress counts samples, a shard at a time.
+    what the manifest says. progress counts samples, a shard at a time.
     """
     folder = open_folder(location)
-    if manifest.shape is None:
-        raise ValueError(
-            f"{folder.url}: mixed-size shards cannot be resident: stream them with a size, or shard the images at one "
-            "size, with --size"
-        )
     if folder.local:
         check_shards(folder, manifest)
     num_threads = num_threads or min(MAX_THREADS, available_cpus())
@@ -130,33 +130,16 @@ def _next(waiting: deque[Future[Loaded]], manifest: Manifest, progress: Progress
 
 def _load(file: ShardFile, shard: Shard, manifest: Manifest, first: int, tar: bytes | None) -> Loaded:
     data, samples, labels = _checked(file, shard, manifest, tar)
-    shape = manifest.shape
-    assert shape is not None
-    if manifest.encoding != "raw":
-        decoded = [image for _, image in _decoded(file, data, samples, manifest)]
-        for number, image in enumerate(decoded):
-            if image.shape != shape:
-                raise _bad(file, samples, number, f"expected an image of {shape}, got {image.shape}")
-        return Loaded(first, np.stack(decoded), labels, samples.names)
+    if manifest.encoding != "raw" or manifest.shape is None:
+        images = _decoded(file, data, samples, manifest)
+        return Loaded(first, np.stack(images) if manifest.shape else images, labels, samples.names)
     try:
-        images, wrong = raw_images(data[samples.image_offsets[0] :], samples, shape)
+        raw, wrong = raw_images(data[samples.image_offsets[0] :], samples, manifest.shape)
     except ValueError as error:
         raise ShardError(f"{file.url}: {error}") from None
     if wrong:
-        raise _bad(file, samples, wrong[0], not_raw(shape))
-    return Loaded(first, np.ascontiguousarray(images), labels, samples.names)
-
-
-def read_shard(location: Location, manifest: Manifest, shard: Shard) -> Iterator[tuple[str, U8, int]]:
-    """(key, image u8[h w c], label) in the order of the tar; raw images are read-only views of its bytes.
-
-    ShardError, naming shard and key, for a wrong hash or a sample that does not parse.
-    """
-    with closing(files_of(open_folder(location), manifest).in_order([shard])) as files:
-        file = next(files)
-        data, samples, labels = _checked(file, shard, manifest, None)
-    images = _decoded(file, data, samples, manifest)
-    return ((key, image, label) for (key, image), label in zip(images, labels.tolist(), strict=True))
+        raise _bad(file, samples, wrong[0], not_raw(manifest.shape))
+    return Loaded(first, np.ascontiguousarray(raw), labels, samples.names)
 
 
 def _checked(file: ShardFile, shard: Shard, manifest: Manifest, tar: bytes | None) -> tuple[U8, IndexColumns, I64]:
@@ -183,15 +166,18 @@ def _checked(file: ShardFile, shard: Shard, manifest: Manifest, tar: bytes | Non
     return data, samples, labels
 
 
-def _decoded(file: ShardFile, data: U8, samples: IndexColumns, manifest: Manifest) -> Iterator[tuple[str, U8]]:
-    """(key, image) of each sample."""
-    ends = samples.image_offsets + samples.image_sizes
+def _decoded(file: ShardFile, data: U8, samples: IndexColumns, manifest: Manifest) -> list[U8]:
+    """Each image; raw ones are read-only views of the data."""
+    images, ends = [], samples.image_offsets + samples.image_sizes
     for number, (begin, end) in enumerate(zip(samples.image_offsets.tolist(), ends.tolist(), strict=True)):
         try:
             image = decode(data[begin:end].data, samples.extensions[number], manifest.channels)
+            if manifest.shape not in (None, image.shape):
+                raise ValueError(f"expected an image of {manifest.shape}, got {image.shape}")
         except ValueError as error:
             raise _bad(file, samples, number, str(error)) from error
-        yield samples.key(number), image
+        images.append(image)
+    return images
 
 
 def _bad(file: ShardFile, samples: IndexColumns, number: int, reason: str) -> ShardError:

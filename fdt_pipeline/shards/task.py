@@ -1,26 +1,25 @@
 """One task of sharding: some samples of a source become one tar, or several if it would be too large.
 
 A task knows its own samples and nothing else, so any process on any machine can run it, in any order, and again:
-what it writes depends on the samples and the options alone.
+what it writes depends on the samples and the options alone. Its record, written last, says what is in its tars.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..sources.source import I64, Source
+from ..sources.source import Source
 from ..storage import Folder
-from .codec import EncodedSample, encode_sample
+from .codec import EncodedSample, ShardingOptions, encode_sample
 from .key import needs_mapping, sample_key
 from .manifest import Quarantined, Shard
-from .plan import ShardingOptions
-from .record import Gathered, PixelStatistics, Record
+from .pixel_statistics import PixelStatistics
 from .tar import TarShard, member_size, tar_size
 
 _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -44,24 +43,20 @@ class SourceError(OSError):
     """A sample could not be read for a reason that is not its own, such as a disk or a network that fails."""
 
 
-def record_name(task: int) -> str:
-    return f"task-{task:06d}.json"
-
-
 @dataclass(frozen=True)
 class Task:
-    """samples: the task's own, in the order of writing; positions: their positions in the whole source."""
+    """positions: of its samples in the whole source, in the order of writing. source: these samples alone, if
+    `is_taken`, else the whole source."""
 
     number: int
-    samples: Source
-    positions: I64
+    source: Source
+    positions: Sequence[int]
+    is_taken: bool
 
     @property
-    def record_name(self) -> str:
-        return record_name(self.number)
-
-    def part_name(self, part: int) -> str:
-        return f"task-{self.number:06d}-{part:04d}.tar"
+    def indices(self) -> Sequence[int]:
+        """The places of its samples in `source`."""
+        return range(len(self.positions)) if self.is_taken else self.positions
 
 
 @dataclass(frozen=True)
@@ -74,62 +69,102 @@ class Work:
     quarantine: bool
 
 
+def record_name(task: int) -> str:
+    return f"task-{task:06d}.json"
+
+
+@dataclass
+class Record:
+    """What a task has written. plan: fingerprint of the plan it belongs to. state: of the files that it was made of.
+    parts: its tars, by their names in the staging folder. shapes: two of them where sizes differ. pixel_counts:
+    [c 256], how many pixels have which value; None if there are none."""
+
+    task: int
+    plan: str
+    state: str
+    samples_per_class: list[int]
+    samples_per_extension: dict[str, int] = field(default_factory=dict)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    pixel_counts: list[list[int]] | None = None
+    keys: dict[str, str] = field(default_factory=dict)
+    parts: list[Shard] = field(default_factory=list)
+    quarantine: list[Quarantined] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def count(self, sample: EncodedSample) -> None:
+        self.samples_per_class[sample.label] += 1
+        extension = next(iter(sample.members))
+        self.samples_per_extension[extension] = self.samples_per_extension.get(extension, 0) + 1
+        if sample.shape not in self.shapes and len(self.shapes) < 2:
+            self.shapes.append(sample.shape)
+
+
+def record_from_json(text: str) -> Record:
+    """The record that `to_json` wrote; ValueError, KeyError or TypeError for another text."""
+    content: dict[str, Any] = json.loads(text)
+    content["parts"] = [Shard(**part) for part in content["parts"]]
+    content["quarantine"] = [Quarantined(**bad) for bad in content["quarantine"]]
+    return Record(**content)
+
+
 def run_task(task: Task, work: Work) -> Record:
     """Write tars and indexes, then the record. BadSampleError if a sample is bad and there is no quarantine;
     SourceError if reading fails for another reason; OSError if writing does."""
-    gathered = Gathered()
-    state = source_state(task.samples)  # before they are read: a file that changes meanwhile has then changed since
+    state = source_state(task)  # before they are read: a file that changes meanwhile has then changed since
+    record = Record(task.number, work.plan, state, [0] * len(task.source.classes))
     try:
-        parts = tuple(_written_parts(task, work, _samples(task, work, gathered)))
+        record.parts = list(_written_parts(task, work, _samples(task, work, record)))
     finally:
-        if hasattr(task.samples, "close"):
-            task.samples.close()
-    record = Record(task.number, work.plan, state, parts, gathered)
-    with work.staging.writing(task.record_name) as file:
+        if task.is_taken and hasattr(task.source, "close"):
+            task.source.close()
+    with work.staging.writing(record_name(task.number)) as file:
         file.write(record.to_json().encode("ascii"))
     return record
 
 
-def source_state(samples: Source) -> str:
+def source_state(task: Task) -> str:
     """A hash of what shows that files have changed (size and time of the last change), or of the pixels themselves
     where they are in memory; empty where a source has neither. SourceError if a disk or a network fails."""
-    source: Any = samples
+    source: Any = task.source
     digest = hashlib.sha256()
-    if hasattr(samples, "states"):
+    if hasattr(source, "states"):
         try:
-            for state in source.states(range(len(samples))):
+            for state in source.states(task.indices):
                 digest.update(state.encode("utf-8", "surrogateescape") + b"\n")
         except OSError as error:
             raise _source_error("ask for the state of the source's files", error) from error
-    elif isinstance(getattr(samples, "images", None), np.ndarray):
+    elif task.is_taken and isinstance(getattr(source, "images", None), np.ndarray):
         digest.update(np.ascontiguousarray(source.images).data)
     else:
         return ""
     return digest.hexdigest()
 
 
-def _samples(task: Task, work: Work, gathered: Gathered) -> Iterator[tuple[str, EncodedSample]]:
+def _samples(task: Task, work: Work, record: Record) -> Iterator[tuple[str, EncodedSample]]:
     """(KEY, sample) of the good samples, which are counted on the way."""
-    for index, position in enumerate(task.positions.tolist()):
+    statistics = PixelStatistics()
+    has_final_keys = getattr(task.source, "has_final_keys", False)  # samples that come from shards keep their KEY
+    for index, position in zip(task.indices, task.positions, strict=True):
         try:
-            sample = _checked(task.samples, index, work.options)
-            _count(gathered.statistics, sample.values)
+            sample = _checked(task.source, index, work.options)
+            statistics.add(sample.values)
         except (ValueError, *_OF_THE_FILE) as error:
-            bad = Quarantined(position, _source_key(task.samples, index, position), _reason(error))
+            bad = Quarantined(position, _source_key(task.source, index, position), _reason(error))
             if not work.quarantine:
                 raise BadSampleError(bad.position, bad.key, bad.reason) from error
-            gathered.quarantine.append(bad)
+            record.quarantine.append(bad)
             continue
         except OSError as error:  # must be taken neither for a bad sample nor for a failure of writing
-            key = _source_key(task.samples, index, position)
+            key = _source_key(task.source, index, position)
             raise _source_error(f"read sample {position} of the source ({key})", error) from error
-        key = _key(task.samples, position, sample.source_key)
-        if key != sample.source_key and needs_mapping(key, sample.source_key):
-            gathered.keys[key] = sample.source_key
-        gathered.samples_per_class[sample.label] += 1
-        gathered.samples_per_extension[next(iter(sample.members))] += 1
-        gathered.see_shape(sample.shape)
+        key = sample.source_key if has_final_keys else sample_key(position, sample.source_key)
+        if not has_final_keys and needs_mapping(key, sample.source_key):
+            record.keys[key] = sample.source_key
+        record.count(sample)
         yield key, sample
+    record.pixel_counts = None if statistics.counts is None else statistics.counts.tolist()
 
 
 def _source_error(what: str, error: OSError) -> SourceError:
@@ -137,20 +172,8 @@ def _source_error(what: str, error: OSError) -> SourceError:
     return SourceError(text) if error.errno is None else SourceError(error.errno, text)
 
 
-def _count(statistics: PixelStatistics, values: NDArray[Any]) -> None:
-    if values.ndim == 3:
-        statistics.add(values)
-    else:
-        statistics.add_counts(values)
-
-
-def _key(samples: Source, position: int, source_key: str) -> str:
-    """The KEY by the rule; samples that come from shards keep the KEY that they have."""
-    return source_key if getattr(samples, "has_final_keys", False) else sample_key(position, source_key)
-
-
-def _checked(samples: Source, index: int, options: ShardingOptions) -> EncodedSample:
-    sample = encode_sample(samples, index, options)
+def _checked(source: Source, index: int, options: ShardingOptions) -> EncodedSample:
+    sample = encode_sample(source, index, options)
     if options.max_shard_bytes is None:
         return sample
     alone = tar_size(sum(member_size(len(data)) for data in sample.members.values()))
@@ -163,7 +186,7 @@ def _written_parts(task: Task, work: Work, samples: Iterator[tuple[str, EncodedS
     waiting = next(samples, None)
     number = 0
     while waiting is not None:
-        name = task.part_name(number)
+        name = f"task-{task.number:06d}-{number:04d}.tar"
         with work.staging.writing(name) as file:
             tar = TarShard(file)
             while waiting is not None and _has_room(tar, waiting[1], work.options):
@@ -182,9 +205,8 @@ def _has_room(tar: TarShard, sample: EncodedSample, options: ShardingOptions) ->
     return options.max_shard_bytes is None or tar.size_with(sample.members) <= options.max_shard_bytes
 
 
-def _source_key(samples: Source, index: int, position: int) -> str:
-    source: Any = samples
-    return source.key(index) if hasattr(samples, "key") else str(position)
+def _source_key(source: Any, index: int, position: int) -> str:
+    return source.key(index) if hasattr(source, "key") else str(position)
 
 
 def _reason(error: Exception) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from ..storage import Folder, open_folder
-from .codec import check_members, decode
+from .codec import EXTENSIONS, decode
 from .folder import Location, foreign_files, read_manifest
-from .index import Member, index_text
+from .index import Member, index_text, parse_label
 from .manifest import Manifest, Shard, ShardError
+from .pixel_statistics import PixelStatistics
 from .progress import Progress
-from .record import PixelStatistics
 from .tar import BLOCK, member_size, sample_checksum, tar_entries, unpack_checksums
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_%-]+\.[a-z]+")  # unpacked by any program, it leads nowhere else
@@ -62,35 +61,27 @@ def _contents(tar: BinaryIO, num_bytes: int) -> Iterator[tuple[Member, bytes]]:
         yield Member(name.partition(".")[2], entry.offset, entry.size, name), data
 
 
-class _Hashed(io.RawIOBase):
+class _Hashed:
     """A file that is read once, from its beginning to its end, and hashed on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash, self._at = file, hashlib.sha256(), 0
 
-    def readable(self) -> bool:
-        return True
+    def read(self, num_bytes: int) -> bytes:
+        data = self._file.read(num_bytes)
+        self._hash.update(data)
+        self._at += len(data)
+        return data
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    def seek(self, offset: int) -> None:
         """Forward only."""
         while self._at < offset and self.read(min(offset - self._at, _BLOCK)):
             pass
-        return self._at
 
-    def readinto(self, buffer: Any) -> int:
-        num_bytes = self._file.readinto(buffer)  # type: ignore[attr-defined]
-        self._hash.update(memoryview(buffer)[:num_bytes])
-        self._at += num_bytes
-        return num_bytes
-
-    @property
     def sha256(self) -> str:
+        """The hash of the whole file, which is read to its end."""
+        while self.read(_BLOCK):
+            pass
         return self._hash.hexdigest()
 
 
@@ -136,23 +127,20 @@ class _Verification:
             yield from self._of_tar(shard, size, file, index)
 
     def _of_tar(self, shard: Shard, size: int, file: BinaryIO, index: bytes | None) -> Iterator[str]:
-        path, hashed = self.folder.path(shard.name), _Hashed(file)
-        tar = cast(BinaryIO, io.BufferedReader(hashed, _BLOCK))
+        path, tar = self.folder.path(shard.name), _Hashed(file)
         samples: list[list[Member]] = []
         checksums = unpack_checksums(shard.crc32)
         broken = False
         try:
-            for sample in tar_samples(tar, size):
+            for sample in tar_samples(cast(BinaryIO, tar), size):
                 samples.append(sample.members)
                 expected = checksums[len(samples) - 1] if len(samples) <= len(checksums) else None
                 yield from (f"{path}: sample {sample.key}: {fault}" for fault in self._of_sample(sample, expected))
         except ValueError as error:
             broken = True
             yield f"{path}: not a readable tar: {error}"
-        while tar.read(_BLOCK):
-            pass
-        if hashed.sha256 != shard.sha256:
-            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {hashed.sha256}"
+        if (got := tar.sha256()) != shard.sha256:
+            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {got}"
         if len(samples) != shard.num_samples:
             yield f"{path}: expected {shard.num_samples} samples, got {len(samples)}"
         if index is not None and not broken and index != index_text(samples).encode("ascii"):
@@ -168,7 +156,7 @@ class _Verification:
         if checksum is not None and checksum != sample_checksum(sample.data):
             yield "its bytes are not those that were written (CRC-32)"
         try:
-            label = check_members(sample.members, sample.data, self.manifest.encoding)
+            label = _label(sample, EXTENSIONS[self.manifest.encoding])
         except ValueError as error:
             yield str(error)
             return
@@ -205,3 +193,12 @@ class _Verification:
         expected_values, got = (*manifest.mean, *manifest.std), (*self.statistics.mean, *self.statistics.std)
         if any(abs(a - b) > tolerance for a, b in zip(expected_values, got, strict=True)):
             yield f"{where}: mean and std of the pixels are not those of the manifest"
+
+
+def _label(sample: Contents, extensions: Sequence[str]) -> int:
+    """ValueError unless it has an image of one of the extensions, and a label."""
+    found = [member.extension for member in sample.members]
+    if len(found) != 2 or found[0] not in extensions or found[1] != "cls":
+        names = ", ".join(member.name for member in sample.members)
+        raise ValueError(f"expected the members .{' or .'.join(extensions)} and .cls, got {names}")
+    return parse_label(sample.data[1])

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import operator
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Literal
+
+import numpy as np
 
 from ..sources.source import Source
 from ..storage import Folder, open_folder
 from ..storage.atomic import remedy
 from ..storage.remote import RemoteFolder
+from .codec import ShardingOptions
 from .folder import MANIFEST_NAME, check_is_folder, read_manifest, shard_files
-from .manifest import Manifest, Shard, shard_name
-from .plan import Plan, ShardingOptions, planned
+from .manifest import Manifest, shard_name
+from .pixel_statistics import PixelStatistics
+from .plan import Plan, planned
 from .progress import Progress
-from .record import Gathered, Record, merged
-from .running import Engine, Runner, choose_runner
+from .running import Engine, OnBad, RunOptions, run_tasks
 from .staging import Staging, alone
-from .task import SourceError, Work, record_name
-
-OnBad = Literal["stop", "quarantine"]
+from .task import Record, SourceError, Work
 
 
 def write_shards(
@@ -60,39 +61,40 @@ def write_shards(
     if encoding == "keep" and not hasattr(source, "read_file"):
         encoding = "raw"  # there are no files to keep
     options = ShardingOptions(encoding, size, samples_per_shard, max_shard_bytes, operator.index(seed))
-    quarantine = is_quarantine(on_bad)
-    plan = planned(source, options)
-    runner = choose_runner(engine, workers, plan.num_tasks)
-    return write_plan(plan, open_folder(out), runner, overwrite, resume, quarantine, progress)
+    run = RunOptions(overwrite, resume, on_bad, workers, engine, progress)
+    return write_plan(planned(source, options), open_folder(out), run)
 
 
-def is_quarantine(on_bad: str) -> bool:
-    """ValueError if it is neither "stop" nor "quarantine"."""
-    if on_bad not in ("stop", "quarantine"):
-        raise ValueError(f"on_bad must be one of stop, quarantine, got {on_bad!r}")
-    return on_bad == "quarantine"
-
-
-def write_plan(
-    plan: Plan,
-    out: Folder,
-    runner: Runner,
-    overwrite: bool,
-    resume: bool,
-    quarantine: bool,
-    progress: Progress | None = None,
-) -> Manifest:
+def write_plan(plan: Plan, out: Folder, run: RunOptions) -> Manifest:
     """Do what `write_shards` does, for a plan."""
-    check_vacant(out, overwrite, resume)
+    check_vacant(out, run.overwrite, run.resume)
     with _explained(out):
         out.make()
-    with alone(out):
-        staging = Staging(out)
-        if resume and not staging.exists and out.size(MANIFEST_NAME) is not None:
-            manifest = _finished_set(plan, out)
-            staging.end()  # what a run may have left that was killed while it tidied up
+        with alone(out):
+            return _written(plan, Staging(out), run)
+
+
+def _written(plan: Plan, staging: Staging, run: RunOptions) -> Manifest:
+    """The manifest of the set in OUT, whatever of it is to be written yet."""
+    finished: dict[int, Record] = {}
+    if run.resume and staging.exists:
+        staging.check_same(plan)
+        if staging.is_moving:
+            manifest = _finished_set(plan, staging.folder)
+            staging.publish(manifest, staging.records(plan.num_tasks))
             return manifest
-        return _Run(plan, staging, runner, quarantine, progress).manifest(resume and staging.exists)
+        staging.tidy()
+        finished = staging.finished(plan, run.on_bad == "quarantine")
+    elif run.resume and staging.out.size(MANIFEST_NAME) is not None:
+        manifest = _finished_set(plan, staging.out)
+        staging.folder.remove_tree()  # what a run may have left that was killed while it tidied up
+        return manifest
+    else:
+        staging.begin(plan)
+    records = _records(plan, staging, finished, run)
+    manifest = _manifest(plan, records)
+    staging.publish(manifest, records)
+    return manifest
 
 
 def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
@@ -120,134 +122,79 @@ def check_vacant(out: Folder, overwrite: bool, resume: bool = False) -> None:
         )
 
 
-def _finished_set(plan: Plan, out: Folder) -> Manifest:
-    """The manifest of the set in `out`; ValueError if it is not the set that was asked for."""
-    manifest, options, source = read_manifest(out), plan.options, plan.source
+def _finished_set(plan: Plan, folder: Folder) -> Manifest:
+    """The manifest of the set in `folder`; ValueError if it is not the set that was asked for."""
+    manifest, source = read_manifest(folder), plan.source
     asked = {
         "kind": source.kind,
         "split": source.split,
         "classes": source.classes,
-        "encoding": options.encoding,
-        "size": options.size,
-        "seed": options.seed,
-        "samples_per_shard": options.samples_per_shard,
-        "max_shard_bytes": options.max_shard_bytes,
+        **vars(plan.options),
+        "num_samples": len(source) + (len(plan.converted.quarantine) if plan.converted else 0),
     }
-    found = {name: getattr(manifest, name) for name in asked}
-    asked["num_samples"], found["num_samples"] = len(source), manifest.num_samples + len(manifest.quarantine)
+    found = {**vars(manifest), "num_samples": manifest.num_samples + len(manifest.quarantine)}
     for name, value in asked.items():
         if found[name] != value:
             raise ValueError(
-                f"{out.url}: holds a finished set of another kind: {name} is {found[name]!r}, asked for {value!r}; "
+                f"{folder.url}: holds a finished set of another kind: {name} is {found[name]!r}, asked for {value!r}; "
                 "replace it with --overwrite, or choose another folder"
             )
     return manifest
 
 
-class _Run:
-    """From a plan to a manifest."""
-
-    def __init__(
-        self, plan: Plan, staging: Staging, runner: Runner, quarantine: bool, progress: Progress | None
-    ) -> None:
-        self.plan, self.staging, self.runner, self.progress = plan, staging, runner, progress
-        self.fingerprint = plan.fingerprint
-        self.work = Work(self.fingerprint, plan.options, staging.folder, quarantine)
-
-    def manifest(self, resume: bool) -> Manifest:
-        with _explained(self.staging.out):
-            if resume:
-                self._check_same_plan()
-                self.staging.tidy()
-            else:
-                self.staging.begin(self.fingerprint)
-        if resume and self.staging.is_moved:
-            self.staging.end()
-            return read_manifest(self.staging.out)
-        if resume and self.staging.is_moving:
-            return self._moved()
-        records = self._records(self.staging.finished(self.plan, self.work.quarantine) if resume else {})
-        manifest = _manifest(self.plan, records)
-        with _explained(self.staging.out):
-            self.staging.publish(manifest, _parts(records))
-        return manifest
-
-    def _check_same_plan(self) -> None:
-        if self.staging.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"{self.staging.out.url}: the unfinished run there is of another source, or has other options: give "
-                "the same, or start over with --overwrite"
-            )
-
-    def _moved(self) -> Manifest:
-        """Finish a run that was killed while it moved its files."""
-        manifest = read_manifest(self.staging.folder)
-        found = (self.staging.record(record_name(number)) for number in range(self.plan.num_tasks))
-        with _explained(self.staging.out):
-            self.staging.move(manifest, _parts([record for record in found if record]))
-        return manifest
-
-    def _records(self, finished: dict[int, Record]) -> list[Record]:
-        """The records of all tasks, in their order."""
-        records = dict(finished)
-        done = sum(len(self.plan.positions(number)) for number in finished)
-        missing = (self.plan.task(number) for number in range(self.plan.num_tasks) if number not in finished)
-        try:
-            with _explained(self.staging.out), closing(self.runner(missing, self.work)) as fresh:
-                for record in fresh:
-                    records[record.task] = record
-                    done += len(self.plan.positions(record.task))
-                    if self.progress:
-                        self.progress(done, len(self.plan.order))
-        except BaseException:
-            self._give_up(bool(records))
-            raise
-        return [records[number] for number in range(self.plan.num_tasks)]
-
-    def _give_up(self, is_worth_keeping: bool) -> None:
-        if is_worth_keeping:
-            self.staging.tidy()
+def _records(plan: Plan, staging: Staging, finished: dict[int, Record], run: RunOptions) -> list[Record]:
+    """Do the tasks that are not finished; the records of all, in their order."""
+    records = dict(finished)
+    done = sum(plan.num_samples(number) for number in finished)
+    missing = (plan.task(number) for number in range(plan.num_tasks) if number not in finished)
+    work = Work(plan.fingerprint, plan.options, staging.folder, run.on_bad == "quarantine")
+    try:
+        with closing(run_tasks(missing, work, run, plan.num_tasks)) as fresh:
+            for record in fresh:
+                records[record.task] = record
+                done += plan.num_samples(record.task)
+                if run.progress:
+                    run.progress(done, len(plan.order))
+    except BaseException:
+        if records:
+            staging.tidy()
         else:
-            self.staging.folder.remove_tree()
-
-
-def _parts(records: list[Record]) -> list[Shard]:
-    return [part for record in records for part in record.parts]
+            staging.folder.remove_tree()
+        raise
+    return [records[number] for number in range(plan.num_tasks)]
 
 
 def _manifest(plan: Plan, records: list[Record]) -> Manifest:
-    source, options = plan.source, plan.options
-    total = merged(records)
-    if total.statistics.counts is None:
-        bad = total.quarantine[0]
-        raise ValueError(f"none of the {len(total.quarantine)} samples is good: {bad.key}: {bad.reason}")
+    source, options, statistics = plan.source, plan.options, PixelStatistics()
+    for record in records:
+        if record.pixel_counts:
+            statistics.add(np.array(record.pixel_counts, np.int64))
+    quarantine = [bad for record in records for bad in record.quarantine]
+    if statistics.counts is None:
+        raise ValueError(f"none of the {len(quarantine)} samples is good: {quarantine[0].key}: {quarantine[0].reason}")
+    samples_per_class = tuple(map(sum, zip(*(record.samples_per_class for record in records), strict=True)))
+    extensions = sum((Counter(record.samples_per_extension) for record in records), Counter[str]())
+    shapes = {tuple(shape) for record in records for shape in record.shapes}
+    parts = [part for record in records for part in record.parts]
+    keys = {key: name for record in records for key, name in record.keys.items()}
+    if plan.converted:
+        keys, quarantine = {**plan.converted.keys, **keys}, [*plan.converted.quarantine, *quarantine]
     return Manifest(
         kind=source.kind,
         split=source.split,
         classes=source.classes,
-        num_samples=total.samples_per_class.total(),
-        samples_per_class=tuple(total.samples_per_class[label] for label in range(len(source.classes))),
-        shape=_shape(total),
-        channels=len(total.statistics.mean),
-        encoding=options.encoding,
-        seed=options.seed,
-        samples_per_shard=options.samples_per_shard,
-        max_shard_bytes=options.max_shard_bytes,
-        size=options.size,
-        mean=total.statistics.mean,
-        std=total.statistics.std,
-        shards=tuple(replace(part, name=shard_name(index)) for index, part in enumerate(_parts(records))),
-        keys={**plan.carried.keys, **dict(sorted(total.keys.items()))},
-        samples_per_extension=dict(sorted(total.samples_per_extension.items())),
-        quarantine=tuple(sorted([*plan.carried.quarantine, *total.quarantine], key=lambda bad: bad.position)),
+        num_samples=sum(samples_per_class),
+        samples_per_class=samples_per_class,
+        shape=shapes.pop() if len(shapes) == 1 else None,  # type: ignore[arg-type]  # (h, w, c)
+        channels=len(statistics.mean),
+        **vars(options),
+        mean=statistics.mean,
+        std=statistics.std,
+        shards=tuple(replace(part, name=shard_name(index)) for index, part in enumerate(parts)),
+        keys=dict(sorted(keys.items())),
+        samples_per_extension=dict(sorted(extensions.items())),
+        quarantine=tuple(sorted(quarantine, key=lambda bad: bad.position)),
     )
-
-
-def _shape(total: Gathered) -> tuple[int, int, int] | None:
-    if total.smallest != total.largest or total.smallest is None:
-        return None
-    height, width, channels = total.smallest
-    return height, width, channels
 
 
 @contextmanager

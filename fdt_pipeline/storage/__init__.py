@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
 
-from .folder import Folder, LocalFolder
+from .folder import LocalFolder
 from .remote import RemoteFolder
 
 __all__ = ["Folder", "is_url", "open_folder"]
 
+Folder = LocalFolder | RemoteFolder
+
 
 def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
     """A path, or a URL ("scheme://...") that fsspec knows; file:// is a path."""
-    if isinstance(location, (LocalFolder, RemoteFolder)):
+    if isinstance(location, Folder):
         return location
-    text = os.fspath(cast("str | os.PathLike[str]", location))
+    text = os.fspath(location)
     if text[:7].lower() == "file://":
         text = text[7:]
     return RemoteFolder(text) if is_url(text) else LocalFolder(Path(text))

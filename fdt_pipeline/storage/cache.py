@@ -1,9 +1,12 @@
 """Local copies of remote files whose size and sha256 are known: bounded, checked, and shared by processes.
 
     SHA256              a whole file; its time of access says when it was last used
-    SHA256.SIZE...part  as much of it as has arrived (parts.py)
-    SHA256.lock         shared while somebody uses the file, exclusive while it is fetched or removed
+    SHA256.SIZE.part    as much of it as has arrived
     room.lock           held while room is made or reserved
+
+A file is locked itself: shared while somebody uses it, exclusively while it is fetched or removed.
+On file systems that clusters share, flock may lock nothing. Two processes may then fetch the same file: they write the
+same bytes to the same places of one part, and what comes of it is checked as any other file.
 
 Files are named by their content, so a set that was changed never meets its old files, and sets share equal ones.
 Files with other names are not the cache's: they are neither counted nor removed.
@@ -19,14 +22,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, NamedTuple
 
 from .atomic import atomic_file, remedy, sha256_of
-from .parts import own_part, take_over
 from .remote import RemoteFolder
 
 DIRECTORY_VARIABLE = "FDT_PIPELINE_SHARD_CACHE"
@@ -35,7 +37,7 @@ BLOCK_BYTES = 4 << 20
 _ROOM_SECONDS = 120.0  # to wait for others to release what they use
 _POLL_SECONDS = 0.05
 # A whole file, a part of one, or what a process was writing when it was killed.
-_OURS = re.compile(r"\.?(?P<sha256>[0-9a-f]{64})(\.(?P<size>\d+)(\..+)?\.part|\..+\.tmp)?")
+_OURS = re.compile(r"\.?[0-9a-f]{64}(\.(?P<size>\d+)\.part|\..+\.tmp)?")
 _Pause = Callable[[float], None]
 # flock's answers where a file system has no locks. There a file may be fetched twice, or removed while it is in use.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -59,7 +61,6 @@ class _Held(NamedTuple):
     """A file in the cache. num_bytes: for a part, the size of the whole."""
 
     path: Path
-    sha256: str
     num_bytes: int
     last_used: float
 
@@ -93,20 +94,25 @@ class Cache:
                 f"{entry.url}: {entry.num_bytes} bytes, more than the cache may hold ({self.max_bytes}): set "
                 f"{BYTES_VARIABLE} to more, or shard with a lower --max-shard-bytes"
             )
-        path, lock, pause = self.directory / entry.sha256, self._lock_of(entry.sha256), _pause(entry, stop or Event())
-        while True:
-            with _flocked(lock, fcntl.LOCK_SH, pause):
-                if self._is_good(path, entry):
-                    _mark_used(path)
-                    yield path
-                    return
-            try:
-                with _flocked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    if not self._is_good(path, entry):
-                        path.unlink(missing_ok=True)
-                        self._fetch(path, entry, wait, pause)
-            except BlockingIOError:  # another process may have fetched it, and read it for long: look again
-                pause(_POLL_SECONDS)
+        path, pause, begin = self.directory / entry.sha256, _pause(entry, stop or Event()), time.monotonic()
+        with ExitStack() as held:
+            while True:
+                try:
+                    if self._holds(path, entry, held):
+                        break
+                    has_room = self._fetch(path, entry, pause)
+                except BlockingIOError:  # another process fetches it, or reads one that is damaged
+                    pause(_POLL_SECONDS)
+                    begin = time.monotonic()
+                    continue
+                if not has_room:
+                    if not wait or time.monotonic() - begin > _ROOM_SECONDS:
+                        raise NoRoomError(
+                            f"{self.directory}: no room for {entry.num_bytes} bytes more: up to {self.max_bytes} are "
+                            f"allowed, and what is there is in use; set {BYTES_VARIABLE} to more"
+                        )
+                    pause(_POLL_SECONDS)
+            yield path
 
     def read_small(self, folder: RemoteFolder, name: str, sha256: str) -> bytes:
         """A file of a few kilobytes, such as an index; kept if there is room."""
@@ -120,7 +126,7 @@ class Cache:
         got = hashlib.sha256(data).hexdigest()
         if got != sha256:
             raise _changed(folder.path(name), f"sha256 {sha256}", got)
-        with _flocked(self._room_lock, fcntl.LOCK_EX):
+        with self._counting():
             if self._frees(len(data)):
                 with atomic_file(path) as file:
                     file.write(data)
@@ -130,61 +136,48 @@ class Cache:
         """Bytes of all its files; those that are being fetched count whole."""
         return sum(held.num_bytes for held in _held(self.directory))
 
+    def _holds(self, path: Path, entry: Entry, held: ExitStack) -> bool:
+        """Whether the file is there and what it must be; then it is locked. A damaged one is removed."""
+        with suppress(FileNotFoundError):
+            held.enter_context(_locked(path, fcntl.LOCK_SH))
+            if self._is_good(path, entry):
+                _mark_used(path)
+                return True
+            held.close()
+            with _locked(path, fcntl.LOCK_EX):
+                if not self._is_good(path, entry):
+                    path.unlink()
+        return False
+
     def _is_good(self, path: Path, entry: Entry) -> bool:
         """Whether the file is what it must be. Hashed when this process first meets it, or it has changed."""
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return False
-        if status.st_size != entry.num_bytes:
-            return False
+        status = path.stat()
         state = (entry.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
         if state not in self._checked:
             with path.open("rb") as file:
-                self._checked[state] = sha256_of(file) == entry.sha256
+                self._checked[state] = status.st_size == entry.num_bytes and sha256_of(file) == entry.sha256
         return self._checked[state]
 
-    def _fetch(self, path: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
-        given_up = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
-        part = own_part(given_up)
-        try:
-            self._make_room(given_up, part, entry, wait, pause)
-            for is_last in (False, True):
+    def _fetch(self, path: Path, entry: Entry, pause: _Pause) -> bool:
+        """False if there is no room; BlockingIOError if another process is fetching the file."""
+        part = path.with_name(f"{entry.sha256}.{entry.num_bytes}.part")
+        with ExitStack() as held:
+            with self._counting():
+                if path.exists():
+                    return True
+                if not self._frees(0 if part.exists() else entry.num_bytes, part):
+                    return False
+                held.enter_context(_locked(part, fcntl.LOCK_EX, os.O_CREAT))  # room is reserved: it counts whole
+            got = _download(part, entry, pause)
+            if got != entry.sha256:  # it may have been begun before the file was changed
+                part.write_bytes(b"")
                 got = _download(part, entry, pause)
-                if got == entry.sha256:
-                    self._finish(part, path)
-                    return
-                part.write_bytes(b"")  # it may have been begun before the file was changed
-                if is_last:
-                    part.unlink()
-                    raise _changed(entry.url, f"sha256 {entry.sha256}", got)
-        finally:
-            with suppress(FileNotFoundError):
-                part.replace(given_up)
-
-    def _finish(self, part: Path, path: Path) -> None:
-        with _flocked(self._room_lock, fcntl.LOCK_EX):  # a process that counts must not miss both names
-            if path.exists():  # where flock locks nothing, another process may have been quicker
+            if got != entry.sha256:
                 part.unlink(missing_ok=True)
-                return
-            with suppress(FileNotFoundError):  # or may have removed the part, to make room
+                raise _changed(entry.url, f"sha256 {entry.sha256}", got)
+            with self._counting(), suppress(FileNotFoundError):  # where locks do nothing, another may have been quicker
                 part.replace(path)
-
-    def _make_room(self, given_up: Path, part: Path, entry: Entry, wait: bool, pause: _Pause) -> None:
-        """Reserve room by making `part`, from what other processes have left of it, if anything."""
-        deadline = time.monotonic() + (_ROOM_SECONDS if wait else 0)
-        while True:
-            with _flocked(self._room_lock, fcntl.LOCK_EX):
-                take_over(given_up, part)
-                if self._frees(0 if part.exists() else entry.num_bytes, part):
-                    part.touch()
-                    return
-            if time.monotonic() > deadline:
-                raise NoRoomError(
-                    f"{self.directory}: no room for {entry.num_bytes} bytes more: up to {self.max_bytes} are allowed, "
-                    f"and what is there is in use; set {BYTES_VARIABLE} to more"
-                )
-            pause(_POLL_SECONDS)
+        return True
 
     def _frees(self, num_bytes: int, spared: Path | None = None) -> bool:
         """Remove the files that were not used for the longest time, until there is room; False if too much is in use.
@@ -198,21 +191,24 @@ class Cache:
 
     def _removed(self, held: _Held) -> bool:
         """False if the file is in use."""
-        lock = self._lock_of(held.sha256)
         try:
-            with _flocked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                held.path.unlink(missing_ok=True)
-                lock.unlink(missing_ok=True)
-                return True
+            with _locked(held.path, fcntl.LOCK_EX):
+                held.path.unlink()
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
             return False
+        return True
 
-    @property
-    def _room_lock(self) -> Path:
-        return self.directory / "room.lock"
-
-    def _lock_of(self, sha256: str) -> Path:
-        return self.directory / f"{sha256}.lock"
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """While room is made, or a file changes its name, which a process that counts must not see half done."""
+        descriptor = os.open(self.directory / "room.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def _held(directory: Path) -> Iterator[_Held]:
@@ -223,7 +219,7 @@ def _held(directory: Path) -> Iterator[_Held]:
         with suppress(FileNotFoundError):  # another process may remove it at any time
             status = entry.stat()
             last_used = max(status.st_atime, status.st_mtime)
-            yield _Held(Path(entry.path), match["sha256"], int(match["size"] or status.st_size), last_used)
+            yield _Held(Path(entry.path), int(match["size"] or status.st_size), last_used)
 
 
 def _mark_used(path: Path) -> None:
@@ -243,34 +239,16 @@ def _pause(entry: Entry, stop: Event) -> _Pause:
 
 
 @contextmanager
-def _flocked(path: Path, kind: int, pause: _Pause | None = None) -> Iterator[None]:
-    """Hold a lock. pause: waits for it, and may raise; without it BlockingIOError, if `kind` has LOCK_NB."""
-    while True:
-        try:
-            descriptor = _lock(path, kind | fcntl.LOCK_NB if pause else kind)
-            break
-        except BlockingIOError:
-            if pause is None:
-                raise
-            pause(_POLL_SECONDS)
+def _locked(path: Path, kind: int, flags: int = 0) -> Iterator[None]:
+    """Hold the lock of a file. BlockingIOError if others hold it; FileNotFoundError if the file is not there, or was
+    removed before it was locked."""
+    descriptor = os.open(path, os.O_RDWR | flags, 0o666)
     try:
+        _flock(descriptor, kind | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError(f"{path}: another file has its name by now")
         yield
     finally:
-        os.close(descriptor)
-
-
-def _lock(path: Path, kind: int) -> int:
-    """A descriptor that holds the lock until it is closed."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _flock(descriptor, kind)
-            with suppress(FileNotFoundError):  # if its last holder has removed the file, the lock guards nothing
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
         os.close(descriptor)
 
 
@@ -285,8 +263,7 @@ def _flock(descriptor: int, kind: int) -> None:
 def _download(part: Path, entry: Entry, pause: _Pause) -> str:
     """Go on from what has arrived; the sha256 of the whole. A connection that breaks is taken up where it broke."""
     digest = hashlib.sha256()
-    with part.open("a+b") as file:
-        file.seek(0)
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
         while file.tell() < entry.num_bytes:

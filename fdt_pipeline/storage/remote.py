@@ -10,27 +10,25 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 from .folder import checked_name
 from .retrying import Retry, answered, is_transient
 
-_PACKAGES = "s3fs for s3://, gcsfs for gs://, aiohttp for http://"
+_PACKAGES = "fsspec, s3fs for s3://, gcsfs for gs://, aiohttp for http://"
 # Seconds until a connection stands, and between two pieces of an answer. s3fs has 5 and 15 of its own; aiohttp has no
 # bound on the second, but one of 5 minutes on the whole, which a large file on a slow line does not keep.
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 
 
-def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
+def connect(protocol: str, url: str) -> Any:
     """ImportError if a package for the protocol is missing, ValueError if there is none; both name the URL."""
     try:
         import fsspec
-    except ImportError as error:
-        raise ImportError(f"{url}: needs fsspec: pip install 'fdt-pipeline[remote]'") from error
-    try:
-        if protocol in ("http", "https"):
-            options = _with_timeouts(fsspec.config.conf.get(protocol, {}), options)
+
+        options = _timeouts(fsspec.config.conf.get(protocol, {})) if protocol in ("http", "https") else {}
         fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
     except ImportError as error:
         raise ImportError(f"{url}: {error}; pip install 'fdt-pipeline[remote]' brings {_PACKAGES}") from error
@@ -43,13 +41,12 @@ def connect(protocol: str, url: str, options: dict[str, Any]) -> Any:
     return fs
 
 
-def _with_timeouts(configured: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options with our time-outs, unless fsspec's configuration or the caller sets them."""
+def _timeouts(configured: dict[str, Any]) -> dict[str, Any]:
+    """Options with our time-outs, unless fsspec's configuration sets them."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-    chosen = {**configured.get("client_kwargs", {}), **options.get("client_kwargs", {})}
-    return {**options, "client_kwargs": {"timeout": timeout, **chosen}}
+    return {"client_kwargs": {"timeout": timeout, **configured.get("client_kwargs", {})}}
 
 
 # Those that make folders of themselves, and where asking for one may ask for a bucket.
@@ -57,30 +54,24 @@ _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "
 BLOCK_BYTES = 8 << 20
 
 
+@dataclass(unsafe_hash=True)
 class RemoteFolder:
-    """A `Folder` at a URL. options: for fsspec's filesystem, beside what its own configuration says. ValueError if the
-    URL names no place, ImportError at the first use if a package for it is missing."""
+    """A folder at a URL, with the methods of `LocalFolder`. ValueError if the URL names no place, ImportError at the
+    first use if a package for it is missing."""
 
-    local = None
+    url: str
+    retry: Retry = field(default_factory=Retry, compare=False, repr=False)
+    local: ClassVar[None] = None
 
-    def __init__(self, url: str, retry: Retry = Retry(), options: dict[str, Any] | None = None) -> None:  # noqa: B008
-        self.url, self.retry, self.options = url.rstrip("/"), retry, options or {}
-        self.protocol, _, place = url.partition("://")
-        self.protocol = self.protocol.lower()
+    def __post_init__(self) -> None:
+        protocol, _, place = self.url.partition("://")
+        self.protocol = protocol.lower()
         if not place.strip("/"):
-            raise ValueError(f"expected the URL of a folder, such as s3://bucket/folder, got {url!r}")
-        if self.is_web and ("?" in url or "#" in url):
-            raise ValueError(f"expected the URL of a folder, to which names of files can be added, got {url!r}")
+            raise ValueError(f"expected the URL of a folder, such as s3://bucket/folder, got {self.url!r}")
+        if self.is_web and ("?" in self.url or "#" in self.url):
+            raise ValueError(f"expected the URL of a folder, to which names of files can be added, got {self.url!r}")
+        self.url = self.url.rstrip("/")
         self._connection: tuple[int, Any] | None = None
-
-    def __repr__(self) -> str:
-        return f"RemoteFolder({self.url!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteFolder) and other.url == self.url
-
-    def __hash__(self) -> int:
-        return hash(self.url)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, as another process makes its own."""
@@ -90,7 +81,7 @@ class RemoteFolder:
     def fs(self) -> Any:
         """The connection: made at the first use, and again in a process that was forked since."""
         if self._connection is None or self._connection[0] != os.getpid():
-            self._connection = os.getpid(), connect(self.protocol, self.url, self.options)
+            self._connection = os.getpid(), connect(self.protocol, self.url)
         return self._connection[1]
 
     @property
@@ -108,13 +99,31 @@ class RemoteFolder:
         return self._list("directory")
 
     def exists(self) -> bool:
-        return self.is_web or self._info(self.url) is not None
+        return self.is_web or self.info() is not None
 
     def is_file(self) -> bool:
-        return not self.is_web and (self._info(self.url) or {}).get("type") == "file"
+        return not self.is_web and (self.info() or {}).get("type") == "file"
+
+    def info(self, name: str | None = None) -> dict[str, Any] | None:
+        """What the store says of a file, or of this place itself; None if it is not there."""
+        url = self.url if name is None else self.path(name)
+
+        def ask() -> dict[str, Any]:
+            try:
+                return self.fs.info(url)
+            except FileNotFoundError as error:  # so fsspec says also where a web server fails, or refuses
+                cause = error.__cause__
+                if cause is not None and (is_transient(cause) or answered(cause)[0] in (401, 403)):
+                    raise cause from None
+                raise
+
+        try:
+            return self.retry.call(url, ask)
+        except FileNotFoundError:
+            return None
 
     def size(self, name: str) -> int | None:
-        info = self._info(self.path(name))
+        info = self.info(name)
         if info is None or info.get("type") == "directory":
             return None
         return len(self.read(name)) if info["size"] is None else info["size"]  # some web servers do not say
@@ -162,7 +171,7 @@ class RemoteFolder:
             return
 
     def folder(self, name: str) -> RemoteFolder:
-        return RemoteFolder(self.path(name), self.retry, self.options)
+        return RemoteFolder(self.path(name), self.retry)
 
     def make(self) -> None:
         if self.protocol not in _WITHOUT_FOLDERS:
@@ -176,10 +185,6 @@ class RemoteFolder:
 
     def sync(self) -> None:
         """A store has kept what it has confirmed."""
-
-    def info(self, name: str) -> dict[str, Any] | None:
-        """What the store says of a file, beside its size; None if it is not there."""
-        return self._info(self.path(name))
 
     def files_below(self) -> dict[str, dict[str, Any]]:
         """Name -> what the store says, of every file in it and below it. Object stores list them all at once, without a
@@ -210,23 +215,6 @@ class RemoteFolder:
         if got != expected:
             raise OSError(f"{got} bytes are there, after {expected} were written")
 
-    def _info(self, url: str) -> dict[str, Any] | None:
-        """None if it is not there."""
-        try:
-            return self.retry.call(url, lambda: self._asked(url))
-        except FileNotFoundError:
-            return None
-
-    def _asked(self, url: str) -> dict[str, Any]:
-        """fsspec's info. Of a web server that fails, or refuses, fsspec says that the file is not there."""
-        try:
-            return self.fs.info(url)
-        except FileNotFoundError as error:
-            cause = error.__cause__
-            if cause is not None and (is_transient(cause) or answered(cause)[0] in (401, 403)):
-                raise cause from None
-            raise
-
     def _list(self, kind: str) -> list[str]:
         if self.is_web:
             return []  # it cannot be asked
@@ -253,12 +241,10 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._rest = b""
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at != self._at:
+            self._at, self._rest = at, b""
+        return at
 
     def readinto(self, buffer: Any) -> int:
         end = min(self._at + len(buffer), self._size)

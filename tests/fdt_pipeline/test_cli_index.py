@@ -18,10 +18,9 @@ import psutil
 import pytest
 
 from fdt_pipeline.shards import write_shards
-from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.shards.indexing import index_tar
 from fdt_pipeline.sources import ArraySource
-from tests.folders import names
+from tests.folders import names, parse_index
 from tests.peers import peer
 
 C_LOCALE = {**os.environ, "LC_ALL": "C"}  # in another one wds2idx fails for names that are not ASCII

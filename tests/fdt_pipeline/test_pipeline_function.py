@@ -12,8 +12,8 @@ from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline
 from fdt_pipeline.loader import pipeline as pipeline_function
 from fdt_pipeline.loader.memory import read_pool
 from fdt_pipeline.shards import ShardError, write_shards
-from fdt_pipeline.shards.index import parse_index
 from fdt_pipeline.sources import open_source
+from tests.folders import parse_index
 from tests.loading import MODES, PIXELS, assert_same, joined, overwrite
 from tests.numbered import NUM_SAMPLES, image_numbers, numbered_images
 

@@ -9,9 +9,10 @@ from fdt_pipeline.loader import reading
 from fdt_pipeline.loader.order import epoch_order
 from fdt_pipeline.shards import ShardError, read_manifest, write_shards
 from fdt_pipeline.shards.files import LocalShardFiles
-from fdt_pipeline.shards.index import index_text, parse_index
+from fdt_pipeline.shards.index import index_text
 from fdt_pipeline.sources import ArraySource
 from fdt_pipeline.storage import open_folder
+from tests.folders import parse_index
 from tests.numbered import numbered_images
 
 IMAGES = numbered_images(230)
@@ -71,10 +72,10 @@ def test_a_tar_that_is_cut_while_it_is_read_is_named(copy):
 @pytest.mark.parametrize(
     ("number", "member", "fields", "found"),
     [
-        (0, 0, {"offset": -512}, r"expected \S+ within the tar's \d+ bytes, got offset -512, size \d+"),
-        (30, 1, {"size": -1}, r"expected \S+\.cls within the tar's \d+ bytes, got offset \d+, size -1"),
-        (59, 1, {"size": 10**18}, r"expected \S+\.cls within the tar's .*, size 1000000000000000000"),
-        (59, 1, {"offset": 1536}, r"expected each member behind the one before, got others at \d+"),
+        (0, 0, {"offset": -512}, r"expected .* within the tar's \d+ bytes, got \w+ -512 \d+ "),
+        (30, 1, {"size": -1}, r"expected .* within the tar's \d+ bytes, got .* cls \d+ -1 "),
+        (59, 1, {"size": 10**18}, r"expected .* within the tar's .* cls \d+ 1000000000000000000 "),
+        (59, 1, {"offset": 1536}, r"expected each member behind the one before, .* cls 1536 "),
     ],
 )
 def test_an_index_that_points_elsewhere_is_an_error_and_nothing_else_is_read(copy, number, member, fields, found):

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fdt_pipeline.shards.codec import EXTENSIONS, decode, encode
-from fdt_pipeline.shards.record import PixelStatistics
+from fdt_pipeline.shards.pixel_statistics import PixelStatistics
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
 IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -110,7 +110,7 @@ def test_mean_and_std_are_those_of_all_pixels_of_images_of_any_size_in_any_order
     assert (forward.mean, forward.std) == (backward.mean, backward.std)
     counted = PixelStatistics()
     for image in images:
-        counted.add_counts(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]))
+        counted.add(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]))
     assert (counted.mean, counted.std) == (forward.mean, forward.std)
 
 

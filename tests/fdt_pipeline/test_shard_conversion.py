@@ -5,7 +5,7 @@ import pytest
 
 from fdt_pipeline.shards import ShardError, convert_shards, load_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
-from tests.folders import content
+from tests.folders import content, stop_after
 
 LABELS = np.arange(30) % 3
 
@@ -51,6 +51,7 @@ def test_what_was_renamed_or_left_out_is_still_told(tmp_path):
     second = convert_shards(tmp_path / "raw", tmp_path / "png", "png")
     assert len(first.keys) == 29
     assert (second.keys, second.quarantine, second.num_samples) == (first.keys, first.quarantine, 29)
+    assert convert_shards(tmp_path / "raw", tmp_path / "png", "png", resume=True) == second
 
 
 def test_damaged_shards_are_not_converted(tmp_path):
@@ -72,16 +73,9 @@ def test_a_set_is_not_converted_onto_itself(tmp_path):
 
 
 def test_a_conversion_that_was_broken_off_goes_on(tmp_path):
-    class StopError(Exception):
-        pass
-
-    def stop(done, total):
-        if done >= 20:
-            raise StopError
-
     write_shards(source(), tmp_path / "raw", samples_per_shard=10)
-    with pytest.raises(StopError):
-        convert_shards(tmp_path / "raw", tmp_path / "png", "png", progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert_shards(tmp_path / "raw", tmp_path / "png", "png", progress=stop_after(20))
     convert_shards(tmp_path / "raw", tmp_path / "png", "png", resume=True)
     convert_shards(tmp_path / "raw", tmp_path / "whole", "png")
     assert content(tmp_path / "png") == content(tmp_path / "whole")

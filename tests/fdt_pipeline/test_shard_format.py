@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdt_pipeline.shards.index import IndexColumns, Member, index_columns, index_text, parse_index, read_labels
+from fdt_pipeline.shards.index import IndexColumns, Member, index_columns, index_text, read_labels
 from fdt_pipeline.shards.key import needs_mapping, sample_key, source_key_of
 from fdt_pipeline.shards.tar import TarShard, ustar_header
 from fdt_pipeline.shards.verify import tar_samples
 
 NAMES = st.from_regex(r"[A-Za-z0-9_%-]{1,80}\.[a-z]{1,5}", fullmatch=True)
 FILES = st.lists(st.binary(max_size=1500), max_size=8)
-WORDS = st.from_regex(r"[a-z0-9_.]+", fullmatch=True)
-MEMBERS = st.builds(Member, WORDS, st.integers(0), st.integers(0), WORDS)
 POSITIONS = st.integers(0, 10**9)
 
 
@@ -97,11 +95,6 @@ def test_what_a_header_has_no_room_for_is_refused():
         ustar_header(b"x", 8**11)
 
 
-@given(st.lists(st.lists(MEMBERS, min_size=1, max_size=3), max_size=5))
-def test_parsing_an_index_inverts_writing_it(samples):
-    assert parse_index(index_text(samples)) == samples
-
-
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 5)), min_size=1, max_size=9))
 def test_the_columns_of_an_index_are_its_members(sizes):
     samples = [
@@ -122,25 +115,16 @@ def test_the_columns_of_an_index_are_its_members(sizes):
         ("v1.1 1\ncls 512 1 0.cls\n", "expected 'v1.2' and the number of lines that follow, got 'v1.1 1', 1"),
         ("v1.2 2\ncls 512 1 0.cls\n", "expected 'v1.2' and the number of lines that follow, got 'v1.2 2', 1"),
         ("v1.2 1\ncls 512 1 0.cls", "expected 'v1.2'"),
-        ("v1.2 1\ncls 512 1\n", "expected EXTENSION OFFSET SIZE NAME for each member, got 'cls 512 1'"),
+        ("v1.2 1\ncls 512 1\n", "expected EXTENSION OFFSET SIZE NAME twice in each line"),
+        ("v1.2 1\nnpy 512 1 a.npy\n", "expected EXTENSION OFFSET SIZE NAME twice in each line"),
         ("v1.2 1\nnpy x 1 a.npy cls 1536 1 a.cls\n", "invalid literal"),
-    ],
-)
-def test_a_text_that_is_no_index_is_refused(text, message):
-    for read in (parse_index, lambda text: index_columns(text, ("npy",), 1 << 20)):
-        with pytest.raises(ValueError, match=message):
-            read(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("v1.2 1\nnpy 512 1 a.npy\n", "two members each"),
+        (f"v1.2 1\nnpy {2**64} 1 a.npy cls 1536 1 a.cls\n", "expected offsets and sizes of up to 64 bits"),
+        ("v1.2 1\nnpy 2048 1 a.npy cls 1536 1 a.cls\n", "expected each member behind the one before, .* got npy 2048"),
         ("v1.2 1\njpg 512 1 a.jpg cls 1536 1 a.cls\n", r"expected the members .npy and .cls, got cls, jpg"),
         ("v1.2 1\nnpy 512 1 a.npy txt 1536 1 a.txt\n", r"expected the members .npy and .cls, got npy, txt"),
     ],
 )
-def test_columns_of_other_samples_are_refused(text, message):
+def test_a_text_that_is_no_index_of_images_and_labels_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         index_columns(text, ("npy",), 1 << 20)
 

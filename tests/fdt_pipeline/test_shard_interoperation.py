@@ -13,9 +13,9 @@ from PIL import Image
 
 from fdt_pipeline.shards import Manifest, load_shards, webdataset_files, write_shards
 from fdt_pipeline.shards.codec import EXTENSIONS
-from fdt_pipeline.shards.index import parse_index
-from fdt_pipeline.shards.staging import TIMM_INFO_NAME, timm_info
+from fdt_pipeline.shards.manifest import TIMM_INFO_NAME, timm_info
 from fdt_pipeline.sources import ArraySource, open_source
+from tests.folders import parse_index
 from tests.peers import peer
 
 NUM_SAMPLES, NUM_CLASSES = 36, 4

@@ -132,7 +132,7 @@ class Fatal(PlainSource):
 
 
 def test_a_worker_that_is_killed_is_reported(tmp_path):
-    with pytest.raises(WorkerError, match=r"a worker process ended with exit code -9 in task \d .*go on with --resume"):
+    with pytest.raises(WorkerError, match=r"a worker process was killed.*go on with --resume"):
         write_shards(Fatal(range(50)), tmp_path, samples_per_shard=10, workers=2)
 
 
@@ -143,7 +143,6 @@ def test_a_bad_sample_ends_the_run_and_is_named(tmp_path, folder, workers):
         write_shards(open_source(folder), tmp_path, workers=workers, samples_per_shard=60)
     assert caught.value.key == f"{'abc'[caught.value.position // 40]}/{caught.value.position:03d}.jpg"
     if workers == 2:
-        assert isinstance(caught.value.__cause__, WorkerError)
         assert "run_task" in str(caught.value.__cause__)
 
 

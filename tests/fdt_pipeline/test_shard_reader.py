@@ -10,11 +10,8 @@ import pytest
 
 from fdt_pipeline.shards import (
     ShardError,
-    check_shards,
     iterate_shards,
     load_shards,
-    read_manifest,
-    read_shard,
     reader,
     write_shards,
 )
@@ -41,9 +38,6 @@ def test_the_whole_set_is_loaded_in_the_order_of_the_shards(folder, num_threads)
     np.testing.assert_array_equal(labels, SOURCE.labels[positions])
     assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
     assert calls == [(12, 30), (24, 30), (30, 30)]
-    manifest = read_manifest(folder)
-    streamed = [key for shard in manifest.shards for key, _, _ in read_shard(folder, manifest, shard)]
-    assert streamed == keys
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -71,7 +65,8 @@ def test_mixed_sizes_cannot_be_resident_but_can_be_read(tmp_path):
     manifest = write_shards(source, tmp_path)
     with pytest.raises(ValueError, match="mixed-size shards cannot be resident: stream them with a size, or shard"):
         load_shards(tmp_path)
-    for key, image, label in read_shard(tmp_path, manifest, manifest.shards[0]):
+    [shard] = iterate_shards(tmp_path, manifest)
+    for key, image, label in zip(shard.keys, shard.images, shard.labels, strict=True):
         np.testing.assert_array_equal(image, source.images[int(key)])
         assert label == int(key) % 3
 
@@ -97,18 +92,12 @@ def cut(path):
     ],
 )
 def test_a_damaged_file_is_named(folder, damage, name, message):
-    manifest = read_manifest(folder)
-    check_shards(folder, manifest)
     damage(folder / name)
     calls = []
     with pytest.raises(ShardError, match=f"{name}: {message}"):
         load_shards(folder, lambda done, total: calls.append((done, total)))
-    with pytest.raises(ShardError, match=f"{name}: ({message}|damaged)"):
-        read_shard(folder, manifest, manifest.shards[1])
     if damage != flip:
         assert calls == [], "it is seen before a shard is read"
-        with pytest.raises(ShardError, match=f"{name}: {message}"):
-            check_shards(folder, manifest)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +105,8 @@ def test_a_damaged_file_is_named(folder, damage, name, message):
     [
         ("v1.2 30\n", "v1.2 29\n", r"shard-000000.idx: expected 'v1.2' and the number of lines"),
         ("npy 512 ", "npy 513 ", r"shard-000000.tar: sample \d{8}: not an npy file"),
-        ("npy 512 ", "npy 99999999 ", r"shard-000000.idx: expected \S+ within the tar's .*, got offset 99999999"),
-        (" cls 1536 1 ", " cls -20 1 ", r"shard-000000.idx: expected \S+ within the tar's \d+ bytes, got offset -20,"),
+        ("npy 512 ", "npy 99999999 ", r"shard-000000.idx: expected .* within the tar's \d+ bytes, got npy 99999999"),
+        (" cls 1536 1 ", " cls -20 1 ", r"shard-000000.idx: expected .* within the tar's \d+ bytes, got .* cls -20 1"),
         ("npy 512 ", "jpg 512 ", r"shard-000000.idx: expected the members .npy and .cls, got cls, jpg, npy"),
         (" cls 1536 1 ", " cls 1536 0 ", r"shard-000000.tar: sample \d{8}: the .cls member holds b''"),
     ],
@@ -129,7 +118,5 @@ def test_an_index_that_does_not_fit_is_named(tmp_path, old, new, message):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     shard = dataclasses.replace(manifest.shards[0], index_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    with pytest.raises(ShardError, match=message):
-        list(read_shard(tmp_path, manifest, shard))
     with pytest.raises(ShardError, match=message):
         list(iterate_shards(tmp_path, dataclasses.replace(manifest, shards=(shard,))))

@@ -17,7 +17,7 @@ from fdt_pipeline.shards import BadSampleError, SourceError, read_manifest, shar
 from fdt_pipeline.shards.codec import encode
 from fdt_pipeline.sources import ArraySource, open_source
 from fdt_pipeline.sources.image_folder import ImageFolder
-from tests.folders import content, names
+from tests.folders import content, names, stop_after
 from tests.numbered import PlainSource, numbered_images
 
 SOURCE = ArraySource(numbered_images(40, (4, 4, 1)), np.arange(40) % 4)
@@ -32,24 +32,15 @@ if __name__ == "__main__":
 """
 
 
-class StopError(Exception):
-    pass
-
-
 def sharded(out, source=SOURCE, samples_per_shard=10, **options):
     write_shards(source, out, samples_per_shard=samples_per_shard, **options)
     return content(out)
 
 
-def stopped_after(tasks, out, *source, stop=StopError, **options):
+def stopped_after(tasks, out, *source, stop=KeyboardInterrupt, **options):
     """A run that ends when `tasks` tasks of 10 samples are done."""
-
-    def progress(done, total):
-        if done >= 10 * tasks:
-            raise stop
-
     with pytest.raises(stop):
-        sharded(out, *source, progress=progress, **options)
+        sharded(out, *source, progress=stop_after(10 * tasks, stop), **options)
 
 
 @pytest.mark.soak

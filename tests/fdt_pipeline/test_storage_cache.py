@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import os
 import resource
-import socket
 from contextlib import ExitStack, contextmanager
 from threading import Event, Thread
 
@@ -59,8 +58,8 @@ def test_the_cache_keeps_to_its_size_and_forgets_what_was_not_used_for_longest(f
     for number in (0, 1, 2, 0, 3, 4):
         with cache.leased(entry(folder, number)):
             assert cache.num_bytes() <= 3 * SIZE
-    held = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
-    assert held == others | {sha256(FILES[f"file-{number}"]) for number in (0, 3, 4)}
+    held = {sha256(FILES[f"file-{number}"]) for number in (0, 3, 4)}
+    assert {path.name for path in tmp_path.iterdir()} == held | others | {"room.lock"}
 
 
 def test_small_files_keep_to_the_bound_too(folder, tmp_path):
@@ -130,70 +129,29 @@ def test_a_file_that_is_replaced_between_two_requests_is_never_served_mixed(fold
     assert begins == [0, 5000, 10_000, 15_000] * 2, "once more from the beginning, and not for ever"
 
 
-def without_locks(monkeypatch, answer):
-    """On file systems of some clusters flock locks nothing, or fails."""
+@pytest.mark.parametrize("answer", [None, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+@pytest.mark.parametrize("begins_then", [[10_000, 15_000, 15_000], [15_000, 0, 5000, 10_000, 15_000]])
+def test_where_flock_locks_nothing_another_may_finish_or_remove_the_part(
+    folder, tmp_path, monkeypatch, answer, begins_then
+):
+    """On file systems of some clusters flock locks nothing, or fails. The third request is met by another process."""
 
     def flock(descriptor, kind):
         if answer is not None:
             raise OSError(answer, os.strerror(answer))
 
+    def met(begin, data):
+        if len(begins) == 3 and begins_then[0] == 10_000:
+            assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"], "it goes on from what has arrived"
+        elif len(begins) == 3:
+            next(tmp_path.glob("*.part")).unlink()
+        return data
+
     monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", flock)
-
-
-@pytest.mark.parametrize("answer", [None, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_where_flock_locks_nothing_two_processes_may_fetch_the_same_file(folder, tmp_path, monkeypatch, answer):
-    without_locks(monkeypatch, answer)
-
-    def another_is_quicker(begin, data):
-        if len(begins) == 3:
-            assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-        return data
-
-    begins = spied_on(monkeypatch, another_is_quicker)
+    begins = spied_on(monkeypatch, met)
     assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-    assert begins == [0, 5000, 10_000, 0, 5000, 10_000, 15_000, 15_000], "each for itself"
+    assert begins == [0, 5000, 10_000, *begins_then]
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_where_flock_locks_nothing_a_part_that_another_removed_is_fetched_again(folder, tmp_path, monkeypatch):
-    without_locks(monkeypatch, None)
-
-    def removed(begin, data):
-        if len(begins) == 1:
-            [part] = tmp_path.glob("*.part")
-            part.unlink()
-        return data
-
-    begins = spied_on(monkeypatch, removed)
-    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-
-
-def part_of(process):
-    return f"{sha256(FILES['file-0'])}.{SIZE}.{process}.part"
-
-
-def test_the_largest_part_that_dead_processes_left_is_gone_on_with(folder, tmp_path, monkeypatch):
-    host, no_process = socket.gethostname().replace(".", "_"), 2**22 + 1
-    names = [part_of(f"{host}-{no_process}-1234-{number}") for number in range(3)]
-    names.append(part_of(f"{host}-{os.getpid()}-0-0"))  # of a process whose number has come again
-    for name, num_bytes in zip(names, (7000, 9000, 8000, 6000), strict=True):
-        (tmp_path / name).write_bytes(FILES["file-0"][:num_bytes])
-    begins = spied_on(monkeypatch)
-    assert fetched(Cache(tmp_path), entry(folder, 0)) == FILES["file-0"]
-    assert begins == [9000, 14_000, 19_000]
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_part_of_another_host_is_left_alone_until_room_is_needed(folder, tmp_path):
-    part = tmp_path / part_of("another-host-7-1234-0")
-    part.write_bytes(b"what it will be")
-    os.utime(part, (1, 1))
-    cache = Cache(tmp_path, max_bytes=3 * SIZE)
-    with cache.leased(entry(folder, 0)):
-        assert part.exists()
-        assert cache.num_bytes() == 2 * SIZE, "it counts whole"
-    with cache.leased(entry(folder, 1)), cache.leased(entry(folder, 2)):
-        assert not part.exists()
 
 
 def test_a_transfer_that_was_given_up_is_gone_on_with_by_the_same_process(folder, tmp_path, monkeypatch):
@@ -234,34 +192,21 @@ def read_while_damaged(directory, wanted):
 
 @contextmanager
 def fetched_by_another_process(directory, wanted):
-    with (directory / f"{wanted.sha256}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (directory / f"{wanted.sha256}.{SIZE}.part").open("w") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
         yield
 
 
-def test_a_damaged_file_that_another_is_reading_is_waited_for_without_spinning(folder, tmp_path, monkeypatch):
-    wanted, num_locks, reader = entry(folder, 0), [], ExitStack()
-    reader.enter_context(read_while_damaged(tmp_path, wanted))
-    flock = fdt_pipeline.storage.cache.fcntl.flock
-
-    def counted(descriptor, kind):
-        num_locks.append(kind)
-        assert len(num_locks) < 20, "it spins"
-        flock(descriptor, kind)
-
-    monkeypatch.setattr(fdt_pipeline.storage.cache.fcntl, "flock", counted)
-    stop = Patience(reader.close)
-    assert fetched(Cache(tmp_path), wanted, stop=stop) == FILES["file-0"]
-    assert stop.num_waits == 3
-
-
 @pytest.mark.parametrize("used", [read_while_damaged, fetched_by_another_process])
-def test_waiting_ends_when_the_file_is_not_wanted_any_more(folder, tmp_path, used):
-    wanted = entry(folder, 0)
-    with used(tmp_path, wanted):
-        stop = Patience(lambda: stop.set())  # noqa: PLW0108
-        with pytest.raises(OSError, match=r"^memory://files/file-0: not wanted any more$"):
-            fetched(Cache(tmp_path), wanted, stop=stop)
+def test_a_file_that_another_uses_is_waited_for_without_spinning_while_it_is_wanted(folder, tmp_path, used):
+    wanted, other = entry(folder, 0), ExitStack()
+    other.enter_context(used(tmp_path, wanted))
+    stop = Patience(lambda: stop.set())  # noqa: PLW0108
+    with pytest.raises(OSError, match=r"^memory://files/file-0: not wanted any more$"):
+        fetched(Cache(tmp_path), wanted, stop=stop)
+    patient = Patience(other.close)
+    assert fetched(Cache(tmp_path), wanted, stop=patient) == FILES["file-0"]
+    assert (stop.num_waits, patient.num_waits) == (3, 3)
 
 
 def test_a_full_disk_is_an_error_that_names_the_cache(folder, tmp_path):

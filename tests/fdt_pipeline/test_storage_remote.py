@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,7 +23,7 @@ from fdt_pipeline.storage import open_folder
 from fdt_pipeline.storage.cache import Cache, Entry
 from fdt_pipeline.storage.remote import RemoteFolder
 from fdt_pipeline.storage.retrying import Retry
-from tests.folders import content
+from tests.folders import content, stop_after
 from tests.numbered import numbered_images
 from tests.peers import needs
 from tests.servers import Fault, object_store, web_server
@@ -52,7 +53,8 @@ def running_store():
 
 @pytest.fixture(autouse=True)
 def store(running_store, tmp_path, monkeypatch):
-    """The store without faults, and a cache of the test's own."""
+    """The store without faults, a cache of the test's own, and time-outs of a second."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", IMPATIENT)
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE", str(tmp_path / "cache"))
     running_store.reset()
     return running_store
@@ -65,7 +67,7 @@ def local(tmp_path):
 
 
 def remote():
-    return RemoteFolder(SET, QUICK, IMPATIENT)
+    return RemoteFolder(SET, QUICK)
 
 
 def entry():
@@ -96,12 +98,8 @@ def test_a_store_is_written_read_converted_and_verified_like_a_folder(local, tmp
 
 
 def test_an_interrupted_run_goes_on_in_a_store():
-    def stop(done, total):
-        if done >= 60:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        sharded("s3://bucket/resumed", progress=stop)
+        sharded("s3://bucket/resumed", progress=stop_after(60))
     calls = []
     sharded("s3://bucket/resumed", resume=True, workers=2, progress=lambda done, total: calls.append(done))
     assert calls == [80, 100, 120]

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from fdt_pipeline.shards import Manifest, read_manifest, read_shard, write_shards
-from fdt_pipeline.shards.conversion import OneShard, OneShardOfFiles, ShardSource
+from fdt_pipeline.shards import Manifest, iterate_shards, read_manifest, write_shards
+from fdt_pipeline.shards.conversion import OneShard, ShardSource
 from fdt_pipeline.sources import ArraySource, Sample, Source
 from fdt_pipeline.sources.source import I64, U8
 from fdt_pipeline.storage import open_folder
@@ -61,7 +61,6 @@ class SomeOfShards:
     def _read_file(self, index: int) -> bytes:
         shard, place = self._found(index)
         with closing(shard):
-            assert isinstance(shard, OneShardOfFiles)
             return shard.read_file(place)
 
     def _found(self, index: int) -> tuple[OneShard, int]:
@@ -166,10 +165,10 @@ class Reference:
         self.key: Key = hashes if self._exact else thumbnails
         keys: list[Any] = []
         labels: list[int] = []
-        for shard in manifest.shards:
-            for _, image, label in read_shard(task.shards, manifest, shard):
+        for shard in iterate_shards(task.shards, manifest):
+            for image in shard.images:
                 keys += self.key(_planes(image, task.shape))
-                labels.append(label)
+            labels += shard.labels.tolist()
         self._keys, self._labels = keys, np.array(labels)
 
     def check(self, keys: list[Any], targets: np.ndarray) -> None:
