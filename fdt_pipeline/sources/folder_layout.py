@@ -165,9 +165,11 @@ def _check_classes(where: str, names: list[str], classes: Sequence[str]) -> None
         if rest:
             below[folder].add(os.path.dirname(rest))
     same = below[classes[0]]
-    level = os.path.commonpath(same) if same else ""
+    if not same:  # which is said with the name of the class
+        return
+    level = os.path.commonpath(same)
     # One folder in every class, as train/CLASS/images, says nothing; nor do folders beside images.
-    if len(same) < 2 or level in same or any(folders != same for folders in below.values()):
+    if level in same or any(folders != same for folders in below.values()):
         return
     found = sorted({os.path.relpath(folder, level or ".").partition("/")[0] for folder in same})
     places = [_url(f"{where}/{name}", level) for name in classes]

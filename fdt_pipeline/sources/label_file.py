@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .files import files_at
-from .image_folder import extension
 from .source import few
 
 LABEL_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".jsonl", ".ndjson"})
@@ -94,8 +93,8 @@ def _columns(file: LabelFile, rows: Rows, root: str, images: Sequence[str]) -> t
             raise _unclear(file, "cannot tell which columns are the file names and the labels", first)
         return rows[1:], named[0], labelled[0]
     hits = [_best_form([row[column] for row in rows], file, root, images)[0] for column in range(len(first))]
-    names = hits.index(max(hits))
-    if max(hits) == 0 or hits.count(max(hits)) > 1 or names + 1 == len(first):
+    names = hits.index(max(hits))  # all are 0 where no column names images
+    if hits.count(max(hits)) > 1 or names + 1 == len(first):
         raise _unclear(file, "no header that is known, nor one column of names of images with labels after it", first)
     if _best_form([first[names]], file, root, images)[0] == 0:
         raise _unclear(file, "the first line is no header that is known, and names no image", first)
@@ -140,7 +139,7 @@ def _read_rows(file: LabelFile) -> Rows:
     above, name = posixpath.split(file.url)
     try:
         text = files_at(above).read(name).decode("utf-8-sig")
-        rows = [[field.strip() for field in row] for row in _fields(text, extension(name)) if row]
+        rows = [[field.strip() for field in row] for row in _fields(text) if row]
     except ValueError as error:  # UnicodeDecodeError is one
         raise ValueError(f"{file.url}: {error}") from None
     except csv.Error as error:
@@ -155,8 +154,8 @@ def _read_rows(file: LabelFile) -> Rows:
     return rows
 
 
-def _fields(text: str, ending: str) -> Iterable[list[str]]:
-    if ending in (".jsonl", ".ndjson") or text.startswith("{"):
+def _fields(text: str) -> Iterable[list[str]]:
+    if text.lstrip().startswith("{"):
         return _json_fields(text)
     first = text.lstrip().partition("\n")[0]
     delimiter = next((mark for mark in "\t,;" if mark in first), None)

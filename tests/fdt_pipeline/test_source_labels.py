@@ -28,18 +28,18 @@ def labelled(images, table, name="labels.csv", columns="", below="."):
     ("name", "columns", "table"),
     [
         ("l.csv", "", "file,label\na.png,dog\nb.jpg,cat\nsub/c.png,dog\n"),
-        ("l.csv", "", '\ufeffid,Class,File Name\r\n1,dog,a.png\r\n2, "cat",b.jpg \r\n3,dog,sub/c.png\r\n\r\n'),
+        ("l.csv", "", '\ufeffFile Name,Class,id\r\na.png,dog,1\r\nb.jpg, "cat",2\r\nsub/c.png ,dog,3\r\n\r\n'),
         ("l.csv", "", "image_id;category\na;dog\nb;cat\nc;dog\n"),
         ("l.tsv", "", "label\tpath\ndog\timages/a.png\ncat\timages/b.jpg\ndog\timages/sub/c.png\n"),
         ("l.txt", "", "a.png\tdog\t0\t9\nb.jpg\tcat\t1\t8\nc.png\tdog\t0\t7\n"),
-        ("labels", "", "a.png  dog\nb.jpg cat\n\n sub/c.png dog\n"),
+        ("l 12:30:59", "", "\ufeffa.png  dog\nb.jpg cat\n\n sub/c.png dog\n"),
         ("l.csv", "", "1,images/a.png,dog\n2,images/b.jpg,cat\n3,images/sub/c.png,dog\n"),
         ("l.csv", ":id:breed", "id,breed,label\na,dog,1\nb,cat,2\nc,dog,3\n"),
         ("l.csv", ":3:1", "dog,x,a.png\ncat,y,b.jpg\ndog,z,sub/c.png\n"),
         (
             "l.jsonl",
             "",
-            '{"file_name": "a.png", "label": "dog", "box": [1]}\n\n{"label": "cat", "file_name": "b.jpg"}\n'
+            '\n{"file_name": "a.png", "label": "dog", "box": [1]}\n\n{"label": "cat", "file_name": "b.jpg"}\n'
             '{"file_name": "sub/c.png", "label": "dog"}',
         ),
     ],
@@ -82,7 +82,11 @@ TWO = "a.png,dog\nb.jpg,cat\n"
         ('"a.png,dog\n', "", r"not readable as a table \("),
         ('{"file": "a.png"\n', "", "line 1 is no JSON: "),
         ('{"file": "a.png", "label": 1}\n[2]\n', "", r"line 2: expected a JSON object, got \[2\]"),
-        ('{"file": "a.png", "label": 1.5}\n', "", "1 rows without a label: a.png; "),
+        (
+            '{"file": "a.png", "label": 1.5}\n{"file": "b.jpg", "label": true}',
+            "",
+            "2 rows without a label: a.png, b.jpg; ",
+        ),
         (
             "file,label,class\na.png,1,dog\n",
             "",
