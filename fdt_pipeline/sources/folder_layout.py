@@ -59,9 +59,7 @@ def find_labelled(files: Files, labels: str) -> Found:
 def _open(files: Files, names: list[str], layout: Layout, split: str | None) -> ImageFolder:
     # The train split's classes are those of every split, so that a label means the same in all.
     train = layout.splits.get("train", "")
-    where, in_train = _url(files.url, train), _below(names, train)
-    classes = ordered_classes(_folders(in_train))
-    _check_classes(where, in_train, classes)
+    classes = _classes(_url(files.url, train), _below(names, train))
     _check_loose(files.url, names)
     if split in (None, "train"):
         _warn_of_layout(files.url, layout, classes)
@@ -69,13 +67,14 @@ def _open(files: Files, names: list[str], layout: Layout, split: str | None) -> 
     where, here = _url(files.url, folder), _below(names, folder)
     if split in layout.label_files:
         file = LabelFile(f"{where}/{layout.label_files[split]}")
-        images, labels = _images_with_labels(where, here, file)
-        if unknown := ordered_classes(set(labels) - set(classes)):
+        images, listed = _images_with_labels(where, here, file)
+        labels: Iterable[str] = listed
+        if unknown := ordered_classes(set(listed) - set(classes)):
             raise ValueError(f"{file.url}: expected only the classes of the train split, got {few(unknown)} as well")
     else:
         _check_names(where, here, classes)
         images = [name for name in here if may_be_image(name)]
-        labels = [name.partition("/")[0] for name in images]
+        labels = (name.partition("/")[0] for name in images)
         _warn_of_others(where, here)
     # All splits must agree on the number of channels, so each looks at all.
     folders = tuple(f"{name}/" for name in layout.splits.values()) or ("",)
@@ -146,8 +145,9 @@ def _has_classes(here: list[str], classes: set[str]) -> bool:
     return len(folders) > 1 or bool(classes & set(folders)) or not any(map(may_be_image, here))
 
 
-def _check_classes(where: str, names: list[str], classes: Sequence[str]) -> None:
-    """ValueError if there are no class folders, or if the classes seem to be folders further down."""
+def _classes(where: str, names: list[str]) -> tuple[str, ...]:
+    """The class folders; ValueError if there are none, or if the classes seem to be folders further down."""
+    classes = ordered_classes(_folders(names))
     if not classes:
         raise ValueError(
             f"{where}: expected a subfolder of images for each class, got none; if a file has the labels, name it with "
@@ -159,6 +159,12 @@ def _check_classes(where: str, names: list[str], classes: Sequence[str]) -> None
             f"{where}: the only class would be {classes[0]}; if {tables[0]} beside it has the labels, name it with "
             f"--labels {where}/{tables[0]}, and {where} as SOURCE; else move it away"
         )
+    _check_level(where, names, classes)
+    return classes
+
+
+def _check_level(where: str, names: list[str], classes: Sequence[str]) -> None:
+    """ValueError if all class folders hold the same folders of images, or if the only one holds several."""
     below: dict[str, set[str]] = {name: set() for name in classes}
     for name in filter(may_be_image, names):
         folder, _, rest = name.partition("/")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class ImageFolder:
         files: Files,
         folder: str,
         names: list[str],
-        labels: Sequence[str],
+        labels: Iterable[str],
         classes: tuple[str, ...],
         *,
         split: str | None,
@@ -49,7 +49,7 @@ class ImageFolder:
         self._files, self._folder, self._names = files, folder, names
         self.split, self.classes, self.channels = split, classes, channels
         numbers = {name: number for number, name in enumerate(classes)}
-        self.labels = np.array([numbers[label] for label in labels], np.int64)
+        self.labels = np.fromiter((numbers[label] for label in labels), np.int64, len(names))
 
     def __len__(self) -> int:
         return len(self._names)
