@@ -98,9 +98,9 @@ def _run_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shard(arguments: argparse.Namespace) -> int:
+    _check_apart(arguments.source, arguments.out)
     if arguments.download:
         download_source(Path(arguments.source), arguments.kind)
-    _check_apart(arguments.source, arguments.out)
     splits = source_splits(arguments.source, arguments.kind, arguments.labels)
     outs: dict[str | None, str] = {split: f"{arguments.out}/{split}" for split in splits}
     if arguments.split is not None or not splits:

@@ -44,7 +44,7 @@ def _check_relatives(path: Path, names: list[str]) -> None:
     """ValueError if there is a set that only resembles MNIST."""
     for folder in (path, path / "raw"):
         is_other = _kind_by_name(folder) == "other" and any((folder / name).is_file() for name in names)
-        if is_other or any(folder.glob("emnist-*-idx[13]-ubyte*")):
+        if is_other or any(folder.glob("emnist-*idx[13]-ubyte*")):
             raise ValueError(
                 f"{folder}: a relative of MNIST by its name, with classes of its own (and EMNIST's images lie on their "
                 "side): open it with torchvision.datasets and shard it as an ArraySource, with its class names; or say "

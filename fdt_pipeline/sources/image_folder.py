@@ -98,8 +98,8 @@ def extension(name: str) -> str:
 
 
 def common_channels(files: Files, names: Iterable[str]) -> int:
-    """1 if all images that can be read are gray, else 3. OSError if a disk or a store fails: the missed image may be
-    the one in color."""
+    """1 if all images that can be read are gray, else 3. Headers are read, up to the first image in color. OSError if a
+    disk or a store fails: the missed image may be the one in color."""
     found = 0
     for name in names:
         try:

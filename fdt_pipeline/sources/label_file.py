@@ -95,7 +95,8 @@ def _columns(file: LabelFile, rows: Rows, root: str, images: Sequence[str]) -> t
     hits = [_best_form([row[column] for row in rows], file, root, images)[0] for column in range(len(first))]
     names = hits.index(max(hits))  # all are 0 where no column names images
     if hits.count(max(hits)) > 1 or names + 1 == len(first):
-        raise _unclear(file, "no header that is known, nor one column of names of images with labels after it", first)
+        fault = f"no header that is known, nor one column that names images in {root}, with labels after it"
+        raise _unclear(file, fault, first)
     if _best_form([first[names]], file, root, images)[0] == 0:
         raise _unclear(file, "the first line is no header that is known, and names no image", first)
     return rows, names, names + 1

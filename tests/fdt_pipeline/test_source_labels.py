@@ -99,7 +99,11 @@ TWO = "a.png,dog\nb.jpg,cat\n"
             rf"the first line is no header .*, and names no image; .* 1 \(code\), 2 \(diagnosis\): {NAME_THEM}",
         ),
         ("a.png,a.png,dog\nb.jpg,b.jpg,cat\n", "", rf"no header that is known, nor one column.*{NAME_THEM}"),
-        ("dog,a.png\ncat,b.jpg\n", "", rf"nor one column of names of images with labels after it.*{NAME_THEM}"),
+        (
+            "dog,a.png\ncat,b.jpg\n",
+            "",
+            rf"nor one column that names images in .*images, with labels after it.*{NAME_THEM}",
+        ),
         ("file,label\na.png,dog\n", ":file:breed", rf"no columns file and breed; .* 2 \(label\): {NAME_THEM}"),
         ("a.png,dog\n", ":1:3", rf"no columns 1 and 3; .*{NAME_THEM}"),
     ],
