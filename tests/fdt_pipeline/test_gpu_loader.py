@@ -153,7 +153,7 @@ def keep_busy(device, turns=1):
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 8])
 def test_batches_are_whole_on_busy_streams_whether_they_are_kept_or_dropped(shards, mode, prefetch, dtype, device):
     """Every other one is dropped, behind a copy that has not begun when the next batch is asked for. The stream of each
-    eighth is the busiest by far, so that batches which come out of the same memory on other streams must wait for it."""
+    eighth is the busiest by far, so that batches which share its memory must wait for it on other streams."""
     loader = loader_of(shards, mode, device, prefetch=prefetch, dtype=dtype)
     for stream, right in zip(streams_of(device), expected(shards, mode), strict=False):
         found, batches = [], iter(loader)
