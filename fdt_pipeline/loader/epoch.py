@@ -7,7 +7,7 @@ left which a later epoch could see (25 ms until the first batch of a new one wit
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class Part(NamedTuple):
         return self
 
 
-Parts = Generator[tuple[Part, bool], None, None]  # with whether it is the last one of its epoch
+Parts = Generator[Part, None, None]
 
 
 class EpochChain:
@@ -60,26 +60,27 @@ class EpochChain:
         self.goes_on = goes_on
         self._kept: tuple[Cursor, Parts] | None = None
 
-    def epoch(self, make: Callable[[Cursor], Parts], cursor: Cursor) -> Generator[Part, None, None]:
-        """What is left of an epoch. make: cursor -> the parts from there on, and of all epochs after that."""
+    @contextmanager
+    def epoch(self, make: Callable[[Cursor], Parts], cursor: Cursor) -> Iterator[Parts]:
+        """What is left of an epoch, and where the chain goes on, all epochs behind it. make: cursor -> these parts."""
         foreseen, parts = self._kept or (None, None)
         self._kept = None
         if parts is not None and foreseen != cursor:
             parts.close()
         if parts is None or foreseen != cursor:
             parts = make(cursor)
-        is_last = False
         try:
-            while not is_last:
-                part, is_last = next(parts)
-                if is_last and self.goes_on:  # before it is handed out, as a consumer may never ask for the end
-                    self.close()
-                    self._kept = following(cursor), parts
-                yield part
-                del part
+            yield parts
         finally:
-            if not (is_last and self.goes_on):  # closed, not dropped: as in engines.py
+            if self._kept is None or self._kept[1] is not parts:  # closed, not dropped: as in engines.py
                 parts.close()
+
+    def keep(self, cursor: Cursor, parts: Parts) -> None:
+        """The parts of this epoch are out: what is left is for the next. Said before the last of them is handed out, as
+        a consumer may never ask for the end."""
+        self.close()
+        if self.goes_on:
+            self._kept = following(cursor), parts
 
     def close(self) -> None:
         """End the pipeline that waits for the next epoch."""
@@ -114,17 +115,19 @@ class ResidentEpochs:
         """From the cursor on, to the end of its epoch."""
         if cursor.batch >= self.batching.num_batches:
             return
-        with closing(self.chain.epoch(self._parts, cursor)) as parts:
-            for part in parts:
+        with self.chain.epoch(self._parts, cursor) as parts:
+            for batch in range(cursor.batch, self.batching.num_batches):
+                part = next(parts)
+                if batch == self.batching.num_batches - 1:
+                    self.chain.keep(cursor, parts)
                 yield part.handed_over()
 
     def _parts(self, cursor: Cursor) -> Parts:
-        last = self.batching.span(self.batching.num_batches - 1)
         with closing(self.engine.run(self._inputs(cursor), cursor.mixing)) as made:
             for batch, outputs in made:
                 for number, span in enumerate(batch.spans):
                     images, targets = outputs.sample(number)
-                    yield Part(images, targets, span.weights(), outputs.copy), span == last
+                    yield Part(images, targets, span.weights(), outputs.copy)
 
     def _inputs(self, cursor: Cursor) -> Iterator[SpanBatch]:
         for each in cursors(cursor):
@@ -176,7 +179,7 @@ class StreamingEpochs:
         begin = cursor.batch - before
         kept: list[Part] = []
         previous: Part | None = None
-        with closing(self.chain.epoch(self._parts, replace(cursor, batch=begin))) as parts:
+        with self.chain.epoch(self._parts, replace(cursor, batch=begin)) as parts:
             for batch in range(begin, batching.num_batches):
                 num_new = batching.num_new(batch)
                 while sum(len(part.weights) for part in kept) < num_new:
@@ -187,6 +190,8 @@ class StreamingEpochs:
                     taken = [*taken, *_repeated(had, size - num_new)]
                 part = _joined([part.handed_over() for part in taken])
                 previous = part if batching.last_batch == "fill" else None
+                if batch == batching.num_batches - 1:
+                    self.chain.keep(cursor, parts)
                 if batch >= cursor.batch:
                     yield part
 
@@ -199,9 +204,8 @@ class StreamingEpochs:
                     for batch, outputs in made:
                         self._count(batch.window, cursor.mixing)
                         images, targets = outputs.sample(0)
-                        part = Part(images, targets, self._weights(batch.window), outputs.copy)
-                        yield part.rows(skipped), batch.is_last
-                        del part, images, targets
+                        yield Part(images, targets, self._weights(batch.window), outputs.copy).rows(skipped)
+                        del images, targets
                         number, skipped = number + 1, 0
                         if batch.is_last:
                             cursor, number = following(cursor), 0
