@@ -50,12 +50,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch sees no GPU here: --device cpu tries the command out")
-    found = versions()
-    own_commit = found.pop("commit")
+    used = versions()
+    own_commit = used.pop("commit")
     record: dict[str, Any] = {
         "commit": arguments.commit or own_commit or "unknown",
         "hardware": hardware(torch.device(arguments.device)),
-        "versions": found,
+        "versions": used,
         "stages": {},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,12 @@ def _run(arguments: argparse.Namespace) -> int:
         for name in arguments.stages:
             print(f"{name} ..", file=sys.stderr, flush=True)
             limit = min(LIMITS[name], begin + TOTAL - time.monotonic())
-            command = [sys.executable, "-m", *_module(name, arguments.device, folder)]
-            record["stages"][name] = run_stage(command, limit, Path(folder, f"{name}.jsonl"))
+            command, found = (
+                [sys.executable, "-m", *_module(name, arguments.device, folder)],
+                Path(folder, f"{name}.jsonl"),
+            )
+            late = {"status": "not run", "seconds": 0.0, "tail": ["no time was left"]}
+            record["stages"][name] = run_stage(command, limit, found) if limit > 0 else late
             write_json(arguments.out / "gpu.json", record)
             write_text(arguments.out / "gpu.md", report(record) + "\n")
     print(report(record))
@@ -78,7 +82,13 @@ def _module(name: str, device: str, folder: str) -> list[str]:
     tests = ["pytest", "-v", "--tb=short", "-m", "", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
     others = {
         "doctor": ["tools", "doctor", *(["--gpu"] if on_gpu else [])],
-        "loader-tests": [*tests, "-n0", "-k", device, "tests/fdt_pipeline/test_gpu_loader.py"],
+        "loader-tests": [
+            *tests,
+            "-n0",
+            "-k",
+            "cuda and not cpu" if on_gpu else "cpu",
+            "tests/fdt_pipeline/test_gpu_loader.py",
+        ],
         "kernel-tests": [*tests, "-k", "real" if on_gpu else "emulated", "tests/fdt_pipeline/test_native_gpu.py"],
     }
     return others.get(name) or ["tools.gpu_stages", name, device, folder]

@@ -62,7 +62,7 @@ class Compiled:
 def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     """(where the result will be, replay); the function is not run."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may allocate meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another loader's thread may allocate meanwhile
         result = function()
     return result, graph.replay
 

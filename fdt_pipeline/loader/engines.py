@@ -50,7 +50,7 @@ class WindowBatch(NamedTuple):
 
     def id(self) -> tuple[int, int, int, int]:
         """(epoch, first, count, modulo), as the operators take it."""
-        return self.epoch, self.first, len(self.window.labels), 1 << 32
+        return Span(self.first, len(self.window.labels), 1 << 32).id(self.epoch)
 
 
 T = TypeVar("T")

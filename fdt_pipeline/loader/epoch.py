@@ -1,13 +1,13 @@
 """One epoch of outputs, from a data set in memory or from the shards.
 
-A pipeline goes on over the epochs that follow each other. One that is broken off closes it, so it leaves nothing behind
-that a later epoch could see (25 ms until the first batch of a new one with DALI 1.34, 31 with 2.4: README.md).
+A pipeline goes on over the epochs that follow each other. An epoch that is broken off closes it, so that nothing is
+left which a later epoch could see (25 ms until the first batch of a new one with DALI 1.34, 31 with 2.4: README.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,53 +20,67 @@ from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.loader.order import Batching, EpochOrder, Leg, epoch_order
 from fdt_pipeline.loader.prefetch import prefetched
 from fdt_pipeline.loader.reading import KnownBad, Window, read_windows
-from fdt_pipeline.loader.running import DaliError, DaliOptions
+from fdt_pipeline.loader.running import Copy, DaliError, DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, StatsCounter
 from fdt_pipeline.shards import Manifest
-from fdt_pipeline.shards.files import ShardFiles
+from fdt_pipeline.shards.files import CachedShardFiles, ShardFiles
 
 
 class Part(NamedTuple):
-    """Outputs of this rank; weights f32[n]: 0 for those that stand for no sample, else 1."""
+    """Outputs of this rank; weights f32[n]: 0 for those that stand for no sample, else 1; copy: on a GPU."""
 
     images: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    copy: Copy | None = None
 
     def rows(self, begin: int, end: int | None = None) -> Part:
-        return Part(*(field[begin:end] for field in self))
+        those = slice(begin, end)
+        return Part(self.images[those], self.targets[those], self.weights[those], self.copy)
+
+    def handed_over(self) -> Part:
+        """The same, to work on in torch's current stream."""
+        if self.copy is not None:
+            self.copy.hand_over(self.images, self.targets)
+        return self
 
 
-class Run:
+Parts = Generator[Part, None, None]
+
+
+class EpochChain:
     """Parts of one epoch after the other, out of one DALI pipeline.
 
-    parts: Cursor -> the parts from there on, with None behind the last one of an epoch, and so on with the epochs after
-    it. An epoch that begins where the one before has ended goes on with the same pipeline, which has worked ahead by
-    then; any other, and one behind an epoch that was broken off, gets a pipeline of its own.
+    An epoch that begins where the one before has ended goes on with the same pipeline, which has worked ahead by then.
+    Any other one, and one behind an epoch that was broken off, gets a pipeline of its own, as does every one where the
+    chain does not go on.
     """
 
-    def __init__(self, parts: Callable[[Cursor], Generator[Part | None, None, None]]) -> None:
-        self._make = parts
-        self._kept: tuple[Cursor, Generator[Part | None, None, None]] | None = None
+    def __init__(self, goes_on: bool = True) -> None:
+        self.goes_on = goes_on
+        self._kept: tuple[Cursor, Parts] | None = None
 
-    def epoch(self, cursor: Cursor) -> Generator[Part, None, None]:
-        """What is left of an epoch."""
+    @contextmanager
+    def epoch(self, make: Callable[[Cursor], Parts], cursor: Cursor) -> Iterator[Parts]:
+        """What is left of an epoch, and where the chain goes on, all epochs behind it. make: cursor -> these parts."""
         foreseen, parts = self._kept or (None, None)
         self._kept = None
         if parts is not None and foreseen != cursor:
             parts.close()
         if parts is None or foreseen != cursor:
-            parts = self._make(cursor)
-        has_ended = False
+            parts = make(cursor)
         try:
-            while (part := next(parts)) is not None:
-                yield part
-                del part
-            has_ended = True
+            yield parts
         finally:
-            if not has_ended:  # closed, not dropped: as in engines.py
+            if self._kept is None or self._kept[1] is not parts:  # closed, not dropped: as in engines.py
                 parts.close()
-        self._kept = following(cursor), parts
+
+    def keep(self, cursor: Cursor, parts: Parts) -> None:
+        """The parts of this epoch are out: what is left is for the next. Said before the last of them is handed out, as
+        a consumer may never ask for the end."""
+        self.close()
+        if self.goes_on:
+            self._kept = following(cursor), parts
 
     def close(self) -> None:
         """End the pipeline that waits for the next epoch."""
@@ -92,25 +106,28 @@ class ResidentEpochs:
 
     def __init__(self, engine: ResidentEngine, batching: Batching, most_batches: int) -> None:
         self.engine, self.batching, self.most_batches = engine, batching, most_batches
-        self.run = Run(self._parts)
+        self.chain = EpochChain()
 
     def leg(self) -> None:
         """Global batches do not depend on the number of ranks, so there are no legs."""
 
     def batches(self, cursor: Cursor) -> Generator[Part, None, None]:
         """From the cursor on, to the end of its epoch."""
-        if cursor.batch < self.batching.num_batches:
-            yield from self.run.epoch(cursor)
+        if cursor.batch >= self.batching.num_batches:
+            return
+        with self.chain.epoch(self._parts, cursor) as parts:
+            for batch in range(cursor.batch, self.batching.num_batches):
+                part = next(parts)
+                if batch == self.batching.num_batches - 1:
+                    self.chain.keep(cursor, parts)
+                yield part.handed_over()
 
-    def _parts(self, cursor: Cursor) -> Generator[Part | None, None, None]:
-        last = self.batching.span(self.batching.num_batches - 1)
+    def _parts(self, cursor: Cursor) -> Parts:
         with closing(self.engine.run(self._inputs(cursor), cursor.mixing)) as made:
             for batch, outputs in made:
                 for number, span in enumerate(batch.spans):
                     images, targets = outputs.sample(number)
-                    yield Part(images, targets, span.weights())
-                if batch.spans[-1] == last:
-                    yield None
+                    yield Part(images, targets, span.weights(), outputs.copy)
 
     def _inputs(self, cursor: Cursor) -> Iterator[SpanBatch]:
         for each in cursors(cursor):
@@ -143,7 +160,8 @@ class StreamingEpochs:
         self.train, self.substitute, self.prefetch = train, substitute, prefetch
         self.watch, self.stats = watch, stats
         self.known_bad: dict[tuple[str, int], str] = {}
-        self.run = Run(self._parts)
+        # A loader of remote shards that waits for its next epoch must hold none of them in the cache.
+        self.chain = EpochChain(goes_on=not isinstance(files, CachedShardFiles))
 
     def leg(self) -> Leg:
         """What the epochs of this loader are, as a leg; no batches of it yet."""
@@ -161,7 +179,7 @@ class StreamingEpochs:
         begin = cursor.batch - before
         kept: list[Part] = []
         previous: Part | None = None
-        with closing(self.run.epoch(replace(cursor, batch=begin))) as parts:
+        with self.chain.epoch(self._parts, replace(cursor, batch=begin)) as parts:
             for batch in range(begin, batching.num_batches):
                 num_new = batching.num_new(batch)
                 while sum(len(part.weights) for part in kept) < num_new:
@@ -170,13 +188,14 @@ class StreamingEpochs:
                 if batching.is_filled(batch):
                     had = [previous.rows(num_new)] if previous else taken or [next(parts)]
                     taken = [*taken, *_repeated(had, size - num_new)]
-                part = _joined(taken)
+                part = _joined([part.handed_over() for part in taken])
                 previous = part if batching.last_batch == "fill" else None
+                if batch == batching.num_batches - 1:
+                    self.chain.keep(cursor, parts)
                 if batch >= cursor.batch:
                     yield part
-            next(parts, None)  # there is no other one: the run has come to the end of the epoch
 
-    def _parts(self, cursor: Cursor) -> Generator[Part | None, None, None]:
+    def _parts(self, cursor: Cursor) -> Parts:
         """Windows of outputs."""
         number, skipped = divmod((cursor.batch - cursor.batches_before) * self.batching.batch_size, self.window)
         while True:
@@ -185,10 +204,10 @@ class StreamingEpochs:
                     for batch, outputs in made:
                         self._count(batch.window, cursor.mixing)
                         images, targets = outputs.sample(0)
-                        yield Part(images, targets, self._weights(batch.window)).rows(skipped)
+                        yield Part(images, targets, self._weights(batch.window), outputs.copy).rows(skipped)
+                        del images, targets
                         number, skipped = number + 1, 0
                         if batch.is_last:
-                            yield None
                             cursor, number = following(cursor), 0
                 return
             except DaliError as error:
@@ -204,7 +223,7 @@ class StreamingEpochs:
         return prefetched(self._read(cursor, first, dict(self.known_bad)), self.prefetch)
 
     def _read(self, cursor: Cursor, first: int, known_bad: KnownBad) -> Generator[WindowBatch, None, None]:
-        for each in cursors(cursor):
+        for each in cursors(cursor) if self.chain.goes_on else [cursor]:
             order = self._order(each)
             # Those that last_batch="drop" leaves out are not read.
             num_outputs = (self.batching.num_batches - each.batches_before) * self.batching.batch_size
@@ -275,4 +294,7 @@ def _repeated(parts: list[Part], size: int) -> list[Part]:
 
 
 def _joined(parts: list[Part]) -> Part:
-    return parts[0] if len(parts) == 1 else Part(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    if len(parts) == 1:
+        return parts[0]
+    images, targets, weights = (torch.cat(fields) for fields in zip(*(part[:3] for part in parts), strict=True))
+    return Part(images, targets, weights, Copy.of(images))

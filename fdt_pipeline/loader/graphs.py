@@ -1,7 +1,7 @@
 """The way of an image through DALI, one line a stage, in data order. Start reading here.
 
 resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
-streaming:  files or arrays -> decode -> (resize) -> the same within one DALI batch, the mix window
+streaming:  files or arrays -> decode -> (resize) -> the same within a mix window
 
 The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` feeds the pipelines below by name
 (running.py): its ids are (epoch, first, count, modulo), i64[4], so that a DALI sample is a batch or a window.

@@ -8,9 +8,11 @@ import os
 import time
 import warnings
 import weakref
+from _thread import interrupt_main
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from threading import Timer
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -19,7 +21,7 @@ import torch
 from fdt_pipeline.definition.superposition import FDT, Augment, Pool
 from fdt_pipeline.loader.checkpoint import Cursor, describe_fdt, mode_of, pack_state, unpack_state
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
-from fdt_pipeline.loader.epoch import Part, ResidentEpochs, Run, StreamingEpochs
+from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
 from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window, read_pool
 from fdt_pipeline.loader.options import (
@@ -69,9 +71,11 @@ class FDTLoader:
     verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
         and key; "substitute" takes the next good sample of its window instead, warns, and counts it in `stats`.
-    num_threads: of DALI; by default the CPUs that this process may use, but at most 4. prefetch: batches that it works
-        ahead, at least; up to 16 are made together, or 64 MiB of images. 0 makes each batch when it is asked for, on
-        the caller's thread, which is faster where the training itself keeps the same cores busy.
+    num_threads: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process may
+        use, but at most 4.
+    prefetch: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
+        memory, so clone what you keep long or save. 0 makes each batch when it is asked for, on the caller's thread,
+        which is faster where the training itself keeps the same cores busy.
     last_batch: "partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
         out; "fill" fills it up with outputs that the epoch has had already.
     weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad
@@ -144,10 +148,10 @@ class FDTLoader:
         self._next = Cursor(mixing=self._is_mixing)  # where the next iteration begins
         self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
         self._epochs: ResidentEpochs | StreamingEpochs | None = None
-        self._runs: list[Run] = []  # the one of the epochs
+        self._chains: list[EpochChain] = []  # the one of the epochs
         self._begin(chosen)
         self._is_made = True
-        weakref.finalize(self, _close_runs, self._runs)  # at the latest before the interpreter ends
+        weakref.finalize(self, _drop, self._chains)  # at the latest before the interpreter ends
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What a loader gives is decided when it is made, so that anything else, and a misspelt name, is an error."""
@@ -322,7 +326,7 @@ class FDTLoader:
             batches = iteration()
             if batches is not None:
                 batches.close()
-        _close_runs(self._runs)
+        _close(self._chains)
 
     def __enter__(self) -> FDTLoader:
         return self
@@ -355,8 +359,8 @@ class FDTLoader:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
         self._epochs = epochs or self._resident()
-        _close_runs(self._runs)
-        self._runs.append(self._epochs.run)
+        _close(self._chains)
+        self._chains.append(self._epochs.chain)
         self._mode, self._config = mode, config
         return cursor
 
@@ -436,6 +440,15 @@ class FDTLoader:
         return window, is_small
 
 
-def _close_runs(runs: list[Run]) -> None:
-    while runs:
-        runs.pop().close()
+def _close(chains: list[EpochChain]) -> None:
+    while chains:
+        chains.pop().close()
+
+
+def _drop(chains: list[EpochChain]) -> None:
+    """Close them as their loader is dropped. A Ctrl-C that comes in a callback of Python's is lost, so it is repeated
+    after it."""
+    try:
+        _close(chains)
+    except KeyboardInterrupt:
+        Timer(0.1, interrupt_main).start()

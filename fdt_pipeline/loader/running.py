@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,40 +40,50 @@ class DaliOptions:
         }
 
 
+class Copy(NamedTuple):
+    """The stream in which tensors were made on a GPU, and what it records when they are."""
+
+    stream: torch.cuda.Stream
+    done: torch.cuda.Event
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Copy | None:
+        """What torch's current stream is to be waited for, if this is on a GPU."""
+        if not tensor.is_cuda:
+            return None
+        stream = torch.cuda.current_stream(tensor.device)
+        return cls(stream, stream.record_event())
+
+    def hand_over(self, *tensors: torch.Tensor) -> None:
+        """A consumer that has changed its stream since then waits for it, and keeps the memory until it is done."""
+        current = torch.cuda.current_stream(tensors[0].device)
+        if current != self.stream:
+            current.wait_event(self.done)
+            for tensor in tensors:
+                tensor.record_stream(current)
+
+
 class Outputs:
     """Outputs of one DALI iteration, of shape [samples ...] each.
 
     Those on the CPU are in DALI's own buffers, until the next iteration is asked for; `lent` says that DALI then writes
-    to these again. Those on a GPU were copied in the order of torch's current stream, once for all samples.
+    to these again. Those on a GPU were copied in the order of torch's current stream, once for all samples; `copy` is
+    to hand every batch of them over.
     """
 
     def __init__(self, tensors: list[torch.Tensor], lent: bool) -> None:
         self.tensors, self.lent = tensors, lent
-        self._copied: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
-        if tensors[0].is_cuda:
-            stream = torch.cuda.current_stream(tensors[0].device)
-            self._copied = stream, stream.record_event()
+        self.copy = Copy.of(tensors[0])
 
     def sample(self, number: int) -> list[torch.Tensor]:
-        """One sample of each output, to keep."""
-        views = [tensor[number] for tensor in self.tensors]
-        if self._copied is not None:
-            self._hand_over(views, *self._copied)
+        """One sample of each output, to keep. What is done to it in place does not count as done to the others."""
+        views = [tensor[number].data for tensor in self.tensors]
         return [view.clone() for view in views] if self.lent else views
-
-    @staticmethod
-    def _hand_over(views: list[torch.Tensor], stream: torch.cuda.Stream, copied: torch.cuda.Event) -> None:
-        """A consumer that has changed its stream since the copy waits for it, and keeps the memory until it is done."""
-        current = torch.cuda.current_stream(views[0].device)
-        if current != stream:
-            current.wait_event(copied)
-            for view in views:
-                view.record_stream(current)
 
     def wait_until_copied(self) -> None:
         """Before DALI may write to the buffers of its outputs again, or free them."""
-        if self._copied is not None:
-            self._copied[1].synchronize()
+        if self.copy is not None:
+            self.copy.done.synchronize()
 
 
 class DaliError(RuntimeError):
@@ -92,9 +102,9 @@ def run_pipeline(
     fields: input -> its arrays by the names of the pipeline's external sources. An error of `inputs` is raised once the
     outputs of all inputs before it are out.
     """
-    run = _Run(pipeline, inputs, fields)
     outputs: Outputs | None = None
     try:
+        run = _Run(pipeline, inputs, fields)
         run.fill()
         while run.in_flight:
             outputs = run.take()
@@ -105,10 +115,12 @@ def run_pipeline(
         if run.error is not None:
             raise run.error
     finally:
-        if outputs is not None:
-            outputs.wait_until_copied()
-        _end(pipeline)
-        _return_freed_memory()
+        try:
+            if outputs is not None:
+                outputs.wait_until_copied()
+        finally:
+            _end(pipeline)
+            _return_freed_memory()
 
 
 class _Run(Generic[T]):
@@ -153,17 +165,15 @@ class _Run(Generic[T]):
 
     def take(self) -> Outputs:
         """The outputs of the first input in flight."""
-        return self._call(self._outputs)
+        found = self._call(lambda: [output.as_tensor() for output in self.pipeline.share_outputs()])
+        with torch.inference_mode(False):  # of the batch that is asked for, and not of those made with it
+            tensors = [self._tensor(each) for each in found]
+            return Outputs(tensors, self.lends and not tensors[0].is_cuda)
 
     def release(self, outputs: Outputs) -> None:
         """Give DALI its buffers back."""
         outputs.wait_until_copied()
         self.pipeline.release_outputs()
-
-    def _outputs(self) -> Outputs:
-        found = [output.as_tensor() for output in self.pipeline.share_outputs()]
-        tensors = [self._tensor(each) for each in found]
-        return Outputs(tensors, self.lends and not tensors[0].is_cuda)
 
     @staticmethod
     def _tensor(found: Any) -> torch.Tensor:

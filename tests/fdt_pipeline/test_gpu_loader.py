@@ -142,26 +142,27 @@ def streams_of(device):
     return [nullcontext, lambda: torch.cuda.stream(side), lambda: torch.cuda.stream(torch.cuda.Stream())]
 
 
-def keep_busy(device):
-    """What comes next on the stream has to wait for half a millisecond."""
+def keep_busy(device, turns=1):
+    """What comes next on the stream has to wait for half a millisecond, that many times."""
     if device == "cuda":
-        torch.cuda._sleep(SLEEP)
+        torch.cuda._sleep(turns * SLEEP)
 
 
 @in_each_mode
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 8])
 def test_batches_are_whole_on_busy_streams_whether_they_are_kept_or_dropped(shards, mode, prefetch, dtype, device):
-    """Every other one is dropped, behind a copy that has not begun when the next batch is asked for."""
+    """Every other one is dropped, behind a copy that has not begun when the next batch is asked for. The stream of each
+    eighth is the busiest by far, so that batches which share its memory must wait for it on other streams."""
     loader = loader_of(shards, mode, device, prefetch=prefetch, dtype=dtype)
     for stream, right in zip(streams_of(device), expected(shards, mode), strict=False):
         found, batches = [], iter(loader)
         for number in range(len(loader)):
             with stream():
-                keep_busy(device)
+                keep_busy(device, 1 if number % 8 else 40)
                 batch = next(batches)
-                keep_busy(device)
                 found.append(batch if number % 2 else [field.clone() for field in batch])
+                keep_busy(device)
                 del batch
         assert next(batches, None) is None
         wait(device)

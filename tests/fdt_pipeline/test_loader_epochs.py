@@ -2,14 +2,21 @@
 
 import gc
 import os
+import time
+import weakref
 from itertools import islice
 
+import fsspec
 import pytest
+import torch
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader import engines, epoch
+from fdt_pipeline.loader.loader import _drop as drop
 from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.native.pool import NativePool
+from fdt_pipeline.shards import read_manifest
+from fdt_pipeline.storage import open_folder
 from tests.loading import MODES, assert_same
 
 pytestmark = pytest.mark.dali
@@ -146,3 +153,72 @@ def test_on_a_gpu_dali_works_ahead_on_no_thread_of_its_own():
         "batch_size": 16, "num_threads": 1, "prefetch_queue_depth": 3, "exec_async": False, "exec_pipelined": True,
         "device_id": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_consumer_that_takes_as_many_batches_as_there_are_goes_on_with_the_pipeline(
+    numbered_shards, monkeypatch, mode
+):
+    """And never asks for the end of an epoch."""
+    pipelines = counted(monkeypatch, engines, "run_pipeline")
+    loader = loader_of(numbered_shards, mode)
+    epochs = [list(islice(loader, len(loader))) for _ in range(3)]
+    assert len(pipelines) == 1
+    assert_same(epochs[2], fresh(numbered_shards, mode, 2))
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_the_images_in_memory_are_free_when_the_loader_is_closed_or_dropped(numbered_shards, end):
+    """Not when garbage is collected some time after that."""
+    loader = loader_of(numbered_shards, "resident")
+    list(loader)
+    pool = weakref.ref(loader._epochs.engine.pool)
+    gc.disable()
+    try:
+        if end == "close":
+            loader.close()
+        else:
+            del loader
+        assert pool() is None
+    finally:
+        gc.enable()
+
+
+def test_batches_that_were_made_together_are_tensors_of_their_own(numbered_shards):
+    """What is done to one in place, or asked for in inference mode, does not stop another's backward pass."""
+    batches = iter(loader_of(numbered_shards, "resident"))
+    with torch.inference_mode():
+        next(batches)
+    first, second = next(batches)[0], next(batches)[0]
+    weight = torch.ones(1, requires_grad=True)
+    loss = (first * weight).sum()
+    second.mul_(2)
+    loss.backward()
+    assert weight.grad == pytest.approx(first.sum().item())
+
+
+def test_a_loader_of_remote_shards_holds_none_of_them_between_its_epochs(numbered_shards, tmp_path, monkeypatch):
+    """Or two loaders with a cache that has room for one shard would wait for each other."""
+    store = fsspec.filesystem("memory")
+    store.put(f"{numbered_shards}/", "/epochs/", recursive=True)
+    largest = max(shard.num_bytes for shard in read_manifest(open_folder(numbered_shards)).shards)
+    monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE", str(tmp_path))
+    monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE_BYTES", str(largest * 3 // 2))
+    loaders = [loader_of("memory://epochs", "streaming", verify=False) for _ in range(2)]
+    epochs = [[list(loader) for loader in loaders] for _ in range(2)]
+    for number, (one, other) in enumerate(epochs):
+        assert_same(one, other)
+        assert_same(one, fresh(numbered_shards, "streaming", number))
+    store.rm("/epochs", recursive=True)
+
+
+def test_a_ctrl_c_that_comes_while_a_dropped_loader_ends_its_pipeline_is_not_lost():
+    class Interrupted(epoch.EpochChain):
+        def close(self):
+            raise KeyboardInterrupt
+
+    loader = type("Loader", (), {})()
+    weakref.finalize(loader, drop, [Interrupted()])
+    del loader
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(5)
