@@ -71,9 +71,11 @@ class DatasetSource:
         return np.array([self._pair(index)[1] for index in range(len(self._dataset))], np.int64)
 
     def _class_names(self, classes: Sequence[str] | None) -> Sequence[str] | None:
-        names = classes or getattr(self._dataset, "classes", None) or getattr(self._label_feature, "names", None)
-        # torchvision's ImageNet has tuples of synonyms
-        return names and [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
+        places = ((self._dataset, "classes"), (self._label_feature, "names"))
+        known = [classes, *(getattr(place, name, None) for place, name in places)]
+        names = next((names for names in known if names is not None), None)
+        # torchvision's ImageNet has tuples of synonyms.
+        return names and [", ".join(name) if isinstance(name, tuple) else name for name in names]
 
     @property
     def _label_feature(self) -> Any:

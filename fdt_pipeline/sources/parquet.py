@@ -182,7 +182,7 @@ def _classes(train: list[LabelColumn], own: list[LabelColumn]) -> tuple[str, ...
     first = train[0]
     for part in (*train, *own):
         if part.is_text != first.is_text or (not first.is_text and part.names != first.names):
-            raise ValueError(f"{part.file}: expected the class names of {first.file}, got others")
+            raise ValueError(f"{part.file}: expected labels and class names as in {first.file}, got others")
     if first.is_text:
         return tuple(sorted({name for part in train for name in part.names or ()}))
     return first.names or numbered_classes(np.concatenate([part.labels for part in train]), first.file)

@@ -1,13 +1,15 @@
-"""Data sets of other libraries as sources: stand-ins for torchvision's and `datasets`' own."""
+"""Data sets of other libraries as sources: torchvision's, and stand-ins for others and for `datasets.Dataset`."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import Subset
 
 from fdt_pipeline.shards import load_shards, write_shards
-from fdt_pipeline.sources import DatasetSource
+from fdt_pipeline.sources import DatasetSource, open_source
+from tests.folders import COLOR, save_image
 from tests.numbered import numbered_images
 
 IMAGES = numbered_images(12)
@@ -61,6 +63,21 @@ def test_shards_of_a_data_set_hold_its_pixels_labels_and_class_names(tmp_path, d
     assert sorted(rows) == list(range(12))
     np.testing.assert_array_equal(images, IMAGES[rows])
     assert labels.tolist() == [LABELS[row] for row in rows]
+
+
+def test_torchvisions_image_folder_and_a_subset_of_it_are_what_the_folder_is(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    for row in range(4):
+        save_image(tmp_path / NAMES[row // 2] / f"{row}.png", COLOR + np.uint8(row))
+    expected = open_source(tmp_path)
+    whole = torchvision.datasets.ImageFolder(tmp_path)
+    part = Subset(whole, [3, 0])
+    for dataset, rows, classes in ((whole, range(4), ("cat", "dog")), (part, [3, 0], ("0", "1"))):
+        source = DatasetSource(dataset)
+        assert source.classes == classes
+        for sample, row in zip(source, rows, strict=True):
+            np.testing.assert_array_equal(sample.image, expected[row].image)
+            assert sample.label == expected[row].label
 
 
 @pytest.mark.parametrize("options", [{"labels": LABELS}, {}])
