@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..storage import is_url
 from ..storage.remote import RemoteFolder
-from . import cifar, folder_layout, idx, npz, svhn
+from . import cifar, folder_layout, idx, npz, parquet, svhn
 from .files import RemoteFiles, files_at
 from .source import Found, Source
 
@@ -37,6 +37,7 @@ _FORMATS = {
     "cifar100": Format(cifar.find, "train.bin or train, ... (cifar-100-binary, cifar-100-python)", "CIFAR100"),
     "svhn": Format(svhn.find, "train_32x32.mat, test_32x32.mat", "SVHN"),
     "npz": Format(npz.find, "a .npz file, or train.npz and test.npz"),
+    "parquet": Format(parquet.find, "a .parquet file, or train-00000-of-00001.parquet and the like"),
     "folder": Format(folder_layout.find, _FOLDERS),
 }
 KINDS = tuple(_FORMATS)
@@ -102,8 +103,8 @@ def _find(path: str | Path, kind: str | None, labels: str | Path | None) -> Foun
 
 
 def _recognise(path: Path) -> Found:
-    """The official sets go before npz and folder: folders of images may lie beside their files."""
-    for kinds in (_OFFICIAL, ("npz", "folder")):
+    """The official sets go before the others: folders of images may lie beside their files."""
+    for kinds in (_OFFICIAL, ("npz", "parquet", "folder")):
         found = [found for kind in kinds if (found := _FORMATS[kind].find(path, kind, False)) is not None]
         if len(found) > 1:
             names = ", ".join(one.kind for one in found)
@@ -146,7 +147,9 @@ def local_copy(url: str) -> Path:
     if name.lower().endswith((".npz", ".mat")):
         _copy(RemoteFolder(above), name, place)
         return place
-    names = RemoteFiles(url).names()
+    names = [name] if name.lower().endswith(".parquet") else RemoteFiles(url).names()
+    if any(name.lower().endswith(".parquet") for name in names):
+        raise ValueError(f"{url}: {parquet.NOT_REMOTE}")
     if not names:
         raise ValueError(f"{url}: no files there; give the URL of a data set")
     if len(names) > MAX_FILES:
