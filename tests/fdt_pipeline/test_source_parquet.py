@@ -86,14 +86,15 @@ def test_image_files_are_kept_byte_for_byte(tmp_path):
 @pytest.mark.parametrize("below", [".", "data"])
 def test_files_of_the_hub_are_splits_by_their_names(tmp_path, below):
     halves = {"train-00000-of-00002": slice(0, 9), "train-00001-of-00002": slice(9, 18)}
+    hub = tmp_path / "hub"
     for name, rows in {**halves, "validation-00000-of-00001-a09b74b3ef9c3b56": slice(18, 24)}.items():
-        write(tmp_path / below / f"{name}.parquet", PNGS[rows], LABELS[rows])
-    assert source_splits(tmp_path) == ("train", "validation")
-    train, validation = (open_source(tmp_path, split=split) for split in ("train", "validation"))
+        write(hub / below / f"{name}.parquet", PNGS[rows], LABELS[rows])
+    assert source_splits(hub) == ("train", "validation")
+    train, validation = (open_source(hub, split=split) for split in ("train", "validation"))
     np.testing.assert_array_equal([sample.image for sample in [*train, *validation]], IMAGES)
     assert [*train.labels, *validation.labels] == LABELS
     assert [train.key(8), train.key(9)] == ["train-00000-of-00002/8", "train-00001-of-00002/0"]
-    assert main(["shard", str(tmp_path), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert main(["shard", str(hub), str(tmp_path / "out"), "--workers", "1"]) == 0
     assert read_manifest(tmp_path / "out" / "validation").samples_per_extension == {"png": 6}
 
 
