@@ -429,6 +429,15 @@ def test_a_window_in_a_sample_wants_a_span_of_its_size():
     refused(window_graph([IMAGES[None]], [CLASSES[None]], ids, num_classes=7, batch_size=1), "ids must be .*count")
 
 
+def test_ids_of_both_kinds_in_a_batch_are_refused(pool):
+    """Before anything is read of a pair but its two numbers."""
+    ids = [[np.array([0, 0, BATCH, 2**32]), np.array([0, 0])]]
+    images, labels = np.stack([IMAGES, IMAGES]), np.stack([CLASSES, CLASSES])
+    match = "one kind in a batch, got shape .*2.* for sample 1"
+    refused(window_graph([images], [labels], ids, num_classes=7, batch_size=2), match)
+    refused(resident_graph(ids, pool=pool.name, batch_size=2), match)
+
+
 @pytest.mark.parametrize("anchor", ["epoch", "index"])
 def test_an_index_beyond_the_pool_cannot_lead(pool, anchor):
     refused(

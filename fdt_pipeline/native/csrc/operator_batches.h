@@ -33,10 +33,12 @@ bool are_spans(const TensorList<CPUBackend> &from) {
   return from.num_samples() > 0 && volume(from.tensor_shape(0)) == 4;
 }
 
-std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
+// counts: outputs of each sample.
+std::vector<Span> read_ids(const TensorList<CPUBackend> &from, std::vector<int64_t> &counts) {
   constexpr int64_t kMost = int64_t{1} << 32;
   const bool are_grouped = are_spans(from);
   std::vector<Span> spans;
+  counts.clear();
   for (int i = 0; i < from.num_samples(); i++) {
     const auto shape = from.tensor_shape(i);
     require(volume(shape) == (are_grouped ? 4 : 2),
@@ -47,6 +49,7 @@ std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
             "ids must be (epoch, index) with 0 <= epoch < 2^32 and 0 <= index < 2^32, got (", id[0], ", ", id[1],
             ") for sample ", i);
     const auto epoch = static_cast<uint32_t>(id[0]), first = static_cast<uint32_t>(id[1]);
+    counts.push_back(are_grouped ? id[2] : 1);
     if (!are_grouped) {
       fdt::add_output(epoch, first, spans);
       continue;
@@ -57,15 +60,6 @@ std::vector<Span> read_ids(const TensorList<CPUBackend> &from) {
     spans.push_back({epoch, first, static_cast<uint32_t>(id[2]), static_cast<uint32_t>(id[3])});
   }
   return spans;
-}
-
-// How many outputs each sample has.
-std::vector<int64_t> counts_of(const TensorList<CPUBackend> &ids) {
-  std::vector<int64_t> counts(static_cast<size_t>(ids.num_samples()), 1);
-  if (are_spans(ids))
-    for (int i = 0; i < ids.num_samples(); i++)
-      counts[static_cast<size_t>(i)] = static_cast<const int64_t *>(ids.raw_tensor(i))[2];
-  return counts;
 }
 
 // Whether these are bytes of a member of a tar: DALI's reader notes for each sample where it lies.

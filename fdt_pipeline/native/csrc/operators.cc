@@ -110,10 +110,11 @@ class Superpose : public Resumable<Backend> {
     std::vector<std::vector<Span>> windows;
     if (ws.NumInput() > 2) {
       const auto &ids = ws.Input<CPUBackend>(2);
-      require(are_spans(ids) == are_grouped_ && counts_of(ids) == counts_, "ids must be ",
+      std::vector<int64_t> counts;
+      const std::vector<Span> spans = read_ids(ids, counts);
+      require(are_spans(ids) == are_grouped_ && counts == counts_, "ids must be ",
               are_grouped_ ? "(epoch, first, count, modulo) with the number of the sample's images as count"
                            : "(epoch, index) of every sample");
-      const std::vector<Span> spans = read_ids(ids);
       if (!are_grouped_) return {spans};
       for (const Span &span : spans) windows.push_back({span});
       return windows;
@@ -182,8 +183,7 @@ class SuperposeResident : public Resumable<Backend> {
  protected:
   bool SetupImpl(std::vector<OutputDesc> &outputs, const ::dali::Workspace &ws) override {
     const auto &ids = ws.Input<CPUBackend>(0);
-    spans_ = read_ids(ids);
-    counts_ = counts_of(ids);
+    spans_ = read_ids(ids, counts_);
     are_grouped_ = are_spans(ids);
     outputs = describe(counts_, are_grouped_, pool_->shape(), output_, arguments_, pool_->classes.num_classes);
     return true;
