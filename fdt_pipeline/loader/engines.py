@@ -82,10 +82,7 @@ class NativeResident:
         self.mixing, self.device, self.pool, self.together, self.dali = mixing, device, pool, together, dali
         if device.type == "cuda":
             prepare_gpu(device.index, pool.shape[-1], mixing.output.channels)  # what is missing is missed now
-        self.arguments = {
-            mixes: resident_arguments(each, pool, in_order)
-            for mixes, each in ((True, mixing), (False, mixing.unmixed()))
-        }
+        self.arguments = {mixes: resident_arguments(mixing.when(mixes), pool, in_order) for mixes in (True, False)}
 
     def run(self, inputs: Iterator[SpanBatch], mixes: bool) -> Made[SpanBatch]:
         """As `ResidentEngine` has it."""
@@ -101,9 +98,7 @@ class NativeStreaming:
         self.mixing, self.device, self.dali = mixing, device, dali
         if device.type == "cuda":
             prepare_gpu(device.index, stored, mixing.output.channels)
-        self.arguments = {
-            mixes: streaming_arguments(each, window) for mixes, each in ((True, mixing), (False, mixing.unmixed()))
-        }
+        self.arguments = {mixes: streaming_arguments(mixing.when(mixes), window) for mixes in (True, False)}
 
     def run(self, inputs: Iterator[WindowBatch], mixes: bool) -> Made[WindowBatch]:
         """As `StreamingEngine` has it."""

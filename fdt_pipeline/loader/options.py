@@ -54,9 +54,10 @@ class Mixing:
     output: Output
     soft: bool = True  # f32 soft targets; False gives the int64 label of the first image
 
-    def unmixed(self) -> Mixing:
-        """Whole images, each leading once an epoch, with augmentation and the form of the targets as they are."""
-        return replace(self, fdt=replace(PLAIN, targets=self.fdt.targets))
+    def when(self, mixes: bool) -> Mixing:
+        """This; or, where nothing is to be mixed, whole images, each leading once an epoch, with augmentation and the
+        form of the targets as they are."""
+        return self if mixes else replace(self, fdt=replace(PLAIN, targets=self.fdt.targets))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class TorchResident:
 
     def run(self, inputs: Iterator[SpanBatch], mixes: bool) -> Made[SpanBatch]:
         """As `engines.ResidentEngine` has it, one batch at a time."""
-        mixing = self.mixing if mixes else self.mixing.unmixed()
+        mixing = self.mixing.when(mixes)
         return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
 
     def _made(self, batch: SpanBatch, mixing: Mixing) -> tuple[SpanBatch, Outputs]:
@@ -66,7 +66,7 @@ class TorchStreaming:
 
     def run(self, inputs: Iterator[WindowBatch], mixes: bool) -> Made[WindowBatch]:
         """As `engines.StreamingEngine` has it."""
-        mixing = self.mixing if mixes else self.mixing.unmixed()
+        mixing = self.mixing.when(mixes)
         return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
 
     def _made(self, batch: WindowBatch, mixing: Mixing) -> tuple[WindowBatch, Outputs]:
