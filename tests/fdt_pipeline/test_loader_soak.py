@@ -20,7 +20,7 @@ from tests.numbered import numbered_images
 pytestmark = [pytest.mark.soak, pytest.mark.dali]
 
 PRELUDE = """
-import faulthandler, gc, os
+import faulthandler, gc, os, time
 from itertools import islice
 faulthandler.dump_traceback_later(590, exit=True)
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
@@ -31,9 +31,17 @@ def dali_iterator(shards, mode):
     return DALIGenericIterator(pipeline, ["images", "targets"])
 
 def figures():
+    # Once the threads that work ahead for the next epoch rest: a reader that is between two tars has none open.
     gc.collect()
+    before, now = None, counts()
+    while now != before:
+        time.sleep(0.5)
+        before, now = now, counts()
     mebibytes = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return mebibytes, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    return mebibytes, *now
+
+def counts():
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 """
 
 
