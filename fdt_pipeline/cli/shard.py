@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from fdt_pipeline.shards.plan import planned
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.shards.staging import Staging
 from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits
-from fdt_pipeline.storage import open_folder
+from fdt_pipeline.storage import is_url, open_folder
 
 _SHARD = """Write SOURCE as shards to OUT: every image checked, shuffled, indexed and hashed.
 
@@ -56,6 +57,10 @@ def add_parsers(verbs: Any) -> None:
     parser.add_argument(
         "--source", dest="kind", metavar="KIND", help=f"{', '.join(KINDS)} (default: seen from the files)"
     )
+    labels_help = (
+        "labels of the images in SOURCE: CSV, TSV, JSON lines or text; :NAME_COLUMN:LABEL_COLUMN after it names"
+    )
+    parser.add_argument("--labels", metavar="FILE", help=f"{labels_help} two columns (default: found)")
     encode_help = "how images are stored (default: keep for image files that are not resized, else raw)"
     parser.add_argument("--encode", choices=tuple(EXTENSIONS), help=encode_help)
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="(default: %(default)s)")
@@ -93,16 +98,20 @@ def _run_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shard(arguments: argparse.Namespace) -> int:
+    _check_apart(arguments.source, arguments.out)
     if arguments.download:
         download_source(Path(arguments.source), arguments.kind)
-    splits = source_splits(arguments.source, arguments.kind)
+    splits = source_splits(arguments.source, arguments.kind, arguments.labels)
     outs: dict[str | None, str] = {split: f"{arguments.out}/{split}" for split in splits}
     if arguments.split is not None or not splits:
         outs = {arguments.split: arguments.out}
     for out in outs.values():
         check_vacant(open_folder(out), arguments.overwrite, arguments.resume)
     # All are opened before any is written, so that a fault of one leaves nothing of the others.
-    sources = {out: open_source(arguments.source, arguments.kind, split) for split, out in outs.items()}
+    sources = {
+        out: open_source(arguments.source, arguments.kind, split, labels=arguments.labels)
+        for split, out in outs.items()
+    }
     if arguments.dry_run:
         return _print_plans(arguments, sources)
     writers = {
@@ -111,6 +120,15 @@ def _shard(arguments: argparse.Namespace) -> int:
     }
     manifests = _write_sets(arguments, writers)
     return 1 if any(manifest.quarantine for manifest in manifests.values()) else 0
+
+
+def _check_apart(source: str, out: str) -> None:
+    """ValueError if OUT lies in SOURCE."""
+    above, below = (place if is_url(place) else os.path.realpath(place) for place in (source, out))
+    if f"{below}/".startswith(f"{above.rstrip('/')}/"):
+        raise ValueError(
+            f"{out}: lies in SOURCE, where the shards would be taken for data; choose an OUT outside {source}"
+        )
 
 
 def _options(arguments: argparse.Namespace, source: Source) -> ShardingOptions:

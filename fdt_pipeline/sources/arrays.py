@@ -36,12 +36,8 @@ class ArraySource:
     ) -> None:
         labels = np.asarray(labels)
         _check_arrays(images, labels, where)
-        self.classes = _class_names(labels, classes, where)
-        check_labels(labels, len(self.classes), where)
+        self.labels, self.classes = checked_labels(labels, classes, split, where)
         self.images = images if images.ndim == 4 else images[..., None]
-        self.labels = labels.astype(np.int64)
-        if split in (None, "train"):  # a test split may lack classes: it only measures
-            _check_every_class_has_samples(self.labels, self.classes, where)
         self.kind, self.split = kind, split
         self.positions = np.arange(len(labels))
         height, width, channels = self.images.shape[1:]
@@ -62,6 +58,20 @@ class ArraySource:
         some.images, some.labels = np.ascontiguousarray(self.images[positions]), self.labels[positions]
         some.positions = self.positions[positions]
         return some
+
+
+def checked_labels(
+    labels: npt.NDArray[np.integer], classes: Sequence[str] | None, split: str | None, where: object
+) -> tuple[I64, tuple[str, ...]]:
+    """(i64[n], class names). ValueError for labels that are no integers or out of range, for names that are empty or
+    not all different, and for a class without a sample unless this is a test split."""
+    check_label_array(labels, where)
+    names = _class_names(labels, classes, where)
+    check_labels(labels, len(names), where)
+    numbers = labels.astype(np.int64)
+    if split in (None, "train"):  # a test split may lack classes: it only measures
+        _check_every_class_has_samples(numbers, names, where)
+    return numbers, names
 
 
 def _class_names(labels: npt.NDArray[np.integer], classes: Sequence[str] | None, where: object) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from ..storage import is_url
 from ..storage.remote import RemoteFolder
 
 MAX_FILE_BYTES = 2 << 30
@@ -89,7 +90,9 @@ class RemoteFiles:
         return self._folder.url
 
     def names(self) -> list[str]:
-        sizes = {name: int(info.get("size") or 0) for name, info in self._folder.files_below().items()}
+        """Names of all files. A key that ends in "/" is none: consoles of object stores make them to show a folder."""
+        below = self._folder.files_below().items()
+        sizes = {name: int(info.get("size") or 0) for name, info in below if name and not name.endswith("/")}
         self._too_large = {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES}
         return _sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")))
 
@@ -110,6 +113,11 @@ class RemoteFiles:
 
 
 Files = LocalFiles | RemoteFiles
+
+
+def files_at(path: str) -> Files:
+    """Those of a folder of this machine, or at an fsspec URL."""
+    return RemoteFiles(path) if is_url(path) else LocalFiles(Path(path))
 
 
 def _sorted(names: Iterable[str]) -> list[str]:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from ..storage import is_url
 from ..storage.remote import RemoteFolder
-from . import cifar, idx, image_folder, npz, svhn
-from .files import RemoteFiles
+from . import cifar, folder_layout, idx, npz, parquet, svhn
+from .files import RemoteFiles, files_at
 from .source import Found, Source
 
 
@@ -29,6 +29,7 @@ class Format(NamedTuple):
 
 
 _CIFAR10_FILES = "data_batch_1.bin or data_batch_1, ... (cifar-10-batches-bin, cifar-10-batches-py)"
+_FOLDERS = "subfolders of images, one a class, or train/ and test/ with such subfolders, or images with --labels FILE"
 _FORMATS = {
     "fashion-mnist": Format(idx.find, "train-images-idx3-ubyte[.gz] and its three companions", "FashionMNIST"),
     "mnist": Format(idx.find, "the same four files", "MNIST"),
@@ -36,15 +37,25 @@ _FORMATS = {
     "cifar100": Format(cifar.find, "train.bin or train, ... (cifar-100-binary, cifar-100-python)", "CIFAR100"),
     "svhn": Format(svhn.find, "train_32x32.mat, test_32x32.mat", "SVHN"),
     "npz": Format(npz.find, "a .npz file, or train.npz and test.npz"),
-    "folder": Format(image_folder.find, "subfolders of images, one a class, or train/ and test/ with such subfolders"),
+    "parquet": Format(parquet.find, "a .parquet file, or train-00000-of-00001.parquet and the like"),
+    "folder": Format(folder_layout.find, _FOLDERS),
 }
 KINDS = tuple(_FORMATS)
 _OFFICIAL = tuple(kind for kind, form in _FORMATS.items() if form.torchvision)
 MAX_FILES = 200  # the official sets have up to 10
 
 
-def open_source(path: str | Path, kind: str | None = None, split: str | None = None, download: bool = False) -> Source:
+def open_source(
+    path: str | Path,
+    kind: str | None = None,
+    split: str | None = None,
+    download: bool = False,
+    labels: str | Path | None = None,
+) -> Source:
     """The data set at `path`, or at an fsspec URL; `kind` is one of KINDS, found out from the files if None.
+
+    labels: a file with the labels of the images in `path`, "FILE" or "FILE:NAME_COLUMN:LABEL_COLUMN"; there are no
+    splits then.
 
     Of an image folder at a URL, images are read when they are asked for; other sets are copied here first.
 
@@ -55,30 +66,34 @@ def open_source(path: str | Path, kind: str | None = None, split: str | None = N
         if is_url(str(path)):
             raise ValueError(f"{path}: --download needs a folder of this machine, got a URL")
         download_source(Path(path), kind)
-    found = _find(path, kind)
+    found = _find(path, kind, labels)
     if split not in found.splits and (found.splits or split is not None):
         has = f"the splits {', '.join(found.splits)}" if found.splits else "no splits"
         raise ValueError(f"{path}: {found.kind} has {has}: choose one of them as split, got {split}")
     return found.read(split)
 
 
-def source_splits(path: str | Path, kind: str | None = None) -> tuple[str, ...]:
+def source_splits(path: str | Path, kind: str | None = None, labels: str | Path | None = None) -> tuple[str, ...]:
     """("train", "test") and the like, or () if the source is one whole."""
-    return _find(path, kind).splits
+    return _find(path, kind, labels).splits
 
 
-def _find(path: str | Path, kind: str | None) -> Found:
+def _find(path: str | Path, kind: str | None, labels: str | Path | None) -> Found:
     if kind not in (None, *KINDS):
         raise ValueError(f"unknown kind of source {kind!r}: expected --source to be one of {', '.join(KINDS)}")
+    if labels is not None and kind not in (None, "folder"):
+        raise ValueError(f"--labels is for image files, --source folder; {kind} has labels of its own")
+    if not is_url(str(path)) and not Path(path).exists():
+        raise ValueError(f"{path}: no such file or folder; give the path of a data set, or fetch one with --download")
+    if labels is not None:
+        return folder_layout.find_labelled(files_at(str(path)), str(labels))
     if is_url(str(path)):
         if kind in (None, "folder"):
-            found = image_folder.find_images(RemoteFiles(str(path)), asked=kind is not None)
+            found = folder_layout.find_images(RemoteFiles(str(path)), asked=kind is not None)
             if found is not None:
                 return found
         path = local_copy(str(path))
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder; give the path of a data set, or fetch one with --download")
     if kind is None:
         return _recognise(path)
     found = _FORMATS[kind].find(path, kind, True)
@@ -88,8 +103,8 @@ def _find(path: str | Path, kind: str | None) -> Found:
 
 
 def _recognise(path: Path) -> Found:
-    """The official sets go before npz and folder: folders of images may lie beside their files."""
-    for kinds in (_OFFICIAL, ("npz", "folder")):
+    """The official sets go before the others: folders of images may lie beside their files."""
+    for kinds in (_OFFICIAL, ("npz", "parquet", "folder")):
         found = [found for kind in kinds if (found := _FORMATS[kind].find(path, kind, False)) is not None]
         if len(found) > 1:
             names = ", ".join(one.kind for one in found)
@@ -132,7 +147,9 @@ def local_copy(url: str) -> Path:
     if name.lower().endswith((".npz", ".mat")):
         _copy(RemoteFolder(above), name, place)
         return place
-    names = RemoteFiles(url).names()
+    names = [name] if name.lower().endswith(".parquet") else RemoteFiles(url).names()
+    if any(name.lower().endswith(".parquet") for name in names):
+        raise ValueError(f"{url}: {parquet.NOT_REMOTE}")
     if not names:
         raise ValueError(f"{url}: no files there; give the URL of a data set")
     if len(names) > MAX_FILES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -81,6 +82,19 @@ def numbered_classes(labels: npt.NDArray[np.integer], where: object) -> tuple[st
             "class names are given; number the classes from 0, or name them"
         )
     return tuple(str(label) for label in range(max(largest, 0) + 1))
+
+
+def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """The different names, by their numbers where all are whole numbers (2 before 10), else as text."""
+    different = sorted(set(names))
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in different):
+        different.sort(key=int)
+    return tuple(different)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three, for an error or a warning that says how many there are."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_class_names(names: Sequence[object]) -> None:

@@ -23,8 +23,8 @@ from tools.__main__ import main as tools
 SUBSET = "train/data/fashion_mnist_subset"
 PROGRAM = [sys.executable, "-m", "fdt_pipeline"]
 FLAGS = {
-    "shard": "SOURCE OUT --download --dry-run --encode --engine --json --max-shard-bytes --on-bad --overwrite --resume "
-    "--samples-per-shard --seed --size --source --split --workers",
+    "shard": "SOURCE OUT --download --dry-run --encode --engine --json --labels --max-shard-bytes --on-bad --overwrite "
+    "--resume --samples-per-shard --seed --size --source --split --workers",
     "convert": "IN OUT --encode --engine --json --on-bad --overwrite --resume --size --workers",
     "verify": "OUT --decode --json",
     "info": "OUT --json",
@@ -93,6 +93,9 @@ def test_a_wrong_usage_exits_with_2(arguments, capsys):
         (("shard", "{tmp}/empty", "{tmp}/out"), "no data set that is known"),
         (("shard", "{tmp}/splits", "{tmp}/out"), "splits/test: no image in it"),
         (("shard", SUBSET, "{tmp}"), "test: holds shards already"),
+        (("shard", "{tmp}/splits", "{tmp}/splits/shards"), "splits/shards: lies in SOURCE, where the shards would be"),
+        (("shard", "{tmp}/link", "{tmp}/splits/../splits"), "splits: lies in SOURCE"),
+        (("shard", "s3://bucket/a", "s3://bucket/a/shards"), "s3://bucket/a/shards: lies in SOURCE"),
         (("convert", "{tmp}/test", "{tmp}/test", "--encode", "png"), "test: holds shards already"),
         (("verify", "{tmp}/empty"), "no shards here"),
         (("verify", "{tmp}/nowhere"), "no such folder"),
@@ -107,6 +110,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, tmp_p
     (tmp_path / "empty").mkdir()
     (tmp_path / "splits" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "splits" / "test").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "splits")
     Image.new("RGB", (2, 2)).save(tmp_path / "splits" / "train" / "cat" / "1.png")
     write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), tmp_path / "test")
     before = content(tmp_path)

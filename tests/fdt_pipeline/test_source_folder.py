@@ -1,5 +1,7 @@
 """Folders of image files, of any mode and size."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,11 @@ def test_classes_and_samples_are_sorted_and_keys_are_paths(tmp_path):
     [
         (("train", "test"), ("train", "test")),
         (("train", "valid"), ("train", "test")),
+        (("Training", "Testing"), ("train", "test")),
+        (("seg_train", "seg_test"), ("train", "test")),
+        (("Train_png", "Test_png", "val2017"), ("train", "test", "val")),
+        (("TrainImages", "eval set"), ("train", "test")),
+        (("training", "validation", "test-png"), ("train", "val", "test")),
         (("train", "test", "val"), ("train", "test", "val")),
         (("train",), ("train",)),
         (("Train", "VAL", "Test"), ("train", "val", "test")),
@@ -51,12 +58,15 @@ def test_split_folders_are_splits(tmp_path, folders, splits):
         (["train/cat/1", "Train/cat/1", "test/cat/1"], "train", "Train: train is the same split; merge them or rename"),
         (["train/cat/1", "test/"], "test", "/test: no image in it; add images"),
         (["train/cat/1", "test/cat/"], "test", "/test: no image in it; add images"),
-        (
-            ["train/cat/1", "test/bird/1"],
-            "test",
-            "test: expected only the classes of the train split, got bird",
-        ),
+        (["train/cat/1", "test/cat/1", "test/bird/1"], "test", "only the classes of the train split, got bird as well"),
+        (["train/cat/1", "test/dog/1", "test/bird/1"], "test", "only the classes of the train split, got bird, dog as"),
         (["test/cat/1", "train/"], "train", "train: expected a subfolder of images for each class, got none"),
+        (["train/1", "test/1", "sample/1"], "train", "train: expected a subfolder .* name it with --labels FILE"),
+        (
+            ["images/1", "labels.csv"],
+            None,
+            "only class would be images; if labels.csv beside it has the labels, name it",
+        ),
         (["cat/1", "bird/"], None, "no image in the class folder bird; add images or remove it"),
         (["cat/1", "dog/1", "loose"], None, "1 images lie beside the class folders: loose.png"),
     ],
@@ -66,9 +76,75 @@ def test_a_folder_that_is_no_set_is_refused(tmp_path, files, split, message):
         if name.endswith("/"):
             (tmp_path / name).mkdir(parents=True)
         else:
-            save_image(tmp_path / f"{name}.png")
+            save_image(tmp_path / (name if "." in name else f"{name}.png"))
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path, "folder", split=split)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["photo/cat/1", "photo/dog/1", "sketch/cat/1", "sketch/dog/1"],
+            "photo, sketch would be classes, but .* further down: cat, dog in {0}/photo, {0}/sketch; give",
+        ),
+        (
+            ["images/Images/a/1", "images/Images/b/1", "images/Images/b/sub/1"],
+            "only class would be images, but the classes seem to be further down: a, b in {0}/images/Images; give one",
+        ),
+        (
+            ["seg_train/seg_train/a/1", "seg_train/seg_train/b/1", "seg_test/seg_test/a/1"],
+            "the only class would be seg_train, but .*: a, b in {0}/seg_train/seg_train; give one of these folders",
+        ),
+    ],
+)
+def test_a_level_too_high_is_refused_with_the_level_of_the_classes(tmp_path, files, message):
+    for name in files:
+        save_image(tmp_path / f"{name}.png")
+    split = "train" if "seg" in files[0] else None
+    with pytest.raises(ValueError, match=message.format(tmp_path)):
+        open_source(tmp_path, split=split)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["n1/images/1", "n2/images/1"], ["a/x/1", "a/y/1", "b/x/1"], ["a/1", "a/x/1", "a/y/1", "b/1", "b/x/1", "b/y/1"]],
+)
+def test_folders_below_classes_that_differ_or_lie_beside_images_are_no_classes(tmp_path, files):
+    for name in files:
+        save_image(tmp_path / f"{name}.png")
+    assert len(open_source(tmp_path).classes) == 2
+
+
+@pytest.mark.parametrize(
+    ("stranger", "reason"),
+    [
+        ("runs/plot", "runs (no split by its name)"),
+        ("train_val/cat/1", "train_val (no split by its name)"),
+        ("val/1", "val (its images have no labels: neither class folders nor one label file)"),
+        ("val/unknown/1", "val (its images have no labels: neither class folders nor one label file)"),
+    ],
+)
+def test_a_stranger_beside_splits_is_named_and_left_out(tmp_path, stranger, reason):
+    for name in ("train/cat", "train/dog", "test/cat"):
+        save_image(tmp_path / name / "1.png", RAMP)
+    save_image(tmp_path / f"{stranger}.png")
+    assert source_splits(tmp_path) == ("train", "test")
+    with pytest.warns(UserWarning, match=re.escape(f"{tmp_path}: left out {reason}")):
+        source = open_source(tmp_path, split="train")
+    assert (source.classes, source.channels) == (("cat", "dog"), 1), "the stranger's colors do not count"
+    assert open_source(tmp_path, split="test").labels.tolist() == [0]
+
+
+def test_folders_that_are_all_numbers_are_ordered_as_numbers(tmp_path):
+    for number in range(12):
+        save_image(tmp_path / str(number) / "1.png")
+    with pytest.warns(UserWarning, match=r"are ordered as such: 0, 1, 2, \.\.\., not as text, as torchvision's Image"):
+        source = open_source(tmp_path)
+    assert source.classes == tuple(map(str, range(12)))
+    assert all(sample.key == f"{sample.label}/1.png" for sample in source)
+    save_image(tmp_path / "x" / "1.png")
+    assert open_source(tmp_path).classes[:4] == ("0", "1", "10", "11")
 
 
 def test_a_class_named_train_is_a_class_and_labels_mean_the_same_in_every_split(tmp_path):

@@ -65,6 +65,39 @@ def test_a_plain_file_is_preferred_to_its_zipped_twin_and_mnist_has_digits_for_c
     assert (source.kind, source.classes, len(source)) == ("mnist", tuple("0123456789"), 30)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_names_with_a_dot_are_read(tmp_path, zipped):
+    for path in list(write_idx(tmp_path / "mnist", 30, zipped).iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert (tmp_path / "mnist" / ("train-images.idx3-ubyte" + ".gz" * zipped)).is_file()
+    assert len(open_source(tmp_path / "mnist", split="test")) == 30
+
+
+RELATIVE = "a relative of MNIST by its name, with classes of its own"
+
+
+@pytest.mark.parametrize("folder", ["EMNIST/raw", "KMNIST", "my-q-mnist", "notMNIST"])
+def test_relatives_of_mnist_are_not_taken_for_it(tmp_path, folder):
+    write_idx(tmp_path / folder)
+    with pytest.raises(ValueError, match=f"{folder}: {RELATIVE}"):
+        open_source(tmp_path / folder, split="train")
+    assert open_source(tmp_path / folder, "mnist", "train").kind == "mnist", "if somebody says so"
+
+
+def test_the_letters_of_emnist_are_refused_by_their_file_names_and_by_their_labels(tmp_path):
+    (tmp_path / "emnist-letters-train-images-idx3-ubyte.gz").touch()
+    for kind in (None, "mnist"):
+        with pytest.raises(ValueError, match=RELATIVE):
+            open_source(tmp_path, kind, "train")
+    write_idx(tmp_path / "mnist")
+    letters = np.arange(30, dtype=np.uint8) % 26 + 1
+    (tmp_path / "mnist" / LABELS).write_bytes(idx_bytes(letters))
+    with pytest.raises(
+        ValueError, match=f"{LABELS}: labels 1..26 are those of EMNIST's letters, expected 0..9 of mnist"
+    ):
+        open_source(tmp_path / "mnist", split="train")
+
+
 def test_a_folder_whose_name_says_nothing_is_ambiguous(tmp_path):
     write_idx(tmp_path / "downloads")
     with pytest.raises(ValueError, match=r"could be any of fashion-mnist, mnist: say which with --source KIND"):
@@ -109,5 +142,5 @@ def test_a_class_without_a_train_sample_and_a_missing_file_are_named(tmp_path):
         open_source(tmp_path, "fashion-mnist", "train")
     assert len(open_source(tmp_path, "fashion-mnist", "test")) == 9
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz: the file is missing"):
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte: the file is missing"):
         open_source(tmp_path, "mnist", "test")

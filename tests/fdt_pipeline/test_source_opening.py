@@ -32,7 +32,7 @@ def arrays_beside_class_folders(path):
     (path / "train.npz").touch()
 
 
-KIND_LIST = "fashion-mnist, mnist, cifar10, cifar100, svhn, npz, folder"
+KIND_LIST = "fashion-mnist, mnist, cifar10, cifar100, svhn, npz, parquet, folder"
 LOOKED_FOR = r"--source KIND; .*cifar10: data_batch_1.bin.*svhn: train_32x32.mat"
 
 

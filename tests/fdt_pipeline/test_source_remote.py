@@ -25,8 +25,8 @@ def store():
     """A store in this process's memory."""
     files = fsspec.filesystem("memory")
     yield files
-    if files.exists("/photos"):
-        files.rm("/photos", recursive=True)
+    for folder in filter(files.exists, ("/photos", "/tables")):
+        files.rm(folder, recursive=True)
 
 
 @pytest.fixture
@@ -41,6 +41,29 @@ def test_names_come_back_as_they_are(store):
     source = open_source("memory://photos")
     assert [source[i].key for i in range(len(source))] == sorted(names, key=lambda name: name.split("/"))
     assert source.classes == ("cat", "cat-2")
+
+
+def test_keys_that_a_console_makes_to_show_folders_are_no_images(store, monkeypatch):
+    """S3 lists them, and the store in memory does not have them."""
+    store.pipe({f"/photos/{name}": GRAY for name in ("cat/1.png", "dog/1.png")})
+    find = type(store).find
+
+    def with_folders(self, path, **options):
+        keys = ("/photos/", "/photos/cat/", "/photos/empty/")
+        return find(self, path, **options) | {key: {"name": key, "size": 0, "type": "file"} for key in keys}
+
+    monkeypatch.setattr(type(store), "find", with_folders)
+    source = open_source("memory://photos")
+    assert (source.classes, [sample.key for sample in source]) == (("cat", "dog"), ["cat/1.png", "dog/1.png"])
+
+
+@pytest.mark.parametrize("labels", ["memory://photos/labels.csv", "memory://tables/labels.csv", "{tmp}/labels.csv"])
+def test_labels_and_images_may_lie_in_a_store(store, tmp_path, labels):
+    store.pipe({"/photos/1.png": GRAY, "/photos/2.png": GRAY})
+    with fsspec.open(labels.format(tmp=tmp_path), "w") as file:
+        file.write("1.png,b\n2.png,a\n")
+    source = open_source("memory://photos", labels=labels.format(tmp=tmp_path))
+    assert (source.classes, source.labels.tolist()) == (("a", "b"), [1, 0])
 
 
 def test_a_store_that_fails_while_colors_are_looked_for_is_an_error(gray_but_one, monkeypatch):
