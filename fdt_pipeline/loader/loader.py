@@ -237,7 +237,7 @@ class FDTLoader:
     @property
     def stats(self) -> LoaderStats:
         """What has been done so far, on this rank."""
-        return self._stats.now
+        return self._stats.now()
 
     @property
     def mixing(self) -> bool:
@@ -329,8 +329,9 @@ class FDTLoader:
                 if part is None:
                     break
                 batch = self._delivered(part)
-                waited = time.perf_counter() - start
-                self._stats.add(batches=1, images=len(part.weights), wait_seconds=waited)
+                self._stats.wait_seconds += time.perf_counter() - start
+                self._stats.batches += 1
+                self._stats.images += len(part.weights)
                 cursor = replace(cursor, batch=cursor.batch + 1)
                 self._reached = cursor
                 del part

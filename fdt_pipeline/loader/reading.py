@@ -70,10 +70,11 @@ def read_samples(
     bounds: Sequence[tuple[int, int]],
     substitute: bool = False,
     known_bad: KnownBad | None = None,
+    together: int = 1,
 ) -> Generator[Samples, None, None]:
-    """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other.
-    ShardError, naming shard and key, for what is not as the manifest says. substitute: a bad sample's place is taken by
-    the next good one of its batch."""
+    """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other; so many
+    of these are gathered together, as that takes a time of its own. ShardError, naming shard and key, for what is not
+    as the manifest says. substitute: a bad sample's place is taken by the next good one of its batch."""
     offset = bounds[0][0] if bounds else 0
     wanted = order.samples[offset : bounds[-1][1]] if bounds else order.samples[:0]
     # The first place that any batch from here on asks for: what lies before it can be forgotten.
@@ -81,16 +82,28 @@ def read_samples(
     waiting: deque[Chunk] = deque()
     read = 0
     with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0, known_bad or {})) as chunks:
-        for begin, end in bounds:
+        for number in range(0, len(bounds), together):
+            begins = [begin - offset for begin, _ in bounds[number : number + together]]
+            end = bounds[min(number + together, len(bounds)) - 1][1] - offset
             with annotated("fdt_pipeline.read_samples"):
-                places = wanted[begin - offset : end - offset]
-                while waiting and waiting[0].end <= least[begin - offset]:
+                while waiting and waiting[0].end <= least[begins[0]]:
                     waiting.popleft()
-                while read <= places.max():
+                while read <= wanted[begins[0] : end].max():
                     waiting.append(next(chunks))
                     read = waiting[-1].end
-                samples = _gathered(waiting, places, substitute)
-            yield samples
+                batches = _batches(waiting, np.split(wanted[:end], begins)[1:], substitute)
+            yield from batches
+
+
+def _batches(waiting: Sequence[Chunk], places: Sequence[I64], substitute: bool) -> Iterator[Samples]:
+    """The samples at the places of each batch; gathered at once where none is bad."""
+    every = np.concatenate(places)
+    if len(places) == 1 or _bad_among(waiting, every):
+        return (_gathered(waiting, each, substitute) for each in places)
+    whole = _gathered(waiting, every, substitute)
+    ends = np.cumsum([len(each) for each in places]).tolist()
+    parts = [slice(end - len(each), end) for each, end in zip(places, ends, strict=True)]
+    return (whole._replace(images=whole.images[p], labels=whole.labels[p], places=whole.places[p]) for p in parts)
 
 
 class Chunk:
@@ -170,11 +183,13 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Sample
     stacked = None if of_one_shape is None else np.empty((len(places), *of_one_shape.shape[1:]), np.uint8)
     for chunk in waiting:
         there = np.flatnonzero((places >= chunk.first) & (places < chunk.end))
+        if not len(there):
+            continue
         numbers = places[there] - chunk.first
         labels[there, 0] = chunk.labels[numbers]
         if stacked is not None and chunk.images is not None:
             stacked[there] = chunk.images[numbers]
-        elif len(there):
+        else:
             for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
     return Samples(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
