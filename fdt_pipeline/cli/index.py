@@ -111,7 +111,7 @@ def _lines(report: dict[str, Any], made: InPlace, classes_given: bool) -> list[s
         f"  images   {stored_as(manifest)}; {size}; "
         + ("decoded" if report["decoded"] else "only headers were looked at: mean and std are not known"),
         f"  labels   in {manifest.labels}",
-        f"  classes  {len(manifest.classes)}, {source}" + f"; {empty} of them have no samples" * bool(empty),
+        f"  classes  {len(manifest.classes)}, {source}" + f"; {empty} without samples" * bool(empty),
     ]
     if made.num_turned:
         lines.append(f"  EXIF     would turn {made.num_turned} images; the loader shows them as they are stored")

@@ -17,8 +17,8 @@ from ..sources.source import few
 from ..storage import Folder, place_of
 from .folder import MANIFEST_NAME, read_manifest
 from .foreign_tar import BrokenTarError, ForeignTar, read_foreign_tar
-from .labels import ClassNumbers, LabelField, classes_found
-from .manifest import Manifest, Quarantined, Shard
+from .labels import ClassNumbers, Label, LabelField, classes_found
+from .manifest import Manifest, Quarantined, Shard, ShardError
 from .pixel_statistics import PixelStatistics
 from .progress import Progress
 
@@ -58,11 +58,11 @@ def index_in_place(
     read = _read_all(tars, label, decode, progress)
     if not any(tar.keys for tar in read):
         raise ValueError(f"no sample is left of {sum(tar.num_groups for tar in read)}: {_reasons(places, read)}")
-    names = tuple(classes) if classes else classes_found(value for tar in read for value in tar.labels)
-    labels = _numbered(places, read, names)
+    names = tuple(classes) if classes else classes_found(_labels(places, read))
+    samples_per_class = _samples_per_class(places, read, names)
     indexed = zip(places, _index_names(places), read, strict=True)
     shards = {_shard(place, index, tar): tar for place, index, tar in indexed if tar.keys}
-    manifest = _manifest(places, read, list(shards), names, labels, label)
+    manifest = _manifest(places, read, list(shards), names, samples_per_class, label)
     out.make()
     for shard, tar in shards.items():
         _write(out, shard.index_name, tar.index)
@@ -76,7 +76,13 @@ def _check_places(places: Sequence[str], out: Folder) -> None:
             raise ValueError(f"{place}: is given {count} times: expected each tar once")
     if out.is_file():
         raise ValueError(f"{out.url}: is a file, expected a folder for the manifest and the indexes")
-    if out.size(MANIFEST_NAME) is not None and not read_manifest(out).in_place:
+    if out.size(MANIFEST_NAME) is None:
+        return
+    try:
+        is_ours = not read_manifest(out).in_place
+    except ShardError as error:
+        raise ValueError(f"{error}; or remove it, or choose another folder for the manifest") from None
+    if is_ours:
         raise ValueError(f"{out.url}: holds shards that were written there: choose another folder")
 
 
@@ -125,17 +131,22 @@ def _read(folder: Folder, name: str, label: LabelField, decode: bool) -> Foreign
     return tar
 
 
-def _numbered(places: Sequence[str], read: Sequence[ForeignTar], classes: Sequence[str]) -> list[list[int]]:
-    """The number of the class of each sample, by tar."""
-    class_number = ClassNumbers(classes)
-    found: list[list[int]] = [[] for _ in read]
-    for numbers, place, tar in zip(found, places, read, strict=True):
-        for key, value in zip(tar.keys, tar.labels, strict=True):
-            try:
-                numbers.append(class_number(value))
-            except ValueError as error:
-                raise ValueError(f"{place}: sample {key}: {error}; fix the label, or the list of classes") from None
-    return found
+def _labels(places: Sequence[str], read: Sequence[ForeignTar]) -> Iterator[tuple[str, Label]]:
+    """(where it is, label) of each sample."""
+    for place, tar in zip(places, read, strict=True):
+        for key, label in zip(tar.keys, tar.labels, strict=True):
+            yield f"{place}: sample {key}", label
+
+
+def _samples_per_class(places: Sequence[str], read: Sequence[ForeignTar], classes: Sequence[str]) -> tuple[int, ...]:
+    """ValueError, naming tar and key, for a label that is of no class."""
+    class_number, counts = ClassNumbers(classes), [0] * len(classes)
+    for where, label in _labels(places, read):
+        try:
+            counts[class_number(label)] += 1
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; fix the label, or the list of classes") from None
+    return tuple(counts)
 
 
 def _index_names(places: Sequence[str]) -> Iterator[str]:
@@ -156,10 +167,9 @@ def _manifest(
     read: Sequence[ForeignTar],
     shards: Sequence[Shard],
     classes: tuple[str, ...],
-    labels: Sequence[Sequence[int]],
+    samples_per_class: tuple[int, ...],
     label: LabelField,
 ) -> Manifest:
-    counts = Counter(number for numbers in labels for number in numbers)
     sizes = set().union(*(tar.sizes for tar in read))
     channels = 1 if all(tar.num_gray == len(tar.keys) for tar in read) else 3
     statistics = _statistics(read, channels)
@@ -168,7 +178,7 @@ def _manifest(
         split=None,
         classes=classes,
         num_samples=sum(shard.num_samples for shard in shards),
-        samples_per_class=tuple(counts[number] for number in range(len(classes))),
+        samples_per_class=samples_per_class,
         shape=(*sizes.pop(), channels) if len(sizes) == 1 else None,
         channels=channels,
         encoding="keep",

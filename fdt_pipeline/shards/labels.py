@@ -63,7 +63,7 @@ class ClassNumbers:
         """ValueError if it is of no class."""
         if isinstance(label, str):
             if label not in self._numbers:
-                raise ValueError(f"label {label!r} is none of the {len(self._numbers)} classes")
+                raise ValueError(f"label {_shown(label)} is none of the {len(self._numbers)} classes")
             return self._numbers[label]
         if not 0 <= label < len(self._numbers):
             raise ValueError(f"label {label} is out of range: expected 0..{len(self._numbers) - 1}")
@@ -76,6 +76,8 @@ def read_classes(location: str) -> tuple[str, ...]:
     try:
         names = _class_names(open_folder(above or slash or ".").read(file).decode("utf-8-sig"))
         check_class_names(names)
+        if not names:
+            raise ValueError("no class names there; expected them one a line, or as JSON")
         for number, name in enumerate(names):
             if isinstance(_number_or_name(name), int) and _number_or_name(name) != number:
                 raise ValueError(
@@ -89,24 +91,37 @@ def read_classes(location: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def classes_found(labels: Iterable[Label]) -> tuple[str, ...]:
-    """The classes of these labels: "0" up to the largest number, or the names in order. ValueError if both occur."""
-    found = set(labels)
-    names = {label for label in found if isinstance(label, str)}
-    numbers = {label for label in found if isinstance(label, int)}
+def classes_found(labels: Iterable[tuple[str, Label]]) -> tuple[str, ...]:
+    """The classes of these labels: "0" up to the largest number that may be one, or the names in order.
+
+    labels: (where it is, label). ValueError if names and numbers occur, or too many names to be classes.
+    """
+    names: dict[str, str] = {}
+    numbers: dict[int, str] = {}
+    for where, label in labels:
+        if isinstance(label, str):
+            names.setdefault(label, where)
+        else:
+            numbers.setdefault(label, where)
     if names and numbers:
+        (name, of_name), (number, of_number) = next(iter(names.items())), next(iter(numbers.items()))
         raise ValueError(
-            f"labels are names, such as {min(names)!r}, and numbers, such as {min(numbers)}: pass --classes FILE, "
-            "which says what number a name has"
+            f"labels are names, such as {_shown(name)} ({of_name}), and numbers, such as {number} ({of_number}): pass "
+            "--classes FILE, which says what number a name has, or fix the labels"
+        )
+    if len(names) > MAX_NUMBERED_CLASSES:
+        name, where = next(iter(names.items()))
+        raise ValueError(
+            f"labels are {len(names)} different texts, such as {_shown(name)} ({where}): expected names of up to "
+            f"{MAX_NUMBERED_CLASSES} classes; say where they are with --label"
         )
     if names:
         return ordered_classes(names)
-    if max(numbers) >= MAX_NUMBERED_CLASSES:
-        raise ValueError(
-            f"label {max(numbers)} is too large for the number of a class: expected 0..{MAX_NUMBERED_CLASSES - 1}; "
-            "number the classes from 0, or name them with --classes FILE"
-        )
-    return tuple(map(str, range(max(numbers) + 1)))
+    return tuple(map(str, range(max((number for number in numbers if number < MAX_NUMBERED_CLASSES), default=0) + 1)))
+
+
+def _shown(label: str) -> str:
+    return repr(label if len(label) <= 60 else f"{label[:60]}...")
 
 
 def _number_or_name(text: str) -> Label:

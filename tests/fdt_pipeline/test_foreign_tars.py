@@ -264,7 +264,7 @@ def test_class_names_are_lines_or_json(tmp_path, text, expected):
     ("labels", "classes", "said"),
     [
         (["dog", "cat", "dog"], ("cat", "dog"), "2, found in the labels, cat to dog"),
-        (["0", "2"], ("0", "1", "2"), "3, found in the labels, 0 to 2; --classes FILE names them; 1 of them have no"),
+        (["0", "2"], ("0", "1", "2"), "3, found in the labels, 0 to 2; --classes FILE names them; 1 without samples"),
     ],
 )
 def test_classes_that_are_not_given_are_found_and_said(tmp_path, capsys, labels, classes, said):
@@ -284,10 +284,11 @@ def test_classes_that_are_not_given_are_found_and_said(tmp_path, capsys, labels,
         (sample(0, cls="-1"), [], "a", r"x\.tar: sample 0000: label -1 is out of range"),
         (sample(0, cls="-1"), [], None, r"x\.tar: sample 0000: label -1"),
         (sample(0, cls="zebra"), [], "a\nb", r"x\.tar: sample 0000: label 'zebra' is none of the 2 classes"),
-        (sample(0, cls="zebra") + sample(1, cls="1"), [], None, r"labels are names, such as 'zebra', and "
-         r"numbers, such as 1: pass --classes"),
-        (sample(0, cls="70000"), [], None, r"label 70000 is too large for the number of a class"),
+        (sample(0, cls="zebra") + sample(1, cls="1"), [], None, r"labels are names, such as 'zebra' "
+         r"\(\.\./x\.tar: sample 0000\), and numbers, such as 1 \(\.\./x\.tar: sample 0001\): pass --classes"),
+        (sample(0, cls="70000"), [], None, r"x\.tar: sample 0000: label 70000 is out of range"),
         (sample(0), [], "0\n2\n1", r"names: class 1 is called '2', so a label 2 could be its name or the number"),
+        (sample(0), [], "\n", r"names: no class names there"),
         (sample(0), [], "a\na", r"names: class names must differ"),
         (sample(0), [], '{"a": 0, "b": 2}', r"names: expected the numbers 0\.\.1"),
         (sample(0), [], "[1, 2]", r"names: class names must be strings"),
