@@ -5,13 +5,15 @@ import json
 import re
 import shutil
 from collections import Counter
+from contextlib import closing
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fdt_pipeline import FDTLoader
+from fdt_pipeline import FDTLoader, fdt_pipeline
 from fdt_pipeline.cli import main
 from fdt_pipeline.shards import load_shards, read_manifest, verify_shards, webdataset_files
 from fdt_pipeline.shards.conversion import ShardSource
@@ -19,11 +21,13 @@ from fdt_pipeline.storage import open_folder
 from tests.folders import content, names, parse_index
 from tests.foreign_tars import LAYOUTS, label_of, levels, picture, sample, write_tar
 from tests.loading import PIXELS, members_of, overwrite
-from tests.peers import needs
+from tests.peers import needs, peer
+from tests.servers import object_store, web_server
 
 pytestmark = pytest.mark.dali
 
 SIZE = (8, 8)
+IMAGES = {"jpg", "jpeg", "png", "webp"}
 
 
 def index(*arguments):
@@ -84,6 +88,31 @@ def test_all_verbs_read_them(layout, tmp_path, capsys):
     shown, labels = epoch(tmp_path / "png")
     np.testing.assert_array_equal(shown, labels)
     assert len(labels) == expected["num_samples"]
+
+
+@pytest.mark.peer
+def test_webdataset_itself_finds_the_same_samples_in_the_same_order(layout):
+    reading = peer("webdataset.tariterators", "test")
+    tars, out, _ = layout
+    source = ShardSource(open_folder(out), read_manifest(out))
+    for number, path in enumerate(sorted(tars.iterdir())):
+        with path.open("rb") as file:
+            members = ({**member, "__url__": ""} for member in reading.tar_file_iterator(file))
+            theirs = [sample for sample in reading.group_by_keys(members) if IMAGES & sample.keys()]
+        with closing(source.shard(number)) as ours:
+            found = [(ours.key(at), ours.read_file(at)) for at in range(len(ours))]
+        assert found == [(sample["__key__"], sample[(IMAGES & sample.keys()).pop()]) for sample in theirs]
+
+
+@pytest.mark.parametrize("layout", ["timm's ImageNet"], indirect=True)
+def test_the_pipeline_function_reads_them(layout):
+    pipeline = fdt_pipeline(layout[1], batch_size=20, num_threads=1, device_id=None, size=SIZE, mix=None, augment=None,
+                            mean=0, std=1)  # fmt: skip
+    pipeline.build()
+    for _ in range(3):
+        images, targets = pipeline.run()
+        shown = torch.from_numpy(images.as_array().copy())
+        np.testing.assert_array_equal(levels(shown), targets.as_array().argmax(1))
 
 
 def test_what_failed_to_download_is_named_and_left_out(tmp_path, capsys):
@@ -176,12 +205,28 @@ def test_tars_in_a_store_come_through_the_cache(tmp_path, monkeypatch, out):
         store.rm("/foreign", recursive=True)
 
 
+def test_tars_on_a_web_server_and_on_this_machine_are_one_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE", str(tmp_path / "cache"))
+    for name, numbers in (("here", range(9)), ("there", range(9, 20))):
+        write_tar(tmp_path / name / f"{name}.tar", [member for number in numbers for member in sample(number)])
+    with web_server(tmp_path / "there") as web:
+        manifest = indexed(tmp_path / "set", f"{web.url}/there.tar", tmp_path / "here")
+        assert [shard.name for shard in manifest.shards] == [f"{web.url}/there.tar", "../here/here.tar"]
+        np.testing.assert_array_equal(*epoch(tmp_path / "set"))
+        web.reset()
+        assert len(epoch(tmp_path / "set")[0]) == 20
+        assert web.gets("there.tar") == []  # it is in the cache
+        with pytest.raises(ValueError, match="has tars at URLs"):
+            webdataset_files(tmp_path / "set")
+        write_tar(tmp_path / "here" / "here.tar", [member for number in range(1, 10) for member in sample(number)])
+        with pytest.raises(ValueError, match=r"here\.tar: sample 0000: |here\.tar: expected \d+ bytes"):
+            epoch(tmp_path / "set")
+
+
 @pytest.mark.peer
 def test_tars_on_s3_are_read_in_place(tmp_path, monkeypatch):
     needs("moto")
     needs("s3fs")
-    from tests.servers import object_store
-
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE", str(tmp_path / "cache"))
     with object_store():
         folder = open_folder("s3://bucket/tars")
