@@ -55,7 +55,7 @@ class Checked:
 @dataclass(frozen=True)
 class ShardFile:
     """index: its content; url, index_url: the tar's and the index's, for messages; checked: what is known of the tar's
-    samples; None if its sha256 was checked just now."""
+    samples; None where raw samples need no look, as the sha256 was checked just now."""
 
     tar: Path
     index: bytes
@@ -111,7 +111,6 @@ class CachedShardFiles:
 
     def __init__(self, folder: Folder, cache: Cache | None = None) -> None:
         self.folder, self.cache = folder, cache or Cache()
-        self._checked: dict[str, Checked] = {}
 
     def check_unchanged(self) -> None:
         """Every file is checked when it is fetched, and is found by its sha256."""
@@ -162,8 +161,7 @@ class CachedShardFiles:
         folder, name = located(self.folder, shard.name)
         url, index_url = folder.path(name), self.folder.path(shard.index_name)
         if isinstance(folder, LocalFolder):
-            checked = self._checked.setdefault(shard.name, Checked(shard.num_samples))
-            yield ShardFile(Path(url), self._index(shard), url, index_url, checked)
+            yield ShardFile(Path(url), self._index(shard), url, index_url)
             return
         try:
             with self.cache.leased(Entry(folder, name, shard.num_bytes, shard.sha256), wait, stop) as tar:

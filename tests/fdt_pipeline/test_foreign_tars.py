@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shutil
+import struct
+import zlib
 from collections import Counter
 from contextlib import closing
 
@@ -215,7 +217,7 @@ def test_tars_on_a_web_server_and_on_this_machine_are_one_set(tmp_path, monkeypa
         np.testing.assert_array_equal(*epoch(tmp_path / "set"))
         web.reset()
         assert len(epoch(tmp_path / "set")[0]) == 20
-        assert web.gets("there.tar") == []  # it is in the cache
+        assert web.requests == []  # it is in the cache
         with pytest.raises(ValueError, match="has tars at URLs"):
             webdataset_files(tmp_path / "set")
         write_tar(tmp_path / "here" / "here.tar", [member for number in range(1, 10) for member in sample(number)])
@@ -359,6 +361,21 @@ def test_what_cannot_be_a_set_is_refused_in_one_line_and_nothing_is_written(
     assert not (tmp_path / "set").exists()
 
 
+def bomb():
+    """A PNG that says that it has 10,000 x 10,000 pixels."""
+    data = picture(0, "PNG")
+    header = b"IHDR" + struct.pack(">II", 10_000, 10_000) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def broken_png():
+    """A PNG whose header is fine, and whose pixels are not."""
+    data = bytearray(picture(1, "PNG"))
+    data[data.index(b"IDAT") + 4] = 0xFF  # where zlib's stream begins
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore")  # not errors, as elsewhere in the tests: Pillow only warns of a bomb
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
@@ -370,6 +387,8 @@ def test_what_cannot_be_a_set_is_refused_in_one_line_and_nothing_is_written(
         ([("0008.jpg", picture(8)[:-40]), ("0008.cls", b"1")], "not a readable image ("),
         ([("0008.jpg", b"<html>"), ("0008.cls", b"1")], "not an image: it begins with b'<html>'"),
         ([("0008.png", picture(8, "GIF", "P")), ("0008.cls", b"1")], "it is a GIF: expected a JPEG, a PNG or a WebP"),
+        ([("0008.png", bomb()), ("0008.cls", b"1")], "too large to decode within the memory budget"),
+        ([("0008.png", broken_png()), ("0008.cls", b"1")], "not a readable image ("),
         ([*sample(8), *sample(9), ("0008.txt", b"")], None),
         ([*sample(9), *sample(3)], None),
     ],
@@ -531,11 +550,8 @@ def test_gray_tars_are_one_channel(tmp_path):
 
 
 def test_without_decoding_only_headers_are_looked_at(tmp_path, capsys):
-    data = bytearray(picture(1, "PNG"))
-    data[data.index(b"IDAT") + 4] = 0xFF  # where zlib's stream begins
-    write_tar(
-        tmp_path / "x.tar", [*sample(0), ("b.png", bytes(data)), ("b.cls", b"0"), ("c.jpg", b"?"), ("c.cls", b"0")]
-    )
+    members = [("b.png", broken_png()), ("b.cls", b"0"), ("c.jpg", b"?"), ("c.cls", b"0")]
+    write_tar(tmp_path / "x.tar", [*sample(0), *members])
     assert index(tmp_path / "x.tar", "--out", tmp_path / "set", "--no-decode") == 0
     assert "mean and std are not known" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "set")

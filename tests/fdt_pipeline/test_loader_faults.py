@@ -92,6 +92,9 @@ def test_raw_samples_are_checked_when_they_are_read_first_and_encoded_ones_each_
         checked.clear()
         list(loader)
         assert checked.total() == (0 if is_raw and epoch == 2 else NUM_SAMPLES)
+    name = spoil(shards, 100, "end")  # which gives the file a new time of its inode
+    with pytest.raises(ShardError, match=f"{name}: changed since it was written"):
+        list(loader)
 
 
 @pytest.mark.parametrize("fault", ["removed", "cut", "replaced by another of its size"])
