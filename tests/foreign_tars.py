@@ -15,7 +15,7 @@ NUM_CLASSES = 5
 
 
 def label_of(number):
-    return number * 7 % NUM_CLASSES
+    return (number * 7 + 3) % NUM_CLASSES
 
 
 def picture(number, form="JPEG", mode="RGB", **options):

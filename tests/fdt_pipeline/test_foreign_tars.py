@@ -467,7 +467,7 @@ def test_options_of_a_set_need_a_folder_for_it(tmp_path, capsys, option):
 
 def test_the_image_is_the_member_with_an_images_extension_else_the_only_one_that_ends_so(tmp_path):
     mask = picture(1, "PNG")
-    write_tar(tmp_path / "x.tar", [("a.seg.png", mask), *sample(0, "a"), ("b.v2.jpg", picture(2)), ("b.v2.cls", b"4")])
+    write_tar(tmp_path / "x.tar", [("a.seg.png", mask), *sample(0, "a"), *sample(2, "b.v2")])
     manifest = indexed(tmp_path / "set", tmp_path / "x.tar")
     assert manifest.samples_per_extension == {"jpg": 1, "v2.jpg": 1}
     np.testing.assert_array_equal(*epoch(tmp_path / "set"))
