@@ -47,8 +47,9 @@ class Task:
     format, before it is timed (it is kept from run to run, for one set of shards). Every image is shifted by up to
     `pad` pixels over zeros and flipped with odds 1/2 if `flip` (a contender that has a random crop with padding and a
     flip of its own uses those). mean and std: per channel, in 0..255. size: (height, width) to resize to, where the
-    files' sizes are not all that. num_workers: processes or threads of the loader. seed: of its randomness. half: in
-    float16, for contenders that `python -m tools gpu` asks.
+    files' sizes are not all that. crop: a random part of each image is resized to `size`, by the law of torchvision's
+    RandomResizedCrop with its defaults; else the whole image is. num_workers: processes or threads of the loader. seed:
+    of its randomness. half: in float16, for contenders that `python -m tools gpu` asks.
     """
 
     shards: Path
@@ -62,6 +63,7 @@ class Task:
     mean: tuple[float, ...] = (122.0, 117.0, 104.0)
     std: tuple[float, ...] = (256.0, 256.0, 256.0)
     size: tuple[int, int] | None = None
+    crop: bool = False
     seed: int = 0
     half: bool = False
 
@@ -71,8 +73,10 @@ class Task:
 
     @property
     def is_resized(self) -> bool:
-        """Whether images come out in another size than those of the set have, which may differ."""
-        return self.size is not None and (self.manifest.shape is None or self.size != self.manifest.shape[:2])
+        """Whether images are not just those of the set, which may be of several sizes."""
+        if self.size is None:
+            return False
+        return self.crop or self.manifest.shape is None or self.size != self.manifest.shape[:2]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -101,17 +105,19 @@ class Contender(Protocol):
 @dataclass(frozen=True)
 class Entry:
     """name: as the table has it. make: sets the contender up; raises NotInstalledError. needs_gpu: it runs on GPUs
-    alone. note: what the reader should know."""
+    alone. note: what the reader should know. max_images: of FDT's sums; None for as many as there are classes."""
 
     name: str
     mixing: Mixing
     make: Callable[[Task], Contender]
     needs_gpu: bool = False
     note: str = ""
+    max_images: int | None = None
 
     def images_per_output(self, num_classes: int) -> float:
         """E[K]: how many images of the set an output reads on average."""
-        return {"none": 1.0, "mixup": 2.0}.get(self.mixing, (num_classes + 1) / 2)
+        most = min(num_classes, self.max_images or num_classes)
+        return {"none": 1.0, "mixup": 2.0}.get(self.mixing, (most + 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,12 @@ class Spec:
     """What a worker process runs.
 
     contender: its name, or module:function. kind: the loader alone, the model alone (the contender does not matter
-    then), or the loader feeding the model.
+    then), or the loader feeding the model. step_ms: instead of a model, how long a trainer's step takes that leaves the
+    CPU to the loader, as one on a GPU does.
     """
 
     contender: str
     task: Task
     kind: Literal["loader", "model", "both"] = "loader"
     model: str | None = None
+    step_ms: float | None = None
