@@ -1,22 +1,22 @@
-"""Which samples of a window they are that DALI did not decode: it loses a whole batch to one, and names none."""
+"""Which samples of a batch they are that DALI did not decode: it loses a whole batch to one, and names none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fdt_pipeline.loader.graphs import Decoding, decoding_pipeline
-from fdt_pipeline.loader.reading import Window
+from fdt_pipeline.loader.reading import Samples
 from fdt_pipeline.loader.running import DaliError, DaliOptions, run_pipeline
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.sources.image_pixels import decode_image
 from fdt_pipeline.sources.source import U8
 
 
-def find_bad(window: Window, manifest: Manifest, decoding: Decoding) -> dict[int, str]:
+def find_bad(samples: Samples, manifest: Manifest, decoding: Decoding) -> dict[int, str]:
     """number -> reason. Pillow says why where it can; what Pillow decodes is tried with DALI, in halves."""
-    if not isinstance(window.images, list) or not decoding.is_encoded:
+    if not isinstance(samples.images, list) or not decoding.is_encoded:
         return {}
-    return _refused_by_pillow(window.images, manifest.channels) or _refused_by_dali(window.images, decoding)
+    return _refused_by_pillow(samples.images, manifest.channels) or _refused_by_dali(samples.images, decoding)
 
 
 def _refused_by_pillow(images: Sequence[U8], channels: int) -> dict[int, str]:

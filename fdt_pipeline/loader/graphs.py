@@ -1,12 +1,10 @@
 """The way of an image through DALI, one line a stage, in data order. Start reading here.
 
 resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
-streaming:  files or arrays -> decode -> (resize) -> the same within a mix window
+streaming:  files or arrays -> decode -> (resize) -> into the ring -> the same, drawn from the ring
 
 The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` feeds the pipelines below by name
-(running.py): its ids are (epoch, first, count, modulo), i64[4], so that a DALI sample is a batch or a window.
-`fdt_pipeline(...)` gives the same graphs inputs that DALI itself calls for, with a sample and an id (epoch, index),
-i64[2], for every output.
+(running.py). `fdt_pipeline(...)` gives the same graphs inputs that DALI itself calls for.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ types: Any = _dali.types
 
 @dataclass(frozen=True)
 class Decoding:
-    """What is done to the images of a window. is_encoded: they are files; size: (height, width) to resize to."""
+    """What is done to the images of a batch. is_encoded: they are files; size: (height, width) to resize to."""
 
     is_encoded: bool
     channels: int
@@ -48,7 +46,7 @@ def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
 
 
 def streaming(image: Any, label: Any, ids: Any, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
-    """A window's images, labels i64[1] and ids -> (images, targets); `arguments` are `streaming_arguments`."""
+    """Images or files, labels i64[1] and ids -> (images, targets); `arguments` are `streaming_arguments`."""
     return superpose(decode(image, decoding), label, ids, arguments, device)
 
 
@@ -73,11 +71,19 @@ def resident_pipeline(arguments: dict[str, Any], device: str) -> Any:
 
 
 @pipeline_def
-def streaming_pipeline(arguments: dict[str, Any], device: str) -> Any:
-    """Inputs "images" u8[n h w c], "labels" i64[n] and "ids": a sample is a window."""
+def batches_pipeline(arguments: dict[str, Any], device: str) -> Any:
+    """Inputs "images" u8[n h w c], "labels" i64[n] and "ids" i64[4] or i64[5]: a sample is a batch."""
     image = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=4, layout="NHWC")
     label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
     return superpose(image, label, ids, arguments, device)
+
+
+@pipeline_def
+def files_pipeline(arguments: dict[str, Any], decoding: Decoding, device: str) -> Any:
+    """Inputs "images", "labels" i64[1] and "ids" i64[2] or i64[3]: a sample is a file, or an image to be resized."""
+    image = fn.external_source(name="images", **_images(decoding))
+    label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
+    return streaming(image, label, ids, decoding, arguments, device)
 
 
 @pipeline_def
@@ -94,8 +100,8 @@ def _images(decoding: Decoding) -> dict[str, Any]:
     return {"batch": True, "dtype": types.UINT8, "ndim": 1 if is_encoded else 3, "layout": "" if is_encoded else "HWC"}
 
 
-def window_inputs(decoding: Decoding) -> dict[str, Any]:
-    """Arguments of one external source that gives a window's images, labels and ids."""
+def batch_inputs(decoding: Decoding) -> dict[str, Any]:
+    """Arguments of one external source that gives a batch's images, labels and ids."""
     images = _images(decoding)
     return {"batch": True, **{name: [images[name], IDS[name], IDS[name]] for name in ("dtype", "ndim")}} | {
         "layout": [images["layout"], "", ""]
@@ -109,9 +115,9 @@ def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False)
     return {**_arguments(mixing, most), "anchor": "index" if in_order else mixing.fdt.anchor, "pool": pool.name}
 
 
-def streaming_arguments(mixing: Mixing, window: int) -> dict[str, Any]:
-    """Arguments of fn.fdt.superpose for mix windows of up to `window` samples."""
-    most = min(mixing.fdt.most_images(mixing.num_classes), window)
+def streaming_arguments(mixing: Mixing, num_images: int) -> dict[str, Any]:
+    """Arguments of fn.fdt.superpose that draws from up to so many images."""
+    most = min(mixing.fdt.most_images(mixing.num_classes), num_images)
     return {**_arguments(mixing, most), "anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
 
 

@@ -16,6 +16,7 @@ import torch
 
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment
+from fdt_pipeline.loader.mixes import Mix, MixSchedule
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.shards import Manifest
 
@@ -54,10 +55,9 @@ class Mixing:
     output: Output
     soft: bool = True  # f32 soft targets; False gives the int64 label of the first image
 
-    def when(self, mixes: bool) -> Mixing:
-        """This; or, where nothing is to be mixed, whole images, each leading once an epoch, with augmentation and the
-        form of the targets as they are."""
-        return self if mixes else replace(self, fdt=replace(PLAIN, targets=self.fdt.targets))
+    def of(self, mix: FDT | None) -> Mixing:
+        """The same with this mix; or, with None, with whole images, each leading once an epoch."""
+        return replace(self, fdt=mix or PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Options:
     passes.
     """
 
-    mix: FDT | None
+    mix: Mix
     augment: Augment
     device: torch.device
     num_threads: int
@@ -85,19 +85,20 @@ class Options:
     channels_last: bool = False
     pin_memory: bool = False
     size: tuple[int, int] | None = None
-    mix_window: int | None = None
+    ring: int | None = None
     verify: bool = True
     on_bad: Literal["error", "substitute"] = "error"
     last_batch: LastBatch = "partial"
     weights: bool = False
     prefetch: int = 2
+    strict_state: bool = True
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("auto", "resident", "streaming"))
         check_choice("engine", self.engine, ("auto", "native", "torch"))
         check_choice("last_batch", self.last_batch, ("partial", "drop", "fill"))
         check_choice("on_bad", self.on_bad, ("error", "substitute"))
-        check_at_least_one(batch_size=self.batch_size, mix_window=self.mix_window, channels=self.channels)
+        check_at_least_one(batch_size=self.batch_size, ring=self.ring, channels=self.channels)
         check_count("prefetch", self.prefetch, 0)
         check_count("seed", self.seed, 0)
         random_words(operator.index(self.seed), Stream.PLAN, 0, 0, 0)  # raises where it is out of range
@@ -107,10 +108,9 @@ class Options:
     def mixing(self, manifest: Manifest) -> Mixing:
         """What the operators are told. ValueError where the set does not allow it."""
         num_classes = len(manifest.classes)
-        if self.mix:
-            self.mix.check_classes(num_classes)
+        first = MixSchedule(self.mix, num_classes).of(0)
         output = checked_output(manifest.channels, self.channels, self.mean, self.std, self.dtype, self.channels_last)
-        return Mixing(operator.index(self.seed), self.mix or PLAIN, self.augment, num_classes, output, soft=self.train)
+        return Mixing(operator.index(self.seed), first or PLAIN, self.augment, num_classes, output, soft=self.train)
 
     def asked_mode(self) -> Mode:
         """The mode that is asked for: "auto" is streaming where images are resized."""
@@ -123,21 +123,21 @@ class Options:
 
     def check_resident(self) -> None:
         """ValueError for options of streaming."""
-        if self.mix_window is not None:
-            raise ValueError("mix_window is for streaming: a resident set is mixed as a whole, so leave it out")
+        if self.ring is not None:
+            raise ValueError("ring is for streaming: a resident set is mixed as a whole, so leave it out")
         if self.on_bad != "error":
             raise ValueError("on_bad is for streaming: a resident set is checked when it is loaded, so leave it out")
 
 
-def chosen_mix(train: bool, mix: FDT | str | None) -> FDT | None:
+def chosen_mix(train: bool, mix: Mix | str) -> Mix:
     """The default is FDT in training. Evaluation takes none, and says so if it is asked for one."""
     if not train:
         _check_left_out("mix", mix)
         return None
     chosen = FDT() if isinstance(mix, str) and mix == "default" else mix
-    if chosen is None or isinstance(chosen, FDT):
+    if chosen is None or isinstance(chosen, FDT) or callable(chosen):
         return chosen
-    raise ValueError(f"mix must be an FDT or None, got {mix!r}")
+    raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
 
 
 def chosen_augment(train: bool, augment: Augment | str | None) -> Augment:

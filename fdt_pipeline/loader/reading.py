@@ -1,8 +1,8 @@
-"""Reading shards for streaming: an epoch's samples, still encoded, in windows.
+"""Reading shards for streaming: an epoch's samples, still encoded, batch after batch.
 
 The order is `order.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
-wait until their window comes. A sample that is not what its manifest and index say is named, or another one of its
-window takes its place: the next good one.
+wait until their batch comes. A sample that is not what its manifest and index say is named, or another one of its
+batch takes its place: the next good one.
 
 DALI's own reader keeps its order to itself, reads nothing but files that are all there, and does not say which sample
 it was that did not decode; this one is faster, too (README.md).
@@ -36,9 +36,10 @@ _MORE = "`fdt-pipeline verify` says more"
 KnownBad = Mapping[tuple[str, int], str]
 
 
-class Window(NamedTuple):
-    """images: u8[n h w c] if they are raw and of one shape, a list of n u8[h w c] if raw and not, else of n files'
-    bytes, u8[bytes] each; labels i64[n 1]; replaced: number -> what was wrong with the sample that stood there."""
+class Samples(NamedTuple):
+    """Those of a batch. images: u8[n h w c] if they are raw and of one shape, a list of n u8[h w c] if raw and not,
+    else of n files' bytes, u8[bytes] each; labels i64[n 1]; replaced: number -> what was wrong with the sample that
+    stood there."""
 
     images: U8 | list[U8]
     labels: I64
@@ -62,33 +63,34 @@ class Window(NamedTuple):
         return chunk, place - chunk.first
 
 
-def read_windows(
+def read_samples(
     files: ShardFiles,
     manifest: Manifest,
     order: EpochOrder,
-    size: int,
-    first: int = 0,
+    bounds: Sequence[tuple[int, int]],
     substitute: bool = False,
     known_bad: KnownBad | None = None,
-) -> Generator[Window, None, None]:
-    """Windows number `first` and on, of `size` samples each but for the last. ShardError, naming shard and key, for
-    what is not as the manifest says. substitute: a bad sample's place is taken by the next good one of its window."""
-    wanted = order.samples[first * size :]
-    # The first place that any window from here on asks for: what lies before it can be forgotten.
+) -> Generator[Samples, None, None]:
+    """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other.
+    ShardError, naming shard and key, for what is not as the manifest says. substitute: a bad sample's place is taken by
+    the next good one of its batch."""
+    offset = bounds[0][0] if bounds else 0
+    wanted = order.samples[offset : bounds[-1][1]] if bounds else order.samples[:0]
+    # The first place that any batch from here on asks for: what lies before it can be forgotten.
     least = np.minimum.accumulate(wanted[::-1])[::-1]
     waiting: deque[Chunk] = deque()
     read = 0
     with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0, known_bad or {})) as chunks:
-        for begin in range(0, len(wanted), size):
-            with annotated("fdt_pipeline.read_window"):
-                places = wanted[begin : begin + size]
-                while waiting and waiting[0].end <= least[begin]:
+        for begin, end in bounds:
+            with annotated("fdt_pipeline.read_samples"):
+                places = wanted[begin - offset : end - offset]
+                while waiting and waiting[0].end <= least[begin - offset]:
                     waiting.popleft()
                 while read <= places.max():
                     waiting.append(next(chunks))
                     read = waiting[-1].end
-                window = _gathered(waiting, places, substitute)
-            yield window
+                samples = _gathered(waiting, places, substitute)
+            yield samples
 
 
 class Chunk:
@@ -111,7 +113,7 @@ class Chunk:
         return self.data[begin : begin + self.samples.image_sizes[number]]
 
     def image(self, number: int) -> U8:
-        """As `Window` has it."""
+        """As `Samples` has it."""
         file = self.file(number)
         return decode(file.data, "npy") if self.samples.extensions[number] == "npy" else file
 
@@ -155,7 +157,7 @@ class Chunk:
                 self.bad[number] = f"not a {extension}: it begins with {found!r}"
 
 
-def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window:
+def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Samples:
     """The samples at these places of the stream, all of which are waiting."""
     bad = _bad_among(waiting, places)
     if bad and not substitute:
@@ -175,11 +177,11 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window
         elif len(there):
             for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
-    return Window(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
+    return Samples(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
 
 
 def _bad_among(waiting: Sequence[Chunk], places: I64) -> dict[int, str]:
-    """number in the window -> "URL: sample KEY: what is wrong with it"."""
+    """number in the batch -> "URL: sample KEY: what is wrong with it"."""
     found = {}
     for chunk in waiting:
         for place, reason in chunk.bad.items():
@@ -189,10 +191,10 @@ def _bad_among(waiting: Sequence[Chunk], places: I64) -> dict[int, str]:
 
 
 def _substituted(places: I64, bad: dict[int, str]) -> I64:
-    """In the place of a bad sample, the next good one of the window."""
+    """In the place of a bad sample, the next good one of the batch."""
     good = np.setdiff1d(np.arange(len(places)), list(bad))
     if not len(good):
-        raise ShardError(f"no sample of this window of {len(places)} is good: {next(iter(bad.values()))}; {_MORE}")
+        raise ShardError(f"no sample of this batch of {len(places)} is good: {next(iter(bad.values()))}; {_MORE}")
     places = places.copy()
     for number in bad:
         places[number] = places[good[np.searchsorted(good, number) % len(good)]]
