@@ -92,7 +92,7 @@ def numbered(request, folder):
     return folder / request.param
 
 
-@contenders("none", "mixup", "fdt in the batch", "fdt")
+@contenders("none", "mixup", "fdt in the batch", "fdt in a ring", "fdt")
 def test_every_contender_passes_the_checks(name, numbered):
     """Each image once an epoch with its own label, or mixed as its target says; each epoch in an order of its own."""
     check(find_entry(name), task(numbered), write_check_sets(task(numbered)))
@@ -117,7 +117,7 @@ def test_images_are_shifted_over_zeros_flipped_and_standardized(name, folder):
     assert len(seen) > 0.8 * len(possible)
 
 
-@contenders("fdt in the batch", "fdt")
+@contenders("fdt in the batch", "fdt in a ring", "fdt")
 def test_the_number_of_images_in_a_sum_is_uniform_and_their_weights_are_harmonic(name, folder):
     """33 images of each class."""
     shards, labels = folder / "even", np.arange(231) % NUM_CLASSES

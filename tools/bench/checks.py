@@ -193,8 +193,8 @@ def check_law(
     require(len(set(keys)) >= DISTINCT * len(keys), f"only {len(set(keys))} of {len(keys)} outputs differ")
     frequencies = np.array(samples_per_class) / sum(samples_per_class)
     even = np.full_like(frequencies, 1 / len(frequencies))
-    # In a batch of an uneven set the weights depend on what it happens to hold.
-    if mixing != "fdt in the batch" or np.allclose(frequencies, even):
+    # In a batch or a ring of an uneven set the weights depend on what it happens to hold.
+    if mixing not in ("fdt in the batch", "fdt in a ring") or np.allclose(frequencies, even):
         _check_mass(np.concatenate(batches), frequencies if mixing == "mixup" else even)
     if mixing == "mixup":
         _check_pairs(np.concatenate(batches))
@@ -223,7 +223,8 @@ def _check_counts(batches: list[F32], whole_set: bool, max_images: int | None) -
     """K, the number of classes in a sum, is uniform on 1..D, or on 1..max_images if that is less.
 
     D is the number of classes that could be drawn: those of the set, or of the images that the outputs of a batch were
-    made from, which is seen in the batch itself. K lies in (0, D], spread evenly within its step.
+    made from, its own or those in a ring, of which there are fewer when an epoch begins. That is seen in the batch
+    itself. K lies in (0, D], spread evenly within its step.
     """
     rng, places = np.random.default_rng(0), [np.empty(0)]
     for targets in batches:

@@ -9,11 +9,12 @@ from typing import Any, Literal, Protocol
 
 from fdt_pipeline.shards import Manifest
 
-Mixing = Literal["none", "mixup", "fdt in the batch", "fdt"]
+Mixing = Literal["none", "mixup", "fdt in the batch", "fdt in a ring", "fdt"]
 MIXING: dict[Mixing, str] = {
     "none": "no mixing",
     "mixup": "MixUp",
     "fdt in the batch": "FDT in the batch",
+    "fdt in a ring": "FDT in a ring",  # of the last images that were read
     "fdt": "FDT",
 }
 TIMEOUT = 300.0  # seconds without a batch until a contender is stopped; building the native engine takes 12
@@ -89,11 +90,7 @@ class Task:
 
 
 class Contender(Protocol):
-    """A loader that is set up. Batches are (images, targets): targets i64[n], or f32[n num_classes] where it mixes.
-
-    An attribute `batches_at_once`, if there is one: how many come together, such as those cut from a mix window; a turn
-    is a multiple of it.
-    """
+    """A loader that is set up. Batches are (images, targets): targets i64[n], or f32[n num_classes] where it mixes."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, shuffled; the last one may be smaller or left out."""

@@ -138,7 +138,6 @@ class CountedBatches:
 
     def __init__(self, contender: Contender, batches: ctypes.c_uint64) -> None:
         self._contender, self._counted = contender, batches
-        self.batches_at_once = getattr(contender, "batches_at_once", 1)
         self.close = contender.close
 
     def epoch(self, number: int) -> Iterator[Batch]:
