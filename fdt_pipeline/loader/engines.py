@@ -57,17 +57,18 @@ class Incoming(NamedTuple):
     num_new: int
     has_outputs: bool
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         return len(self.samples.labels)
 
     def ids(self, with_position: bool) -> list[int]:
         """(epoch, first, count, modulo) and with a ring the position, as the operator takes it."""
         first = self.first if self.has_outputs else -1
-        return [self.epoch, first, len(self), 1 << 32, self.position][: 5 if with_position else 4]
+        return [self.epoch, first, self.size, 1 << 32, self.position][: 5 if with_position else 4]
 
     def ids_of_samples(self, with_position: bool) -> np.ndarray:
         """i64[n 2], (epoch, index) of each sample, or with a ring i64[n 3], with the position."""
-        at = np.arange(len(self))
+        at = np.arange(self.size)
         index = self.first + at if self.has_outputs else np.full_like(at, -1)
         columns = [np.full_like(at, self.epoch), index, self.position + at]
         return np.stack(columns[: 3 if with_position else 2], axis=1)
@@ -194,17 +195,22 @@ def decoded(
 
 
 def grouped(inputs: Generator[Incoming, None, None], most: int) -> Generator[list[Incoming], None, None]:
-    """Batches that follow on each other, up to `most` of one size together."""
+    """Batches that follow on each other, up to `most` of one size together; those before an error come before it."""
+    group: list[Incoming] = []
     with closing(inputs):
-        group: list[Incoming] = []
-        for batch in inputs:
-            if group and len(group[0]) != len(batch):
+        try:
+            for batch in inputs:
+                if group and group[0].size != batch.size:
+                    yield group
+                    group = []
+                group.append(batch)
+                if len(group) == most:  # before the next is asked for, which may overwrite it
+                    yield group
+                    group = []
+        except Exception:
+            if group:
                 yield group
-                group = []
-            group.append(batch)
-            if len(group) == most:  # before the next is asked for, which may overwrite it
-                yield group
-                group = []
+            raise
         if group:
             yield group
 

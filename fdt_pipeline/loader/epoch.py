@@ -300,7 +300,7 @@ class StreamingEpochs(_Epochs):
 
     def _weights(self, batch: Incoming) -> torch.Tensor:
         """f32[n]: 0 for samples that only fill the batch up, and in evaluation for those in a bad one's place."""
-        weights = torch.ones(len(batch))
+        weights = torch.ones(batch.size)
         weights[max(0, batch.num_new) :] = 0
         if batch.samples.replaced and not self.train:
             weights[list(batch.samples.replaced)] = 0

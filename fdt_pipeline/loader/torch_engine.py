@@ -77,12 +77,12 @@ class TorchStreaming:
             if ring is None:
                 ring = ImageRing(self.ring, batch.images.shape[1:], mixing.augment.pad)
             slots = ring.put(batch.position, torch.from_numpy(batch.images), batch.samples.labels[:, 0])
-            indices, leaders = batch.first + np.arange(len(batch)), slots if mixing.fdt.anchor == "epoch" else None
+            indices, leaders = batch.first + np.arange(batch.size), slots if mixing.fdt.anchor == "epoch" else None
             labels = Pool(ring.labels, mixing.num_classes)
             if batch.has_outputs:
                 yield group, _superposed(mixing, ring.images, labels, batch.epoch, indices, leaders)
             else:
-                yield group, Outputs([torch.empty(1, len(batch))] * 2, lent=False)
+                yield group, Outputs([torch.empty(1, batch.size)] * 2, lent=False)
 
 
 class ImageRing:
