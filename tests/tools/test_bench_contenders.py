@@ -98,6 +98,13 @@ def test_every_contender_passes_the_checks(name, numbered):
     check(find_entry(name), task(numbered), write_check_sets(task(numbered)))
 
 
+def test_one_that_crops_is_checked_on_whole_images(folder):
+    shards = folder / "files"
+    write_shards(ArraySource(IMAGES, LABELS), shards, "png", samples_per_shard=60)
+    asked = task(shards, size=(HEIGHT, WIDTH), crop=True, flip=True)
+    check(find_entry("DataLoader, torchvision"), asked, write_check_sets(asked))
+
+
 @contenders("none")
 def test_images_are_shifted_over_zeros_flipped_and_standardized(name, folder):
     image = numbered_images(1, (HEIGHT, WIDTH, 3))[0]

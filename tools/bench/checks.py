@@ -81,13 +81,14 @@ def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
 
 
 def _on(shards: Path, task: Task) -> Task:
-    """The task without augmentation, on another set; batches so small that leaving out the last is no great part."""
+    """The task without augmentation, whole images at its size, on another set; batches so small that leaving out the
+    last is no great part."""
     manifest = read_manifest(shards)
     share = manifest.num_samples // (BATCHES * max(1, task.num_workers))
     work = task.work / "check" / f"{shards.name}-files"
     work.mkdir(parents=True, exist_ok=True)
     return replace(
-        task, shards=shards, manifest=manifest, work=work, pad=0, flip=False,
+        task, shards=shards, manifest=manifest, work=work, pad=0, flip=False, crop=False,
         batch_size=max(1, min(task.batch_size, share)),
     )  # fmt: skip
 
