@@ -1,7 +1,7 @@
 """The way of an image through DALI, one line a stage, in data order. Start reading here.
 
 resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
-streaming:  files or arrays -> decode -> (resize) -> the same within a mix window
+streaming:  files or arrays -> decode (a crop of them) -> (resize, preprocess) -> the same within a mix window
 
 The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` feeds the pipelines below by name
 (running.py): its ids are (epoch, first, count, modulo), i64[4], so that a DALI sample is a batch or a window.
@@ -11,14 +11,16 @@ i64[2], for every output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fdt_pipeline.dali import import_dali
+from fdt_pipeline.definition.crops import RandomResizedCrop
 from fdt_pipeline.definition.superposition import image_range
+from fdt_pipeline.loader.decoding import Decoding
 from fdt_pipeline.loader.options import Mixing
+from fdt_pipeline.loader.preprocessing import preprocessed, random_numbers
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
 
@@ -27,19 +29,6 @@ from nvidia.dali import pipeline_def  # noqa: E402
 
 fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What is done to the images of a window. is_encoded: they are files; size: (height, width) to resize to."""
-
-    is_encoded: bool
-    channels: int
-    size: tuple[int, int] | None = None
-
-    def is_needed(self) -> bool:
-        """Whether it does anything."""
-        return self.is_encoded or self.size is not None
 
 
 def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
@@ -58,12 +47,33 @@ def superpose(image: Any, label: Any, ids: Any, arguments: dict[str, Any], devic
     return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
 
 
-def decode(image: Any, decoding: Decoding) -> Any:
-    """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.size` if that is given."""
+def decode(image: Any, decoding: Decoding, region: Any = None, random: Any = None, device: str = "cpu") -> Any:
+    """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.output_size` where that is given.
+
+    region, random: what `Decoding.inputs` gives for the sample, where it does. device: "gpu" decodes files there.
+    """
+    if isinstance(decoding.crop, RandomResizedCrop):  # no more than the crop is decoded
+        place, extent = fn.cast(region[:2], dtype=types.INT32), fn.cast(region[2:], dtype=types.INT32)
+        image = fn.resize(
+            _read(image, decoding, device, start=place, shape=extent, axes=(0, 1)), size=decoding.output_size
+        )
+    elif decoding.crop is not None:  # resized and cropped at once
+        begin, end = region[:2], region[:2] + region[2:]
+        image = fn.resize(_read(image, decoding, device), size=decoding.output_size, roi_start=begin, roi_end=end)
+    else:
+        image = _read(image, decoding, device)
+        image = fn.resize(image, size=decoding.size) if decoding.size else image
+    return preprocessed(image, decoding.preprocess, random) if decoding.preprocess else image
+
+
+def _read(image: Any, decoding: Decoding, device: str, **part: Any) -> Any:
+    """Images u8[h w c], or a part of them."""
     if decoding.is_encoded:
+        operator = fn.decoders.image_slice if part else fn.decoders.image
         kind = types.GRAY if decoding.channels == 1 else types.RGB
-        image = fn.decoders.image(image, device="cpu", output_type=kind)
-    return fn.resize(image, size=decoding.size) if decoding.size else image
+        return operator(image, device="mixed" if device == "gpu" else "cpu", output_type=kind, **part)
+    image = image.gpu() if device == "gpu" else image
+    return fn.slice(image, **part) if part else image
 
 
 @pipeline_def
@@ -81,9 +91,12 @@ def streaming_pipeline(arguments: dict[str, Any], device: str) -> Any:
 
 
 @pipeline_def
-def decoding_pipeline(decoding: Decoding) -> Any:
-    """Input "images"; images u8[h w c] and nothing else."""
-    return decode(fn.external_source(name="images", **_images(decoding)), decoding)
+def decoding_pipeline(decoding: Decoding, device: str = "cpu") -> Any:
+    """Inputs "images" and those of `Decoding.inputs`; images u8[h w c] and nothing else."""
+    image = fn.external_source(name="images", **_images(decoding))
+    region = fn.external_source(name="regions", batch=True, dtype=types.FLOAT, ndim=1) if decoding.crop else None
+    random = random_numbers() if decoding.is_random() else None
+    return decode(image, decoding, region, random, device)
 
 
 IDS: dict[str, Any] = {"batch": True, "dtype": types.INT64, "ndim": 1}

@@ -1,0 +1,64 @@
+"""What is done to the images of a batch before they are mixed, and what DALI is told of each of them for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop, draw_crops, middle_regions
+from fdt_pipeline.definition.philox import Stream, random_words
+from fdt_pipeline.loader.preprocessing import NUM_RANDOM, Preprocess, takes_random
+from fdt_pipeline.sources.source import I64
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """is_encoded: the images are files. size: (height, width) to stretch to; or crop: the part that is shown. At most
+    one of them. preprocess: a function of DALI nodes, (images) or (images, random)."""
+
+    is_encoded: bool
+    channels: int
+    size: tuple[int, int] | None = None
+    crop: RandomResizedCrop | ResizeCrop | None = None
+    preprocess: Preprocess | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.crop is not None:
+            raise ValueError(f"size stretches whole images, augment={self.crop!r} crops them: leave one of them out")
+
+    def is_needed(self) -> bool:
+        """Whether it does anything."""
+        return self.is_encoded or self.size is not None or self.crop is not None or self.preprocess is not None
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of every image; None where they stay as they are."""
+        return self.size if self.crop is None else self.crop.output_size
+
+    def is_random(self) -> bool:
+        """Whether `preprocess` takes random numbers."""
+        return self.preprocess is not None and takes_random(self.preprocess)
+
+    def inputs(self, seed: int, epoch: int, samples: I64, sizes: I64 | None) -> dict[str, npt.NDArray[np.float32]]:
+        """Inputs of the decoding pipeline beside "images". samples: positions in the set i64[n]; sizes: (height, width)
+        of their upright images, i64[n 2], which crops are made of.
+
+        "regions" f32[n 4]: top, left, height, width; "random" f32[n 16]: uniform on [0, 1), a function of (seed, epoch,
+        sample): words of the blocks 0 to 3, the upper 24 bits of each.
+        """
+        fed = {}
+        if self.crop is not None:
+            assert sizes is not None
+            fed["regions"] = self._regions(seed, epoch, samples, sizes)
+        if self.is_random():
+            words = random_words(seed, Stream.PREPROCESS, epoch, samples[:, None], np.arange(NUM_RANDOM // 4))
+            fed["random"] = (words.reshape(-1, NUM_RANDOM) >> np.uint32(8)).astype(np.float32) / np.float32(2**24)
+        return fed
+
+    def _regions(self, seed: int, epoch: int, samples: I64, sizes: I64) -> npt.NDArray[np.float32]:
+        if isinstance(self.crop, RandomResizedCrop):
+            return draw_crops(self.crop, seed, epoch, samples, *sizes.T).astype(np.float32)
+        assert self.crop is not None
+        return middle_regions(self.crop, *sizes.T).astype(np.float32)
