@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.loader.mixes import MixSchedule, describe_mix, described_mix
 from fdt_pipeline.loader.order import Leg
 
-VERSION = 2
-_SERIES_ROWS = 64  # sums of up to so many images tell one series from another
+VERSION = 3
+
+
+class OtherLoaderError(ValueError):
+    """A state is of a loader with other data or options."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Batch `batch` of an epoch comes next; mixing: whether FDT is on in it; legs: what other numbers of ranks have
-    done of it (streaming)."""
+    """Batch `batch` of an epoch comes next; mix: what is mixed in it; legs: what other numbers of ranks have done of it
+    (streaming)."""
 
     epoch: int = 0
     batch: int = 0
-    mixing: bool = True
+    mix: FDT | None = None
     legs: tuple[Leg, ...] = ()
 
     @property
@@ -35,15 +36,19 @@ class Cursor:
         return (*self.legs, replace(current, batches=self.batch - self.batches_before))
 
 
-def pack_state(cursor: Cursor, current: Leg | None, mixing: bool, config: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values. mixing: what holds from the next epoch on; current: this loader's own leg (streaming)."""
+def pack_state(
+    cursor: Cursor, current: Leg | None, schedule: MixSchedule, num_batches: int, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """JSON values. schedule: of the epochs from the next one on; current: this loader's own leg (streaming)."""
     legs = cursor.with_leg(current) if current and cursor.batch else ()
     return {
         "version": VERSION,
         "epoch": cursor.epoch,
         "batch": cursor.batch,
-        "mixing": cursor.mixing,
-        "mixing_next": mixing,
+        "num_batches": num_batches,
+        "mix": describe_mix(cursor.mix, schedule.num_classes),
+        "mix_next": schedule.described(),
+        "mixing_next": schedule.is_on,
         "legs": [asdict(leg) for leg in legs],
         "world_size": current.world_size if current else None,
         "config": dict(config),
@@ -56,44 +61,47 @@ def mode_of(state: Mapping[str, Any]) -> Any:
     return state["config"].get("mode")
 
 
+def epoch_of(state: Mapping[str, Any]) -> int:
+    """The epoch to begin where nothing but that can be taken from a state: its own, or the next if it had ended."""
+    return state["epoch"] + (state["batch"] >= state["num_batches"])
+
+
 def unpack_state(
-    state: Mapping[str, Any], current: Leg | None, num_batches: int, config: Mapping[str, Any]
-) -> tuple[Cursor, bool]:
-    """-> (cursor, mixing from the next epoch on). ValueError for what is no state, and for the state of another loader,
-    naming every field that differs."""
+    state: Mapping[str, Any], current: Leg | None, schedule: MixSchedule, num_batches: int, config: Mapping[str, Any]
+) -> Cursor:
+    """Where to go on; the schedule becomes the state's. ValueError for what is no state; OtherLoaderError, naming every
+    field that differs, for the state of another loader."""
     legs = [leg for leg in _checked(state) if leg.batches]
-    check_same_config(state["config"], config, state["world_size"], current)
+    check_same_config(state["config"], config)
     if state["batch"] > num_batches:
-        raise ValueError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}")
+        raise OtherLoaderError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}{_ADVICE}")
     if legs and current and replace(legs[-1], batches=0) == replace(current, batches=0):
         legs = legs[:-1]
-    return Cursor(state["epoch"], state["batch"], state["mixing"], tuple(legs)), state["mixing_next"]
+    number = schedule.num_classes
+    next_mix = described_mix(state["mix_next"], number, [schedule.mix])
+    before = schedule.is_on
+    schedule.is_on = True
+    mix = described_mix(state["mix"], number, [None, schedule.of(state["epoch"])])
+    schedule.is_on = before
+    assert mix is None or isinstance(mix, FDT)
+    schedule.mix, schedule.is_on = next_mix, state["mixing_next"]
+    return Cursor(state["epoch"], state["batch"], mix, tuple(legs))
 
 
-def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any], world_size: int, current: Leg | None) -> None:
-    other_ranks = bool(current and world_size != current.world_size)
-    ignored = {"mix_window"} if other_ranks else set()  # it may depend on the number of ranks
-    names = [name for name in {**ours, **theirs} if name not in ignored]
+_ADVICE = (
+    ". To go on with other data or options, make the loader with strict_state=False: then it begins the state's epoch "
+    "anew (weights and optimizer are yours to keep)"
+)
+
+
+def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     differing = [
         f"{name} is {_shown(theirs, name)} there and {_shown(ours, name)} here"
-        for name in names
+        for name in {**ours, **theirs}
         if theirs.get(name) != ours.get(name)
     ]
     if differing:
-        raise ValueError(f"the state is of another loader: {'; '.join(differing)}")
-
-
-def describe_fdt(fdt: FDT | None, num_classes: int) -> dict[str, Any] | None:
-    """JSON values that tell two mixings of num_classes classes apart; a series by its weights, so that one without a
-    repr of its own is known again in another process."""
-    if fdt is None:
-        return None
-    described = {field.name: getattr(fdt, field.name) for field in fields(fdt)}
-    described = {name: value.item() if isinstance(value, np.generic) else value for name, value in described.items()}
-    most = min(fdt.most_images(num_classes), _SERIES_ROWS)  # never more than a plan has: a table may end there
-    rows = [np.asarray(fdt.series.weights(k), np.float32) for k in range(1, most + 1)]
-    digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()[:12]
-    return {**described, "series": f"{type(fdt.series).__name__}, weights {digest}"}
+        raise OtherLoaderError(f"the state is of another loader: {'; '.join(differing)}{_ADVICE}")
 
 
 def _shown(config: Mapping[str, Any], name: str) -> str:
@@ -105,10 +113,20 @@ def _checked(state: Mapping[str, Any]) -> list[Leg]:
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"expected what state_dict() of an FDTLoader gave, of version {VERSION}, got {found!r}")
-    missing = {"epoch", "batch", "mixing", "mixing_next", "legs", "world_size", "config"} - state.keys()
+    missing = {
+        "epoch",
+        "batch",
+        "num_batches",
+        "mix",
+        "mix_next",
+        "mixing_next",
+        "legs",
+        "world_size",
+        "config",
+    } - state.keys()
     if missing:
         raise ValueError(f"expected what state_dict() of an FDTLoader gave, without: {', '.join(sorted(missing))}")
-    for name in ("epoch", "batch"):
+    for name in ("epoch", "batch", "num_batches"):
         value = state[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
             raise ValueError(f"{name} of the state must be in [0, 2**32), got {value!r}")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop, draw_crops, middle_regions
 from fdt_pipeline.definition.philox import Stream, random_words
-from fdt_pipeline.loader.preprocessing import NUM_RANDOM, Preprocess, takes_random
 from fdt_pipeline.sources.source import I64
+
+if TYPE_CHECKING:
+    from fdt_pipeline.loader.reading import Samples
+
+Preprocess = Callable[..., Any]
+NUM_RANDOM = 16  # numbers for `preprocess`, of each sample
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,19 @@ class Decoding:
         """Whether `preprocess` takes random numbers."""
         return self.preprocess is not None and takes_random(self.preprocess)
 
-    def inputs(self, seed: int, epoch: int, samples: I64, sizes: I64 | None) -> dict[str, npt.NDArray[np.float32]]:
-        """Inputs of the decoding pipeline beside "images". samples: positions in the set i64[n]; sizes: (height, width)
+    @property
+    def input_names(self) -> list[str]:
+        """Of what `inputs` gives, in this order."""
+        return ["regions"] * (self.crop is not None) + ["random"] * self.is_random()
+
+    def of_samples(self, seed: int, epoch: int, samples: Samples, starts: Mapping[str, int]) -> dict[str, F32]:
+        """Their `inputs`. starts: shard -> position of its first sample in the set."""
+        if not self.input_names:
+            return {}
+        return self.inputs(seed, epoch, samples.positions(starts), samples.sizes)
+
+    def inputs(self, seed: int, epoch: int, positions: I64, sizes: I64 | None) -> dict[str, F32]:
+        """Inputs of the decoding pipeline beside "images". positions: in the set, i64[n]; sizes: (height, width)
         of their upright images, i64[n 2], which crops are made of.
 
         "regions" f32[n 4]: top, left, height, width; "random" f32[n 16]: uniform on [0, 1), a function of (seed, epoch,
@@ -51,14 +71,40 @@ class Decoding:
         fed = {}
         if self.crop is not None:
             assert sizes is not None
-            fed["regions"] = self._regions(seed, epoch, samples, sizes)
+            fed["regions"] = self._regions(seed, epoch, positions, sizes)
         if self.is_random():
-            words = random_words(seed, Stream.PREPROCESS, epoch, samples[:, None], np.arange(NUM_RANDOM // 4))
+            words = random_words(seed, Stream.PREPROCESS, epoch, positions[:, None], np.arange(NUM_RANDOM // 4))
             fed["random"] = (words.reshape(-1, NUM_RANDOM) >> np.uint32(8)).astype(np.float32) / np.float32(2**24)
         return fed
 
-    def _regions(self, seed: int, epoch: int, samples: I64, sizes: I64) -> npt.NDArray[np.float32]:
+    def _regions(self, seed: int, epoch: int, positions: I64, sizes: I64) -> F32:
         if isinstance(self.crop, RandomResizedCrop):
-            return draw_crops(self.crop, seed, epoch, samples, *sizes.T).astype(np.float32)
+            return draw_crops(self.crop, seed, epoch, positions, *sizes.T).astype(np.float32)
         assert self.crop is not None
         return middle_regions(self.crop, *sizes.T).astype(np.float32)
+
+
+def takes_random(preprocess: Preprocess) -> bool:
+    """Whether it has a second argument without a default. ValueError, naming it, unless it takes one or two."""
+    if not callable(preprocess):
+        raise ValueError(f"preprocess must be a function of DALI nodes, got {preprocess!r}")
+    try:
+        signature = inspect.signature(preprocess)
+    except (TypeError, ValueError):  # a built-in one that does not tell
+        return False
+    kinds = inspect.Parameter
+    required = [each for each in signature.parameters.values() if each.default is each.empty]
+    num_places = sum(each.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD) for each in required)
+    has_place = any(each.kind not in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD) for each in signature.parameters.values())
+    if not has_place or num_places > 2 or any(each.kind == kinds.KEYWORD_ONLY for each in required):
+        raise ValueError(
+            "preprocess must be a function of DALI nodes, (images) or (images, random), got "
+            f"{preprocess_name(preprocess)}{signature}"
+        )
+    return num_places == 2
+
+
+def preprocess_name(preprocess: Preprocess) -> str:
+    """What a state and errors call it: "module.function"."""
+    named = preprocess if hasattr(preprocess, "__qualname__") else type(preprocess)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -15,11 +15,21 @@ import torch
 
 from fdt_pipeline.loader.bad_samples import find_bad
 from fdt_pipeline.loader.checkpoint import Cursor
-from fdt_pipeline.loader.engines import Made, ResidentEngine, SpanBatch, StreamingEngine, WindowBatch, decoded
-from fdt_pipeline.loader.graphs import Decoding
+from fdt_pipeline.loader.decoding import Decoding
+from fdt_pipeline.loader.engines import (
+    Incoming,
+    Made,
+    ResidentEngine,
+    SpanBatch,
+    StreamingEngine,
+    decoded,
+    grouped,
+)
+from fdt_pipeline.loader.memory import SHUFFLED
+from fdt_pipeline.loader.mixes import MixSchedule
 from fdt_pipeline.loader.order import Batching, EpochOrder, Leg, epoch_order
 from fdt_pipeline.loader.prefetch import prefetched
-from fdt_pipeline.loader.reading import KnownBad, Window, read_windows
+from fdt_pipeline.loader.reading import KnownBad, first_positions, read_samples
 from fdt_pipeline.loader.running import Copy, DaliError, DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, StatsCounter
 from fdt_pipeline.shards import Manifest
@@ -27,16 +37,12 @@ from fdt_pipeline.shards.files import CachedShardFiles, ShardFiles
 
 
 class Part(NamedTuple):
-    """Outputs of this rank; weights f32[n]: 0 for those that stand for no sample, else 1; copy: on a GPU."""
+    """A batch of this rank; weights f32[n]: 0 for those that stand for no sample, else 1; copy: on a GPU."""
 
     images: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     copy: Copy | None = None
-
-    def rows(self, begin: int, end: int | None = None) -> Part:
-        those = slice(begin, end)
-        return Part(self.images[those], self.targets[those], self.weights[those], self.copy)
 
     def handed_over(self) -> Part:
         """The same, to work on in torch's current stream."""
@@ -56,8 +62,8 @@ class EpochChain:
     chain does not go on.
     """
 
-    def __init__(self, goes_on: bool = True) -> None:
-        self.goes_on = goes_on
+    def __init__(self, schedule: MixSchedule, goes_on: bool = True) -> None:
+        self.schedule, self.goes_on = schedule, goes_on
         self._kept: tuple[Cursor, Parts] | None = None
 
     @contextmanager
@@ -79,8 +85,9 @@ class EpochChain:
         """The parts of this epoch are out: what is left is for the next. Said before the last of them is handed out, as
         a consumer may never ask for the end."""
         self.close()
-        if self.goes_on:
-            self._kept = following(cursor), parts
+        after = self.following(cursor)
+        if after is not None:
+            self._kept = after, parts
 
     def close(self) -> None:
         """End the pipeline that waits for the next epoch."""
@@ -88,55 +95,88 @@ class EpochChain:
         if kept is not None:
             kept[1].close()
 
+    def following(self, cursor: Cursor) -> Cursor | None:
+        """The beginning of the next epoch, if the same pipeline makes that too."""
+        epoch = cursor.epoch + 1
+        if not self.goes_on or epoch >= 2**32:
+            return None
+        try:
+            mix = self.schedule.of(epoch)
+        except Exception:  # of a user's function: raised again when that epoch begins
+            return None
+        return Cursor(epoch, mix=mix) if mix == cursor.mix else None
 
-def following(cursor: Cursor) -> Cursor:
-    """The beginning of the next epoch."""
-    return Cursor(cursor.epoch + 1, mixing=cursor.mixing)
+    def cursors(self, cursor: Cursor | None) -> Iterator[Cursor]:
+        """This one, and the beginnings of the epochs behind it that the same pipeline makes."""
+        while cursor is not None:
+            yield cursor
+            cursor = self.following(cursor)
 
 
-def cursors(cursor: Cursor) -> Iterator[Cursor]:
-    """This one, and the beginnings of all epochs behind it."""
-    while cursor.epoch < 2**32:
-        yield cursor
-        cursor = following(cursor)
+class _Epochs:
+    """What is left of an epoch, batch after batch."""
+
+    chain: EpochChain
+    batching: Batching
+
+    def batches(self, cursor: Cursor) -> Parts:
+        """From the cursor on, to the end of its epoch."""
+        num_batches = self.batching.num_batches
+        if cursor.batch >= num_batches:
+            return
+        self._check()
+        with self.chain.epoch(self._parts, cursor) as parts:
+            for batch in range(cursor.batch, num_batches):
+                part = next(parts)
+                if batch == num_batches - 1:
+                    self.chain.keep(cursor, parts)
+                yield part.handed_over()
+
+    def _check(self) -> None:
+        """Before an epoch."""
+
+    def _parts(self, cursor: Cursor) -> Parts:
+        """From the cursor on, and where the chain goes on, of all epochs behind it."""
+        raise NotImplementedError
+
+    def _after(self, cursor: Cursor) -> Cursor | None:
+        """Where the same pipeline goes on after a batch; None: it does not."""
+        is_last = cursor.batch == self.batching.num_batches - 1
+        return self.chain.following(cursor) if is_last else replace(cursor, batch=cursor.batch + 1)
 
 
-class ResidentEpochs:
+class ResidentEpochs(_Epochs):
     """Outputs drawn from a set in memory. most_batches: that the engine makes together."""
 
-    def __init__(self, engine: ResidentEngine, batching: Batching, most_batches: int) -> None:
+    def __init__(self, engine: ResidentEngine, batching: Batching, most_batches: int, schedule: MixSchedule) -> None:
         self.engine, self.batching, self.most_batches = engine, batching, most_batches
-        self.chain = EpochChain()
+        self.chain = EpochChain(schedule)
 
     def leg(self) -> None:
         """Global batches do not depend on the number of ranks, so there are no legs."""
 
-    def batches(self, cursor: Cursor) -> Generator[Part, None, None]:
-        """From the cursor on, to the end of its epoch."""
-        if cursor.batch >= self.batching.num_batches:
-            return
-        with self.chain.epoch(self._parts, cursor) as parts:
-            for batch in range(cursor.batch, self.batching.num_batches):
-                part = next(parts)
-                if batch == self.batching.num_batches - 1:
-                    self.chain.keep(cursor, parts)
-                yield part.handed_over()
-
     def _parts(self, cursor: Cursor) -> Parts:
-        with closing(self.engine.run(self._inputs(cursor), cursor.mixing)) as made:
-            for batch, outputs in made:
-                for number, span in enumerate(batch.spans):
-                    images, targets = outputs.sample(number)
-                    yield Part(images, targets, span.weights(), outputs.copy)
+        at: Cursor | None = cursor
+        while at is not None:  # once, unless the mix has been changed and changed back since inputs were made
+            with closing(self.engine.run(self._inputs(at), at.mix)) as made:
+                for batch, outputs in made:
+                    for number, span in enumerate(batch.spans):
+                        images, targets = outputs.sample(number)
+                        yield Part(images, targets, span.weights(), outputs.copy)
+                        del images, targets
+                        at = self._after(at)
+                        if at is None:
+                            return
 
     def _inputs(self, cursor: Cursor) -> Iterator[SpanBatch]:
-        for each in cursors(cursor):
+        for each in self.chain.cursors(cursor):
             for spans in self.batching.groups(each.batch, self.most_batches):
                 yield SpanBatch(each.epoch, spans)
 
 
-class StreamingEpochs:
-    """Outputs of the samples of the shards; shuffled and mixed within a window."""
+class StreamingEpochs(_Epochs):
+    """Outputs of the samples of the shards, in shuffled order: each batch comes into the ring, and is mixed with what
+    is there. When an epoch begins, the ring is empty."""
 
     def __init__(
         self,
@@ -146,155 +186,126 @@ class StreamingEpochs:
         batching: Batching,
         decoding: Decoding,
         decoder: DaliOptions,
-        window: int,
+        ring: int,
         seed: int,
+        schedule: MixSchedule,
         *,
         train: bool,
         substitute: bool,
         prefetch: int,
-        watch: ClassWatch | None,
+        watch: ClassWatch,
         stats: StatsCounter,
     ) -> None:
         self.engine, self.files, self.manifest, self.batching = engine, files, manifest, batching
-        self.decoding, self.decoder, self.window, self.seed = decoding, decoder, window, seed
+        self.decoding, self.decoder, self.ring, self.seed = decoding, decoder, ring, seed
         self.train, self.substitute, self.prefetch = train, substitute, prefetch
         self.watch, self.stats = watch, stats
+        self.starts = first_positions(manifest)
         self.known_bad: dict[tuple[str, int], str] = {}
         # A loader of remote shards that waits for its next epoch must hold none of them in the cache.
-        self.chain = EpochChain(goes_on=not isinstance(files, CachedShardFiles))
+        self.chain = EpochChain(schedule, goes_on=not isinstance(files, CachedShardFiles))
 
     def leg(self) -> Leg:
         """What the epochs of this loader are, as a leg; no batches of it yet."""
-        shuffle = self.window if self.train else 0
+        shuffle = min(self.ring, SHUFFLED) if self.train else 0
         return Leg(self.batching.ranks.world_size, self.batching.batch_size, shuffle, 0)
 
-    def batches(self, cursor: Cursor) -> Generator[Part, None, None]:
-        """Windows cut into batches; a batch that spans two windows is put together of both."""
-        batching, size = self.batching, self.batching.batch_size
-        if cursor.batch >= batching.num_batches:
-            return
+    def _check(self) -> None:
         self.files.check_unchanged()
-        # A last batch is filled up with the outputs of the one before.
-        before = batching.is_filled(cursor.batch) and cursor.batch > cursor.batches_before
-        begin = cursor.batch - before
-        kept: list[Part] = []
-        previous: Part | None = None
-        with self.chain.epoch(self._parts, replace(cursor, batch=begin)) as parts:
-            for batch in range(begin, batching.num_batches):
-                num_new = batching.num_new(batch)
-                while sum(len(part.weights) for part in kept) < num_new:
-                    kept.append(next(parts))
-                taken, kept = _split(kept, num_new)
-                if batching.is_filled(batch):
-                    had = [previous.rows(num_new)] if previous else taken or [next(parts)]
-                    taken = [*taken, *_repeated(had, size - num_new)]
-                part = _joined([part.handed_over() for part in taken])
-                previous = part if batching.last_batch == "fill" else None
-                if batch == batching.num_batches - 1:
-                    self.chain.keep(cursor, parts)
-                if batch >= cursor.batch:
-                    yield part
 
     def _parts(self, cursor: Cursor) -> Parts:
-        """Windows of outputs."""
-        number, skipped = divmod((cursor.batch - cursor.batches_before) * self.batching.batch_size, self.window)
-        while True:
+        at: Cursor | None = cursor
+        while at is not None:
             try:
-                with closing(self._inputs(cursor, number)) as inputs, closing(self._made(inputs, cursor)) as made:
-                    for batch, outputs in made:
-                        self._count(batch.window, cursor.mixing)
-                        images, targets = outputs.sample(0)
-                        yield Part(images, targets, self._weights(batch.window), outputs.copy).rows(skipped)
-                        del images, targets
-                        number, skipped = number + 1, 0
-                        if batch.is_last:
-                            cursor, number = following(cursor), 0
-                return
+                with closing(self._made(at)) as made:
+                    for group, outputs in made:
+                        for number, batch in enumerate(group):
+                            self._count(batch, at)
+                            if not batch.has_outputs:
+                                continue
+                            images, targets = outputs.sample(number)
+                            yield Part(images, targets, self._weights(batch), outputs.copy)
+                            del images, targets
+                            at = self._after(at)
+                            if at is None:
+                                return
             except DaliError as error:
-                self._remember_bad(error, f"window {number} of epoch {cursor.epoch}")  # and once more, without them
+                assert at is not None
+                self._remember_bad(error, f"batch {at.batch} of epoch {at.epoch}")  # and once more, without them
 
-    def _made(self, inputs: Generator[WindowBatch, None, None], cursor: Cursor) -> Made[WindowBatch]:
-        if self.decoding.is_needed():
-            inputs = decoded(inputs, self.decoding, self.decoder, self.window)
-        return self.engine.run(inputs, cursor.mixing)
+    def _made(self, cursor: Cursor) -> Made[list[Incoming]]:
+        """From the cursor on; samples are read ahead on a thread."""
+        inputs = self._read(cursor, dict(self.known_bad))
+        if self.decoding.is_needed() and not self.engine.decodes:
+            ahead = prefetched(inputs, self.prefetch)
+            groups = grouped(decoded(ahead, self.decoding, self.decoder, self.batching.batch_size), 1)
+        else:
+            groups = prefetched(grouped(inputs, self.engine.together), self.prefetch)
+        return self._run(groups, cursor)
 
-    def _inputs(self, cursor: Cursor, first: int) -> Generator[WindowBatch, None, None]:
-        """From window number `first` of the cursor's epoch on, read ahead on a thread."""
-        return prefetched(self._read(cursor, first, dict(self.known_bad)), self.prefetch)
+    def _run(self, groups: Generator[list[Incoming], None, None], cursor: Cursor) -> Made[list[Incoming]]:
+        with closing(groups), closing(self.engine.run(groups, cursor.mix)) as made:
+            yield from made
 
-    def _read(self, cursor: Cursor, first: int, known_bad: KnownBad) -> Generator[WindowBatch, None, None]:
-        for each in cursors(cursor) if self.chain.goes_on else [cursor]:
-            order = self._order(each)
-            # Those that last_batch="drop" leaves out are not read.
-            num_outputs = (self.batching.num_batches - each.batches_before) * self.batching.batch_size
-            num_windows = -(-min(len(order.samples), num_outputs) // self.window)
-            windows = read_windows(self.files, self.manifest, order, self.window, first, self.substitute, known_bad)
-            with closing(windows):
-                for number, window in zip(range(first, num_windows), windows, strict=False):
-                    index = order.first + number * self.window
-                    yield WindowBatch(window, window.images, each.epoch, index, number == num_windows - 1)
-            first = 0
+    def _read(self, cursor: Cursor, known_bad: KnownBad) -> Generator[Incoming, None, None]:
+        size = self.batching.batch_size
+        for each in self.chain.cursors(cursor):
+            order, num_batches = self._order(each), self.batching.num_batches - each.batches_before
+            num_new = len(order.samples)
+            if self.batching.last_batch == "fill":
+                order = order.filled(num_batches * size, size)
+            end = min(len(order.samples), num_batches * size)  # what last_batch="drop" leaves out is not read
+            begin = (each.batch - each.batches_before) * size
+            # A resumed ring is filled from a batch's beginning on, as then the same samples take bad ones' places.
+            oldest = max(0, min(begin + size, end) - self.ring) // size * size if each.mix else begin
+            bounds = [(at, min(at + size, end)) for at in range(min(begin, oldest), end, size)]
+            batches = read_samples(
+                self.files, self.manifest, order, bounds, self.substitute, known_bad, self.decoding.crop is not None
+            )
+            with closing(batches):
+                for (at, stop), samples in zip(bounds, batches, strict=True):
+                    numbers = self.decoding.of_samples(self.seed, each.epoch, samples, self.starts)
+                    yield Incoming(
+                        samples, samples.images, each.epoch, order.first + at, at, min(stop, num_new) - at,
+                        has_outputs=at >= begin, numbers=numbers,
+                    )  # fmt: skip
 
     def _order(self, cursor: Cursor) -> EpochOrder:
         shuffle, ranks = self.leg().shuffle, self.batching.ranks
         order = epoch_order(self.manifest, self.seed, cursor.epoch, shuffle, ranks.rank, ranks.world_size, cursor.legs)
         if not len(order.samples):  # of a last batch that is to be filled up: with those of another rank
-            return epoch_order(self.manifest, self.seed, cursor.epoch, shuffle, legs=cursor.legs)
+            order = epoch_order(self.manifest, self.seed, cursor.epoch, shuffle, legs=cursor.legs)
         return order
 
     def _remember_bad(self, error: DaliError, where: str) -> None:
         """DALI loses a whole batch to one bad sample, and does not say which: it is looked for among those in flight.
         RuntimeError, naming what was found, unless bad samples are substituted."""
-        windows = [batch.window for batch in error.inputs]
-        named = [(window, find_bad(window, self.manifest, self.decoding)) for window in windows]
-        found = [(window, i, reason) for window, reasons in named for i, reason in reasons.items()]
+        in_flight = [batch for each in error.inputs for batch in (each if isinstance(each, list) else [each])]
+        named = [(each.samples, find_bad(each, self.manifest, self.decoding)) for each in in_flight]
+        found = [(samples, i, reason) for samples, reasons in named for i, reason in reasons.items()]
         if found and self.substitute:
-            self.known_bad |= {window.identity(i): reason for window, i, reason in found}
+            self.known_bad |= {samples.identity(i): reason for samples, i, reason in found}
             return
         url = self.files.folder.url
-        names = "; ".join(f"{window.name(i)}: {reason}" for window, i, reason in found)
+        names = "; ".join(f"{samples.name(i)}: {reason}" for samples, i, reason in found)
         raise RuntimeError(
             f"{where}: a sample of {url} could not be read or decoded: {error}; "
             f"{names or f'`fdt-pipeline verify --decode {url}` names shard and key'}"
         ) from error
 
-    def _count(self, window: Window, mixing: bool) -> None:
-        self.stats.add(windows=1)
-        self.stats.add_bad(list(window.replaced.values()))
-        if self.watch and mixing:
-            self.watch.add(window.labels, self.stats)
+    def _count(self, batch: Incoming, cursor: Cursor) -> None:
+        if batch.has_outputs:
+            self.stats.add_bad(list(batch.samples.replaced.values()))
+        if cursor.mix is None:
+            return
+        self.watch.come_in(batch.position, batch.samples.labels[:, 0])
+        if batch.has_outputs:
+            self.watch.mixed(cursor.mix, self.stats)
 
-    def _weights(self, window: Window) -> torch.Tensor:
-        weights = torch.ones(len(window.labels))
-        if window.replaced and not self.train:
-            weights[list(window.replaced)] = 0
+    def _weights(self, batch: Incoming) -> torch.Tensor:
+        """f32[n]: 0 for samples that only fill the batch up, and in evaluation for those in a bad one's place."""
+        weights = torch.ones(batch.size)
+        weights[max(0, batch.num_new) :] = 0
+        if batch.samples.replaced and not self.train:
+            weights[list(batch.samples.replaced)] = 0
         return weights
-
-
-def _split(parts: list[Part], size: int) -> tuple[list[Part], list[Part]]:
-    """The first `size` outputs of consecutive parts, and what is left of the parts."""
-    taken: list[Part] = []
-    while parts and size:
-        part, *parts = parts
-        taken.append(part.rows(0, size))
-        if len(part.weights) > size:
-            parts = [part.rows(size), *parts]
-        size -= len(taken[-1].weights)
-    return taken, parts
-
-
-def _repeated(parts: list[Part], size: int) -> list[Part]:
-    """So many outputs of these, again and again, with weight 0."""
-    repeated: list[Part] = []
-    while size:
-        taken, _ = _split(parts, size)
-        repeated += [part._replace(weights=torch.zeros_like(part.weights)) for part in taken]
-        size -= sum(len(part.weights) for part in taken)
-    return repeated
-
-
-def _joined(parts: list[Part]) -> Part:
-    if len(parts) == 1:
-        return parts[0]
-    images, targets, weights = (torch.cat(fields) for fields in zip(*(part[:3] for part in parts), strict=True))
-    return Part(images, targets, weights, Copy.of(images))

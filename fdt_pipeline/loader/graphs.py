@@ -1,12 +1,10 @@
 """The way of an image through DALI, one line a stage, in data order. Start reading here.
 
 resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
-streaming:  files or arrays -> decode (a crop of them) -> (resize, preprocess) -> the same within a mix window
+streaming:  files or arrays -> decode (a crop) -> (resize, preprocess) -> into the ring -> the same, drawn from the ring
 
 The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` feeds the pipelines below by name
-(running.py): its ids are (epoch, first, count, modulo), i64[4], so that a DALI sample is a batch or a window.
-`fdt_pipeline(...)` gives the same graphs inputs that DALI itself calls for, with a sample and an id (epoch, index),
-i64[2], for every output.
+(running.py). `fdt_pipeline(...)` gives the same graphs inputs that DALI itself calls for.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from fdt_pipeline.definition.crops import RandomResizedCrop
 from fdt_pipeline.definition.superposition import image_range
 from fdt_pipeline.loader.decoding import Decoding
 from fdt_pipeline.loader.options import Mixing
-from fdt_pipeline.loader.preprocessing import preprocessed, random_numbers
+from fdt_pipeline.loader.preprocessing import preprocessed
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
 
@@ -36,29 +34,24 @@ def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
     return tuple(fn.fdt.superpose_resident(ids, device=device, **arguments))
 
 
-def streaming(image: Any, label: Any, ids: Any, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
-    """A window's images, labels i64[1] and ids -> (images, targets); `arguments` are `streaming_arguments`."""
-    return superpose(decode(image, decoding), label, ids, arguments, device)
-
-
 def superpose(image: Any, label: Any, ids: Any, arguments: dict[str, Any], device: str) -> Any:
     """Images u8[h w c] or u8[n h w c], labels and ids -> (images, targets)."""
     u8 = image.gpu() if device == "gpu" else image
     return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
 
 
-def decode(image: Any, decoding: Decoding, region: Any = None, random: Any = None, device: str = "cpu") -> Any:
+def decode(image: Any, decoding: Decoding, regions: Any = None, random: Any = None, device: str = "cpu") -> Any:
     """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.output_size` where that is given.
 
-    region, random: what `Decoding.inputs` gives for the sample, where it does. device: "gpu" decodes files there.
+    regions, random: what `Decoding.inputs` gives for the sample, where it does. device: "gpu" decodes files there.
     """
     if isinstance(decoding.crop, RandomResizedCrop):  # no more than the crop is decoded
-        place, extent = fn.cast(region[:2], dtype=types.INT32), fn.cast(region[2:], dtype=types.INT32)
+        place, extent = fn.cast(regions[:2], dtype=types.INT32), fn.cast(regions[2:], dtype=types.INT32)
         image = fn.resize(
             _read(image, decoding, device, start=place, shape=extent, axes=(0, 1)), size=decoding.output_size
         )
     elif decoding.crop is not None:  # resized and cropped at once
-        begin, end = region[:2], region[:2] + region[2:]
+        begin, end = regions[:2], regions[:2] + regions[2:]
         image = fn.resize(_read(image, decoding, device), size=decoding.output_size, roi_start=begin, roi_end=end)
     else:
         image = _read(image, decoding, device)
@@ -83,23 +76,35 @@ def resident_pipeline(arguments: dict[str, Any], device: str) -> Any:
 
 
 @pipeline_def
-def streaming_pipeline(arguments: dict[str, Any], device: str) -> Any:
-    """Inputs "images" u8[n h w c], "labels" i64[n] and "ids": a sample is a window."""
+def batches_pipeline(arguments: dict[str, Any], device: str) -> Any:
+    """Inputs "images" u8[n h w c], "labels" i64[n] and "ids" i64[4] or i64[5]: a sample is a batch."""
     image = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=4, layout="NHWC")
     label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
     return superpose(image, label, ids, arguments, device)
 
 
 @pipeline_def
-def decoding_pipeline(decoding: Decoding, device: str = "cpu") -> Any:
+def files_pipeline(arguments: dict[str, Any], decoding: Decoding, device: str) -> Any:
+    """Inputs "images", "labels" i64[1], "ids" i64[2] or i64[3], and those of `Decoding.inputs`: a sample is a file, or
+    an image to be cropped, resized or preprocessed."""
+    image = _decoded(decoding)
+    label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
+    return superpose(image, label, ids, arguments, device)
+
+
+@pipeline_def
+def decoding_pipeline(decoding: Decoding) -> Any:
     """Inputs "images" and those of `Decoding.inputs`; images u8[h w c] and nothing else."""
+    return _decoded(decoding)
+
+
+def _decoded(decoding: Decoding) -> Any:
     image = fn.external_source(name="images", **_images(decoding))
-    region = fn.external_source(name="regions", batch=True, dtype=types.FLOAT, ndim=1) if decoding.crop else None
-    random = random_numbers() if decoding.is_random() else None
-    return decode(image, decoding, region, random, device)
+    return decode(image, decoding, **{name: fn.external_source(name=name, **NUMBERS) for name in decoding.input_names})
 
 
 IDS: dict[str, Any] = {"batch": True, "dtype": types.INT64, "ndim": 1}
+NUMBERS: dict[str, Any] = {"batch": True, "dtype": types.FLOAT, "ndim": 1}
 
 
 def _images(decoding: Decoding) -> dict[str, Any]:
@@ -107,12 +112,12 @@ def _images(decoding: Decoding) -> dict[str, Any]:
     return {"batch": True, "dtype": types.UINT8, "ndim": 1 if is_encoded else 3, "layout": "" if is_encoded else "HWC"}
 
 
-def window_inputs(decoding: Decoding) -> dict[str, Any]:
-    """Arguments of one external source that gives a window's images, labels and ids."""
-    images = _images(decoding)
-    return {"batch": True, **{name: [images[name], IDS[name], IDS[name]] for name in ("dtype", "ndim")}} | {
-        "layout": [images["layout"], "", ""]
-    }
+def batch_inputs(decoding: Decoding) -> dict[str, Any]:
+    """Arguments of one external source that gives a batch's images, labels, ids, and what `Decoding.inputs` gives."""
+    images, numbers = _images(decoding), [NUMBERS] * len(decoding.input_names)
+    kinds = [images, IDS, IDS, *numbers]
+    fields = {name: [kind[name] for kind in kinds] for name in ("dtype", "ndim")}
+    return {"batch": True, **fields, "layout": [images["layout"]] + [""] * (len(kinds) - 1)}
 
 
 def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False) -> dict[str, Any]:
@@ -122,9 +127,9 @@ def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False)
     return {**_arguments(mixing, most), "anchor": "index" if in_order else mixing.fdt.anchor, "pool": pool.name}
 
 
-def streaming_arguments(mixing: Mixing, window: int) -> dict[str, Any]:
-    """Arguments of fn.fdt.superpose for mix windows of up to `window` samples."""
-    most = min(mixing.fdt.most_images(mixing.num_classes), window)
+def streaming_arguments(mixing: Mixing, num_images: int) -> dict[str, Any]:
+    """Arguments of fn.fdt.superpose that draws from up to so many images."""
+    most = min(mixing.fdt.most_images(mixing.num_classes), num_images)
     return {**_arguments(mixing, most), "anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
 
 

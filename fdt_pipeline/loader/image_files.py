@@ -8,6 +8,7 @@ pixels have an odd number of bytes. What DALI cannot do, Pillow does.
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,6 @@ from fdt_pipeline.sources.source import U8
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
-_DALI_TURNS = int(version().split(".")[0]) >= 2
 
 
 def image_size(file: U8) -> tuple[int, int]:
@@ -53,7 +53,7 @@ def decodable(file: U8, channels: int) -> U8:
 def _is_for_pillow(file: U8) -> bool:
     if file[8:16].tobytes() == b"WEBPVP8X":
         return True
-    if _DALI_TURNS:
+    if _dali_turns():
         return False
     data = file.tobytes()
     if data.startswith(b"\x89PNG"):
@@ -62,6 +62,12 @@ def _is_for_pillow(file: U8) -> bool:
         return b"Exif\0\0" in data and _header(file)[2] != 1  # most files lack it: 1 us for 10 kB
     except Exception:  # as in `image_size`
         return False
+
+
+@lru_cache
+def _dali_turns() -> bool:
+    """Whether DALI's decoders apply EXIF orientation."""
+    return int(version().split(".")[0]) >= 2
 
 
 def _header(file: U8) -> tuple[int, int, int]:

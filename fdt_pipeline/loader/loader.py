@@ -18,14 +18,16 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Augment, Pool
-from fdt_pipeline.loader.checkpoint import Cursor, describe_fdt, mode_of, pack_state, unpack_state
+from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, mode_of, pack_state, unpack_state
+from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
 from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
-from fdt_pipeline.loader.graphs import Decoding
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_window, is_small_window, read_pool
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_ring, is_small_ring, read_pool
+from fdt_pipeline.loader.mixes import Mix, MixSchedule, describe_mix
 from fdt_pipeline.loader.options import (
     PAPER_STD,
+    Augmentation,
     LastBatch,
     Options,
     PerChannel,
@@ -34,8 +36,10 @@ from fdt_pipeline.loader.options import (
     checked_threads,
     chosen_augment,
     chosen_mix,
+    chosen_normalization,
 )
 from fdt_pipeline.loader.order import Batching, find_ranks
+from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
 from fdt_pipeline.loader.torch_engine import TorchResident, TorchStreaming
@@ -52,25 +56,36 @@ class FDTLoader:
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
-        images, each once an epoch in a new order); augment is done to every constituent (default `Augment()`, pad 4
-        and flip; None for none).
+        images, each once an epoch in a new order; or a function: epoch -> one of these); augment is done to every
+        constituent (default `Augment()`, pad 4 and flip; None for none), or, while streaming, to every sample once an
+        epoch: `RandomResizedCrop(224)`, drawn from (seed, epoch, sample), of which no more is decoded.
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
+        augment=ResizeCrop(256, 224) resizes the shorter side and shows the middle.
+    preprocess: a function of DALI nodes, done to the images, u8[h w c], while streaming, once they are decoded, cropped
+        and resized and before they are mixed; it gives images of the same shape and type. What is a function of the
+        images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
+        [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
+        pipeline: their numbers differ from run to run, after a resume, and between ranks.
     targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
         weight. `sparse_targets` makes them (classes, weights) where classes are many.
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
-        gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
+        gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
+        channels_last=True gives that memory format.
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
-        mixes within `mix_window` samples; "auto" is resident where all images have one shape and the u8 set (in the
+        mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
     engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
-    size: (height, width) that streaming resizes to; needed where images differ in size.
+    ring: decoded samples that streaming keeps in memory, uint8, and draws each batch's sums from; it is empty when an
+        epoch begins. Default: 1,024, or 10 for each image of the largest sum where that is more, up to 2 GiB.
+    size: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in size,
+        this or a RandomResizedCrop or ResizeCrop is needed.
     verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
-        and key; "substitute" takes the next good sample of its window instead, warns, and counts it in `stats`.
+        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in `stats`.
     num_threads: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process may
         use, but at most 4.
     prefetch: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
@@ -80,14 +95,16 @@ class FDTLoader:
         out; "fill" fills it up with outputs that the epoch has had already.
     weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad
         sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
+    strict_state: `load_state_dict` refuses the state of a loader with other data or options; with False it begins the
+        epoch of such a state anew, and warns.
     rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built.
 
     Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. `len()` is the
     number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
     (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of ranks; in
-    streaming on mix window and ranks as well. `state_dict()` says how far the consumer is, and `load_state_dict()` goes
-    on there, exactly. `mixing = False` switches FDT off from the next iteration on; no other attribute can be set.
-    `stats` says what was done so far.
+    streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
+    `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
+    effect with the next iteration; no other attribute can be set. `stats` says what was done so far.
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
     """
 
@@ -97,20 +114,22 @@ class FDTLoader:
         batch_size: int,
         *,
         train: bool = True,
-        mix: FDT | Literal["default"] | None = "default",
-        augment: Augment | Literal["default"] | None = "default",
+        mix: Mix | Literal["default"] = "default",
+        augment: Augmentation | Literal["default"] | None = "default",
+        preprocess: Preprocess | None = None,
         device: str | torch.device = "cpu",
         mode: Literal["auto", "resident", "streaming"] = "auto",
         engine: Literal["auto", "native", "torch"] = "auto",
         seed: int = 0,
         mean: PerChannel | None = None,
         std: PerChannel = PAPER_STD,
+        normalize: Literal["imagenet"] | None = None,
         channels: int | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         pin_memory: bool = False,
         size: tuple[int, int] | None = None,
-        mix_window: int | None = None,
+        ring: int | None = None,
         verify: bool = True,
         on_bad: Literal["error", "substitute"] = "error",
         last_batch: LastBatch = "partial",
@@ -119,13 +138,15 @@ class FDTLoader:
         world_size: int | None = None,
         num_threads: int | None = None,
         prefetch: int = 2,
+        strict_state: bool = True,
     ) -> None:
+        mean, std = chosen_normalization(normalize, mean, std)
         self.options = options = Options(
             batch_size=batch_size, train=train, mix=chosen_mix(train, mix), augment=chosen_augment(train, augment),
             device=checked_device(device), mode=mode, engine=engine, seed=seed, mean=mean, std=std, channels=channels,
-            dtype=dtype, channels_last=channels_last, pin_memory=pin_memory, size=size, mix_window=mix_window,
-            verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
-            num_threads=checked_threads(num_threads), prefetch=prefetch,
+            dtype=dtype, channels_last=channels_last, pin_memory=pin_memory, size=size, ring=ring,
+            preprocess=preprocess, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
+            num_threads=checked_threads(num_threads), prefetch=prefetch, strict_state=strict_state,
         )  # fmt: skip
         ranks = find_ranks(rank, world_size)
         self.shards = open_folder(shards)
@@ -137,15 +158,16 @@ class FDTLoader:
         self.engine = choose_engine(engine, self.device, self.num_classes)
         asked = options.asked_mode()
         self._mode_follows_state = asked == "auto"
-        frame = options.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
+        frame = self._mixing.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
         chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
-        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen, size)
+        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen, options.image_size)
         self.shape = (self._mixing.output.channels, height, width)
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[weakref.ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
-        self._is_mixing = self.mix is not None  # in epochs that are not begun
-        self._next = Cursor(mixing=self._is_mixing)  # where the next iteration begins
+        self._schedule = MixSchedule(options.mix, self.num_classes)  # of epochs that are not begun
+        self._next = Cursor()  # where the next iteration begins
+        self._next_mix_stands = False  # as a state says; else the schedule says what is mixed in it
         self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
         self._epochs: ResidentEpochs | StreamingEpochs | None = None
         self._chains: list[EpochChain] = []  # the one of the epochs
@@ -155,16 +177,28 @@ class FDTLoader:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What a loader gives is decided when it is made, so that anything else, and a misspelt name, is an error."""
-        if "_is_made" in vars(self) and name != "mixing" and not (name.startswith("_") and name in vars(self)):
+        if (
+            "_is_made" in vars(self)
+            and name not in ("mix", "mixing")
+            and not (name.startswith("_") and name in vars(self))
+        ):
             raise AttributeError(
-                f"{name} of an FDTLoader cannot be set, only `mixing` can: make a new loader with other arguments, "
-                "FDTLoader(shards, batch_size, ...), and let it go on with load_state_dict where they allow it"
+                f"{name} of an FDTLoader cannot be set, only `mix` and `mixing` can: make a new loader with other "
+                "arguments, FDTLoader(shards, batch_size, ...), and let it go on with load_state_dict if they allow it"
             )
         super().__setattr__(name, value)
 
     @property
-    def mix(self) -> FDT | None:
-        return self.options.mix
+    def mix(self) -> Mix:
+        """What is mixed from the next iteration on, where `mixing` is on: an FDT, a function of the epoch, or None."""
+        return self._schedule.mix
+
+    @mix.setter
+    def mix(self, mix: Mix) -> None:
+        if not self.options.train:
+            raise ValueError(f"train=False yields every sample whole and unchanged, got mix={mix!r}")
+        self._schedule.set(mix)
+        self._schedule.is_on, self._next_mix_stands = mix is not None, False
 
     @property
     def device(self) -> torch.device:
@@ -223,14 +257,20 @@ class FDTLoader:
     @property
     def mixing(self) -> bool:
         """Whether the next iteration mixes. Without, it gives whole images, each once an epoch, in the same form."""
-        return self._next.mixing
+        return self._upcoming().mix is not None
 
     @mixing.setter
     def mixing(self, on: bool) -> None:
         if on and self.mix is None:
-            raise ValueError("this loader has no mix to switch on: make it with train=True and a mix")
-        self._is_mixing = bool(on)
-        self._next = replace(self._next, mixing=self._is_mixing)
+            raise ValueError(
+                "this loader has no mix to switch on: set loader.mix, or make it with train=True and a mix"
+            )
+        self._schedule.is_on, self._next_mix_stands = bool(on), False
+
+    def _upcoming(self) -> Cursor:
+        """Where the next iteration begins, with its mix."""
+        cursor = self._next
+        return cursor if self._next_mix_stands else replace(cursor, mix=self._schedule.of(cursor.epoch))
 
     @property
     def epoch(self) -> int:
@@ -243,7 +283,7 @@ class FDTLoader:
         if not hasattr(epoch, "__index__") or not 0 <= epoch < 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
         if epoch != self._next.epoch:
-            self._next = Cursor(operator.index(epoch), mixing=self._is_mixing)
+            self._next, self._next_mix_stands = Cursor(operator.index(epoch)), False
         self._reached = None
 
     batch_sampler = None
@@ -256,8 +296,8 @@ class FDTLoader:
     def state_dict(self) -> dict[str, Any]:
         """JSON values, a kilobyte: how far the iteration that moved last is, the batch that it gave last being done,
         and what tells this loader from others. Batches made ahead do not count, so none is lost or repeated."""
-        cursor = self._reached or self._next
-        return pack_state(cursor, self._leg(), self._is_mixing, self._config)
+        cursor = self._reached or self._upcoming()
+        return pack_state(cursor, self._leg(), self._schedule, len(self), self._config)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on where the state was taken, at once: the rest of that epoch, which is empty if its
@@ -265,11 +305,19 @@ class FDTLoader:
         batch). A loader made with mode="auto" takes the state's mode; if that is the other one, it reads the shards
         anew. ValueError, naming every field that differs, for the state of another loader."""
         leg, mode = self._leg(), mode_of(state)
-        if self._mode_follows_state and mode in {"resident", "streaming"} - {self.mode}:
-            cursor, self._is_mixing = self._begin(mode, state)
-        else:
-            cursor, self._is_mixing = unpack_state(state, leg, len(self), self._config)
-        self._next, self._reached = cursor, None
+        try:
+            if self._mode_follows_state and mode in {"resident", "streaming"} - {self.mode}:
+                cursor = self._begin(mode, state)
+            else:
+                cursor = unpack_state(state, leg, self._schedule, len(self), self._config)
+        except OtherLoaderError as error:
+            if self.options.strict_state:
+                raise
+            cursor = Cursor(epoch_of(state))
+            warnings.warn(f"epoch {cursor.epoch} is begun anew: {error}", stacklevel=2)
+            self._next, self._next_mix_stands, self._reached = cursor, False, None
+            return
+        self._next, self._next_mix_stands, self._reached = cursor, True, None
 
     def __len__(self) -> int:
         return self.batching.num_batches
@@ -285,8 +333,8 @@ class FDTLoader:
 
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
-        cursor = self._next
-        self._next = Cursor(cursor.epoch + 1, mixing=self._is_mixing)
+        cursor = self._upcoming()
+        self._next, self._next_mix_stands = Cursor(cursor.epoch + 1), False
         self._reached = cursor  # should the first batch fail
         with closing(epochs.batches(cursor)) as parts:
             while True:
@@ -345,16 +393,16 @@ class FDTLoader:
             raise RuntimeError("this FDTLoader is closed: take its state before")
         return self._epochs.leg()
 
-    def _begin(self, mode: str, state: Mapping[str, Any] | None = None) -> tuple[Cursor, bool]:
+    def _begin(self, mode: str, state: Mapping[str, Any] | None = None) -> Cursor:
         """Prepare epochs in this mode; with a state, -> what `unpack_state` makes of it. The shards are read,
         which takes time, once the state is known to fit; nothing changes where it does not."""
         if mode == "resident":
             self.options.check_resident()
         epochs = self._streaming() if mode == "streaming" else None
-        config = self._configuration(mode, epochs.window if epochs else None)
-        cursor = self._next, self._is_mixing
+        config = self._configuration(mode, epochs.ring if epochs else None)
+        cursor = self._next
         if state is not None:
-            cursor = unpack_state(state, epochs.leg() if epochs else None, len(self), config)
+            cursor = unpack_state(state, epochs.leg() if epochs else None, self._schedule, len(self), config)
         if epochs and self.options.verify and self.shards.local:
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
@@ -364,7 +412,7 @@ class FDTLoader:
         self._mode, self._config = mode, config
         return cursor
 
-    def _configuration(self, mode: str, window: int | None) -> dict[str, Any]:
+    def _configuration(self, mode: str, ring: int | None) -> dict[str, Any]:
         """What the images and targets are a function of, as JSON values."""
         options, output = self.options, self._mixing.output
         return {
@@ -372,8 +420,9 @@ class FDTLoader:
             "seed": self._mixing.seed,
             "train": options.train,
             "mode": mode,
-            "mix": describe_fdt(self.mix, self.num_classes),
+            "mix": describe_mix(options.mix, self.num_classes),
             "augment": repr(options.augment),
+            "preprocess": preprocess_name(options.preprocess) if options.preprocess else None,
             "global_batch_size": self.global_batch_size,
             "last_batch": options.last_batch,
             "mean": list(output.mean),
@@ -381,7 +430,7 @@ class FDTLoader:
             "channels": output.channels,
             "dtype": str(options.dtype),
             "size": list(options.size) if options.size else None,
-            "mix_window": window,
+            "ring": ring,
         }
 
     def _resident(self) -> ResidentEpochs:
@@ -390,7 +439,7 @@ class FDTLoader:
         most = 1 if self.engine == "torch" else self.options.batches_together(self.shape)
         if self.engine == "native":
             pool = read_pool(
-                self.shards, self.manifest, self.options.augment.pad, self.device, self.options.num_threads
+                self.shards, self.manifest, self._mixing.augment.pad, self.device, self.options.num_threads
             )
             engine = NativeResident(self._mixing, self.device, pool, most, self._dali(most), in_order)
         else:
@@ -398,7 +447,7 @@ class FDTLoader:
                 images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
             labelled = Pool(labels, self.num_classes)
             engine = TorchResident(self._mixing, images, labelled, self.options.prefetch, in_order)
-        return ResidentEpochs(engine, self.batching, most)
+        return ResidentEpochs(engine, self.batching, most, self._schedule)
 
     def _dali(self, num_batches: int) -> DaliOptions:
         """Of a pipeline that makes so many batches at once. On a GPU its threads have next to nothing to do."""
@@ -408,36 +457,47 @@ class FDTLoader:
 
     def _streaming(self) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
-        window, is_small = self._checked_window()
-        decoding = Decoding(manifest.encoding != "raw", manifest.channels, options.size)
+        ring, is_small = self._checked_ring()
+        decoding = options.decoding(manifest)
+        if options.preprocess is not None:
+            check_preprocess(options.preprocess, (*self.shape[1:], manifest.channels))
         engine: StreamingEngine
         if self.engine == "native":
-            dali = self._dali(max(1, window // self.batch_size))
-            engine = NativeStreaming(self._mixing, self.device, window, manifest.channels, dali)
+            decodes = decoding.is_needed() and self.device.type == "cpu"
+            together = 1 if decoding.is_needed() else options.batches_together(self.shape)
+            engine = NativeStreaming(
+                self._mixing, self.device, min(ring, self._most_samples()), self.batch_size, together,
+                manifest.channels, self._dali(together), decoding if decodes else None
+            )  # fmt: skip
         else:
-            engine = TorchStreaming(self._mixing, options.prefetch)
+            engine = TorchStreaming(self._mixing, min(ring, self._most_samples()), options.prefetch)
         files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
-        watch = ClassWatch(self.mix, manifest.samples_per_class, warns=not is_small) if self.mix else None
+        watch = ClassWatch(ring, manifest.samples_per_class, warns=not is_small)
         decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
-            engine, files, manifest, self.batching, decoding, decoder, window, self._mixing.seed, train=options.train,
-            substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch, stats=self._stats
+            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, self._schedule,
+            train=options.train, substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch,
+            stats=self._stats
         )  # fmt: skip
 
-    def _checked_window(self) -> tuple[int, bool]:
-        """-> (samples in a window, whether that is too few)."""
+    def _most_samples(self) -> int:
+        """Of an epoch on one rank, those included that fill up the last batch."""
+        return -(-self.num_samples // self.world_size) + self.batch_size
+
+    def _checked_ring(self) -> tuple[int, bool]:
+        """-> (images in the ring, whether that is too few)."""
+        mix = FDT() if callable(self.mix) else self.mix
+        ring = choose_ring(self.options.ring, self.batch_size, mix, self.num_classes, self.shape)
         num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
-        asked, is_mixed = self.options.mix_window, self.mix is not None
-        window = choose_window(asked, num_samples, self.batch_size, self.num_classes, self.shape, even=is_mixed)
-        is_small = is_small_window(self.mix, window, num_samples, self.num_classes)
-        if self.mix and is_small:
-            wanted = self.mix.most_images(self.num_classes)
+        is_small = is_small_ring(mix, ring, num_samples, self.num_classes)
+        if mix and is_small:
+            wanted = mix.most_images(self.num_classes)
             warnings.warn(
-                f"a mix window of {window} samples will often hold fewer than {wanted} classes, so fewer images are "
-                f"superposed than asked: pass mix_window={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
+                f"a ring of {ring} samples will often hold fewer than {wanted} classes, so fewer images are superposed "
+                f"than asked: pass ring={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
                 stacklevel=5,
             )
-        return window, is_small
+        return ring, is_small
 
 
 def _close(chains: list[EpochChain]) -> None:

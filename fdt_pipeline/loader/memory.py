@@ -1,4 +1,4 @@
-"""Where the images live: the rule behind mode="auto", pools in memory, and the size of a streaming mix window."""
+"""Where the images live: the rule behind mode="auto", pools in memory, and the size of streaming's ring."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fdt_pipeline.shards import Manifest, iterate_shards, read_manifest
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.storage import Folder, open_folder
 
-# A window of 64 MiB of float32 outputs is 5,461 samples of 32x32x3, and 111 of 224x224x3. With 10 random samples a
-# class 0.005 % of the classes are missing on average (e**-10), with 5 a class 0.7 %.
-WINDOW_SAMPLES = 1024
+# With 10 random samples a class 0.005 % of the classes are missing on average (e**-10), with 5 a class 0.7 %.
+RING_SAMPLES = 1024
 SAMPLES_PER_CLASS = 10
 ENOUGH_PER_CLASS = 5
-WINDOW_BYTES = 64 << 20
+RING_BYTES = 2 << 30  # 14,266 images of 224 x 224
+SHUFFLED = 1024  # places that streaming moves a sample, at most: meanwhile it waits, still encoded
 
 
 def pool_bytes(num_samples: int, shape: tuple[int, int, int], pad: int) -> int:
@@ -59,34 +59,34 @@ def choose_mode(
     return "resident"
 
 
-def is_small_window(fdt: FDT | None, window: int, num_samples: int, num_classes: int) -> bool:
-    """Whether windows of so many samples, of classes of one size, will often hold fewer classes than the largest sum
-    takes: on average 0.7 % fewer, as where it takes all classes and a window has 5 samples of each."""
+def is_small_ring(fdt: FDT | None, ring: int, num_samples: int, num_classes: int) -> bool:
+    """Whether so many samples, of classes of one size, will often be of fewer classes than the largest sum takes: on
+    average 0.7 % fewer, as where it takes all classes and there are 5 samples of each."""
     wanted = fdt.most_images(num_classes) if fdt and fdt.probability else 1
-    if wanted == 1 or window >= min(ENOUGH_PER_CLASS * wanted, num_samples):
+    if wanted == 1 or ring >= min(ENOUGH_PER_CLASS * wanted, num_samples):
         return False
-    if wanted == num_classes or window < wanted:
+    if wanted == num_classes or ring < wanted:
         return True
     chances = np.eye(1, wanted + 1)[0]  # that the samples so far are of 0, 1, .. classes, the last: of `wanted` or more
     old = np.arange(wanted + 1) / num_classes  # the chance that one more is of a class that is there
     old[-1] = 1
-    for _ in range(window):
+    for _ in range(ring):
         chances = chances * old + np.append(0, (chances * (1 - old))[:-1])
     return bool(chances @ np.arange(wanted, -1, -1) > wanted * math.exp(-ENOUGH_PER_CLASS))
 
 
-def choose_window(
-    asked: int | None, num_samples: int, batch_size: int, num_classes: int, shape: tuple[int, int, int], even: bool
+def choose_ring(
+    asked: int | None, batch_size: int, fdt: FDT | None, num_classes: int, shape: tuple[int, int, int]
 ) -> int:
-    """Samples in a mix window: as asked, or 1,024 (10 a class where that is more) up to 64 MiB of outputs, but at least
-    a batch. even: an epoch is cut into windows of one size, as a small last window could mix but few classes."""
-    fitting = max(1, WINDOW_BYTES // (4 * math.prod(shape)))
-    wanted = max(WINDOW_SAMPLES, SAMPLES_PER_CLASS * num_classes)
-    largest = min(num_samples, asked or max(batch_size, min(wanted, fitting)))
-    whole = largest // batch_size * batch_size
-    if not asked and whole and (not even or 2 * (num_samples % whole or whole) >= whole):
-        return whole  # then no batch is put together of two windows: that took a quarter of the time
-    return math.ceil(num_samples / math.ceil(num_samples / largest)) if even else largest
+    """Images in the ring: as asked, or 1,024 (10 for each image of the largest sum where that is more) up to 2 GiB,
+    but at least a batch."""
+    if asked is not None:
+        if asked < batch_size:
+            raise ValueError(f"ring={asked} is smaller than a batch of {batch_size}: pass {batch_size} or more")
+        return asked
+    most = fdt.most_images(num_classes) if fdt else 1
+    fitting = RING_BYTES // math.prod(shape)
+    return max(batch_size, min(max(RING_SAMPLES, SAMPLES_PER_CLASS * most), fitting))
 
 
 def load_pool(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -193,6 +193,11 @@ class EpochOrder:
     shards: tuple[Shard, ...]
     samples: I64
     first: int = 0
+
+    def filled(self, num_samples: int, batch_size: int) -> EpochOrder:
+        """The same with so many samples: behind the last one come those of just before the last batch once more."""
+        missing = max(0, num_samples - len(self.samples))
+        return replace(self, samples=np.append(self.samples, np.resize(self.samples[-batch_size:], missing)))
 
 
 def epoch_order(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fdt_pipeline.dali import import_dali
+from fdt_pipeline.loader.decoding import NUM_RANDOM, Preprocess, preprocess_name, takes_random
 from fdt_pipeline.loader.running import gist
 
 _dali = import_dali()
@@ -18,47 +17,18 @@ from nvidia.dali.data_node import DataNode  # noqa: E402
 fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
 
-Preprocess = Callable[..., Any]
-NUM_RANDOM = 16  # numbers for it, of each sample
 
-
-def takes_random(preprocess: Preprocess) -> bool:
-    """Whether it has a second argument without a default. ValueError, naming it, unless it takes one or two."""
-    if not callable(preprocess):
-        raise ValueError(f"preprocess must be a function of DALI nodes, got {preprocess!r}")
-    try:
-        signature = inspect.signature(preprocess)
-    except (TypeError, ValueError):  # a built-in one that does not tell
-        return False
-    kinds = inspect.Parameter
-    required = [each for each in signature.parameters.values() if each.default is each.empty]
-    num_places = sum(each.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD) for each in required)
-    has_place = any(each.kind not in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD) for each in signature.parameters.values())
-    if not has_place or num_places > 2 or any(each.kind == kinds.KEYWORD_ONLY for each in required):
-        raise ValueError(
-            "preprocess must be a function of DALI nodes, (images) or (images, random), got "
-            f"{preprocess_name(preprocess)}{signature}"
-        )
-    return num_places == 2
-
-
-def preprocess_name(preprocess: Preprocess) -> str:
-    """What a state and errors call it: "module.function"."""
-    named = preprocess if hasattr(preprocess, "__qualname__") else type(preprocess)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int], device: str, device_id: int | None) -> None:
-    """Try it on two images of this shape, on "cpu" or "gpu". ValueError if it fails, or gives anything else than images
-    of the same shape in uint8."""
+def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int]) -> None:
+    """Try it on two images of this shape. ValueError if it fails, or gives anything else than images of the same shape
+    in uint8."""
     name = preprocess_name(preprocess)
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
-    options = {"batch_size": 2, "num_threads": 1, "device_id": device_id, "exec_async": False, "exec_pipelined": False}
+    options = {"batch_size": 2, "num_threads": 1, "device_id": None, "exec_async": False, "exec_pipelined": False}
     fed = {"images": images}
     if takes_random(preprocess):
         fed["random"] = np.repeat(np.array([[0], [1 - 2**-24]], np.float32), NUM_RANDOM, axis=1)
     try:
-        pipeline = _trial(preprocess, device, **options, prefetch_queue_depth=1)
+        pipeline = _trial(preprocess, **options, prefetch_queue_depth=1)
         pipeline.build()
         for argument, values in fed.items():
             _feed(pipeline, argument, values)
@@ -95,19 +65,15 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 @pipeline_def
-def _trial(preprocess: Preprocess, device: str) -> Any:
-    images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=3, layout="HWC", device=device)
-    return preprocessed(images, preprocess, random_numbers() if takes_random(preprocess) else None)
+def _trial(preprocess: Preprocess) -> Any:
+    images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
+    random = fn.external_source(name="random", batch=True, dtype=types.FLOAT, ndim=1)
+    return preprocessed(images, preprocess, random if takes_random(preprocess) else None)
 
 
 def preprocessed(images: Any, preprocess: Preprocess, random: Any) -> Any:
-    """Images u8[h w c], of the same shape before and after; random: `random_numbers()`, or None."""
+    """Images u8[h w c], of the same shape before and after; random f32[16], or None where it takes none."""
     made = preprocess(images) if random is None else preprocess(images, random)
     if not isinstance(made, DataNode):
         raise ValueError(f"it must give one DALI node, the images, but gives {made!r}")
     return made
-
-
-def random_numbers() -> Any:
-    """Input "random": f32[16] of each sample."""
-    return fn.external_source(name="random", batch=True, dtype=types.FLOAT, ndim=1)

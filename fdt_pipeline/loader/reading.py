@@ -1,8 +1,8 @@
-"""Reading shards for streaming: an epoch's samples, still encoded, in windows.
+"""Reading shards for streaming: an epoch's samples, still encoded, batch after batch.
 
 The order is `order.py`'s. Shards are read from their beginning to their end, a few megabytes at a time, and samples
-wait until their window comes. A sample that is not what its manifest and index say is named, or another one of its
-window takes its place: the next good one.
+wait until their batch comes. A sample that is not what its manifest and index say is named, or another one of its
+batch takes its place: the next good one.
 
 DALI's own reader keeps its order to itself, reads nothing but files that are all there, and does not say which sample
 it was that did not decode; this one is faster, too (README.md).
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fdt_pipeline.loader.image_files import decodable, image_size
 from fdt_pipeline.loader.order import EpochOrder
 from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
@@ -36,15 +37,25 @@ _MORE = "`fdt-pipeline verify` says more"
 KnownBad = Mapping[tuple[str, int], str]
 
 
-class Window(NamedTuple):
-    """images: u8[n h w c] if they are raw and of one shape, a list of n u8[h w c] if raw and not, else of n files'
-    bytes, u8[bytes] each; labels i64[n 1]; replaced: number -> what was wrong with the sample that stood there."""
+class Samples(NamedTuple):
+    """Those of a batch. images: u8[n h w c] if they are raw and of one shape, a list of n u8[h w c] if raw and not,
+    else of n files' bytes, u8[bytes] each; labels i64[n 1]; replaced: number -> what was wrong with the sample that
+    stood there; sizes i64[n 2]: (height, width) of the images, if they were asked for."""
 
     images: U8 | list[U8]
     labels: I64
     places: I64
     chunks: tuple[Chunk, ...]
     replaced: dict[int, str]
+    sizes: I64 | None = None
+
+    def positions(self, starts: Mapping[str, int]) -> I64:
+        """i64[n]: their positions in the set. starts: shard -> position of its first sample."""
+        positions = np.empty(len(self.places), np.int64)
+        for chunk in self.chunks:
+            there = (self.places >= chunk.first) & (self.places < chunk.end)
+            positions[there] = self.places[there] - chunk.first + chunk.begin + starts[chunk.shard.name]
+        return positions
 
     def name(self, number: int) -> str:
         """ "SHARD: sample KEY" of one of its samples. Not kept for each: that took a tenth of the time."""
@@ -62,33 +73,43 @@ class Window(NamedTuple):
         return chunk, place - chunk.first
 
 
-def read_windows(
+def first_positions(manifest: Manifest) -> dict[str, int]:
+    """Shard -> position of its first sample in the set."""
+    ends = np.cumsum([shard.num_samples for shard in manifest.shards]).tolist()
+    return {shard.name: end - shard.num_samples for shard, end in zip(manifest.shards, ends, strict=True)}
+
+
+def read_samples(
     files: ShardFiles,
     manifest: Manifest,
     order: EpochOrder,
-    size: int,
-    first: int = 0,
+    bounds: Sequence[tuple[int, int]],
     substitute: bool = False,
     known_bad: KnownBad | None = None,
-) -> Generator[Window, None, None]:
-    """Windows number `first` and on, of `size` samples each but for the last. ShardError, naming shard and key, for
-    what is not as the manifest says. substitute: a bad sample's place is taken by the next good one of its window."""
-    wanted = order.samples[first * size :]
-    # The first place that any window from here on asks for: what lies before it can be forgotten.
+    with_sizes: bool = False,
+) -> Generator[Samples, None, None]:
+    """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other.
+    ShardError, naming shard and key, for what is not as the manifest says. substitute: a bad sample's place is taken by
+    the next good one of its batch. with_sizes: the sizes of the images are asked for."""
+    offset = bounds[0][0] if bounds else 0
+    wanted = order.samples[offset : bounds[-1][1]] if bounds else order.samples[:0]
+    # The first place that any batch from here on asks for: what lies before it can be forgotten.
     least = np.minimum.accumulate(wanted[::-1])[::-1]
     waiting: deque[Chunk] = deque()
     read = 0
     with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0, known_bad or {})) as chunks:
-        for begin in range(0, len(wanted), size):
-            with annotated("fdt_pipeline.read_window"):
-                places = wanted[begin : begin + size]
-                while waiting and waiting[0].end <= least[begin]:
+        for begin, end in bounds:
+            with annotated("fdt_pipeline.read_samples"):
+                places = wanted[begin - offset : end - offset]
+                while waiting and waiting[0].end <= least[begin - offset]:
                     waiting.popleft()
                 while read <= places.max():
                     waiting.append(next(chunks))
+                    if with_sizes:
+                        waiting[-1].find_sizes()
                     read = waiting[-1].end
-                window = _gathered(waiting, places, substitute)
-            yield window
+                samples = _gathered(waiting, places, substitute)
+            yield samples
 
 
 class Chunk:
@@ -101,6 +122,8 @@ class Chunk:
         self.starts = samples.image_offsets - samples.image_offsets[0]
         self.labels = np.empty(0, np.int64)
         self.images: U8 | None = None
+        self.sizes: I64 | None = None
+        self.channels = 3
         self.bad: dict[int, str] = {}
 
     def key(self, number: int) -> str:
@@ -111,12 +134,14 @@ class Chunk:
         return self.data[begin : begin + self.samples.image_sizes[number]]
 
     def image(self, number: int) -> U8:
-        """As `Window` has it."""
+        """As `Samples` has it."""
         file = self.file(number)
-        return decode(file.data, "npy") if self.samples.extensions[number] == "npy" else file
+        is_array = self.samples.extensions[number] == "npy"
+        return decode(file.data, "npy") if is_array else decodable(file, self.channels)
 
     def parse(self, manifest: Manifest) -> None:
         """Find labels and images, and the samples that are none."""
+        self.channels = manifest.channels
         self.labels, self.bad = read_labels(self.data, self.samples, len(manifest.classes))
         if manifest.encoding == "raw" and manifest.shape is not None:
             self.images, wrong = raw_images(self.data, self.samples, manifest.shape)
@@ -135,11 +160,28 @@ class Chunk:
             checksums,
             strict=True,
         )
-        for number, (image, image_size, label, label_size, expected) in enumerate(members):
-            found = zlib.crc32(data[label : label + label_size], zlib.crc32(data[image : image + image_size]))
+        for number, (image, image_bytes, label, label_bytes, expected) in enumerate(members):
+            found = zlib.crc32(data[label : label + label_bytes], zlib.crc32(data[image : image + image_bytes]))
             if found != expected:
                 reason = f"changed since it was written: its CRC-32 is {found:08x}, expected {expected:08x}"
                 self.bad.setdefault(number, reason)
+
+    def find_sizes(self) -> None:
+        """(height, width) of the images, i64[n 2], and the samples whose size cannot be read."""
+        self.sizes = np.ones((len(self.samples.names), 2), np.int64)
+        if self.images is not None:
+            self.sizes[:] = self.images.shape[1:3]
+            return
+        for number in range(len(self.sizes)):
+            if number not in self.bad:
+                try:
+                    self.sizes[number] = self._size(number)
+                except ValueError as error:
+                    self.bad[number] = str(error)
+
+    def _size(self, number: int) -> tuple[int, ...]:
+        is_array = self.samples.extensions[number] == "npy"
+        return self.image(number).shape[:2] if is_array else image_size(self.file(number))
 
     def _look_at_files(self) -> None:
         for number, extension in enumerate(self.samples.extensions):
@@ -155,7 +197,7 @@ class Chunk:
                 self.bad[number] = f"not a {extension}: it begins with {found!r}"
 
 
-def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window:
+def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Samples:
     """The samples at these places of the stream, all of which are waiting."""
     bad = _bad_among(waiting, places)
     if bad and not substitute:
@@ -163,6 +205,7 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window
     if bad:
         places = _substituted(places, bad)
     labels = np.empty((len(places), 1), np.int64)
+    sizes = None if waiting[0].sizes is None else np.empty((len(places), 2), np.int64)
     listed: list[U8] = [waiting[0].data] * len(places)
     of_one_shape = waiting[0].images
     stacked = None if of_one_shape is None else np.empty((len(places), *of_one_shape.shape[1:]), np.uint8)
@@ -170,16 +213,18 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Window
         there = np.flatnonzero((places >= chunk.first) & (places < chunk.end))
         numbers = places[there] - chunk.first
         labels[there, 0] = chunk.labels[numbers]
+        if sizes is not None and chunk.sizes is not None:
+            sizes[there] = chunk.sizes[numbers]
         if stacked is not None and chunk.images is not None:
             stacked[there] = chunk.images[numbers]
         elif len(there):
             for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
-    return Window(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
+    return Samples(listed if stacked is None else stacked, labels, places, tuple(waiting), bad, sizes)
 
 
 def _bad_among(waiting: Sequence[Chunk], places: I64) -> dict[int, str]:
-    """number in the window -> "URL: sample KEY: what is wrong with it"."""
+    """number in the batch -> "URL: sample KEY: what is wrong with it"."""
     found = {}
     for chunk in waiting:
         for place, reason in chunk.bad.items():
@@ -189,10 +234,10 @@ def _bad_among(waiting: Sequence[Chunk], places: I64) -> dict[int, str]:
 
 
 def _substituted(places: I64, bad: dict[int, str]) -> I64:
-    """In the place of a bad sample, the next good one of the window."""
+    """In the place of a bad sample, the next good one of the batch."""
     good = np.setdiff1d(np.arange(len(places)), list(bad))
     if not len(good):
-        raise ShardError(f"no sample of this window of {len(places)} is good: {next(iter(bad.values()))}; {_MORE}")
+        raise ShardError(f"no sample of this batch of {len(places)} is good: {next(iter(bad.values()))}; {_MORE}")
     places = places.copy()
     for number in bad:
         places[number] = places[good[np.searchsorted(good, number) % len(good)]]

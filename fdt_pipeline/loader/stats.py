@@ -24,9 +24,9 @@ class LoaderStats:
 
     batches, images: what the consumer has been given. wait_seconds: how long it waited for that, in all.
     bad_samples: how often another sample took a bad one's place; bad: the first 100 of them, each named once, with what
-    was wrong. windows: mix windows used (streaming). images_per_output: the expected number of images in a sum, by the
-    classes that the mixed windows so far held; images_per_output_of_all: the same if no class had been missing. Both
-    are 0 before the first one, and in resident mode, where no class is ever missing.
+    was wrong. images_per_output: the expected number of images in a sum, by the classes that were in streaming's ring
+    for each of the mixed batches so far; images_per_output_of_all: the same if no class had been missing. Both are 0
+    before the first one, and in resident mode, where no class is ever missing.
     """
 
     batches: int = 0
@@ -34,7 +34,6 @@ class LoaderStats:
     wait_seconds: float = 0.0
     bad_samples: int = 0
     bad: tuple[str, ...] = ()
-    windows: int = 0
     images_per_output: float = 0.0
     images_per_output_of_all: float = 0.0
 
@@ -58,51 +57,73 @@ class StatsCounter:
 
 
 class ClassWatch:
-    """Warns, once, of windows that lack so many classes that fewer images are superposed than asked."""
+    """Counts the classes in the ring, and warns, once, of a full one that lacks so many that fewer images are
+    superposed than asked."""
 
-    def __init__(self, fdt: FDT, samples_per_class: Sequence[int], warns: bool = True) -> None:
-        self.fdt, self.counts = fdt, np.array(samples_per_class, np.int64)
-        self.num_classes = int((self.counts > 0).sum())
+    def __init__(self, ring: int, samples_per_class: Sequence[int], warns: bool = True) -> None:
+        self.ring, self.samples_per_class = ring, np.array(samples_per_class, np.int64)
+        self._labels = np.full(ring, -1)  # of each slot
+        self._counts = np.zeros_like(self.samples_per_class)
+        self._end = 0
         self._has_warned = not warns
-        self._num_windows = 0
+        self._full, self._mean_of_full, self._mixed = 0, 0.0, 0
 
-    def images_per_output(self, num_classes: int) -> float:
-        """The mean K of sums within a window of so many classes."""
-        lowest = min(self.fdt.min_images, num_classes)
-        highest = self.fdt.most_images(num_classes)
-        return 1 + self.fdt.probability * ((lowest + highest) / 2 - 1)
+    def come_in(self, position: int, labels: I64) -> None:
+        """labels i64[n]: of a batch that comes into the ring, at this position of the epoch."""
+        if position == 0:
+            self._labels, self._counts = np.full(self.ring, -1), np.zeros_like(self._counts)
+        self._end = position + len(labels)
+        slots = np.arange(position, self._end) % self.ring
+        old = self._labels[slots]
+        self._labels[slots] = labels
+        number = len(self._counts)
+        self._counts += np.bincount(labels, minlength=number) - np.bincount(old[old >= 0], minlength=number)
 
-    def add(self, labels: I64, stats: StatsCounter) -> None:
-        """labels i64[n]: of a window."""
-        found = len(np.unique(labels))
-        of_all, before = self.images_per_output(self.num_classes), stats.now
-        self._num_windows += 1
-        mean = before.images_per_output + (self.images_per_output(found) - before.images_per_output) / self._num_windows
-        stats.now = replace(before, images_per_output=mean, images_per_output_of_all=of_all)
-        if self._has_warned or mean >= _ENOUGH * of_all:
+    def mixed(self, fdt: FDT, stats: StatsCounter) -> None:
+        """A batch has been mixed out of what has come in."""
+        of_all = _images_per_output(fdt, int((self.samples_per_class > 0).sum()))
+        found = _images_per_output(fdt, np.count_nonzero(self._counts))
+        self._mixed += 1
+        mean = stats.now.images_per_output
+        mean += (found - mean) / self._mixed
+        stats.now = replace(stats.now, images_per_output=mean, images_per_output_of_all=of_all)
+        if self._end < min(self.ring, self.samples_per_class.sum()):
             return
-        self._has_warned = True
+        self._full += 1
+        self._mean_of_full += (found - self._mean_of_full) / self._full
+        if not self._has_warned and self._mean_of_full < _ENOUGH * of_all:
+            self._has_warned = True
+            self._warn(of_all)
+
+    def _warn(self, of_all: float) -> None:
+        counts, found = self.samples_per_class, np.count_nonzero(self._counts)
         warnings.warn(
-            f"mix windows of {len(labels)} samples lack classes: this one has {found} of {self.num_classes}, so "
-            f"{mean:.2f} images are superposed on average instead of {of_all:.2f}; "
-            f"pass mix_window={enough_samples(self.counts)} or more, memory allowing, and shuffle the set when it is "
-            "sharded",
+            f"the ring of {self.ring} samples lacks classes: it has {found} of {(counts > 0).sum()}, so "
+            f"{self._mean_of_full:.2f} images are superposed on average instead of {of_all:.2f}; "
+            f"pass ring={enough_samples(counts)} or more, memory allowing, and shuffle the set when it is sharded",
             stacklevel=2,
         )
 
 
+def _images_per_output(fdt: FDT, num_classes: int) -> float:
+    """The mean K of sums of images of so many classes."""
+    lowest = min(fdt.min_images, num_classes)
+    highest = fdt.most_images(num_classes)
+    return 1 + fdt.probability * ((lowest + highest) / 2 - 1)
+
+
 def enough_samples(samples_per_class: I64) -> int:
-    """The window, in samples at random, that lacks 1 % of the classes on average: sum_c (1 - p_c)^window <= 0.01 C."""
+    """The ring, in samples at random, that lacks 1 % of the classes on average: sum_c (1 - p_c)^ring <= 0.01 C."""
     shares = samples_per_class[samples_per_class > 0] / samples_per_class.sum()
     total = int(samples_per_class.sum())
 
-    def lacks(window: int) -> float:
-        return float(np.exp(window * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
+    def lacks(ring: int) -> float:
+        return float(np.exp(ring * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
 
     least, most = 1, total
     while least < most:
-        window = (least + most) // 2
-        least, most = (least, window) if lacks(window) <= 0.01 * len(shares) else (window + 1, most)
+        ring = (least + most) // 2
+        least, most = (least, ring) if lacks(ring) <= 0.01 * len(shares) else (ring + 1, most)
     return least
 
 

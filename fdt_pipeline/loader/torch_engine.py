@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from fdt_pipeline.definition.plans import Plans, batch_targets, draw_plans
-from fdt_pipeline.definition.superposition import Pool, epoch_order
-from fdt_pipeline.loader.engines import Made, SpanBatch, WindowBatch
+from fdt_pipeline.definition.superposition import FDT, Pool, epoch_order
+from fdt_pipeline.loader.engines import Incoming, Made, SpanBatch
 from fdt_pipeline.loader.options import Mixing, Output
 from fdt_pipeline.loader.prefetch import prefetched
 from fdt_pipeline.loader.running import Outputs
@@ -36,9 +36,9 @@ class TorchResident:
         self.mixing, self.labels, self.prefetch, self.in_order = mixing, labels, prefetch, in_order
         self.images = ImagePool(torch.from_numpy(images), mixing.augment.pad)
 
-    def run(self, inputs: Iterator[SpanBatch], mixes: bool) -> Made[SpanBatch]:
+    def run(self, inputs: Iterator[SpanBatch], mix: FDT | None) -> Made[SpanBatch]:
         """As `engines.ResidentEngine` has it, one batch at a time."""
-        mixing = self.mixing.when(mixes)
+        mixing = self.mixing.of(mix)
         return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
 
     def _made(self, batch: SpanBatch, mixing: Mixing) -> tuple[SpanBatch, Outputs]:
@@ -59,22 +59,50 @@ class TorchResident:
 
 
 class TorchStreaming:
-    """Mixes within a window."""
+    """Mixes within a ring."""
 
-    def __init__(self, mixing: Mixing, prefetch: int) -> None:
-        self.mixing, self.prefetch = mixing, prefetch
+    decodes, together = False, 1
 
-    def run(self, inputs: Iterator[WindowBatch], mixes: bool) -> Made[WindowBatch]:
+    def __init__(self, mixing: Mixing, ring: int, prefetch: int) -> None:
+        self.mixing, self.ring, self.prefetch = mixing, ring, prefetch
+
+    def run(self, inputs: Iterator[list[Incoming]], mix: FDT | None) -> Made[list[Incoming]]:
         """As `engines.StreamingEngine` has it."""
-        mixing = self.mixing.when(mixes)
-        return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
+        return prefetched(self._made(inputs, self.mixing.of(mix)), self.prefetch)
 
-    def _made(self, batch: WindowBatch, mixing: Mixing) -> tuple[WindowBatch, Outputs]:
-        labels = Pool(batch.window.labels[:, 0], mixing.num_classes)
-        places = np.arange(len(labels))
-        pool = ImagePool(torch.from_numpy(batch.images), mixing.augment.pad)
-        leaders = places if mixing.fdt.anchor == "epoch" else None
-        return batch, _superposed(mixing, pool, labels, batch.epoch, batch.first + places, leaders)
+    def _made(self, inputs: Iterator[list[Incoming]], mixing: Mixing) -> Made[list[Incoming]]:
+        ring: ImageRing | None = None
+        for group in inputs:
+            [batch] = group
+            if ring is None:
+                ring = ImageRing(self.ring, batch.images.shape[1:], mixing.augment.pad)
+            slots = ring.put(batch.position, torch.from_numpy(batch.images), batch.samples.labels[:, 0])
+            indices, leaders = batch.first + np.arange(batch.size), slots if mixing.fdt.anchor == "epoch" else None
+            labels = Pool(ring.labels, mixing.num_classes)
+            if batch.has_outputs:
+                yield group, _superposed(mixing, ring.images, labels, batch.epoch, indices, leaders)
+            else:
+                yield group, Outputs([torch.empty(1, batch.size)] * 2, lent=False)
+
+
+class ImageRing:
+    """The last `capacity` images u8[h w c] of a stream: image number p in slot p % capacity. labels i64[n]: of the
+    slots that have one."""
+
+    def __init__(self, capacity: int, shape: tuple[int, int, int], pad: int) -> None:
+        self.capacity = capacity
+        self.images = ImagePool(torch.zeros((capacity, *shape), dtype=torch.uint8), pad)
+        self.labels = np.empty(0, np.int64)
+
+    def put(self, position: int, images: torch.Tensor, labels: I64) -> I64:
+        """-> the slots of these images. At position 0 the ring is emptied."""
+        num = min(self.capacity, position + len(labels))
+        kept = self.labels if position else self.labels[:0]
+        self.labels = np.append(kept, np.zeros(max(0, num - len(kept)), np.int64))
+        slots = np.arange(position, position + len(labels)) % self.capacity
+        self.labels[slots] = labels
+        self.images.set(slots, images)
+        return slots
 
 
 def _superposed(
@@ -96,6 +124,11 @@ class ImagePool:
         self.h, self.w, self.c = h, w, c
         self.padded = images.contiguous() if not pad else F.pad(images, (0, 0, pad, pad, pad, pad))
         self.height, self.width = h + 2 * pad, w + 2 * pad
+
+    def set(self, numbers: I64, images: torch.Tensor) -> None:
+        """Put images u8[n h w c] in the place of those of these numbers."""
+        pad = (self.height - self.h) // 2
+        self.padded[torch.from_numpy(numbers), pad : pad + self.h, pad : pad + self.w] = images
 
     def starts(self, plans: Plans) -> npt.NDArray[np.int64]:
         """i64[m]: the place of each constituent's crop, counted in pixels of the padded images."""

@@ -310,6 +310,117 @@ def test_a_sample_may_be_a_window_of_its_own(anchor, has_ids):
         assert_equal([np.array(part[number]) for part in found], alone)
 
 
+RING, STEP = 50, 20  # no multiple of it
+
+
+def ring_slots(position, num, capacity=RING):
+    """Numbers of the stream's images in each slot, once images position .. position + num - 1 are in, and the slots of
+    these."""
+    slots = np.empty(min(capacity, position + num), np.int64)
+    for number in range(max(0, position + num - capacity), position + num):
+        slots[number % capacity] = number
+    return slots, np.arange(position, position + num) % capacity
+
+
+def of_ring(position, fdt, augment, num=STEP):
+    """The definition of the step's outputs, whose indices are 1,000 more than the positions. Images of the stream
+    repeat."""
+    slots, leaders = ring_slots(position, num)
+    number = slots % NUM_SAMPLES
+    chosen = leaders if fdt.anchor == "epoch" else None
+    indices = 1000 + position + np.arange(num)
+    return definition(ALL_IMAGES[number], LABELS[number], indices, fdt, augment, 9, 3, chosen)
+
+
+def ring_batches(positions, is_span, num=STEP, holds=()):
+    """Images, labels and ids of one batch after the other, the first position of each given."""
+    numbers = [np.arange(position, position + num) % NUM_SAMPLES for position in positions]
+    images, labels = [ALL_IMAGES[each] for each in numbers], [LABELS[each] for each in numbers]
+    first = [-1 if position in holds else 1000 + position for position in positions]
+    if is_span:
+        ids = [np.array([(3, f, num, 2**32, p)]) for f, p in zip(first, positions, strict=True)]
+        return [each[None] for each in images], [each[None] for each in labels], ids
+    at = np.arange(num)
+    steps = [np.full(num, -1) if f < 0 else f + at for f in first]
+    ids = [np.stack([np.full(num, 3), step, p + at], axis=1) for step, p in zip(steps, positions, strict=True)]
+    return images, labels, ids
+
+
+def ring_outputs(batches, **options):
+    graph = window_graph(*batches, **{"num_classes": 7, "plan_seed": 9, "batch_size": STEP, "ring": RING, **options})
+    graph.build()
+    found = []
+    for _ in batches[0]:
+        parts = [np.array(part.as_array()) for part in graph.run()]
+        found.append([part[0] for part in parts] if parts[0].ndim == 5 else parts)
+    return found
+
+
+@pytest.mark.parametrize("is_span", [True, False])
+@pytest.mark.parametrize(
+    ("fdt", "augment", "options"),
+    [
+        (FDT(), Augment(2), {"pad": 2, "flip": True}),
+        (FDT(min_images=3, anchor="epoch"), NO_AUGMENT, {"min_images": 3, "anchor": "epoch"}),
+    ],
+)
+def test_outputs_of_a_ring_are_drawn_from_the_last_images_as_the_definition_says(fdt, augment, options, is_span):
+    positions = range(0, 9 * STEP, STEP)
+    found = ring_outputs(ring_batches(positions, is_span), **options, **PAPER)
+    for position, outputs in zip(positions, found, strict=True):
+        assert_same(outputs, of_ring(position, fdt, augment))
+
+
+@pytest.mark.parametrize("is_span", [True, False])
+def test_a_ring_that_is_filled_again_gives_the_same_and_position_0_empties_it(is_span):
+    goes_on = ring_batches([80, 100, 120, 140, 0, 20], is_span, holds={80, 100})
+    found = ring_outputs(goes_on, **PAPER)
+    for position, outputs in zip([120, 140, 0, 20], found[2:], strict=True):
+        assert_same(outputs, of_ring(position, FDT(), NO_AUGMENT))
+
+
+def test_samples_of_a_ring_are_counted_where_they_have_no_ids():
+    images, labels, _ = ring_batches([0, 20, 40, 60], False)
+    found = ring_outputs((images, labels), **PAPER)
+    slots, _ = ring_slots(60, STEP)
+    expected = definition(ALL_IMAGES[slots], LABELS[slots], 60 + np.arange(STEP), FDT(), seed=9)
+    assert_same(found[3], expected)
+
+
+@pytest.mark.parametrize(
+    ("positions", "options", "match"),
+    [
+        ([40], {}, "the ring lacks images 10 to 39 of the stream.*with index -1"),
+        ([0, 20, 40, 80, 100], {}, "the ring lacks images 50 to 79"),
+        ([0], {"ring": STEP - 1}, "a ring of 19 images is too small for the 20 that come in at once"),
+        ([0], {"ring": -1}, "ring must be 0 or more, got -1"),
+    ],
+)
+def test_a_ring_that_lacks_images_or_is_too_small_is_an_error(positions, options, match):
+    with pytest.raises(ERRORS, match=match):
+        ring_outputs(ring_batches(positions, False), **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "match"),
+    [
+        ([[3, 5, 0], [3, 6, 2]], "positions of a batch must follow on each other, got 2 for sample 1"),
+        ([[3, 5, 0], [3, -1, 1]], "index must be -1 for all samples of a batch or for none"),
+        ([[3, 5, -1], [3, 6, 0]], "positions must be 0 or more, got -1 for sample 0"),
+        ([[3, 5], [3, 6]], "ids must be .epoch, index, position. of shape .3,."),
+    ],
+)
+def test_ids_that_a_ring_cannot_take_are_refused(ids, match):
+    with pytest.raises(ERRORS, match=match):
+        run(window(2, ids=[np.array(ids)], ring=4))
+
+
+def test_images_of_a_ring_have_one_shape():
+    images = [np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 5, 3), np.uint8)]
+    with pytest.raises(ERRORS, match="images of a ring must have one shape, got 4 x 5 x 3 after 4 x 4 x 3"):
+        run(window_graph(images, [LABELS[:2]], num_classes=7, batch_size=2, ring=4), 2)
+
+
 def test_a_serialized_pipeline_is_the_same_pipeline_where_a_pool_of_its_name_is_loaded():
     pool = load_arrays(ALL_IMAGES, LABELS, 7, name="numbered")
     running = {"batch_size": BATCH, "num_threads": 2, "prefetch_queue_depth": 1}

@@ -4,7 +4,8 @@ import functools
 
 import pytest
 
-from fdt_pipeline.loader.preprocessing import check_preprocess, fn, preprocess_name, takes_random, types
+from fdt_pipeline.loader.decoding import preprocess_name, takes_random
+from fdt_pipeline.loader.preprocessing import check_preprocess, fn, types
 
 pytestmark = pytest.mark.dali
 
@@ -21,7 +22,7 @@ def flipped(images):
     "preprocess", [twisted, flipped, lambda *images: images[0], functools.partial(fn.color_twist, hue=9.0)]
 )
 def test_functions_that_keep_shape_and_type_are_taken(preprocess):
-    check_preprocess(preprocess, (8, 9, 3), "cpu", None)
+    check_preprocess(preprocess, (8, 9, 3))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_functions_that_keep_shape_and_type_are_taken(preprocess):
 )
 def test_a_function_that_does_not_is_refused_and_the_reason_said_in_one_line(preprocess, match):
     with pytest.raises(ValueError, match=f"^preprocess.*{match}") as raised:
-        check_preprocess(preprocess, (8, 9, 3), "cpu", None)
+        check_preprocess(preprocess, (8, 9, 3))
     assert "\n" not in str(raised.value)
 
 

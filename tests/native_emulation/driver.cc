@@ -167,6 +167,10 @@ EXPORT int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t bytes) {
   std::memcpy(to, reinterpret_cast<const void *>(from), bytes);
   return 0;
 }
+EXPORT int cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *) {
+  std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
+  return 0;
+}
 EXPORT int cuStreamSynchronize(void *) { return num_synchronizations++, 0; }
 EXPORT int cuCtxSynchronize() { return num_synchronizations++, 0; }
 

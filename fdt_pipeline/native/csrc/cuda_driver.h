@@ -31,6 +31,7 @@ using CudaPointer = unsigned long long;  // CUdeviceptr
   F(int, cuMemFree_v2, (CudaPointer pointer))                                                                         \
   F(int, cuMemcpyHtoD_v2, (CudaPointer to, const void *from, size_t bytes))                                           \
   F(int, cuMemcpyDtoH_v2, (void *to, CudaPointer from, size_t bytes))                                                 \
+  F(int, cuMemcpyDtoDAsync_v2, (CudaPointer to, CudaPointer from, size_t bytes, void *stream))                        \
   F(int, cuStreamSynchronize, (void *stream))
 
 // The same for NVRTC, which compiles CUDA at run time.

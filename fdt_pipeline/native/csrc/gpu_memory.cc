@@ -29,6 +29,11 @@ void GpuMemory::write(const void *data, size_t num_bytes, size_t at) {
   check_cuda(cuda_driver().cuStreamSynchronize(nullptr), "copy to the GPU");
 }
 
+void GpuMemory::copy_from_gpu(const uint8_t *from, size_t num_bytes, size_t at, void *stream) {
+  check_cuda(cuda_driver().cuMemcpyDtoDAsync_v2(address_ + at, reinterpret_cast<CudaPointer>(from), num_bytes, stream),
+             "copy on the GPU");
+}
+
 // When the process ends the driver may be gone before us, and its memory with it; so errors mean nothing here.
 GpuMemory::~GpuMemory() {
   if (!address_ || cuda_driver().cuCtxPushCurrent_v2(context_)) return;

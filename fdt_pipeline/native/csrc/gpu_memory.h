@@ -17,6 +17,8 @@ class GpuMemory {
   explicit GpuMemory(size_t num_bytes);
   GpuMemory(const void *data, size_t num_bytes);              // a copy
   void write(const void *data, size_t num_bytes, size_t at);  // from byte `at` on; waits until it is there
+  // The same from elsewhere on the GPU, in the order of the stream.
+  void copy_from_gpu(const uint8_t *from, size_t num_bytes, size_t at, void *stream);
   ~GpuMemory();
   GpuMemory(GpuMemory &&other) noexcept { *this = std::move(other); }
   GpuMemory &operator=(GpuMemory &&other) noexcept;

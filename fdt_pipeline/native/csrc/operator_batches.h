@@ -27,39 +27,62 @@ std::vector<OutputDesc> describe(const std::vector<int64_t> &counts, bool are_gr
   return {{images, arguments.dtype}, {targets, are_labels ? DALI_INT64 : DALI_FLOAT}};
 }
 
-// (epoch, index) of every sample's output, or (epoch, first, count, modulo) of every sample's outputs.
+// What ids say of a sample: (epoch, index) of its output, or (epoch, first, count, modulo) of its outputs; behind these,
+// where there is a ring, the position of its first image in the stream. index or first -1: it has none.
+struct SampleIds {
+  uint32_t epoch = 0;
+  int64_t first = 0, count = 1, modulo = 0, position = 0;
+  bool has_outputs() const { return first >= 0; }
+};
+
+// Whether samples have many outputs.
 bool are_spans(const TensorList<CPUBackend> &from) {
   require(from.type() == DALI_INT64, "ids must be int64, got ", from.type());
-  return from.num_samples() > 0 && volume(from.tensor_shape(0)) == 4;
+  return from.num_samples() > 0 && volume(from.tensor_shape(0)) >= 4;
 }
 
-// counts: outputs of each sample.
-std::vector<Span> read_ids(const TensorList<CPUBackend> &from, std::vector<int64_t> &counts) {
+std::vector<SampleIds> read_ids(const TensorList<CPUBackend> &from, bool have_positions) {
   constexpr int64_t kMost = int64_t{1} << 32;
   const bool are_grouped = are_spans(from);
-  std::vector<Span> spans;
-  counts.clear();
+  const int64_t size = (are_grouped ? 4 : 2) + have_positions;
+  const char *const kind = have_positions ? "(epoch, index, position) of shape (3,), or (epoch, first, count, modulo, "
+                                            "position) of shape (5,)"
+                                          : "(epoch, index) of shape (2,), or (epoch, first, count, modulo) of shape "
+                                            "(4,)";
+  std::vector<SampleIds> all;
   for (int i = 0; i < from.num_samples(); i++) {
     const auto shape = from.tensor_shape(i);
-    require(volume(shape) == (are_grouped ? 4 : 2),
-            "ids must be (epoch, index) of shape (2,), or (epoch, first, count, modulo) of shape (4,), one kind in a "
-            "batch, got shape ", shape, " for sample ", i);
+    require(volume(shape) == size, "ids must be ", kind, ", one kind in a batch, got shape ", shape, " for sample ", i);
     const int64_t *id = static_cast<const int64_t *>(from.raw_tensor(i));
-    require(id[0] >= 0 && id[0] < kMost && id[1] >= 0 && id[1] < kMost,
+    SampleIds ids;
+    ids.first = id[1];
+    require(id[0] >= 0 && id[0] < kMost && id[1] >= (have_positions ? -1 : 0) && id[1] < kMost,
             "ids must be (epoch, index) with 0 <= epoch < 2^32 and 0 <= index < 2^32, got (", id[0], ", ", id[1],
             ") for sample ", i);
-    const auto epoch = static_cast<uint32_t>(id[0]), first = static_cast<uint32_t>(id[1]);
-    counts.push_back(are_grouped ? id[2] : 1);
-    if (!are_grouped) {
-      fdt::add_output(epoch, first, spans);
-      continue;
+    ids.epoch = static_cast<uint32_t>(id[0]);
+    if (are_grouped) {
+      require(id[1] < id[3] && id[2] > 0 && id[2] < kMost && id[3] <= kMost,
+              "ids must be (epoch, first, count, modulo) with 0 <= first < modulo <= 2^32 and 0 < count < 2^32, got (",
+              id[0], ", ", id[1], ", ", id[2], ", ", id[3], ") for sample ", i);
+      ids.count = id[2];
+      ids.modulo = id[3];
     }
-    require(id[1] < id[3] && id[2] > 0 && id[2] < kMost && id[3] <= kMost,
-            "ids must be (epoch, first, count, modulo) with 0 <= first < modulo <= 2^32 and 0 < count < 2^32, got (",
-            id[0], ", ", id[1], ", ", id[2], ", ", id[3], ") for sample ", i);
-    spans.push_back({epoch, first, static_cast<uint32_t>(id[2]), static_cast<uint32_t>(id[3])});
+    if (have_positions) {
+      ids.position = id[size - 1];
+      require(ids.position >= 0, "positions must be 0 or more, got ", ids.position, " for sample ", i);
+    }
+    all.push_back(ids);
   }
-  return spans;
+  return all;
+}
+
+// The outputs of a sample, behind those of others.
+void add_outputs(const SampleIds &ids, bool are_grouped, std::vector<Span> &spans) {
+  const auto first = static_cast<uint32_t>(ids.first);
+  if (are_grouped)
+    spans.push_back({ids.epoch, first, static_cast<uint32_t>(ids.count), static_cast<uint32_t>(ids.modulo)});
+  else
+    fdt::add_output(ids.epoch, first, spans);
 }
 
 // Whether these are bytes of a member of a tar: DALI's reader notes for each sample where it lies.

@@ -9,6 +9,7 @@
 #include "gpu.h"
 #include "operator_batches.h"
 #include "pool.h"
+#include "ring.h"
 
 namespace fdt_operators {
 
@@ -48,28 +49,40 @@ class Resumable : public Operator<Backend> {
   uint64_t counted_ = 0;
 };
 
+// Images that come in together, and the outputs that are made then, or none.
+struct Step {
+  std::vector<Span> spans;
+  size_t begin, num;  // images begin .. begin + num - 1 of a batch
+  uint64_t position;  // of the first of them in the stream
+};
+
 template <typename Backend>
 class Superpose : public Resumable<Backend> {
  public:
   explicit Superpose(const OpSpec &spec)
       : Resumable<Backend>(spec),
         anchor_(one_of<Anchor>(spec, "anchor", {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}})),
-        num_classes_(spec.GetArgument<int64_t>("num_classes")) {
+        num_classes_(spec.GetArgument<int64_t>("num_classes")),
+        ring_(static_cast<size_t>(at_least(spec, "ring", 0))) {
     arguments_.check_classes(num_classes_);
-    make_series(spec.GetArgument<int>("max_batch_size"));
+    make_series(ring_.capacity() ? ring_.capacity() : static_cast<size_t>(spec.GetArgument<int>("max_batch_size")));
   }
 
  protected:
   bool SetupImpl(std::vector<OutputDesc> &outputs, const ::dali::Workspace &ws) override {
     const auto &images = ws.Input<Backend>(0);
     are_grouped_ = images.sample_dim() == 4;
-    shape_ = read_shape(images, counts_);
+    const Shape shape = read_shape(images, counts_);
+    require(!ring_.capacity() || counted_ == 0 || shape_.size() == 0 || shape == shape_,
+            "images of a ring must have one shape, got ", shape.h, " x ", shape.w, " x ", shape.c, " after ", shape_.h,
+            " x ", shape_.w, " x ", shape_.c, ": resize them first");
+    shape_ = shape;
     output_ = arguments_.output(shape_.c);
     outputs = describe(counts_, are_grouped_, shape_, output_, arguments_, num_classes_);
     return true;
   }
 
-  // All samples are one mix window; a sample that holds many images is a window of its own.
+  // The samples of a batch come in together; a sample that holds many images comes in by itself.
   void RunImpl(::dali::Workspace &ws) override {
     read_labels(ws.Input<CPUBackend>(1), counts_, are_grouped_, num_classes_, labels_);
     const auto &images = ws.Input<Backend>(0);
@@ -77,15 +90,12 @@ class Superpose : public Resumable<Backend> {
     for (int i = 0; i < images.num_samples(); i++)
       for (int64_t j = 0; j < counts_[static_cast<size_t>(i)]; j++)
         images_.push_back(static_cast<const uint8_t *>(images.raw_tensor(i)) + j * shape_.size());
-    asked_.leads = anchor_ == Anchor::kEpoch ? Leads::kByPlace : Leads::kDrawn;
-    size_t begin = 0, sample = 0;
-    for (std::vector<Span> &spans : number(ws)) {
-      const size_t num = are_grouped_ ? static_cast<size_t>(counts_[sample++]) : images_.size();
-      asked_.spans = std::move(spans);
-      make_series(static_cast<int64_t>(num));
-      window_.classes.assign(&labels_[begin], num, static_cast<uint32_t>(num_classes_));
-      superpose(ws, begin, num);
-      begin += num;
+    for (Step &step : steps(ws)) {
+      choose_pool(step);
+      put(ws, step);
+      if (step.spans.empty()) continue;
+      asked_.spans = std::move(step.spans);
+      superpose(ws, step);
     }
     set_layout(ws.Output<Backend>(0), are_grouped_, arguments_);
     counted_ += images_.size();
@@ -96,73 +106,135 @@ class Superpose : public Resumable<Backend> {
   using Resumable<Backend>::counted_;
 
   // Weights for sums of up to so many images.
-  void make_series(int64_t num_images) {
+  void make_series(size_t num_images) {
     const auto &plans = arguments_.plans;
-    const int64_t most = std::min<int64_t>(plans.max_images ? plans.max_images : num_classes_, num_images);
+    const int64_t most =
+        std::min<int64_t>(plans.max_images ? plans.max_images : num_classes_, static_cast<int64_t>(num_images));
     if (series_ && most <= most_images_) return;
     most_images_ = most;
     on_gpu_.reset();
     series_ = std::make_unique<fdt::WeightSeries>(arguments_.series, static_cast<uint32_t>(most));
   }
 
-  // The ids of each window.
-  std::vector<std::vector<Span>> number(const ::dali::Workspace &ws) const {
-    std::vector<std::vector<Span>> windows;
+  std::vector<Step> steps(const ::dali::Workspace &ws) const {
+    std::vector<SampleIds> ids;
     if (ws.NumInput() > 2) {
-      const auto &ids = ws.Input<CPUBackend>(2);
-      std::vector<int64_t> counts;
-      const std::vector<Span> spans = read_ids(ids, counts);
-      require(are_spans(ids) == are_grouped_ && counts == counts_, "ids must be ",
+      const auto &given = ws.Input<CPUBackend>(2);
+      ids = read_ids(given, ring_.capacity() > 0);
+      const auto is_whole = [&](size_t i) { return ids[i].count == counts_[i]; };
+      bool fine = are_spans(given) == are_grouped_;
+      for (size_t i = 0; fine && i < ids.size(); i++) fine = is_whole(i);
+      require(fine, "ids must be ",
               are_grouped_ ? "(epoch, first, count, modulo) with the number of the sample's images as count"
                            : "(epoch, index) of every sample");
-      if (!are_grouped_) return {spans};
-      for (const Span &span : spans) windows.push_back({span});
-      return windows;
     }
-    uint64_t at = counted_;
-    for (int64_t count : counts_) {
-      if (are_grouped_ || windows.empty()) windows.emplace_back();
-      for (int64_t i = 0; i < count; i++, at++)
-        fdt::add_output(static_cast<uint32_t>(at >> 32), static_cast<uint32_t>(at), windows.back());
+    std::vector<Step> all;
+    size_t begin = 0;
+    for (size_t i = 0; i < counts_.size(); i++) {
+      const bool is_counted = ids.empty() || !ring_.capacity();
+      const uint64_t position = is_counted ? counted_ + begin : static_cast<uint64_t>(ids[i].position);
+      if (are_grouped_ || all.empty()) all.push_back({{}, begin, 0, position});
+      Step &step = all.back();
+      require(position == step.position + step.num, "positions of a batch must follow on each other, got ", position,
+              " for sample ", i);
+      require(ids.empty() || step.num == 0 || ids[i].has_outputs() == !step.spans.empty(),
+              "index must be -1 for all samples of a batch or for none");
+      if (ids.empty())
+        for (uint64_t at = position, end = at + static_cast<uint64_t>(counts_[i]); at < end; at++)
+          fdt::add_output(static_cast<uint32_t>(at >> 32), static_cast<uint32_t>(at), step.spans);
+      else if (ids[i].has_outputs())
+        add_outputs(ids[i], are_grouped_, step.spans);
+      step.num += static_cast<size_t>(counts_[i]);
+      begin += static_cast<size_t>(counts_[i]);
     }
-    return windows;
+    return all;
   }
 
-  // Images begin .. begin + num - 1 of the batch.
-  void superpose(::dali::Workspace &ws, size_t begin, size_t num);
+  // What outputs are drawn from, and the images that lead them: those that come in, or all in the ring.
+  void choose_pool(const Step &step) {
+    asked_.leads = anchor_ == Anchor::kEpoch ? Leads::kByPlace : Leads::kDrawn;
+    const int64_t *labels = &labels_[step.begin];
+    size_t num = step.num;
+    if (ring_.capacity()) {
+      ring_.put(step.position, labels, num);
+      if (step.spans.empty()) return;
+      ring_.check_whole();
+      asked_.order.clear();
+      for (size_t i = 0; i < step.num && anchor_ == Anchor::kEpoch; i++)
+        asked_.order.push_back(static_cast<uint32_t>(ring_.slot(step.position + i)));
+      asked_.order_version++;
+      labels = ring_.labels().data();
+      num = ring_.labels().size();
+    }
+    make_series(num);
+    window_.classes.assign(labels, num, static_cast<uint32_t>(num_classes_));
+  }
+
+  // Images that come in go to where they are drawn from.
+  void put(::dali::Workspace &ws, const Step &step);
+  void superpose(::dali::Workspace &ws, const Step &step);
 
   Anchor anchor_;
   int64_t num_classes_, most_images_ = 0;
+  fdt::Ring ring_;  // of no capacity: there is none
   std::unique_ptr<fdt::WeightSeries> series_;
   bool are_grouped_ = false;
-  Shape shape_;
+  Shape shape_{0, 0, 0};
   Output output_;
   std::vector<int64_t> counts_, labels_;  // counts_: images of each sample
   std::vector<const uint8_t *> images_;
   fdt::Asked asked_;
   Pool window_{0, {}, 0};
+  fdt::GpuMemory ring_memory_;
   CpuSuperposers on_cpu_;
   std::unique_ptr<fdt::GpuSuperpose> on_gpu_;
 };
 
 template <>
-void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin, size_t num) {
-  window_.resize(num, shape_, arguments_.plans.pad);
-  share_out(ws, static_cast<int64_t>(num), [&](int64_t first, int64_t last, int) {
+void Superpose<CPUBackend>::put(::dali::Workspace &ws, const Step &step) {
+  const bool has_ring = ring_.capacity() > 0;
+  window_.resize(has_ring ? ring_.capacity() : step.num, shape_, arguments_.plans.pad);
+  share_out(ws, static_cast<int64_t>(step.num), [&](int64_t first, int64_t last, int) {
     for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++)
-      window_.set_image(i, images_[begin + i]);
+      window_.set_image(has_ring ? ring_.slot(step.position + i) : i, images_[step.begin + i]);
   });
-  const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
-  const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
-  on_cpu_.run(ws, window_, true, arguments_, *series_, output_, asked_, &images[begin], &targets[begin]);
 }
 
 template <>
-void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, size_t begin, size_t) {
+void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, const Step &step) {
+  const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
+  const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
+  on_cpu_.run(ws, window_, true, arguments_, *series_, output_, asked_, &images[step.begin], &targets[step.begin]);
+}
+
+template <>
+void Superpose<GPUBackend>::put(::dali::Workspace &ws, const Step &step) {
+  if (!ring_.capacity()) return;
+  const auto size = static_cast<size_t>(shape_.size());
+  if (!ring_memory_.size()) ring_memory_ = fdt::GpuMemory(ring_.capacity() * size);
+  for (size_t i = 0, end; i < step.num; i = end) {  // neighbours of which both places are neighbours, at once
+    const size_t slot = ring_.slot(step.position + i);
+    const uint8_t *from = images_[step.begin + i];
+    for (end = i + 1; end < step.num && slot + end - i < ring_.capacity() &&
+                      images_[step.begin + end] == from + (end - i) * size;)
+      end++;
+    ring_memory_.copy_from_gpu(from, (end - i) * size, slot * size, ws.stream());
+  }
+}
+
+template <>
+void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, const Step &step) {
   if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, *series_, output_, arguments_.targets);
-  on_gpu_->run_window(&images_[begin], shape_, window_.classes, asked_,
-                      place_of(ws.Output<GPUBackend>(0), begin, counts_),
-                      place_of(ws.Output<GPUBackend>(1), begin, counts_), ws.stream());
+  std::vector<const uint8_t *> pixels(images_.begin() + static_cast<std::ptrdiff_t>(step.begin),
+                                      images_.begin() + static_cast<std::ptrdiff_t>(step.begin + step.num));
+  if (ring_.capacity()) {
+    pixels.clear();
+    for (size_t i = 0; i < ring_.labels().size(); i++)
+      pixels.push_back(ring_memory_.as<const uint8_t>() + i * static_cast<size_t>(shape_.size()));
+  }
+  on_gpu_->run_window(pixels.data(), shape_, window_.classes, asked_,
+                      place_of(ws.Output<GPUBackend>(0), step.begin, counts_),
+                      place_of(ws.Output<GPUBackend>(1), step.begin, counts_), ws.stream());
 }
 
 template <typename Backend>
@@ -183,8 +255,13 @@ class SuperposeResident : public Resumable<Backend> {
  protected:
   bool SetupImpl(std::vector<OutputDesc> &outputs, const ::dali::Workspace &ws) override {
     const auto &ids = ws.Input<CPUBackend>(0);
-    spans_ = read_ids(ids, counts_);
     are_grouped_ = are_spans(ids);
+    spans_.clear();
+    counts_.clear();
+    for (const SampleIds &each : read_ids(ids, false)) {
+      add_outputs(each, are_grouped_, spans_);
+      counts_.push_back(each.count);
+    }
     outputs = describe(counts_, are_grouped_, pool_->shape(), output_, arguments_, pool_->classes.num_classes);
     return true;
   }
@@ -294,12 +371,13 @@ pipeline without a seed draws one when it is made; its checkpoints keep that, it
                     std::string("CHW"));
 
 DALI_SCHEMA(fdt__Superpose)
-    .DocStr(R"(Full Distribution Training (W. Fuhl 2021, Algorithm 2) within a batch, the mix window.
+    .DocStr(R"(Full Distribution Training (W. Fuhl 2021, Algorithm 2) from the images of a batch, or of a ring.
 
-Every sample of the batch is replaced by a sum of K images of the batch that are of pairwise different classes, with
-weights F_1 >= .. >= F_K of sum 1: sum_i F_i augment(I_i), minus ``mean``, divided by ``std``. Classes are drawn without
+Every sample of the batch is replaced by a sum of K images that are of pairwise different classes, with weights F_1 >=
+.. >= F_K of sum 1: sum_i F_i augment(I_i), minus ``mean``, divided by ``std``. They are drawn from the batch; with
+``ring``, from the last so many images that have come in, those of the batch among them. Classes are drawn without
 replacement, in proportion to the number of their images, then an image of the class uniformly. K is uniform on
-{``min_images``, .., ``max_images``}, both cut to the number of classes in the batch.
+{``min_images``, .., ``max_images``}, both cut to the number of classes at hand.
 
 Outputs: images, FLOAT or FLOAT16 of shape (channels, h, w) or (h, w, channels), and targets (see ``targets``).
 
@@ -308,19 +386,25 @@ Errors: images of unequal shape (both are named), labels out of range (the sampl
     .NumOutput(2)
     .InputDox(0, "images", "TensorList of uint8 ('HWC')",
               "Images of one shape, (h, w, c) or (h, w), with 1 to 4 channels. Or samples of many images, "
-              "(n, h, w, c), each a mix window of its own, with n labels; their outputs have n as first dimension.")
+              "(n, h, w, c), each a batch of its own, with n labels; their outputs have n as first dimension.")
     .InputDox(1, "labels", "TensorList of integers, on the CPU",
               "Classes in [0, num_classes): one number a sample (int64, int32, int16, or a uint8 scalar), or ASCII "
               "digits as ``readers.webdataset`` gives a .cls member. Other uint8 of shape (1,) may mean either, and is "
               "an error: cast numbers to int32.")
     .InputDox(
-        2, "ids", "TensorList of int64 of shape (2,) or (4,), on the CPU",
-        R"((epoch, index) of every output, which its plan is a function of, with the seed and the batch. Samples that
-are windows have ids of shape (4,), (epoch, first, n, modulo): their outputs are number first, first + 1, .. of the
-epoch, modulo ``modulo``. Without ids images are counted, and DALI's checkpoints keep the count.)")
+        2, "ids", "TensorList of int64 of shape (2,) or (4,), with a ring (3,) or (5,), on the CPU",
+        R"((epoch, index) of every output, which its plan is a function of, with the seed and the images at hand.
+Samples of many images have ids of shape (4,), (epoch, first, n, modulo): their outputs are number first, first + 1, ..
+of the epoch, modulo ``modulo``. With a ring, the position of the (first) image in the stream comes last: at 0 the ring
+is emptied, and with index or first -1 images come in, and what comes out means nothing. Without ids images are counted,
+and DALI's checkpoints keep the count, but not a ring's images.)")
     .InputDevice(1, InputDevice::CPU)
     .InputDevice(2, InputDevice::CPU)
     .AddArg("num_classes", "Number of classes, up to 65,536.", DALI_INT64)
+    .AddOptionalArg("ring",
+                    "Outputs are drawn from the last so many images, at least a batch, which are kept as they came, "
+                    "uint8. 0: from those of their batch.",
+                    int64_t{0})
     .AddOptionalArg("anchor",
                     R"(Which image comes first in a sum, with the largest weight. ``"random"``: any, as in the paper.
 ``"epoch"``: the sample in the output's own place, so that each leads once.)",

@@ -1,0 +1,83 @@
+"""Which FDT the epochs of a loader have, and how a checkpoint says which."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform
+from fdt_pipeline.definition.superposition import FDT
+
+Mix = FDT | Callable[[int], FDT | None] | None  # one for all epochs, or a function of the epoch
+
+OF_EPOCH = "a function of the epoch"
+_SERIES = {series.__name__: series for series in (Harmonic, Power, Geometric, Uniform)}
+_SERIES_ROWS = 64  # sums of up to so many images tell one series from another
+
+
+class MixSchedule:
+    """What epochs that are not begun will have. is_on=False: none of it."""
+
+    def __init__(self, mix: Mix, num_classes: int) -> None:
+        self.num_classes, self.is_on = num_classes, mix is not None
+        self.set(mix)
+
+    def set(self, mix: Mix) -> None:
+        """ValueError for what is no mix, or is none for so many classes."""
+        if isinstance(mix, FDT):
+            mix.check_classes(self.num_classes)
+        elif mix is not None and not callable(mix):
+            raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
+        self.mix = mix
+
+    def of(self, epoch: int) -> FDT | None:
+        """None: whole images. ValueError for what a function gives that is no FDT."""
+        if not self.is_on or self.mix is None or isinstance(self.mix, FDT):
+            return self.mix if self.is_on and isinstance(self.mix, FDT) else None
+        fdt = self.mix(epoch)
+        if fdt is not None and not isinstance(fdt, FDT):
+            raise ValueError(f"mix({epoch}) must give an FDT or None, got {fdt!r}")
+        if fdt is not None:
+            fdt.check_classes(self.num_classes)
+        return fdt
+
+    def described(self) -> Any:
+        """JSON values."""
+        return describe_mix(self.mix, self.num_classes)
+
+
+def describe_mix(mix: Mix, num_classes: int) -> Any:
+    """JSON values that tell two mixings of num_classes classes apart; a series by its weights, so that one without a
+    repr of its own is known again in another process."""
+    if mix is None:
+        return None
+    if not isinstance(mix, FDT):
+        return OF_EPOCH
+    most = min(mix.most_images(num_classes), _SERIES_ROWS)  # never more than a plan has: a table may end there
+    rows = [np.asarray(mix.series.weights(k), np.float32) for k in range(1, most + 1)]
+    digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()[:12]
+    name = type(mix.series).__name__
+    arguments = vars(mix.series) if type(mix.series) is _SERIES.get(name) else {}
+    series = {"name": name, "weights": digest, **arguments}
+    described = {field.name: getattr(mix, field.name) for field in fields(mix)} | {"series": series}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in described.items()}
+
+
+def described_mix(described: Any, num_classes: int, candidates: Sequence[Mix]) -> Mix:
+    """The mix that was described so: one of the candidates, or one made anew. ValueError where it cannot be made."""
+    for mix in candidates:
+        if describe_mix(mix, num_classes) == described:
+            return mix
+    if isinstance(described, Mapping) and described["series"].get("name") in _SERIES:
+        given = {name: value for name, value in described["series"].items() if name not in ("name", "weights")}
+        fdt = FDT(**{**described, "series": _SERIES[described["series"]["name"]](**given)})
+        if describe_mix(fdt, num_classes) == described:
+            return fdt
+    raise ValueError(
+        f"the state was taken with a mix that cannot be made of it, {described!r}: set loader.mix to that mix, and "
+        "load the state then"
+    )
