@@ -17,7 +17,7 @@ def train(shards, folder, mode):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
-    window = {"mix_window": 70} if mode == "streaming" else {}
+    window = {"ring": 70} if mode == "streaming" else {}
     loader = FDTLoader(shards, BATCH_SIZE, mode=mode, seed=3, num_threads=1, **window)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(90, 16), torch.nn.ReLU(), torch.nn.Linear(16, 7))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

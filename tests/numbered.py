@@ -47,3 +47,12 @@ class PlainSource:
 
     def __getitem__(self, index):
         return Sample(self.images[index], int(self.labels[index]), str(index))
+
+
+def ring_slots(position, num, capacity):
+    """Numbers of the stream's images in each slot, once images position .. position + num - 1 are in, and the slots of
+    these."""
+    slots = np.empty(min(capacity, position + num), np.int64)
+    for number in range(max(0, position + num - capacity), position + num):
+        slots[number % capacity] = number
+    return slots, np.arange(position, position + num) % capacity

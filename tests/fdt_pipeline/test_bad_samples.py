@@ -49,8 +49,8 @@ def spoilt_shards(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_undecodable_sample_is_an_error_that_names_shard_and_key(spoilt_shards, prefetch, found_by):
-    loader = FDTLoader(spoilt_shards, 46, mode="streaming", mix_window=46, train=False, prefetch=prefetch)
-    with pytest.raises(RuntimeError, match=r"window \d of epoch 0: .* could not be read or decoded") as caught:
+    loader = FDTLoader(spoilt_shards, 46, mode="streaming", ring=46, train=False, prefetch=prefetch)
+    with pytest.raises(RuntimeError, match=r"batch \d of epoch 0: .* could not be read or decoded") as caught:
         list(loader)
     key, reason = re.findall(r"shard-00000\d.tar: sample (\d+): (.*?)(?:; |$)", str(caught.value))[0]
     assert int(key) in BAD
@@ -59,15 +59,15 @@ def test_an_undecodable_sample_is_an_error_that_names_shard_and_key(spoilt_shard
 
 @pytest.mark.usefixtures("found_by")
 def test_an_undecodable_sample_is_substituted_after_dali_has_failed(spoilt_shards):
-    """Wherever DALI is ahead of the consumer when it fails with a whole window; no batch is lost or repeated."""
-    options = {"mode": "streaming", "mix_window": 46, "mix": None, "augment": None, "on_bad": "substitute", **PIXELS}
+    """Wherever DALI is ahead of the consumer when it fails with a whole batch; no batch is lost or repeated."""
+    options = {"mode": "streaming", "ring": 46, "mix": None, "augment": None, "on_bad": "substitute", **PIXELS}
     epochs = []
     for num_threads, prefetch in ((1, 0), (4, 3), (2, 1)):
         loader = FDTLoader(spoilt_shards, 23, num_threads=num_threads, prefetch=prefetch, **options)
         with pytest.warns(UserWarning, match="another sample takes the place of a bad one") as caught:
             epochs.append(list(loader))
         assert len(caught) == loader.stats.bad_samples == 4
-        assert (loader.stats.batches, loader.stats.windows) == (10, 5)
+        assert loader.stats.batches == 10
         loader.set_epoch(0)
         epochs.append(list(loader))  # now that they are known, nothing fails
         assert loader.stats.bad_samples == 8

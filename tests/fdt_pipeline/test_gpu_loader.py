@@ -42,7 +42,7 @@ def shards(fashion_shards, device):
 
 
 def options_of(mode, device, **others):
-    return {"mode": mode, "device": device} | ({"mix_window": 256} if mode == "streaming" else {}) | others
+    return {"mode": mode, "device": device} | ({"ring": 512} if mode == "streaming" else {}) | others
 
 
 def loader_of(shards, mode, device, batch_size=BATCH, **others):
@@ -50,11 +50,11 @@ def loader_of(shards, mode, device, batch_size=BATCH, **others):
 
 
 @cache
-def expected(shards, mode, seed=0, epochs=EPOCHS):
+def expected(shards, mode, seed=0, epochs=EPOCHS, batch_size=BATCH):
     """Epoch after epoch in float32, each from a loader of its own on the CPU that makes batches one by one."""
     found = []
     for epoch in range(epochs):
-        loader = loader_of(shards, mode, "cpu", seed=seed, prefetch=0)
+        loader = loader_of(shards, mode, "cpu", batch_size, seed=seed, prefetch=0)
         loader.set_epoch(epoch)
         found.append(joined([[field.clone() for field in batch] for batch in loader]))
     return found
@@ -123,8 +123,9 @@ def recorded(device):
 def test_a_cuda_graph_can_be_recorded_between_any_two_batches(shards, mode, device):
     count = torch.zeros(8, device=device)
     count.add_(1).zero_()  # so that its kernels are loaded
-    loader = loader_of(shards, mode, device, 250 if device == "cpu" else 500)  # recording takes a tenth of a second
-    for right in expected(shards, mode)[:3]:
+    batch_size = 250 if device == "cpu" else 500  # recording takes a tenth of a second
+    loader = loader_of(shards, mode, device, batch_size)
+    for right in expected(shards, mode, epochs=3, batch_size=batch_size):
         batches = []
         for batch in loader:
             batches.append(batch)

@@ -20,7 +20,7 @@ from fdt_pipeline.definition.superposition import (
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import open_source
 from tests.loading import MODES, PIXELS, assert_same, joined, numbers_of
-from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images
+from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images, ring_slots
 
 pytestmark = pytest.mark.dali
 
@@ -54,21 +54,23 @@ def test_resident_outputs_are_the_definitions(numbered_shards, fdt, augment):
 
 
 @pytest.mark.parametrize("fdt", [FDT(targets="dominant"), FDT(anchor="epoch", min_images=2)])
-def test_streaming_outputs_are_the_definitions_within_each_window(numbered_shards, fdt):
+def test_streaming_outputs_are_the_definitions_drawn_from_the_ring(numbered_shards, fdt):
     """The order of the stream is read off plain training, which walks the same one."""
-    shared = {"mode": "streaming", "seed": 5, "augment": None, "mix_window": 58, **PIXELS}
+    shared = {"mode": "streaming", "seed": 5, "augment": None, "ring": 58, **PIXELS}
     stream = numbers_of(list(FDTLoader(numbered_shards, 20, mix=FDT(max_images=1, anchor="epoch"), **shared)))
     mixed, targets = joined(FDTLoader(numbered_shards, 20, mix=fdt, **shared))
     assert sorted(stream) == list(range(NUM_SAMPLES))
     images = numbered_images()
-    for start in range(0, NUM_SAMPLES, 58):
-        window = stream[start : start + 58]
-        indices = np.arange(start, start + len(window))
-        leaders = np.arange(len(window)) if fdt.anchor == "epoch" else None
-        plans = draw_plans(5, 0, indices, Pool(LABELS[window], 7), fdt, leaders=leaders)
+    for start in range(0, NUM_SAMPLES, 20):
+        indices = np.arange(start, min(start + 20, NUM_SAMPLES))
+        slots, leaders = ring_slots(start, len(indices), 58)
+        ring = stream[slots]
+        plans = draw_plans(
+            5, 0, indices, Pool(LABELS[ring], 7), fdt, leaders=leaders if fdt.anchor == "epoch" else None
+        )
         assert np.array_equal(targets[indices].numpy(), batch_targets(plans, 7, fdt.targets))
-        for i in range(0, len(window), 5):
-            expected = superpose_images(plans[i], images[window]).transpose(2, 0, 1)
+        for i in range(0, len(indices), 5):
+            expected = superpose_images(plans[i], images[ring]).transpose(2, 0, 1)
             assert np.abs(mixed[start + i].numpy() - expected).max() < 2e-6 * 256
 
 
@@ -97,7 +99,7 @@ def test_evaluation_shows_every_sample_once_whole_and_in_order(numbered_shards, 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_epoch_does_not_depend_on_threads_prefetch_or_what_ran_before(numbered_shards, mode):
-    options = {"mode": mode, "seed": 4} | ({"mix_window": 64} if mode == "streaming" else {})
+    options = {"mode": mode, "seed": 4} | ({"ring": 64} if mode == "streaming" else {})
     first = FDTLoader(numbered_shards, 32, num_threads=1, prefetch=1, **options)
     second = FDTLoader(numbered_shards, 32, num_threads=4, prefetch=3, **options)
     third = FDTLoader(numbered_shards, 32, prefetch=0, **options)
@@ -186,7 +188,7 @@ class Table:
         return [np.full(i, 1 / i) for i in range(1, self.num_images + 1)][k - 1]
 
 
-@pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "mix_window": 46}])
+@pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "ring": 46}])
 @pytest.mark.parametrize("fdt", [FDT(series=Table(7)), FDT(series=Table(3), max_images=3)])
 def test_a_series_need_have_no_weights_for_more_images_than_a_sum_can_have(numbered_shards, options, fdt):
     loader = FDTLoader(numbered_shards, 23, mix=fdt, **options)

@@ -74,12 +74,12 @@ def test_augmentation_stays_when_mixing_is_switched_off(numbered_shards):
     assert_same(list(loader), list(FDTLoader(numbered_shards, 64, mix=None, augment=Augment(pad=2), seed=1)))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("mix", None), ("mode", "streaming"), ("batch_size", 8), ("mixng", False), ("_nxet", 0)]
-)
+@pytest.mark.parametrize(("name", "value"), [("mode", "streaming"), ("batch_size", 8), ("mixng", False), ("_nxet", 0)])
 def test_nothing_but_mixing_can_be_set_so_that_no_assignment_is_lost(numbered_shards, name, value):
     loader = FDTLoader(numbered_shards, 32)
-    with pytest.raises(AttributeError, match=f"{name} of an FDTLoader cannot be set, only `mixing` can: make a new"):
+    with pytest.raises(
+        AttributeError, match=f"{name} of an FDTLoader cannot be set, only `mix` and `mixing` can: make a new"
+    ):
         setattr(loader, name, value)
     assert loader.mix == FDT()
     with pytest.raises(AttributeError, match="batches"):
@@ -88,7 +88,7 @@ def test_nothing_but_mixing_can_be_set_so_that_no_assignment_is_lost(numbered_sh
 
 def test_statistics_count_what_the_consumer_was_given(numbered_shards):
     """Each look at them stays what it was."""
-    loader = FDTLoader(numbered_shards, 50, mode="streaming", mix_window=100, prefetch=2)
+    loader = FDTLoader(numbered_shards, 50, mode="streaming", ring=100, prefetch=2)
     before = loader.stats
     batches = iter(loader)
     next(batches)
@@ -96,9 +96,9 @@ def test_statistics_count_what_the_consumer_was_given(numbered_shards):
     list(batches)
     list(loader)
     stats = loader.stats
-    assert (before.batches, before.images, before.windows) == (0, 0, 0)
+    assert (before.batches, before.images) == (0, 0)
     assert (during.batches, during.images) == (1, 50)
-    assert (stats.batches, stats.images, stats.windows, stats.bad_samples) == (10, 2 * NUM_SAMPLES, 6, 0)
+    assert (stats.batches, stats.images, stats.bad_samples) == (10, 2 * NUM_SAMPLES, 0)
     assert stats.wait_seconds > during.wait_seconds > 0
     assert stats.images_per_output == stats.images_per_output_of_all == 4
 
@@ -111,13 +111,13 @@ def test_a_loader_cannot_be_pickled_or_copied_and_says_why(numbered_shards, dupl
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_profiler_sees_waiting_and_reading(numbered_shards, prefetch):
-    loader = FDTLoader(numbered_shards, 46, mode="streaming", mix_window=46, prefetch=prefetch)
+    loader = FDTLoader(numbered_shards, 46, mode="streaming", ring=46, prefetch=prefetch)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         list(loader)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["fdt_pipeline.wait"] == len(loader) + 1
     if not prefetch:  # torch.profiler sees no threads that it did not start
-        assert counts["fdt_pipeline.read_window"] == 5
+        assert counts["fdt_pipeline.read_samples"] == 5
 
 
 def test_pinned_memory_is_asked_for_each_tensor(numbered_shards, monkeypatch):

@@ -25,7 +25,7 @@ SIZE = 23  # 10 batches an epoch
 
 
 def loader_of(shards, mode, **options):
-    window = {"mix_window": 64} if mode == "streaming" else {}
+    window = {"ring": 64} if mode == "streaming" else {}
     return FDTLoader(shards, SIZE, mode=mode, seed=3, num_threads=1, **window, **options)
 
 
@@ -218,7 +218,7 @@ def test_a_ctrl_c_that_comes_while_a_dropped_loader_ends_its_pipeline_is_not_los
             raise KeyboardInterrupt
 
     loader = type("Loader", (), {})()
-    weakref.finalize(loader, drop, [Interrupted()])
+    weakref.finalize(loader, drop, [Interrupted(None)])
     del loader
     with pytest.raises(KeyboardInterrupt):
         time.sleep(5)

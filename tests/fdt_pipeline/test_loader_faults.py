@@ -35,7 +35,7 @@ def shards(whole, tmp_path):
 
 
 def loader_of(shards, **options):
-    options = {"mode": "streaming", "mix_window": 46, "mix": None, "augment": None, "seed": 5, **PIXELS, **options}
+    options = {"mode": "streaming", "ring": 46, "mix": None, "augment": None, "seed": 5, **PIXELS, **options}
     return FDTLoader(shards, 23, **options)
 
 
@@ -121,7 +121,7 @@ def test_a_sample_that_spoiled_is_replaced_counted_and_named_once(shards, part, 
         assert torch.equal(joined(epoch)[1].argmax(1), torch.from_numpy(LABELS[numbers]))
 
 
-def test_the_substitute_is_the_next_good_sample_of_its_window(shards, whole):
+def test_the_substitute_is_the_next_good_sample_of_its_batch(shards, whole):
     expected = order_of(whole)
     place = int(np.flatnonzero(expected == 100)[0])
     begin = place // 46 * 46
@@ -158,10 +158,10 @@ def test_a_stand_in_has_weight_0_in_an_evaluation(shards):
     assert torch.equal(labels, torch.from_numpy(LABELS[numbers]))
 
 
-def test_a_window_without_a_good_sample_is_an_error_all_the_same(shards):
+def test_a_batch_without_a_good_sample_is_an_error_all_the_same(shards):
     for number in range(NUM_SAMPLES):
         spoil(shards, number)
-    with pytest.raises(ShardError, match=r"no sample of this window of 46 is good: .*shard-00000\d.tar"):
+    with pytest.raises(ShardError, match=r"no sample of this batch of 23 is good: .*shard-00000\d.tar"):
         order_of(shards, on_bad="substitute", verify=False)
 
 
@@ -169,8 +169,8 @@ def test_a_window_without_a_good_sample_is_an_error_all_the_same(shards):
 def test_a_tar_overwritten_while_it_is_read_is_noticed(shards, monkeypatch, on_bad):
     """In place and of the same size, when its first samples have been yielded; the next epoch sees a changed time."""
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1)
-    loader = loader_of(shards, on_bad=on_bad, mix_window=23, **EAGER)
-    order = order_of(shards, mix_window=23)
+    loader = loader_of(shards, on_bad=on_bad, ring=23, **EAGER)
+    order = order_of(shards, ring=23)
     batches = iter(loader)
     before = list(islice(batches, 5))
     name = spoil(shards, order[-1], keep_time=False)
@@ -188,8 +188,8 @@ def test_a_tar_overwritten_while_it_is_read_is_noticed(shards, monkeypatch, on_b
 
 @pytest.mark.parametrize("on_bad", ["error", "substitute"])
 def test_a_shard_deleted_in_mid_epoch_is_an_error_that_names_it_in_the_next_one_too(shards, on_bad):
-    loader = loader_of(shards, on_bad=on_bad, mix_window=23, **EAGER)
-    removed, *_ = members_of(shards, order_of(shards, mix_window=23)[-1])
+    loader = loader_of(shards, on_bad=on_bad, ring=23, **EAGER)
+    removed, *_ = members_of(shards, order_of(shards, ring=23)[-1])
     batches = iter(loader)
     next(batches)
     removed.unlink()
@@ -223,8 +223,8 @@ def test_a_read_error_is_an_error_that_names_the_shard(shards, on_bad, prefetch,
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_loader_goes_on_from_its_state_after_an_error(shards, whole, bad, prefetch):
     """Repaired, the set is shown on from the batch at which it failed, be it the first or the last."""
-    loader = loader_of(shards, mix_window=23, prefetch=prefetch)
-    order = order_of(whole, mix_window=23)
+    loader = loader_of(shards, ring=23, prefetch=prefetch)
+    order = order_of(whole, ring=23)
     damaged, *_ = members_of(shards, order[bad])
     spoil(shards, order[bad])
     found = []
@@ -233,6 +233,6 @@ def test_a_loader_goes_on_from_its_state_after_an_error(shards, whole, bad, pref
     assert len(found) == (9 if bad else 0)
     state = loader.state_dict()
     shutil.copy(whole / damaged.name, damaged)
-    resumed = loader_of(shards, mix_window=23)
+    resumed = loader_of(shards, ring=23)
     resumed.load_state_dict(state)
     assert numbers_of([*found, *resumed]).tolist() == order.tolist()

@@ -1,4 +1,4 @@
-"""Pools in memory, and mix windows that are large enough for the classes."""
+"""Pools in memory, and rings that are large enough for the classes."""
 
 import gc
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_a_pool_that_cannot_be_is_refused(tmp_path, make, options, error, match)
 
 
 @pytest.mark.parametrize(
-    ("window", "fdt", "wanted"),
+    ("ring", "fdt", "wanted"),
     [
         (6, FDT(), 7),
         (33, FDT(), 7),
@@ -81,16 +81,16 @@ def test_a_pool_that_cannot_be_is_refused(tmp_path, make, options, error, match)
         (6, FDT(probability=0), None),
     ],
 )
-def test_a_window_too_small_for_the_images_of_a_sum_warns(numbered_shards, window, fdt, wanted):
+def test_a_ring_too_small_for_the_images_of_a_sum_warns(numbered_shards, ring, fdt, wanted):
     def targets_of_an_epoch():
-        return joined(FDTLoader(numbered_shards, 6, mode="streaming", mix_window=window, mix=fdt))[1]
+        return joined(FDTLoader(numbered_shards, 6, mode="streaming", ring=ring, mix=fdt))[1]
 
     if not wanted:
         targets_of_an_epoch()  # a warning would be an error
         return
-    advice = f"window of {window} samples will often hold fewer than {wanted} classes.*mix_window={10 * wanted}"
+    advice = f"ring of {ring} samples will often hold fewer than {wanted} classes.*ring={10 * wanted}"
     with pytest.warns(UserWarning, match=advice):
-        assert (targets_of_an_epoch() > 0).sum(1).max() <= min(wanted, window)
+        assert (targets_of_an_epoch() > 0).sum(1).max() <= min(wanted, ring)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def sorted_shards(tmp_path_factory):
     return folder
 
 
-def test_windows_that_lack_classes_are_counted_and_warned_of_with_a_window_that_does(sorted_shards):
-    loader = FDTLoader(sorted_shards, 20, mode="streaming", mix_window=60)
-    advice = r"this one has \d of 10.*pass mix_window=44 or more.*shuffle the set"
+def test_rings_that_lack_classes_are_counted_and_warned_of_with_a_ring_that_does(sorted_shards):
+    loader = FDTLoader(sorted_shards, 20, mode="streaming", ring=60)
+    advice = r"the ring of 60 samples lacks classes: it has \d of 10.*pass ring=44 or more.*shuffle the set"
     with pytest.warns(UserWarning, match=advice) as caught:
         _, targets = joined(loader)
     list(loader)

@@ -57,7 +57,7 @@ def test_resident_global_batches_are_the_same_for_any_number_of_ranks(numbered_s
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("fdt", MIXINGS.values(), ids=MIXINGS)
 def test_streaming_repeats_itself_for_one_number_of_ranks(numbered_shards, world_size, fdt):
-    options = {"mode": "streaming", "mix": fdt, "seed": 3, "mix_window": 50}
+    options = {"mode": "streaming", "mix": fdt, "seed": 3, "ring": 50}
     first = ranks(numbered_shards, GLOBAL, world_size, num_threads=1, prefetch=0, **options)
     second = ranks(numbered_shards, GLOBAL, world_size, num_threads=3, prefetch=3, **options)
     for _ in range(2):

@@ -171,12 +171,12 @@ def in_the_middle():
 """
 READERS_THAT_WAIT = """
 from fdt_pipeline.loader import epoch, pipeline
-read = epoch.read_windows
+read = epoch.read_samples
 def slowly(*arguments):
     for window in read(*arguments):
         yield window
         time.sleep(0.3)
-epoch.read_windows = pipeline.read_windows = slowly
+epoch.read_samples = pipeline.read_samples = slowly
 kept = in_the_middle()
 """
 LOADERS_THAT_WAIT = """

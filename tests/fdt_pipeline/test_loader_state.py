@@ -68,7 +68,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(
 ):
     """At every batch of an epoch and across its end, with batches made ahead; compared over two more epochs."""
     options = {"mode": mode, "engine": engine, "prefetch": prefetch, "seed": 4}
-    options |= {"mix_window": 70} if mode == "streaming" else {}  # batches span windows
+    options |= {"ring": 70} if mode == "streaming" else {}  # batches span windows
     shards = numbered_shards if encoding == "raw" else png_shards
     loader = FDTLoader(shards, 32, **options)
     first = list(loader)
@@ -92,7 +92,7 @@ def test_a_resumed_run_goes_on_for_any_batch_size_and_window(numbered_shards, mo
     batch_size = data.draw(st.integers(8, 80), "batch_size")
     options = {"mode": mode, "seed": 4, "last_batch": data.draw(st.sampled_from(["drop", "partial", "fill"]))}
     if mode == "streaming":
-        options |= {"mix_window": data.draw(st.one_of(st.none(), st.integers(36, 240)), "mix_window")}
+        options |= {"ring": data.draw(st.one_of(st.none(), st.integers(36, 240)), "ring")}
     loader = FDTLoader(numbered_shards, batch_size, prefetch=data.draw(st.integers(0, 3), "prefetch"), **options)
     batches = iter(loader)
     list(islice(batches, data.draw(st.integers(0, len(loader)), "done")))
@@ -200,15 +200,15 @@ def test_what_differs_only_in_how_it_runs_or_where_the_shards_are_is_taken(numbe
         assert torch.equal(targets, expected_targets)
 
 
-SAME = {"mode": "streaming", "mix_window": 70, "seed": 1}
+SAME = {"mode": "streaming", "ring": 70, "seed": 1}
 
 
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
         ({"seed": 2}, ["seed"]),
-        ({"train": False, "mix_window": None}, ["train", "mix", "augment"]),
-        ({"mode": "resident", "mix_window": None}, ["mode", "mix_window"]),
+        ({"train": False, "ring": None}, ["train", "mix", "augment"]),
+        ({"mode": "resident", "ring": None}, ["mode", "ring"]),
         ({"mix": None}, ["mix"]),
         ({"mix": FDT(series=Power(2))}, ["mix"]),
         ({"augment": Augment(pad=2)}, ["augment"]),
@@ -218,7 +218,7 @@ SAME = {"mode": "streaming", "mix_window": 70, "seed": 1}
         ({"mean": 100}, ["mean"]),
         ({"dtype": torch.float16}, ["dtype"]),
         ({"size": (8, 8)}, ["size"]),
-        ({"mix_window": 80}, ["mix_window"]),
+        ({"ring": 80}, ["ring"]),
         ({"seed": 5, "mean": 1, "last_batch": "fill", "batch_size": 30}, ["seed", "mean", "last_batch", "batch_size"]),
         ({"shards": "other"}, ["shards"]),
         ({"shards": "gray", "channels": 3, "mean": 117.0}, ["shards"]),
@@ -272,7 +272,7 @@ def test_an_auto_loader_goes_on_in_the_mode_of_its_state_whatever_memory_is_free
     assert_same([*other, *other], [*batches, *first])
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"mix_window": 80}])
+@pytest.mark.parametrize("change", [{"seed": 4}, {"ring": 80}])
 def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
     loader = made_where(is_free=True)
     state = made_where(is_free=False, **change).state_dict()
@@ -282,8 +282,8 @@ def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
         loader.load_state_dict({**state, "config": {**loader.state_dict()["config"], "mode": "fast"}})
     assert loader.mode == "resident"
     assert_same(list(loader), list(made_where(is_free=True)))
-    with pytest.raises(ValueError, match="mix_window is for streaming"):
-        made_where(is_free=False, mix_window=80).load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match="ring is for streaming"):
+        made_where(is_free=False, ring=80).load_state_dict(loader.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_resident_runs_go_on_with_the_same_global_batches_on_other_ranks(numbere
 @pytest.mark.parametrize("fdt", [None, LEADER_FIRST])
 def test_streaming_runs_show_what_is_left_exactly_once_on_other_ranks(numbered_shards, fdt, last_batch, window):
     """3 -> 2 -> 5 ranks within one epoch; the epochs after it are those of 5 ranks that have always been so many."""
-    options = {"mode": "streaming", "mix": fdt, "augment": None, "mix_window": window, "weights": True, **PIXELS}
+    options = {"mode": "streaming", "mix": fdt, "augment": None, "ring": window, "weights": True, **PIXELS}
     options |= {"last_batch": last_batch, "seed": 6}
     found, loaders = changing_ranks(numbered_shards, 30, [(3, 2), (2, 3), (5, 99)], **options)
     assert [len(weights) for _, _, weights in found][:7] == [30] * 7
@@ -366,14 +366,14 @@ WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 6, 12])
 )
 def test_streaming_shows_every_sample_once_however_often_the_ranks_change(numbered_shards, train, turns, last, window):
     options = {"mode": "streaming", "train": train, "last_batch": "fill", "weights": True, **PIXELS}
-    options |= {"mix": None, "augment": None, "mix_window": window} if train else {}
+    options |= {"mix": None, "augment": None, "ring": window} if train else {}
     found, _ = changing_ranks(numbered_shards, 12, [*turns, (last, 99)], **options)
     images, _, weights = joined(found)
     assert sorted(numbers_of([(images[weights == 1],)])) == list(range(NUM_SAMPLES))
 
 
 def test_a_state_that_only_passed_through_other_ranks_goes_on_as_if_it_had_not(numbered_shards):
-    options = {"mode": "streaming", "mix_window": 46, "seed": 2}
+    options = {"mode": "streaming", "ring": 46, "seed": 2}
     expected = list(ranks(numbered_shards, 24, 1, **options)[0])
     found, _ = changing_ranks(numbered_shards, 24, [(1, 3), (2, 0), (4, 0), (1, 99)], **options)
     assert_same(found, expected)
@@ -396,14 +396,93 @@ def test_resident_resume_asks_for_the_outputs_from_there_on_alone(numbered_shard
     assert asked == list(range(8 * 23, NUM_SAMPLES))
 
 
-def test_streaming_resume_reads_no_shard_and_mixes_no_window_that_is_done_with(numbered_shards, monkeypatch):
-    """With windows of 46 and shards of 60, the last window is in the last shards alone."""
-    opened = []
-    real = LocalShardFiles.in_order
-    loader = FDTLoader(numbered_shards, 23, mode="streaming", mix_window=46)
+@pytest.mark.parametrize(("mix", "first"), [(None, 184), (FDT(), 161)])
+def test_streaming_resume_reads_no_sample_before_those_of_the_ring(numbered_shards, monkeypatch, mix, first):
+    """After 184 of 230: with a ring of 46 the 23 before them, but no shard of 60 that has none of these."""
+    asked, opened = [], []
+    read, real = epoch.read_samples, LocalShardFiles.in_order
+    options = {"mode": "streaming", "ring": 46, "mix": mix}
+    loader = FDTLoader(numbered_shards, 23, **options)
     list(islice(loader, 8))
-    resumed = after(loader.state_dict(), numbered_shards, 23, mode="streaming", mix_window=46)
+    resumed = after(loader.state_dict(), numbered_shards, 23, **options)
     monkeypatch.setattr(LocalShardFiles, "in_order", lambda self, shards: opened.append(shards) or real(self, shards))
+    monkeypatch.setattr(epoch, "read_samples", lambda *given: asked.append(given[3][0]) or read(*given))
     assert len(list(resumed)) == 2
-    assert resumed.stats.windows == 1
+    assert asked[0] == (first, first + 23)
     assert len(opened[0]) == 2  # what is opened later is the next epoch's
+
+
+def test_a_ring_is_as_it_was_after_a_resume_wherever_its_end_is(numbered_shards):
+    """Sizes that divide nothing; the last batch is smaller, so more before it is in the ring than a batch less."""
+    options = {"mode": "streaming", "ring": 53, "seed": 1, "mix": FDT(anchor="epoch", probability=0.8)}
+    expected = list(FDTLoader(numbered_shards, 17, **options))
+    loader = FDTLoader(numbered_shards, 17, **options)
+    for number, _ in enumerate(loader):
+        assert_same(list(after(loader.state_dict(), numbered_shards, 17, **options)), expected[number + 1 :])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mix_that_changes_with_the_epoch_is_that_of_each_epoch(numbered_shards, mode):
+    """Given as a function, or set between epochs; a state within one keeps what that had."""
+    mixes = [FDT(), FDT(max_images=2), None, FDT(series=Power(2.5)), FDT()]
+    options = {"mode": mode, "seed": 3} | ({"ring": 60} if mode == "streaming" else {})
+    by_function = FDTLoader(numbered_shards, 32, mix=lambda epoch: mixes[epoch], **options)
+    by_hand = FDTLoader(numbered_shards, 32, **options)
+    for number, mix in enumerate(mixes):
+        by_hand.mix = mix
+        alone = FDTLoader(numbered_shards, 32, mix=mix, **options)
+        alone.set_epoch(number)
+        expected = list(alone)
+        assert_same(list(by_function), expected)
+        batches = iter(by_hand)
+        found = list(islice(batches, 3))
+        by_hand.mix = FDT(max_images=3)  # of what comes next
+        state = json.loads(json.dumps(by_hand.state_dict()))
+        assert_same(found + list(batches), expected)
+        resumed = FDTLoader(numbered_shards, 32, **options)
+        resumed.load_state_dict(state)
+        assert resumed.mix == FDT(max_images=3)
+        assert_same(list(resumed), expected[3:])
+        assert resumed.mix == FDT(max_images=3)
+        assert (joined(resumed)[1] > 0).sum(1).max() <= 3
+
+
+def test_a_state_of_a_mix_that_cannot_be_made_again_says_to_set_it(numbered_shards):
+    class Strange:
+        def weights(self, k):
+            return np.full(k, 1 / k)
+
+    loader = FDTLoader(numbered_shards, 32)
+    loader.mix = FDT(series=Strange())
+    state = json.loads(json.dumps(loader.state_dict()))
+    other = FDTLoader(numbered_shards, 32)
+    with pytest.raises(ValueError, match=r"a mix that cannot be made of it, .*Strange.*: set loader.mix to that mix"):
+        other.load_state_dict(state)
+    other.mix = FDT(series=Strange())
+    other.load_state_dict(state)
+    assert_same(list(other), list(loader))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_function_of_the_epoch_that_fails_does_so_in_its_own_epoch(numbered_shards, mode):
+    loader = FDTLoader(numbered_shards, 32, mode=mode, mix=lambda epoch: [FDT(), "none"][epoch])
+    assert len(list(loader)) == len(loader)
+    with pytest.raises(ValueError, match=r"mix\(1\) must give an FDT or None, got 'none'"):
+        list(loader)
+
+
+@pytest.mark.parametrize("batches", [0, 3, 5])
+def test_a_loader_that_is_not_strict_begins_the_epoch_of_another_loaders_state_anew(numbered_shards, batches):
+    """5 batches are an epoch, so the next one is begun."""
+    other = FDTLoader(numbered_shards, 46, seed=1)
+    other.set_epoch(7)
+    list(islice(other, batches))
+    state = other.state_dict()
+    with pytest.raises(ValueError, match=r"seed is 1 there and 2 here; global_batch_size.*strict_state=False"):
+        FDTLoader(numbered_shards, 32, seed=2).load_state_dict(state)
+    loader = FDTLoader(numbered_shards, 32, seed=2, strict_state=False)
+    with pytest.warns(UserWarning, match=f"epoch {7 + (batches == 5)} is begun anew: the state is of another loader"):
+        loader.load_state_dict(state)
+    alone = FDTLoader(numbered_shards, 32, seed=2)
+    alone.set_epoch(7 + (batches == 5))
+    assert_same(list(loader), list(alone))

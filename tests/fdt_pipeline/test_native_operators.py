@@ -13,7 +13,7 @@ from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, ser
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.definition.superposition import NO_AUGMENT, Pool, epoch_order
 from tests.native_pools import defined_outputs, load_arrays
-from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
+from tests.numbered import LABELS, NUM_SAMPLES, numbered_images, ring_slots
 from tools.native_probe import Draw
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.dali]
@@ -313,19 +313,10 @@ def test_a_sample_may_be_a_window_of_its_own(anchor, has_ids):
 RING, STEP = 50, 20  # no multiple of it
 
 
-def ring_slots(position, num, capacity=RING):
-    """Numbers of the stream's images in each slot, once images position .. position + num - 1 are in, and the slots of
-    these."""
-    slots = np.empty(min(capacity, position + num), np.int64)
-    for number in range(max(0, position + num - capacity), position + num):
-        slots[number % capacity] = number
-    return slots, np.arange(position, position + num) % capacity
-
-
 def of_ring(position, fdt, augment, num=STEP):
     """The definition of the step's outputs, whose indices are 1,000 more than the positions. Images of the stream
     repeat."""
-    slots, leaders = ring_slots(position, num)
+    slots, leaders = ring_slots(position, num, RING)
     number = slots % NUM_SAMPLES
     chosen = leaders if fdt.anchor == "epoch" else None
     indices = 1000 + position + np.arange(num)
@@ -382,7 +373,7 @@ def test_a_ring_that_is_filled_again_gives_the_same_and_position_0_empties_it(is
 def test_samples_of_a_ring_are_counted_where_they_have_no_ids():
     images, labels, _ = ring_batches([0, 20, 40, 60], False)
     found = ring_outputs((images, labels), **PAPER)
-    slots, _ = ring_slots(60, STEP)
+    slots, _ = ring_slots(60, STEP, RING)
     expected = definition(ALL_IMAGES[slots], LABELS[slots], 60 + np.arange(STEP), FDT(), seed=9)
     assert_same(found[3], expected)
 
@@ -640,7 +631,7 @@ def test_help_says_shapes_ranges_and_errors(operator):
         assert word in text, word
 
 
-@pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "mix_window": 500}])
+@pytest.mark.parametrize("options", [{"mode": "resident"}, {"mode": "streaming", "ring": 500}])
 @pytest.mark.parametrize("fdt", [FDT(), FDT(anchor="epoch", min_images=4, probability=0.7)])
 def test_both_engines_of_the_loader_agree_on_real_images(fashion_shards, options, fdt):
     shared = {"mix": fdt, "seed": 3, "channels": 3, **options}

@@ -57,7 +57,7 @@ def pair(batch):
 
 def load(shards, batch_size=BATCH, plan_seed=0, **options):
     """The loader that gives the same."""
-    window = {"mix_window": batch_size} if options["mode"] == "streaming" else {}
+    window = {"ring": batch_size} if options["mode"] == "streaming" else {}
     return FDTLoader(shards, batch_size, seed=plan_seed, engine="native", **window, **options)
 
 

@@ -33,11 +33,12 @@ def copy(shards, tmp_path):
 def read(folder, epoch, size, shuffle, first=0):
     manifest = read_manifest(folder)
     order = epoch_order(manifest, 7, epoch, shuffle)
-    return list(reading.read_windows(LocalShardFiles(open_folder(folder), manifest), manifest, order, size, first))
+    bounds = [(begin, min(begin + size, 230)) for begin in range(first * size, 230, size)]
+    return list(reading.read_samples(LocalShardFiles(open_folder(folder), manifest), manifest, order, bounds))
 
 
 def keys(found):
-    return [int(window.name(number).split()[-1]) for window in found for number in range(len(window.labels))]
+    return [int(batch.name(number).split()[-1]) for batch in found for number in range(len(batch.labels))]
 
 
 @pytest.mark.soak
@@ -47,17 +48,17 @@ def keys(found):
 def test_an_epoch_has_every_sample_once_with_its_own_label(shards, size, shuffle, chunk, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", chunk)
     found = read(shards, 3, size, shuffle)
-    assert [len(window.labels) for window in found] == [size] * (230 // size) + ([230 % size] if 230 % size else [])
+    assert [len(batch.labels) for batch in found] == [size] * (230 // size) + ([230 % size] if 230 % size else [])
     assert sorted(keys(found)) == list(range(230))
-    for window in found:
-        numbers = keys([window])
-        assert window.labels[:, 0].tolist() == [number % 12 for number in numbers]
-        if not isinstance(window.images, list):
-            np.testing.assert_array_equal(window.images, IMAGES[numbers])
+    for batch in found:
+        numbers = keys([batch])
+        assert batch.labels[:, 0].tolist() == [number % 12 for number in numbers]
+        if not isinstance(batch.images, list):
+            np.testing.assert_array_equal(batch.images, IMAGES[numbers])
 
 
 @pytest.mark.parametrize("first", range(5))
-def test_any_window_can_be_the_first_one_read(shards, first):
+def test_any_batch_can_be_the_first_one_read(shards, first):
     """What an exact resume needs; shards before it are not opened."""
     assert keys(read(shards, 2, 50, 40, first)) == keys(read(shards, 2, 50, 40))[50 * first :]
 

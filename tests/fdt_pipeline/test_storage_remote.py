@@ -157,7 +157,7 @@ def test_shards_are_fetched_ahead_in_order_and_let_go(store, tmp_path):
 def test_a_loader_of_a_store_gives_what_one_of_a_folder_does(local, mode, monkeypatch):
     monkeypatch.setenv("FDT_PIPELINE_SHARD_CACHE_BYTES", str(3 * read_manifest(local).shards[0].num_bytes))
     window = None if mode == "resident" else 40
-    loaders = [FDTLoader(place, 32, mode=mode, seed=5, mix_window=window) for place in (SET, local)]
+    loaders = [FDTLoader(place, 32, mode=mode, seed=5, ring=window) for place in (SET, local)]
     for _ in range(2):
         for (images, targets), (images_here, targets_here) in zip(*loaders, strict=True):
             np.testing.assert_array_equal(images.numpy(), images_here.numpy())
@@ -165,7 +165,7 @@ def test_a_loader_of_a_store_gives_what_one_of_a_folder_does(local, mode, monkey
 
 
 def test_a_failing_store_is_an_error_of_the_loader_that_names_the_shard(store):
-    loader = FDTLoader(SET, 32, mode="streaming", mix_window=40)
+    loader = FDTLoader(SET, 32, mode="streaming", ring=40)
     loader.shards.retry = QUICK
     store.put_in(Fault(".tar", status=500))
     with pytest.raises(OSError, match=r"s3://bucket/set/shard-00000\d.tar: broke off at byte 0"):
