@@ -20,6 +20,7 @@ from fdt_pipeline.sources.source import U8
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_BEGINNING = 1 << 14  # bytes
 
 
 def image_size(file: U8) -> tuple[int, int]:
@@ -55,11 +56,12 @@ def _is_for_pillow(file: U8) -> bool:
         return True
     if _dali_turns():
         return False
-    data = file.tobytes()
-    if data.startswith(b"\x89PNG"):
-        return b"eXIf" in data  # 1.34 does not decode it where that is broken
+    if file[:4].tobytes() == b"\x89PNG":
+        return b"eXIf" in file.tobytes()  # 1.34 does not decode it where that is broken
+    if len(file) <= _BEGINNING and b"Exif\0\0" not in file.tobytes():  # 1 us for 10 kB, where Pillow takes 25
+        return False
     try:
-        return b"Exif\0\0" in data and _header(file)[2] != 1  # most files lack it: 1 us for 10 kB
+        return _header(file)[2] != 1
     except Exception:  # as in `image_size`
         return False
 
@@ -71,11 +73,12 @@ def _dali_turns() -> bool:
 
 
 def _header(file: U8) -> tuple[int, int, int]:
-    """(width, height, orientation) as they are stored."""
+    """(width, height, orientation) as they are stored. Of most files the beginning is enough: to copy all of 175 kB
+    takes as long as Pillow does."""
     try:
-        return _read_header(file)
-    except Warning:  # where warnings are errors, Pillow's of broken EXIF must not be one; not for each file: 10 us
-        with quiet():
+        return _read_header(file[:_BEGINNING])
+    except Exception:
+        with quiet():  # where warnings are errors, Pillow's of broken EXIF must not be one; not for each file: 10 us
             return _read_header(file)
 
 

@@ -53,6 +53,15 @@ def test_sizes_are_those_that_dali_shows_whatever_the_exif(form, exif):
     assert image_size(file) == shown(file).shape[:2] == ((40, 24) if exif == big_endian(6) else (24, 40))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_long_header_is_read_to_its_end(form):
+    """An EXIF of 60 kB, as a thumbnail makes it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 60_000
+    file = image_file(PHOTO, form, exif=exif)
+    assert image_size(file) == shown(file).shape[:2] == (40, 24)
+
+
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 2, "quality": 30}, {"comment": b"x" * 999}])
 def test_sizes_of_jpegs_of_all_kinds_are_read(options):
     assert image_size(image_file(PHOTO, "JPEG", **options)) == (24, 40)
