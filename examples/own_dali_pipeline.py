@@ -24,7 +24,7 @@ def superposed(shards, device):
     u8 = fn.rotate(u8, angle=fn.random.uniform(range=[-10, 10]), keep_size=True, fill_value=0)
     u8 = fn.brightness(u8, brightness=fn.random.uniform(range=[0.8, 1.2]))
     u8 = u8.gpu() if device == "cuda" else u8
-    # Each image of the batch, the mix window, becomes a sum of images of different classes, shifted and flipped.
+    # Each image becomes a sum of images of the batch, of different classes, shifted and flipped.
     return tuple(fn.fdt.superpose(u8, label, num_classes=len(manifest.classes), pad=4, flip=True, mean=117, std=256))
 
 

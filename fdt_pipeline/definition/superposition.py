@@ -28,7 +28,7 @@ class FDT:
     """Options of the mixing. The defaults are the paper's.
 
     min_images, max_images: K is uniform on {min_images..max_images}; max_images None means the number of classes.
-        Where fewer classes are at hand (a small mix window), both are cut to their number.
+        Where fewer classes are at hand (a small ring), both are cut to their number.
     probability: share of the outputs that are mixed; the others are one whole image each.
     series: the weights F_i, any object with `weights(k) -> f64[k]`.
     anchor: "random", every image is drawn; "epoch", the first image walks a permutation of the data set, so that each

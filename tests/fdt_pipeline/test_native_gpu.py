@@ -408,7 +408,7 @@ def test_an_engine_for_a_gpu_is_not_made_where_its_kernel_cannot_be(numbered_sha
     monkeypatch.setattr("fdt_pipeline.loader.engines.prepare_gpu", fail)
     mixing, pool = Mixing(0, FDT(), NO_AUGMENT, 7, Output(MEAN[:3], (STD,) * 3, 3)), load_pool(numbered_shards)
     first = pool if make is NativeResident else 64
-    more = (16, DaliOptions(1, 1, 0), False) if make is NativeResident else (3, DaliOptions(1, 1, 0))
+    more = (16, DaliOptions(1, 1, 0), False) if make is NativeResident else (32, 16, 3, DaliOptions(1, 1, 0))
     with pytest.raises(ValueError, match="needs NVRTC"):
         make(mixing, torch.device("cuda", 0), first, *more)
 

@@ -470,7 +470,7 @@ BAD_IMAGES = [
     (IMAGES.astype(np.float32), "images must be uint8, got float: superpose before normalizing"),
     (IMAGES.reshape(BATCH, -1), r"images must be \[h w c\] or \[h w\], or many in a sample, .* got shape"),
     (np.repeat(IMAGES[:, None], 2, 1), "sample 0 has 2 images, but labels of shape"),
-    (IMAGES[:, :0].reshape(BATCH, 0, 6, 5, 3), "sample 0 is a mix window without images"),
+    (IMAGES[:, :0].reshape(BATCH, 0, 6, 5, 3), "sample 0 is a batch without images"),
     (np.zeros((BATCH, 2, 2, 5), np.uint8), "images must have 1 to 4 channels, got 5"),
     (np.zeros((BATCH, 0, 2, 3), np.uint8), "images must have pixels"),
 ]

@@ -153,9 +153,9 @@ Shape read_shape(const TensorList<Backend> &images, std::vector<int64_t> &counts
   counts.clear();
   for (int i = 0; i < images.num_samples(); i++) {
     counts.push_back(are_grouped ? images.tensor_shape(i)[0] : 1);
-    require(counts.back() > 0, "sample ", i, " is a mix window without images");
+    require(counts.back() > 0, "sample ", i, " is a batch without images");
     require(are_grouped ? images.tensor_shape(i).last(3) == first.last(3) : images.tensor_shape(i) == first,
-            "images of one mix window must have one shape, got ", first, " (sample 0) and ", images.tensor_shape(i),
+            "images of one batch must have one shape, got ", first, " (sample 0) and ", images.tensor_shape(i),
             " (sample ", i, "): resize them first");
   }
   const int h = are_grouped;
