@@ -15,7 +15,7 @@ import torch
 
 from fdt_pipeline.loader.bad_samples import find_bad
 from fdt_pipeline.loader.checkpoint import Cursor
-from fdt_pipeline.loader.decoding import Decoding
+from fdt_pipeline.loader.decoding import Decoding, preprocess_name
 from fdt_pipeline.loader.engines import (
     Incoming,
     Made,
@@ -288,9 +288,12 @@ class StreamingEpochs(_Epochs):
             return
         url = self.files.folder.url
         names = "; ".join(f"{samples.name(i)}: {reason}" for samples, i, reason in found)
+        hint = f"`fdt-pipeline verify --decode {url}` names shard and key"
+        if self.decoding.preprocess:
+            name = preprocess_name(self.decoding.preprocess)
+            hint = f"or preprocess={name} failed, or gave another shape or type than it was given; {hint}"
         raise RuntimeError(
-            f"{where}: a sample of {url} could not be read or decoded: {error}; "
-            f"{names or f'`fdt-pipeline verify --decode {url}` names shard and key'}"
+            f"{where}: a sample of {url} could not be read or decoded: {error}; {names or hint}"
         ) from error
 
     def _count(self, batch: Incoming, cursor: Cursor) -> None:

@@ -190,6 +190,18 @@ def test_options_that_do_not_go_together_are_refused(photos, options, match):
         FDTLoader(photos, 10, **options)
 
 
+def resized_now_and_then(images, random):
+    """Not where random is 0 or almost 1, as it is when a function is tried."""
+    is_wider = fn.cast((random[0] > 0.5) & (random[0] < 0.99), dtype=types.FLOAT)
+    return fn.resize(images, resize_x=32 + is_wider, resize_y=24)
+
+
+def test_a_preprocess_that_changes_the_shape_of_some_images_is_named(photos, engine):
+    loader = FDTLoader(photos, 10, mix=None, augment=CROP, preprocess=resized_now_and_then, engine=engine)
+    with pytest.raises(RuntimeError, match=r"preprocess=.*\.resized_now_and_then failed, or gave another shape"):
+        list(loader)
+
+
 @pytest.fixture
 def unreadable(photos, monkeypatch):
     """Key of a sample whose size cannot be read."""
