@@ -63,7 +63,7 @@ class Decoding:
 
     def inputs(self, seed: int, epoch: int, positions: I64, sizes: I64 | None) -> dict[str, F32]:
         """Inputs of the decoding pipeline beside "images". positions: in the set, i64[n]; sizes: (height, width)
-        of their upright images, i64[n 2], which crops are made of.
+        of their images, i64[n 2], which crops are made of.
 
         "regions" f32[n 4]: top, left, height, width; "random" f32[n 16]: uniform on [0, 1), a function of (seed, epoch,
         sample): words of the blocks 0 to 3, the upper 24 bits of each.
@@ -106,5 +106,6 @@ def takes_random(preprocess: Preprocess) -> bool:
 
 def preprocess_name(preprocess: Preprocess) -> str:
     """What a state and errors call it: "module.function"."""
-    named = preprocess if hasattr(preprocess, "__qualname__") else type(preprocess)
+    whole = getattr(preprocess, "func", preprocess)  # of a functools.partial
+    named = whole if hasattr(whole, "__qualname__") else type(whole)
     return f"{named.__module__}.{named.__qualname__}"

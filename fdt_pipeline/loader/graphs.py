@@ -64,7 +64,7 @@ def _read(image: Any, decoding: Decoding, device: str, **part: Any) -> Any:
     if decoding.is_encoded:
         operator = fn.decoders.image_slice if part else fn.decoders.image
         kind = types.GRAY if decoding.channels == 1 else types.RGB
-        return operator(image, device="mixed" if device == "gpu" else "cpu", output_type=kind, **part)
+        return operator(image, device="mixed" if device == "gpu" else "cpu", output_type=kind, **AS_STORED, **part)
     image = image.gpu() if device == "gpu" else image
     return fn.slice(image, **part) if part else image
 
@@ -103,6 +103,9 @@ def _decoded(decoding: Decoding) -> Any:
     return decode(image, decoding, **{name: fn.external_source(name=name, **NUMBERS) for name in decoding.input_names})
 
 
+# DALI 2 turns images as their EXIF says, and DALI 1 does not: like torchvision's loaders, none does here.
+_can_turn: bool = _dali.backend.GetSchema("decoders__Image").HasArgument("adjust_orientation")
+AS_STORED: dict[str, Any] = {"adjust_orientation": False} if _can_turn else {}
 IDS: dict[str, Any] = {"batch": True, "dtype": types.INT64, "ndim": 1}
 NUMBERS: dict[str, Any] = {"batch": True, "dtype": types.FLOAT, "ndim": 1}
 

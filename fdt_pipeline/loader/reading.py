@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fdt_pipeline.loader.image_files import decodable, image_size
 from fdt_pipeline.loader.order import EpochOrder
 from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
-from fdt_pipeline.shards.codec import EXTENSIONS, decode, not_raw, raw_images
+from fdt_pipeline.shards.codec import EXTENSIONS, decode, image_size, not_raw, raw_images
 from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state
 from fdt_pipeline.shards.index import IndexColumns, index_columns, read_labels
 from fdt_pipeline.shards.tar import unpack_checksums
@@ -123,7 +122,6 @@ class Chunk:
         self.labels = np.empty(0, np.int64)
         self.images: U8 | None = None
         self.sizes: I64 | None = None
-        self.channels = 3
         self.bad: dict[int, str] = {}
 
     def key(self, number: int) -> str:
@@ -136,12 +134,10 @@ class Chunk:
     def image(self, number: int) -> U8:
         """As `Samples` has it."""
         file = self.file(number)
-        is_array = self.samples.extensions[number] == "npy"
-        return decode(file.data, "npy") if is_array else decodable(file, self.channels)
+        return decode(file.data, "npy") if self.samples.extensions[number] == "npy" else file
 
     def parse(self, manifest: Manifest) -> None:
         """Find labels and images, and the samples that are none."""
-        self.channels = manifest.channels
         self.labels, self.bad = read_labels(self.data, self.samples, len(manifest.classes))
         if manifest.encoding == "raw" and manifest.shape is not None:
             self.images, wrong = raw_images(self.data, self.samples, manifest.shape)
@@ -160,8 +156,8 @@ class Chunk:
             checksums,
             strict=True,
         )
-        for number, (image, image_bytes, label, label_bytes, expected) in enumerate(members):
-            found = zlib.crc32(data[label : label + label_bytes], zlib.crc32(data[image : image + image_bytes]))
+        for number, (image, image_length, label, label_length, expected) in enumerate(members):
+            found = zlib.crc32(data[label : label + label_length], zlib.crc32(data[image : image + image_length]))
             if found != expected:
                 reason = f"changed since it was written: its CRC-32 is {found:08x}, expected {expected:08x}"
                 self.bad.setdefault(number, reason)

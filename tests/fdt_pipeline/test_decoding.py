@@ -1,6 +1,7 @@
 """The images of a batch before they are mixed: cropped, resized, and what a user's function makes of them."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from fdt_pipeline import RandomResizedCrop, ResizeCrop
 from fdt_pipeline.definition.crops import draw_crops
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.loader.decoding import Decoding
-from fdt_pipeline.loader.image_files import decodable, image_size
 from fdt_pipeline.loader.preprocessing import fn
+from fdt_pipeline.shards.codec import image_size
 from tests.decoding import decoded
 from tests.photographs import image_file, photograph
 
@@ -59,14 +60,36 @@ def test_arrays_are_cropped_as_files_of_them_are(crop):
     np.testing.assert_array_equal(decoded(PHOTOS, Decoding(False, 3, crop=crop), SIZES), of_files)
 
 
-@pytest.mark.parametrize("crop", [RandomResizedCrop(48), ResizeCrop(50, (48, 40))])
-@pytest.mark.parametrize("orientation", [3, 6, 7])
-def test_turned_files_are_cropped_upright(orientation, crop):
-    turned = [image_file(photo, "PNG", orientation) for photo in PHOTOS]
-    straight = [decoded([decodable(file, 3)], Decoding(True, 3))[0] for file in turned]
-    sizes = [image_size(file) for file in turned]
-    found = decoded([decodable(file, 3) for file in turned], Decoding(True, 3, crop=crop), sizes)
-    np.testing.assert_array_equal(found, decoded(straight, Decoding(False, 3, crop=crop), sizes))
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_files_are_cropped_as_they_are_stored_whatever_their_exif_says(form, orientation):
+    """As torchvision's loaders do it; sharding turns images upright."""
+    files = [image_file(photo, form, orientation) for photo in PHOTOS]
+    assert [image_size(file) for file in files] == SIZES
+    stored = [np.asarray(pillow(file)) for file in files]
+    for decoding in (Decoding(True, 3, crop=RandomResizedCrop(48)), Decoding(True, 3, crop=ResizeCrop(50, 48))):
+        expected = decoded(stored, replace(decoding, is_encoded=False), SIZES)
+        assert mean_difference(decoded(files, decoding, SIZES), expected).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"subsampling": 2, "quality": 30},
+        {"exif": b"Exif\0\0II*\0" + b"x" * 60_000},
+        {"exif": b"?"},
+    ],
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_sizes_are_read_from_headers_of_all_kinds(form, options):
+    assert image_size(image_file(PHOTOS[0], form, **options)) == SIZES[0]
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"\xff\xd8\xff", image_file(PHOTOS[0], "PNG")[:20].tobytes()])
+def test_a_header_that_cannot_be_read_is_an_error(data):
+    with pytest.raises(ValueError, match="its size cannot be read"):
+        image_size(np.frombuffer(data, np.uint8))
 
 
 def test_gray_files_are_cropped_in_gray():

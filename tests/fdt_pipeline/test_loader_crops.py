@@ -86,6 +86,14 @@ def test_plain_training_shows_the_crop_of_every_sample_once(photos, engine):
     assert loader.shape == (3, 24, 32)
 
 
+def test_half_of_the_crops_are_mirrored(photos, engine):
+    options = {"mix": None, "engine": engine, **PIXELS}
+    still, flipped = (joined(FDTLoader(photos, 10, augment=augment, **options))[0] for augment in (STILL, CROP))
+    mirrored = (still.flip(-1) == flipped).flatten(1).all(1)
+    assert ((still == flipped).flatten(1).all(1) ^ mirrored).all()
+    assert 12 <= mirrored.sum() <= 36
+
+
 @pytest.mark.parametrize("options", [{"augment": STILL}, {"augment": STILL, "preprocess": brightened}], ids=str)
 def test_samples_are_the_same_on_any_number_of_ranks_and_in_batches_of_any_size(photos, options):
     options = {"mix": None, "seed": 3, "engine": "native", **PIXELS, **options}
@@ -188,6 +196,13 @@ def test_a_state_names_crop_and_preprocess(photos, other, match):
 def test_options_that_do_not_go_together_are_refused(photos, options, match):
     with pytest.raises(ValueError, match=match):
         FDTLoader(photos, 10, **options)
+
+
+def test_the_pipeline_function_refuses_a_preprocess_that_changes_the_type(photos):
+    with pytest.raises(ValueError, match=r"preprocess=.*\.made_float must give uint8"):
+        fdt_pipeline(
+            photos, batch_size=10, num_threads=1, device_id=None, mix=None, augment=CROP, preprocess=made_float
+        )
 
 
 def resized_now_and_then(images, random):

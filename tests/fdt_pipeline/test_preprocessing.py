@@ -60,4 +60,4 @@ def test_random_numbers_go_to_what_takes_a_second_argument():
 
 def test_functions_are_named_by_module_and_name():
     assert preprocess_name(twisted) == f"{__name__}.twisted"
-    assert preprocess_name(functools.partial(twisted)) == "functools.partial"
+    assert preprocess_name(functools.partial(twisted)) == f"{__name__}.twisted"
