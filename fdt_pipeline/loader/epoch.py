@@ -260,8 +260,9 @@ class StreamingEpochs(_Epochs):
             oldest = max(0, min(begin + size, end) - self.ring) // size * size if each.mix else begin
             bounds = [(at, min(at + size, end)) for at in range(min(begin, oldest), end, size)]
             batches = read_samples(
-                self.files, self.manifest, order, bounds, self.substitute, known_bad, self.decoding.crop is not None
-            )
+                self.files, self.manifest, order, bounds, self.substitute, known_bad, self.engine.together,
+                with_sizes=self.decoding.crop is not None,
+            )  # fmt: skip
             with closing(batches):
                 for (at, stop), samples in zip(bounds, batches, strict=True):
                     numbers = self.decoding.of_samples(self.seed, each.epoch, samples, self.starts)
@@ -298,7 +299,7 @@ class StreamingEpochs(_Epochs):
 
     def _count(self, batch: Incoming, cursor: Cursor) -> None:
         if batch.has_outputs:
-            self.stats.add_bad(list(batch.samples.replaced.values()))
+            self.stats.add_bad(batch.samples.replaced.values())
         if cursor.mix is None:
             return
         self.watch.come_in(batch.position, batch.samples.labels[:, 0])
@@ -308,7 +309,8 @@ class StreamingEpochs(_Epochs):
     def _weights(self, batch: Incoming) -> torch.Tensor:
         """f32[n]: 0 for samples that only fill the batch up, and in evaluation for those in a bad one's place."""
         weights = torch.ones(batch.size)
-        weights[max(0, batch.num_new) :] = 0
+        if batch.num_new < batch.size:
+            weights[max(0, batch.num_new) :] = 0
         if batch.samples.replaced and not self.train:
             weights[list(batch.samples.replaced)] = 0
         return weights

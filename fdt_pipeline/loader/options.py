@@ -90,7 +90,7 @@ class Options:
     size: tuple[int, int] | None = None
     preprocess: Preprocess | None = None
     ring: int | None = None
-    verify: bool = True
+    verify: bool = False
     on_bad: Literal["error", "substitute"] = "error"
     last_batch: LastBatch = "partial"
     weights: bool = False

@@ -102,8 +102,8 @@ def _images_with_labels(where: str, names: list[str], file: LabelFile) -> tuple[
 def _layout(url: str, names: list[str]) -> Layout:
     """Folders are splits only if one is train by its name, and another is test or val, or no other is there.
 
-    val (valid, validation, eval) is the split "test" if there is no folder test; otherwise it is a split of its own. A
-    test or val whose images have no label, in no folder of a class and in no file, is no split.
+    A test or val whose images have no label, in no folder of a class and in no file, is no split. val (valid,
+    validation, eval) is the split "test" if there is no other; otherwise it is a split of its own.
     """
     folders = _folders(names)
     by_split = {split: [name for name in folders if _split_of(name) == split] for split in _SPLIT_WORDS}
@@ -114,8 +114,6 @@ def _layout(url: str, names: list[str]) -> Layout:
         if len(same) > 1:
             raise ValueError(f"{url}/{same[0]}: {same[1]} is the same split; merge them or rename one")
     splits = {split: same[0] for split, same in by_split.items() if same}
-    if "val" in splits and "test" not in splits:
-        splits["test"] = splits.pop("val")
     classes = set(_folders(_below(names, splits["train"])))
     label_files, left_out = {}, [f"{name} (no split by its name)" for name in strangers]
     for split in [split for split in splits if split != "train"]:
@@ -129,6 +127,12 @@ def _layout(url: str, names: list[str]) -> Layout:
             left_out.append(
                 f"{splits.pop(split)} (its images have no labels: neither class folders nor one label file)"
             )
+    if "val" in splits and "test" not in splits:
+        if by_split["test"]:
+            left_out.append(f"so that {splits['val']} is the split test")
+        for found in (splits, label_files):
+            if "val" in found:
+                found["test"] = found.pop("val")
     return Layout(splits, label_files, left_out)
 
 

@@ -28,7 +28,7 @@ FLAGS = {
     "convert": "IN OUT --encode --engine --json --on-bad --overwrite --resume --size --workers",
     "verify": "OUT --decode --json",
     "info": "OUT --json",
-    "index": "TARS --json",
+    "index": "TARS --classes --json --label --no-decode --out",
     "preview": "OUT --out --seed --superpose",
     "build": "--force",
     "doctor": "--gpu --json",

@@ -162,16 +162,18 @@ def tiny_image_net(root):
 @pytest.mark.filterwarnings("ignore:.* files that are no images")
 def test_tiny_image_net_opens_from_its_official_folders(tmp_path):
     root = tiny_image_net(tmp_path)
-    assert source_splits(root) == ("train", "val")
-    with pytest.warns(UserWarning, match=r"left out test \(its images have no labels: neither"):
+    assert source_splits(root) == ("train", "test")
+    with pytest.warns(
+        UserWarning, match=r"left out test \(its images have no labels: .*\), so that val is the split te"
+    ):
         train = open_source(root, split="train")
-    val = open_source(root, split="val")
+    val = open_source(root, split="test")
     assert train.classes == val.classes == ("n1", "n2")
     assert train.labels.tolist() == [0, 0, 1, 1]
     labels = {"images/val_0.JPEG": 1, "images/val_1.JPEG": 0, "images/val_2.JPEG": 1}
     assert {sample.key: sample.label for sample in val} == labels
-    with pytest.raises(ValueError, match="has the splits train, val: choose one of them as split, got test"):
-        open_source(root, split="test")
+    with pytest.raises(ValueError, match="has the splits train, test: choose one of them as split, got val"):
+        open_source(root, split="val")
     alone = open_source(root / "val", labels=root / "val" / "val_annotations.txt")
     assert (alone.classes, alone.labels.tolist()) == (("n1", "n2"), [1, 0, 1])
     with pytest.raises(
@@ -180,4 +182,4 @@ def test_tiny_image_net_opens_from_its_official_folders(tmp_path):
         open_source(root / "val")
     (root / "val" / "val_annotations.txt").write_text("".join(f"val_{index}.JPEG\tn3\n" for index in range(3)))
     with pytest.raises(ValueError, match=r"val_annotations.txt: expected only the classes of the train split, got n3"):
-        open_source(root, split="val")
+        open_source(root, split="test")

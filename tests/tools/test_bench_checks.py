@@ -174,6 +174,8 @@ def even(k):
     [
         ("fdt", lambda rng: even(rng.integers(1, 21)), None),
         ("fdt", lambda rng: even(rng.integers(1, 18)), r"uniform on 1\.\.D"),
+        ("fdt of at most 4", lambda rng: even(rng.integers(1, 5)), None),
+        ("fdt of at most 4", lambda rng: even(rng.integers(1, 4)), r"uniform on 1\.\.D"),
         ("fdt in the batch", lambda rng: even(rng.integers(1, 21)), None),
         ("fdt in the batch", lambda rng: even(rng.integers(1, 6)), r"uniform on 1\.\.D"),
         ("mixup", lambda rng: even(2), None),
@@ -188,4 +190,5 @@ def test_each_mixing_is_held_to_its_law(mixing, draw, reason):
         weights = draw(rng)
         target[rng.permutation(20)[: len(weights)]] = weights
     with refused(reason):
-        check_law(list(range(40 * 64)), list(drawn), mixing, [10] * 20)
+        mixing, _, most = mixing.partition(" of at most ")
+        check_law(list(range(40 * 64)), list(drawn), mixing, [10] * 20, int(most) if most else None)

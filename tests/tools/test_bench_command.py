@@ -157,6 +157,10 @@ def test_one_real_race_in_processes(shards, tmp_path, capsys):
         (["--seconds", 0], "--seconds must be above 0, got 0.0"),
         (["--widest", 0], "--widest must be above 0, got 0.0"),
         (["--timeout", 0], "--timeout must be above 0, got 0.0"),
+        (["--step", 0], "--step must be above 0, got 0.0"),
+        (["--crop", 0], "--crop must be at least 1, got 0"),
+        (["--crop", 8, "--size", 8, 8], "--crop and --size exclude each other"),
+        (["--step", 1, "--model", "small"], "--step and --model exclude each other"),
         (["--classes", 301], "--classes 301 needs as many images, got 300"),
         (["--mixing", "mixup"], "no contender is left"),
         (["--contenders", "nobody"], "unknown contender 'nobody'"),
@@ -171,11 +175,15 @@ def test_wrong_options_are_an_error_of_one_line(shards, tmp_path, quick, capsys,
     assert message in error
 
 
-def test_mixed_sizes_need_a_size(tmp_path, quick, capsys):
+def test_mixed_sizes_need_a_size_or_a_crop(tmp_path, quick, capsys):
     write_shards(MixedSizes(), tmp_path / "mixed", "png")
     assert bench(tmp_path / "mixed", tmp_path) == 2
-    assert "pass --size H W" in capsys.readouterr().err
-    assert Options(tmp_path / "mixed", (), 4, 1, 6, 1.0, tmp_path, size=(8, 8)).task().shape == (3, 8, 8)
+    assert "pass --size H W, or --crop N" in capsys.readouterr().err
+    resized, cropped = (
+        Options(tmp_path / "mixed", (), 4, 1, 6, 1.0, tmp_path, **how).task() for how in ({"size": (8, 8)}, {"crop": 8})
+    )
+    assert resized.shape == cropped.shape == (3, 8, 8)
+    assert (resized.crop, cropped.crop, cropped.pad) == (False, True, 0)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpg"])

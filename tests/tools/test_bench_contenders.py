@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from torchvision.transforms.v2 import RandomResizedCrop
 
 from fdt_pipeline.definition.series import Harmonic
 from fdt_pipeline.definition.superposition import augment_image
@@ -37,6 +38,8 @@ pytestmark = [
 
 NUM_CLASSES, BATCH, HEIGHT, WIDTH = 7, 40, 8, 6
 IMAGES = numbered_images(shape=(HEIGHT, WIDTH, 3))
+LAW = (0.08, 1.0), (3 / 4, 4 / 3)  # scale and ratio: the defaults of all
+IN_MEMORY = ("DALI, from memory", "GPU, as airbench", "ours, resident, native, no FDT")
 ALPHA = 1e-6  # every random draw here is seeded
 LIBRARIES = {"timm": "timm", "webdataset": "webdataset", "litData": "litdata", "MosaicML": "streaming", "FFCV": "ffcv"}
 
@@ -46,13 +49,13 @@ def library(name):
     return LIBRARIES.get(first, "torchvision" if first == "DataLoader" else "nvidia.dali")
 
 
-def contenders(*mixings):
+def contenders(*mixings, but=()):
     """Those with one of the mixings, as test parameters; one whose library is not installed is skipped."""
 
     def needs(module):
         return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
 
-    names = [entry.name for entry in ENTRIES if entry.mixing in mixings]
+    names = [entry.name for entry in ENTRIES if entry.mixing in mixings and entry.name not in but]
     return pytest.mark.parametrize("name", [pytest.param(name, marks=needs(library(name))) for name in names])
 
 
@@ -89,10 +92,17 @@ def numbered(request, folder):
     return folder / request.param
 
 
-@contenders("none", "mixup", "fdt in the batch", "fdt")
+@contenders("none", "mixup", "fdt in the batch", "fdt in a ring", "fdt")
 def test_every_contender_passes_the_checks(name, numbered):
     """Each image once an epoch with its own label, or mixed as its target says; each epoch in an order of its own."""
     check(find_entry(name), task(numbered), write_check_sets(task(numbered)))
+
+
+def test_one_that_crops_is_checked_on_whole_images(folder):
+    shards = folder / "files"
+    write_shards(ArraySource(IMAGES, LABELS), shards, "png", samples_per_shard=60)
+    asked = task(shards, size=(HEIGHT, WIDTH), crop=True, flip=True)
+    check(find_entry("DataLoader, torchvision"), asked, write_check_sets(asked))
 
 
 @contenders("none")
@@ -114,7 +124,7 @@ def test_images_are_shifted_over_zeros_flipped_and_standardized(name, folder):
     assert len(seen) > 0.8 * len(possible)
 
 
-@contenders("fdt in the batch", "fdt")
+@contenders("fdt in the batch", "fdt in a ring", "fdt")
 def test_the_number_of_images_in_a_sum_is_uniform_and_their_weights_are_harmonic(name, folder):
     """33 images of each class."""
     shards, labels = folder / "even", np.arange(231) % NUM_CLASSES
@@ -123,7 +133,8 @@ def test_the_number_of_images_in_a_sum_is_uniform_and_their_weights_are_harmonic
     with made(name, task(shards)) as contender:
         targets = torch.cat([epoch(contender, number)[1] for number in range(4)]).numpy()
     numbers = (targets > 0).sum(1)
-    assert stats.chisquare(np.bincount(numbers, minlength=NUM_CLASSES + 1)[1:]).pvalue > ALPHA
+    most = find_entry(name).max_images or NUM_CLASSES
+    assert stats.chisquare(np.bincount(numbers, minlength=most + 1)[1:]).pvalue > ALPHA
     for number, target in zip(numbers, targets, strict=True):
         np.testing.assert_allclose(np.sort(target)[::-1][:number], Harmonic().weights(number), atol=1e-6)
 
@@ -180,6 +191,33 @@ def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(fold
     for name in ("DALI, from memory", "ours, resident, native, no FDT"):
         with pytest.raises(ValueError, match="size"):
             find_entry(name).make(task(shards, size=(4, 4)))
+
+
+@contenders("none", but=("ours, streaming, native, no FDT", "ours, resident, native, no FDT"))
+def test_random_resized_crops_have_torchvisions_law(name, folder):
+    """Red grows by 1 from left to right and green from top to bottom, so that an output tells its crop."""
+    h, w, side = 120, 160, 16
+    shards = folder / "ramps"
+    if not shards.exists():
+        red, green = np.meshgrid(np.arange(w), np.arange(h))
+        ramp = np.stack([red, green, green], axis=-1).astype(np.uint8)
+        write_shards(ArraySource(np.stack([ramp] * 800), np.arange(800) % 2), shards, "png", samples_per_shard=200)
+    asked = task(shards, size=(side, side), crop=True, flip=True)
+    if name in IN_MEMORY:
+        with pytest.raises(ValueError, match="size"):
+            find_entry(name).make(asked)
+        return
+    with made(name, asked) as contender:
+        images = torch.cat([epoch(contender, number)[0] for number in range(5)])
+    across, down = images[:, 0].mean(1), images[:, 1].mean(2)  # [n side]: the outer pixels are side - 1 apart
+    width, height = ((edge[:, -1] - edge[:, 0]).numpy() * side / (side - 1) for edge in (across, down))
+    assert stats.binomtest(int((width < 0).sum()), len(width)).pvalue > ALPHA, "half of them are flipped"
+    torch.manual_seed(0)
+    drawn = np.array([RandomResizedCrop.get_params(torch.empty(3, h, w), *LAW)[2:] for _ in range(20_000)], float)
+    for found, expected in ((abs(width) * height, drawn.prod(1)), (abs(width) / height, drawn[:, 1] / drawn[:, 0])):
+        assert stats.ks_2samp(found, expected).pvalue > ALPHA
+    middles = down.mean(1).numpy()  # of crops of half the height or less, which are free to move
+    assert middles[height < h / 2].std() > h / 8
 
 
 def test_what_was_made_is_kept_and_what_was_cut_short_is_made_again(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench_results import contender, results, steady
 from tools.__main__ import main
-from tools.bench.report import compare, rendered, report
+from tools.bench.report import _part, compare, rendered, report
 from tools.bench.results import estimate, paired_ratio, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,17 @@ def test_files_are_rendered_one_after_another_as_markdown(two, tmp_path, capsys)
     assert printed.count("| ours | 1,000 [980 .. 1,020] | 1 [1 .. 1] | 5,500 |") == 2
     assert "ffcv: not installed (pip install ffcv)" in printed
     assert "[b.json](b.json)" in rendered(["a.json", "b.json"], tmp_path)
+
+
+def test_with_a_step_tables_tell_how_evenly_batches_come_in_every_race():
+    """p50 is 10 ms and p99 30 ms; memory at its highest."""
+    found = results(contender("ours", steady(1000)), sweeps={"classes": {"7": [contender("ours", steady(50))]}})
+    found["options"]["step"] = 50.0
+    row = ["10", "30", "3", "1.5", "0.5", "450", "25.0 %"]
+    cells = [" ".join(row), f"| {' | '.join(row)} |"]
+    printed = ["\n".join(" ".join(line.split()) for line in report(found)), "\n".join(_part(found, "a.json"))]
+    assert [text.count(some) for text, some in zip(printed, cells, strict=True)] == [2, 2]
+    assert "classes, 7" in printed[1]
 
 
 @pytest.mark.parametrize("page", ["README.md", "tools/README.md"])

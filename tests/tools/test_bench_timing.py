@@ -15,8 +15,8 @@ TASK = SimpleNamespace(num_workers=2, batch_size=10, manifest=SimpleNamespace(nu
 class Timed:
     """Batches of 10 images that take cost(number) seconds of `now` each, numbered from the first one on."""
 
-    def __init__(self, cost, batches=10, at_once=1):
-        self.cost, self.batches, self.batches_at_once = cost, batches, at_once
+    def __init__(self, cost, batches=10):
+        self.cost, self.batches = cost, batches
         self.now, self.number, self.epochs, self.differ = 0.0, 0, [], True
 
     def epoch(self, number):
@@ -57,14 +57,6 @@ def test_the_quantiles_of_a_batch_are_those_of_the_timed_ones():
     turn = timer(lambda number: 2.0 if number % 20 == 19 else 0.1)[0].turn(19)
     assert turn["p50"] == pytest.approx(0.1)
     assert turn["p99"] == pytest.approx(2.0)
-
-
-def test_batches_that_come_together_are_timed_together():
-    """A window of 4 batches: the first takes all of the time."""
-    for seconds in (1, 4.5, 9):
-        turn = timer(lambda number: 4.0 if number % 4 == 0 else 0.0, at_once=4)[0].turn(seconds)
-        assert turn["batches"] % 4 == 0
-        assert turn["rate"] == pytest.approx(10)
 
 
 @pytest.mark.parametrize(

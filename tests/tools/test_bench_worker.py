@@ -89,6 +89,15 @@ def test_a_model_is_trained_alone_and_on_a_loader_of_soft_targets_or_labels(task
     assert 0 < turn["waited"] < turn["seconds"]
 
 
+@pytest.mark.process
+def test_a_step_passes_between_two_batches_in_which_the_loader_may_work(task):
+    with closing(WorkerHandle(Spec(f"{MODULE}:whole", task, step_ms=30))) as worker:
+        worker.start(0.1)
+        turn = worker.turn(0.3)
+    assert turn["p50"] >= 0.03
+    assert turn["seconds"] - turn["waited"] >= 0.03 * turn["batches"]
+
+
 def test_the_use_of_a_tree_counts_children_and_those_that_ended():
     before = usage()
     child = os.fork()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdt_pipeline.shards import read_manifest, write_shards
+from fdt_pipeline.shards import iterate_shards, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
 from tests.conftest import SUBSET
-from tools.data_sets import PER_CLASS, draw_balanced, main, write_jpeg_set
+from tools.data_sets import PER_CLASS, draw_balanced, main, write_jpeg_set, write_photo_set
 
 CLASSES = ("apple", "bear", "chair")
 
@@ -48,6 +48,22 @@ def test_a_balanced_subset_in_the_official_format_is_drawn_by_its_seed(tmp_path,
         assert np.bincount(drawn.labels).tolist() == [7] * 10
         np.testing.assert_array_equal(drawn.images, whole.images[chosen])
         np.testing.assert_array_equal(drawn.labels, whole.labels[chosen])
+
+
+def test_photos_are_of_several_sizes_and_fill_as_many_bits_as_photographs(shards, tmp_path, monkeypatch):
+    """Here the set's images are ramps, so that all detail is the texture's. Labels are numbers modulo the classes'."""
+    monkeypatch.setattr("tools.data_sets.PHOTO_CLASSES", 20)
+    manifest = write_photo_set(shards, tmp_path / "photos", 30)
+    assert (manifest.shape, manifest.encoding, manifest.samples_per_class) == (None, "keep", (2,) * 10 + (1,) * 10)
+    images = [image for shard in iterate_shards(tmp_path / "photos", manifest) for image in shard.images]
+    assert len({image.shape for image in images}) > 4
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    assert 3 < 8 * num_bytes / sum(h * w for h, w, _ in (image.shape for image in images)) < 5
+    spectrum = abs(np.fft.fft2(images[0][:200, :200].mean(2)))
+    assert spectrum[4:6, 4:6].mean() / spectrum[40:60, 40:60].mean() == pytest.approx(10, rel=0.5)
+    assert write_photo_set(shards, tmp_path / "again", 30).sha256 == manifest.sha256
+    with pytest.raises(ValueError, match="1 to 30 images"):
+        write_photo_set(shards, tmp_path / "more", 31)
 
 
 @pytest.mark.parametrize("num_images", [0, 10, 33])

@@ -71,7 +71,7 @@ def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
             reference.check(epoch.keys, np.concatenate(epoch.targets))
     else:
         keys, targets = [key for epoch in epochs for key in epoch.keys], [t for epoch in epochs for t in epoch.targets]
-        check_law(keys, targets, entry.mixing, sample.manifest.samples_per_class)
+        check_law(keys, targets, entry.mixing, sample.manifest.samples_per_class, entry.max_images)
     _check_shuffled(epochs[0].keys, epochs[1].keys)
     with closing(entry.make(coded)) as contender:
         epoch = take_epoch(contender, coded, entry.mixing, 0, exact_hashes)
@@ -81,13 +81,14 @@ def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
 
 
 def _on(shards: Path, task: Task) -> Task:
-    """The task without augmentation, on another set; batches so small that leaving out the last is no great part."""
+    """The task without augmentation, whole images at its size, on another set; batches so small that leaving out the
+    last is no great part."""
     manifest = read_manifest(shards)
     share = manifest.num_samples // (BATCHES * max(1, task.num_workers))
     work = task.work / "check" / f"{shards.name}-files"
     work.mkdir(parents=True, exist_ok=True)
     return replace(
-        task, shards=shards, manifest=manifest, work=work, pad=0, flip=False,
+        task, shards=shards, manifest=manifest, work=work, pad=0, flip=False, crop=False,
         batch_size=max(1, min(task.batch_size, share)),
     )  # fmt: skip
 
@@ -182,18 +183,24 @@ def check_agreement(means: F32, targets: F32, flatness: float, encoding: str) ->
     require(is_flat, f"flat images come out with pixels {flatness:.3g} from their mean, augmentation off")
 
 
-def check_law(keys: list[Any], batches: list[F32], mixing: Mixing, samples_per_class: Sequence[int]) -> None:
+def check_law(
+    keys: list[Any],
+    batches: list[F32],
+    mixing: Mixing,
+    samples_per_class: Sequence[int],
+    max_images: int | None = None,
+) -> None:
     """RefusedError unless outputs differ and their classes are drawn as the method says. batches: their targets."""
     require(len(set(keys)) >= DISTINCT * len(keys), f"only {len(set(keys))} of {len(keys)} outputs differ")
     frequencies = np.array(samples_per_class) / sum(samples_per_class)
     even = np.full_like(frequencies, 1 / len(frequencies))
-    # In a batch of an uneven set the weights depend on what it happens to hold.
-    if mixing != "fdt in the batch" or np.allclose(frequencies, even):
+    # In a batch or a ring of an uneven set the weights depend on what it happens to hold.
+    if mixing not in ("fdt in the batch", "fdt in a ring") or np.allclose(frequencies, even):
         _check_mass(np.concatenate(batches), frequencies if mixing == "mixup" else even)
     if mixing == "mixup":
         _check_pairs(np.concatenate(batches))
     else:
-        _check_counts(batches, whole_set=mixing == "fdt")
+        _check_counts(batches, whole_set=mixing == "fdt", max_images=max_images)
 
 
 def _check_mass(targets: F32, shares: F64) -> None:
@@ -213,17 +220,19 @@ def _check_pairs(targets: F32) -> None:
     require(targets.shape[1] == 1 or share >= PAIRS, f"only {share:.1%} of the outputs mix two classes")
 
 
-def _check_counts(batches: list[F32], whole_set: bool) -> None:
-    """K, the number of classes in a sum, is uniform on 1..D.
+def _check_counts(batches: list[F32], whole_set: bool, max_images: int | None) -> None:
+    """K, the number of classes in a sum, is uniform on 1..D, or on 1..max_images if that is less.
 
     D is the number of classes that could be drawn: those of the set, or of the images that the outputs of a batch were
-    made from, which is seen in the batch itself. K lies in (0, D], spread evenly within its step.
+    made from, its own or those in a ring, of which there are fewer when an epoch begins. That is seen in the batch
+    itself. K lies in (0, D], spread evenly within its step.
     """
     rng, places = np.random.default_rng(0), [np.empty(0)]
     for targets in batches:
         if whole_set or len(targets) >= ENOUGH:
             present = targets > 0
-            most = targets.shape[1] if whole_set else int(present.any(0).sum())
+            num_classes = targets.shape[1] if whole_set else int(present.any(0).sum())
+            most = min(num_classes, max_images or num_classes)
             places.append((present.sum(1) - rng.random(len(targets))) / most)
     counts = np.histogram(np.concatenate(places), BINS, (0, 1))[0]
     is_uniform = counts.sum() < 5 * BINS or stats.chisquare(counts).pvalue >= ALPHA

@@ -45,7 +45,10 @@ def add_parser(verbs: Any) -> None:
     option("--workers", type=int, default=available_cpus(), metavar="N", help=workers_help)
     option("--repeats", type=int, default=REPEATS, metavar="N", help=f"rounds {default}")
     option("--seconds", type=float, default=SECONDS, metavar="S", help=f"of a turn {default}")
-    option("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images")
+    option("--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images, whatever their proportions")
+    crop_help = "random resized crops to N x N, flipped, instead of images that are shifted and flipped"
+    option("--crop", type=int, metavar="N", help=crop_help)
+    option("--step", type=float, metavar="MS", help="wait MS milliseconds after each batch, as if a GPU trained on it")
     option("--device", default="cpu", metavar="D", help=f"cpu or cuda {default}")
     option("--model", choices=MODELS, help="train it too: alone, and on each loader")
     classes_help = "race again on the same images in C classes"

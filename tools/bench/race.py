@@ -40,7 +40,8 @@ class Options:
     contenders: names, the first one is what the others are compared with. workers: processes or threads of each.
     repeats of `seconds` each, after one that is left out. widest: how far an interval may reach from its median.
     timeout: seconds without a batch after which a contender is stopped. classes, batch_sizes: with which to race
-    again. work: where contenders keep their own formats.
+    again. work: where contenders keep their own formats. crop: side of the random resized crops that all contenders
+    give, instead of shifted images. step: milliseconds that pass after each batch, as if a GPU trained on it.
     """
 
     shards: Path
@@ -52,6 +53,8 @@ class Options:
     work: Path
     device: str = "cpu"
     size: tuple[int, int] | None = None
+    crop: int | None = None
+    step: float | None = None
     model: str | None = None
     widest: float = TOO_WIDE
     timeout: float = TIMEOUT
@@ -60,28 +63,32 @@ class Options:
 
     def __post_init__(self) -> None:
         counts = {"batch-size": self.batch_size, "workers": self.workers, "classes": min(self.classes, default=1)}
-        counts |= {"batch-sizes": min(self.batch_sizes, default=1)}
+        counts |= {"batch-sizes": min(self.batch_sizes, default=1), "crop": 1 if self.crop is None else self.crop}
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if self.repeats < FEWEST_REPEATS:
             raise ValueError(f"--repeats must be at least {FEWEST_REPEATS} for an interval, got {self.repeats}")
-        for name in ("seconds", "widest", "timeout"):
-            if not getattr(self, name) > 0:
+        for name in ("seconds", "widest", "timeout", "step"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
         if self.model not in (None, *MODELS):
             raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {self.model}")
+        for name, other in (("crop", "size"), ("step", "model")):
+            if getattr(self, name) is not None and getattr(self, other) is not None:
+                raise ValueError(f"--{name} and --{other} exclude each other: leave one of them out")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: torch sees no GPU; leave --device out")
 
     def task(self, num_classes: int | None = None, batch_size: int | None = None) -> Task:
         """The task on these shards, or on the same images in `num_classes` classes.
 
-        ValueError for images of different sizes without --size.
+        ValueError for images of different sizes without --size or --crop.
         """
         manifest = read_manifest(self.shards)
-        if manifest.shape is None and self.size is None:
-            raise ValueError(f"{self.shards} holds images of different sizes: pass --size H W")
+        size = (self.crop, self.crop) if self.crop else self.size
+        if manifest.shape is None and size is None:
+            raise ValueError(f"{self.shards} holds images of different sizes: pass --size H W, or --crop N")
         shards = self.shards
         if num_classes is not None:
             shards = relabelled(shards, num_classes, self.work / manifest.sha256[:12])
@@ -91,7 +98,7 @@ class Options:
         mean, std = PAPER_MEAN[: manifest.channels], (PAPER_STD,) * manifest.channels
         return Task(
             shards, work, manifest, batch_size or self.batch_size, self.workers, self.device,
-            mean=tuple(mean), std=std, size=self.size,
+            pad=0 if self.crop else Task.pad, mean=tuple(mean), std=std, size=size, crop=self.crop is not None,
         )  # fmt: skip
 
 
@@ -119,7 +126,9 @@ class Bench:
             summarize(contenders, options.widest)
             return contenders
 
-        passed = raced({name: Spec(name, task) for name, one in checked.items() if one.status == "measured"})
+        passed = raced(
+            {name: Spec(name, task, step_ms=options.step) for name, one in checked.items() if one.status == "measured"}
+        )
         found = {one["name"]: one | {"check": checked[one["name"]].check} for one in passed}
         contenders = [found.get(name) or _describe(name, Spec(name, task), one) for name, one in checked.items()]
         names = [one["name"] for one in measured(contenders)]
@@ -143,7 +152,10 @@ class Bench:
             "contenders": contenders,
             "training": raced(training) if training else [],
             "sweeps": {
-                name: {value: raced({name: Spec(name, other) for name in names}) for value, other in tasks.items()}
+                name: {
+                    value: raced({name: Spec(name, other, step_ms=options.step) for name in names})
+                    for value, other in tasks.items()
+                }
                 for name, tasks in sweeps.items()
             },
             "noise": noise.to_dict(),

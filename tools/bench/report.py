@@ -18,6 +18,10 @@ REPEATING = ("repeats", "seconds", "widest", "timeout", "classes", "batch_sizes"
 HEADINGS = (
     "contender", "images/s", ": first", "source images/s", "p99, ms", "first batch, s", "CPU us/image", "MB",
 )  # fmt: skip
+# With --step, in milliseconds: the rate is the trainer's, and what counts is whether batches come evenly, and when.
+STEPPED = (
+    "contender", "images/s", "p50, ms", "p99, ms", "p99 : p50", "set-up, s", "first batch, s", "peak MB", "waits",
+)  # fmt: skip
 TRAINING = ("training", "images/s", ": the model alone", "the trainer waits")
 
 
@@ -47,14 +51,14 @@ def report(results: dict[str, Any]) -> Iterator[str]:
     yield f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"
     yield f"noise     the same work took up to so much longer in one round than in another: {spreads}"
     yield f"interval  {_confidence(results)}"
-    yield from ("", *_contenders(results["contenders"]))
+    yield from ("", *_contenders(results, results["contenders"]))
     for name, contenders in races(results):
         yield ""
         if name == "training":
             yield from text_table([TRAINING, *map(_training_row, measured(contenders))])
             yield from _notes(contenders)
         else:
-            yield from (name, *_contenders(contenders))
+            yield from (name, *_contenders(results, contenders))
 
 
 def _confidence(results: dict[str, Any]) -> str:
@@ -64,9 +68,14 @@ def _confidence(results: dict[str, Any]) -> str:
     return f"of the median, from order statistics of {results['options']['repeats']} rounds{share}"
 
 
-def _contenders(contenders: Contenders) -> Iterator[str]:
-    yield from text_table([HEADINGS, *map(_row, measured(contenders))])
+def _contenders(results: dict[str, Any], contenders: Contenders) -> Iterator[str]:
+    yield from text_table(_table(results, contenders))
     yield from _notes(contenders)
+
+
+def _table(results: dict[str, Any], contenders: Contenders) -> list[Row]:
+    headings, row = (STEPPED, _stepped_row) if results["options"].get("step") else (HEADINGS, _row)
+    return [headings, *map(row, measured(contenders))]
 
 
 def _row(contender: dict[str, Any]) -> Row:
@@ -75,6 +84,13 @@ def _row(contender: dict[str, Any]) -> Row:
     first_batch = found["set_up_seconds"] + found["first_batch_seconds"]
     numbers = (found["batch_ms"]["p99"], first_batch, found["cpu_us_per_image"], found["memory_mb"])
     return (*_rates(contender), source_images, *map(number, numbers))
+
+
+def _stepped_row(contender: dict[str, Any]) -> Row:
+    found = contender["summary"]
+    p50, p99 = (found["batch_ms"][key] for key in ("p50", "p99"))
+    numbers = (p50, p99, p99 / p50, found["set_up_seconds"], found["first_batch_seconds"], found["peak_mb"])
+    return (*_rates(contender)[:2], *map(number, numbers), f"{100 * found['waiting']:.1f} %")
 
 
 def _training_row(contender: dict[str, Any]) -> Row:
@@ -118,11 +134,14 @@ def _part(results: dict[str, Any], name: str) -> Iterator[str]:
         f"the same work differed by up to {100 * noise:.0f} % from round to round. "
         f"`{shlex.join(results['command'])}`, [{name}]({name})."
     )
-    yield from ("", *markdown_table([HEADINGS, *map(_row, measured(results["contenders"]))]))
+    yield from ("", *markdown_table(_table(results, results["contenders"])))
     if others := [one for one in results["contenders"] if one["status"] != "measured"]:
         yield from ("", "; ".join(f"{one['name']}: {one['status']} ({one['reason']})" for one in others) + ".")
     if results["training"]:
         yield from ("", *markdown_table([TRAINING, *map(_training_row, measured(results["training"]))]))
+    if results["options"].get("step"):  # which the plots do not show
+        for name, contenders in races(results):
+            yield from ("", f"{name}:", "", *markdown_table(_table(results, contenders)))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any, Literal, Protocol
 
 from fdt_pipeline.shards import Manifest
 
-Mixing = Literal["none", "mixup", "fdt in the batch", "fdt"]
+Mixing = Literal["none", "mixup", "fdt in the batch", "fdt in a ring", "fdt"]
 MIXING: dict[Mixing, str] = {
     "none": "no mixing",
     "mixup": "MixUp",
     "fdt in the batch": "FDT in the batch",
+    "fdt in a ring": "FDT in a ring",  # of the last images that were read
     "fdt": "FDT",
 }
 TIMEOUT = 300.0  # seconds without a batch until a contender is stopped; building the native engine takes 12
@@ -47,8 +48,9 @@ class Task:
     format, before it is timed (it is kept from run to run, for one set of shards). Every image is shifted by up to
     `pad` pixels over zeros and flipped with odds 1/2 if `flip` (a contender that has a random crop with padding and a
     flip of its own uses those). mean and std: per channel, in 0..255. size: (height, width) to resize to, where the
-    files' sizes are not all that. num_workers: processes or threads of the loader. seed: of its randomness. half: in
-    float16, for contenders that `python -m tools gpu` asks.
+    files' sizes are not all that. crop: a random part of each image is resized to `size`, by the law of torchvision's
+    RandomResizedCrop with its defaults; else the whole image is. num_workers: processes or threads of the loader. seed:
+    of its randomness. half: in float16, for contenders that `python -m tools gpu` asks.
     """
 
     shards: Path
@@ -62,6 +64,7 @@ class Task:
     mean: tuple[float, ...] = (122.0, 117.0, 104.0)
     std: tuple[float, ...] = (256.0, 256.0, 256.0)
     size: tuple[int, int] | None = None
+    crop: bool = False
     seed: int = 0
     half: bool = False
 
@@ -71,8 +74,10 @@ class Task:
 
     @property
     def is_resized(self) -> bool:
-        """Whether images come out in another size than those of the set have, which may differ."""
-        return self.size is not None and (self.manifest.shape is None or self.size != self.manifest.shape[:2])
+        """Whether images are not just those of the set, which may be of several sizes."""
+        if self.size is None:
+            return False
+        return self.crop or self.manifest.shape is None or self.size != self.manifest.shape[:2]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,11 +90,7 @@ class Task:
 
 
 class Contender(Protocol):
-    """A loader that is set up. Batches are (images, targets): targets i64[n], or f32[n num_classes] where it mixes.
-
-    An attribute `batches_at_once`, if there is one: how many come together, such as those cut from a mix window; a turn
-    is a multiple of it.
-    """
+    """A loader that is set up. Batches are (images, targets): targets i64[n], or f32[n num_classes] where it mixes."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, shuffled; the last one may be smaller or left out."""
@@ -101,17 +102,19 @@ class Contender(Protocol):
 @dataclass(frozen=True)
 class Entry:
     """name: as the table has it. make: sets the contender up; raises NotInstalledError. needs_gpu: it runs on GPUs
-    alone. note: what the reader should know."""
+    alone. note: what the reader should know. max_images: of FDT's sums; None for as many as there are classes."""
 
     name: str
     mixing: Mixing
     make: Callable[[Task], Contender]
     needs_gpu: bool = False
     note: str = ""
+    max_images: int | None = None
 
     def images_per_output(self, num_classes: int) -> float:
         """E[K]: how many images of the set an output reads on average."""
-        return {"none": 1.0, "mixup": 2.0}.get(self.mixing, (num_classes + 1) / 2)
+        most = min(num_classes, self.max_images or num_classes)
+        return {"none": 1.0, "mixup": 2.0}.get(self.mixing, (most + 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,12 @@ class Spec:
     """What a worker process runs.
 
     contender: its name, or module:function. kind: the loader alone, the model alone (the contender does not matter
-    then), or the loader feeding the model.
+    then), or the loader feeding the model. step_ms: instead of a model, how long a trainer's step takes that leaves the
+    CPU to the loader, as one on a GPU does.
     """
 
     contender: str
     task: Task
     kind: Literal["loader", "model", "both"] = "loader"
     model: str | None = None
+    step_ms: float | None = None

@@ -58,9 +58,7 @@ class BatchTimer:
         self._contender, self._step, self._ready, self._clock = contender, step, ready, clock
         self._count = None if endless else EpochCount(task)
         self._fingerprints: list[bytes] = []
-        self._at_once = int(getattr(contender, "batches_at_once", 1))
-        # What lies ready after a rest: two batches a worker, or a few windows that are cut into batches.
-        self._ahead = max(2 * task.num_workers + 4, 3 * self._at_once)
+        self._ahead = 2 * task.num_workers + 4  # what lies ready after a rest: two batches a worker, and some more
         self.epoch, self.taken = -1, 0  # images taken so far, those of warm-ups included
         self._batches: Iterator[Batch] = iter(())
 
@@ -89,7 +87,7 @@ class BatchTimer:
         times: list[float] = []
         images, waited = 0, 0.0
         begin = before = self._clock()
-        while before - begin < seconds or len(times) < 2 * self._at_once or len(times) % self._at_once:
+        while before - begin < seconds or len(times) < 2:
             images += self._take()
             waited += self._clock() - before
             if self._step is not None:

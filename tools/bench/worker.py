@@ -128,12 +128,16 @@ def serve(connection: Connection, spec: Spec, batches: ctypes.c_uint64) -> None:
                 return
 
 
+def _sleep(seconds: float, images: Any, targets: Any) -> None:
+    """A trainer's step of so many seconds, in which the CPU is idle."""
+    time.sleep(seconds)
+
+
 class CountedBatches:
     """A contender that counts up `batches`, in memory shared with the parent, which so notices one that hangs."""
 
     def __init__(self, contender: Contender, batches: ctypes.c_uint64) -> None:
         self._contender, self._counted = contender, batches
-        self.batches_at_once = getattr(contender, "batches_at_once", 1)
         self.close = contender.close
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -170,7 +174,10 @@ class Worker:
         else:
             made = find_entry(spec.contender).make(spec.task)
         self._contender = CountedBatches(made, self._batches)
-        set_up, step = time.perf_counter() - begin, None
+        set_up = time.perf_counter() - begin
+        step: Callable[[Any, Any], None] | None = None
+        if spec.step_ms is not None:
+            step = partial(_sleep, spec.step_ms / 1e3)
         if spec.model is not None:
             from .training import Trainer
 

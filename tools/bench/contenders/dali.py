@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -18,6 +19,7 @@ from .images import arrays, dali, framed
 
 Graph = Callable[[], tuple[Any, Any]]
 KEPT = 8  # batches; DALI has two queues of two under way, and reads them where they are
+CROP = {"random_area": [0.08, 1.0], "random_aspect_ratio": [3 / 4, 4 / 3], "num_attempts": 10}  # as torchvision's
 SHUFFLED = 4096  # samples that the reader keeps to draw from; four of our shards
 
 
@@ -49,7 +51,7 @@ class DaliEpochs:
 
 
 def from_shards(task: Task) -> DaliEpochs:
-    """Read, decode, resize, shift, then flip and normalize."""
+    """Read, decode all of an image or a random part of it, resize, shift, then flip and normalize."""
     fn, types = dali().fn, dali().types
 
     def graph() -> tuple[Any, Any]:
@@ -79,7 +81,8 @@ def _decoded(encoded: Any, task: Task) -> Any:
         pixels = fn.reshape(encoded[len(npy_header(task.manifest.shape)) :], shape=task.manifest.shape, layout="HWC")
         return pixels.gpu() if on_gpu else pixels
     kind = types.GRAY if task.manifest.channels == 1 else types.RGB
-    return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=kind)
+    decoder = partial(fn.decoders.image_random_crop, **CROP) if task.crop else fn.decoders.image
+    return decoder(encoded, device="mixed" if on_gpu else "cpu", output_type=kind)
 
 
 def _normalized(images: Any, task: Task, **crop: Any) -> Any:

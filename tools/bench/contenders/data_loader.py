@@ -22,11 +22,13 @@ from ..task import Batch, Entry, Task
 from .images import (
     LoaderEpochs,
     arrays,
+    augmentation,
     framed,
     image_files,
     is_raw,
     read_pil,
     read_tensor,
+    standardized,
     torchvision_v2,
     whole_transform,
 )
@@ -38,8 +40,8 @@ class WholeImages(Dataset[Any]):
     They are held as torchvision's CIFAR10 and ImageFolder do, but tensors are u8 [c h w] from the start.
     """
 
-    def __init__(self, task: Task, pil: bool) -> None:
-        self.transform = whole_transform(task, pil)
+    def __init__(self, task: Task, pil: bool, transform: Callable[[Any], Any] | None = None) -> None:
+        self.transform = transform or whole_transform(task, pil)
         self._channels, self._pil = task.manifest.channels, pil
         self._images: Any = None
         self._labels: Any
@@ -166,7 +168,16 @@ def loader_options(task: Task) -> dict[str, Any]:
 
 
 def _whole(task: Task, mix: Callable[[torch.Tensor, torch.Tensor], Batch] | None = None) -> LoaderEpochs:
-    """mix: what becomes of a batch in the collate function, as torchvision's documentation has it."""
+    """mix: what becomes of a batch in the collate function, as torchvision's documentation has it.
+
+    Without it, image files stay u8 as far as the trainer's process, which standardizes a batch at once: 15 % faster at
+    224 x 224 than in the workers.
+    """
+    if mix is None and not is_raw(task):
+        v2 = torchvision_v2()
+        images = WholeImages(task, pil=False, transform=v2.Compose(augmentation(task) or [v2.Identity()]))
+        loader = DataLoader(images, shuffle=True, **loader_options(task))
+        return LoaderEpochs(loader, task, lambda u8, labels: (standardized(u8, task), labels))
     collate = (lambda samples: mix(*default_collate(samples))) if mix else None
     loader = DataLoader(WholeImages(task, pil=False), shuffle=True, collate_fn=collate, **loader_options(task))
     return LoaderEpochs(loader, task)
@@ -211,7 +222,7 @@ class GpuImages:
 
 
 ENTRIES = (
-    Entry("DataLoader, torchvision", "none", _whole, note="u8 tensors from the start"),
+    Entry("DataLoader, torchvision", "none", _whole, note="u8 tensors from the start; files are u8 to the end"),
     Entry(
         "DataLoader, torchvision, MixUp", "mixup",
         lambda task: _whole(task, torchvision_v2().MixUp(num_classes=task.num_classes)),

@@ -135,12 +135,14 @@ def read_tensor(file: str | BinaryIO | Image.Image, channels: int) -> torch.Tens
 
 
 def augmentation(task: Task) -> list[Any]:
-    """Transforms of u8[c h w], or of PIL images: resize, random crop out of a frame of zeros, flip."""
+    """Transforms of u8[c h w], or of PIL images: random resized crop; or resize, and random crop out of a frame of
+    zeros; then flip."""
     v2 = torchvision_v2()
     size = task.shape[1:]
     resize = [v2.Resize(size, antialias=True)] if task.size is not None else []
     crop = [v2.RandomCrop(size, padding=task.pad)] if task.pad else []
-    return [*resize, *crop, *([v2.RandomHorizontalFlip()] if task.flip else [])]
+    moved = [v2.RandomResizedCrop(size, antialias=True)] if task.crop else [*resize, *crop]
+    return [*moved, *([v2.RandomHorizontalFlip()] if task.flip else [])]
 
 
 def whole_transform(task: Task, pil: bool = False) -> Any:
@@ -152,3 +154,9 @@ def whole_transform(task: Task, pil: bool = False) -> Any:
     to_tensor = [v2.ToImage()] if pil else []
     standardize = [v2.ToDtype(torch.float32), v2.Normalize(list(task.mean), list(task.std), inplace=True)]
     return v2.Compose([*augmentation(task), *to_tensor, *standardize])
+
+
+def standardized(u8: torch.Tensor, task: Task) -> torch.Tensor:
+    """u8[n c h w] -> f32[n c h w], in one pass and two in place."""
+    mean, std = (torch.tensor(values, device=u8.device).reshape(1, -1, 1, 1) for values in (task.mean, task.std))
+    return u8.float().sub_(mean).div_(std)

@@ -65,22 +65,24 @@ class Decode:
 def _timm(task: Task, mixup: bool) -> LoaderEpochs:
     data = imported("timm.data", TIMM)
     on_gpu = task.device != "cpu"
+    # Workers give u8, and a batch is standardized at once; but mixed before that on a CPU, it would be rounded.
+    prefetches = on_gpu or not (mixup or is_raw(task))
     # Mixup pairs a batch with its mirror image, and so needs an even one.
     batch_size = task.batch_size - task.batch_size % 2 if mixup else task.batch_size
     options: dict[str, Any] = {"mixup_alpha": 1.0, "label_smoothing": 0.0, "num_classes": task.num_classes}
     torch.manual_seed(task.seed)  # of its sampler, which has no other
     loader = data.create_loader(
-        WholeImages(task, pil=True), task.shape, batch_size, is_training=True,
+        WholeImages(task, pil=True), task.shape, batch_size, is_training=True, color_jitter=None,
         mean=tuple(mean / 255 for mean in task.mean), std=tuple(std / 255 for std in task.std),
         num_workers=task.num_workers, persistent_workers=task.num_workers > 0, pin_memory=on_gpu,
-        device=torch.device(task.device), use_prefetcher=on_gpu,
-        collate_fn=data.FastCollateMixup(**options) if mixup and on_gpu else None,
+        device=torch.device(task.device), use_prefetcher=prefetches,
+        collate_fn=data.FastCollateMixup(**options) if mixup and prefetches else None,
     )  # fmt: skip
-    # Its training transforms are ImageNet's random resized crops: crops with padding take their place. On a GPU its
-    # prefetcher normalizes.
-    to_u8 = [*augmentation(task), imported("timm.data.transforms", TIMM).ToNumpy()]
-    loader.dataset.transform = torchvision_v2().Compose(to_u8) if on_gpu else whole_transform(task, pil=True)
-    mix = data.Mixup(**options) if mixup and not on_gpu else None
+    if not task.crop:
+        # Its training transforms are ImageNet's random resized crops: crops with padding take their place.
+        to_u8 = [*augmentation(task), imported("timm.data.transforms", TIMM).ToNumpy()]
+        loader.dataset.transform = torchvision_v2().Compose(to_u8) if prefetches else whole_transform(task, pil=True)
+    mix = data.Mixup(**options) if mixup and not prefetches else None
     return LoaderEpochs(loader, task, mix or (lambda *batch: batch))
 
 
@@ -182,8 +184,11 @@ class FfcvEpochs:
         beton = made_once(task.work / "images.beton", partial(_write_beton, task))
         on_gpu = task.device != "cpu"
         moved = [transforms.ToDevice(torch.device(task.device), non_blocking=True)] if on_gpu else []
+        whole = (
+            decoders.CenterCropRGBImageDecoder(task.size, ratio=1) if task.size else decoders.SimpleRGBImageDecoder()
+        )
         image = [
-            decoders.CenterCropRGBImageDecoder(task.size, ratio=1) if task.size else decoders.SimpleRGBImageDecoder(),
+            decoders.RandomResizedCropRGBImageDecoder(task.size) if task.crop else whole,
             *([transforms.RandomTranslate(padding=task.pad)] if task.pad else []),
             *([transforms.RandomHorizontalFlip()] if task.flip else []),
             transforms.NormalizeImage(np.array(task.mean), np.array(task.std), np.float32),
