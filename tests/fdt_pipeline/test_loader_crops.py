@@ -10,11 +10,13 @@ from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize, resized_crop
 
 from fdt_pipeline import FDT, Augment, FDTLoader, RandomResizedCrop, ResizeCrop, fdt_pipeline
+from fdt_pipeline.cli import main
 from fdt_pipeline.definition.crops import draw_crops
 from fdt_pipeline.loader import reading
 from fdt_pipeline.loader.preprocessing import fn, types
 from fdt_pipeline.shards import ShardError, iterate_shards, read_manifest, write_shards
 from fdt_pipeline.storage import open_folder
+from tests.foreign_tars import label_of, levels, sample, write_tar
 from tests.loading import PIXELS, assert_same, global_batches, joined, ranks
 from tests.numbered import PlainSource
 from tests.photographs import photograph
@@ -123,6 +125,21 @@ def test_both_engines_mix_the_same_crops(photos):
     options = {"mix": FDT(max_images=4), "augment": CROP, "preprocess": negative, "ring": 30, **PIXELS}
     native, torchs = (joined(FDTLoader(photos, 16, engine=engine, **options)) for engine in ("native", "torch"))
     torch.testing.assert_close(native, torchs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("crop", [RandomResizedCrop(6), ResizeCrop(7, 6)])
+def test_foreign_tars_are_cropped_where_they_are(tmp_path, engine, crop):
+    """Two tars of one name, in folders of their own; every image is flat, and shows its label."""
+    for part in range(2):
+        members = [member for number in range(20 * part, 20 * part + 20) for member in sample(number)]
+        write_tar(tmp_path / f"part{part}" / "x.tar", members)
+    assert (
+        main(["index", *(str(tmp_path / f"part{part}" / "x.tar") for part in range(2)), "--out", str(tmp_path / "set")])
+        == 0
+    )
+    images, targets = joined(FDTLoader(tmp_path / "set", 8, mix=None, augment=crop, engine=engine, **PIXELS))
+    assert levels(images).tolist() == targets.argmax(1).tolist()
+    assert sorted(levels(images)) == sorted(map(label_of, range(40)))
 
 
 def test_evaluation_is_torchvisions_resize_and_center_crop(photos, engine):
