@@ -12,6 +12,7 @@ for, and says what to install where they are missing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Series, Uniform
 from fdt_pipeline.definition.superposition import (
     FDT,
@@ -47,6 +48,8 @@ __all__ = [
     "Plan",
     "Pool",
     "Power",
+    "RandomResizedCrop",
+    "ResizeCrop",
     "Series",
     "SparseTargets",
     "Uniform",

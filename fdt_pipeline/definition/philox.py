@@ -31,6 +31,8 @@ class Stream(IntEnum):
     SHARDING = 3
     READER = 4
     SUBSET = 5
+    CROP = 6
+    PREPROCESS = 7
 
 
 def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> U32:

@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fdt_pipeline.definition.superposition import FDT
@@ -47,6 +48,7 @@ class Incoming(NamedTuple):
     images: as `Samples` has them; u8[n h w c] once they are decoded. first: the epoch's number of the first output;
     position: of the first sample in this rank's epoch. num_new: samples that do not only fill the batch up.
     has_outputs: otherwise the samples only fill the ring, as they did before the place where the epoch is resumed.
+    numbers: what `Decoding.inputs` gives for them.
     """
 
     samples: Samples
@@ -56,6 +58,7 @@ class Incoming(NamedTuple):
     position: int
     num_new: int
     has_outputs: bool
+    numbers: dict[str, npt.NDArray[np.float32]]
 
     @property
     def size(self) -> int:
@@ -167,7 +170,7 @@ def _files(group: list[Incoming], with_position: bool) -> dict[str, Any]:
     """A sample of DALI's is one image."""
     [batch] = group
     ids = batch.ids_of_samples(with_position)
-    return {"images": batch.images, "labels": batch.samples.labels, "ids": ids}
+    return {"images": batch.images, "labels": batch.samples.labels, "ids": ids, **batch.numbers}
 
 
 def _finished(made: Made[T], mixing: Mixing, are_single: bool = False) -> Made[T]:
@@ -184,14 +187,18 @@ def _finished(made: Made[T], mixing: Mixing, are_single: bool = False) -> Made[T
 def decoded(
     inputs: Generator[Incoming, None, None], decoding: Decoding, dali: DaliOptions, most: int
 ) -> Generator[Incoming, None, None]:
-    """Batches of up to `most` files, or of images to be resized, as batches of images u8[n h w c].
+    """Batches of up to `most` files, or of images that there is something to do to, as batches of images u8[n h w c].
 
     In a pipeline of its own, on the CPU: it works ahead on threads, which must not call CUDA (running.py).
     """
     pipeline = decoding_pipeline(decoding, **dali.arguments(most))
-    with closing(inputs), closing(run_pipeline(pipeline, inputs, lambda batch: {"images": batch.images})) as made:
+    with closing(inputs), closing(run_pipeline(pipeline, inputs, _undecoded)) as made:
         for batch, outputs in made:
             yield batch._replace(images=outputs.tensors[0].numpy())
+
+
+def _undecoded(batch: Incoming) -> dict[str, Any]:
+    return {"images": batch.images, **batch.numbers}
 
 
 def grouped(inputs: Generator[Incoming, None, None], most: int) -> Generator[list[Incoming], None, None]:

@@ -15,6 +15,7 @@ import torch
 
 from fdt_pipeline.loader.bad_samples import find_bad
 from fdt_pipeline.loader.checkpoint import Cursor
+from fdt_pipeline.loader.decoding import Decoding, preprocess_name
 from fdt_pipeline.loader.engines import (
     Incoming,
     Made,
@@ -24,12 +25,11 @@ from fdt_pipeline.loader.engines import (
     decoded,
     grouped,
 )
-from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.loader.memory import SHUFFLED
 from fdt_pipeline.loader.mixes import MixSchedule
 from fdt_pipeline.loader.order import Batching, EpochOrder, Leg, epoch_order
 from fdt_pipeline.loader.prefetch import prefetched
-from fdt_pipeline.loader.reading import KnownBad, read_samples
+from fdt_pipeline.loader.reading import KnownBad, first_positions, read_samples
 from fdt_pipeline.loader.running import Copy, DaliError, DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, StatsCounter
 from fdt_pipeline.shards import Manifest
@@ -200,6 +200,7 @@ class StreamingEpochs(_Epochs):
         self.decoding, self.decoder, self.ring, self.seed = decoding, decoder, ring, seed
         self.train, self.substitute, self.prefetch = train, substitute, prefetch
         self.watch, self.stats = watch, stats
+        self.starts = first_positions(manifest)
         self.known_bad: dict[tuple[str, int], str] = {}
         # A loader of remote shards that waits for its next epoch must hold none of them in the cache.
         self.chain = EpochChain(schedule, goes_on=not isinstance(files, CachedShardFiles))
@@ -259,13 +260,15 @@ class StreamingEpochs(_Epochs):
             oldest = max(0, min(begin + size, end) - self.ring) // size * size if each.mix else begin
             bounds = [(at, min(at + size, end)) for at in range(min(begin, oldest), end, size)]
             batches = read_samples(
-                self.files, self.manifest, order, bounds, self.substitute, known_bad, self.engine.together
-            )
+                self.files, self.manifest, order, bounds, self.substitute, known_bad, self.engine.together,
+                with_sizes=self.decoding.crop is not None,
+            )  # fmt: skip
             with closing(batches):
                 for (at, stop), samples in zip(bounds, batches, strict=True):
+                    numbers = self.decoding.of_samples(self.seed, each.epoch, samples, self.starts)
                     yield Incoming(
                         samples, samples.images, each.epoch, order.first + at, at, min(stop, num_new) - at,
-                        has_outputs=at >= begin,
+                        has_outputs=at >= begin, numbers=numbers,
                     )  # fmt: skip
 
     def _order(self, cursor: Cursor) -> EpochOrder:
@@ -278,17 +281,20 @@ class StreamingEpochs(_Epochs):
     def _remember_bad(self, error: DaliError, where: str) -> None:
         """DALI loses a whole batch to one bad sample, and does not say which: it is looked for among those in flight.
         RuntimeError, naming what was found, unless bad samples are substituted."""
-        in_flight = [batch.samples for each in error.inputs for batch in (each if isinstance(each, list) else [each])]
-        named = [(samples, find_bad(samples, self.manifest, self.decoding)) for samples in in_flight]
+        in_flight = [batch for each in error.inputs for batch in (each if isinstance(each, list) else [each])]
+        named = [(each.samples, find_bad(each, self.manifest, self.decoding)) for each in in_flight]
         found = [(samples, i, reason) for samples, reasons in named for i, reason in reasons.items()]
         if found and self.substitute:
             self.known_bad |= {samples.identity(i): reason for samples, i, reason in found}
             return
         url = self.files.folder.url
         names = "; ".join(f"{samples.name(i)}: {reason}" for samples, i, reason in found)
+        hint = f"`fdt-pipeline verify --decode {url}` names shard and key"
+        if self.decoding.preprocess:
+            name = preprocess_name(self.decoding.preprocess)
+            hint = f"or preprocess={name} failed, or gave another shape or type than it was given; {hint}"
         raise RuntimeError(
-            f"{where}: a sample of {url} could not be read or decoded: {error}; "
-            f"{names or f'`fdt-pipeline verify --decode {url}` names shard and key'}"
+            f"{where}: a sample of {url} could not be read or decoded: {error}; {names or hint}"
         ) from error
 
     def _count(self, batch: Incoming, cursor: Cursor) -> None:

@@ -1,7 +1,7 @@
 """The way of an image through DALI, one line a stage, in data order. Start reading here.
 
 resident:   ids -> draw a plan from the whole set -> gather, shift, flip, weigh, sum, normalize, cast, lay out
-streaming:  files or arrays -> decode -> (resize) -> into the ring -> the same, drawn from the ring
+streaming:  files or arrays -> decode (a crop) -> (resize, preprocess) -> into the ring -> the same, drawn from the ring
 
 The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` feeds the pipelines below by name
 (running.py). `fdt_pipeline(...)` gives the same graphs inputs that DALI itself calls for.
@@ -9,14 +9,16 @@ The last stage is one native operator (native/csrc/operators.cc). `FDTLoader` fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fdt_pipeline.dali import import_dali
+from fdt_pipeline.definition.crops import RandomResizedCrop
 from fdt_pipeline.definition.superposition import image_range
+from fdt_pipeline.loader.decoding import Decoding
 from fdt_pipeline.loader.options import Mixing
+from fdt_pipeline.loader.preprocessing import preprocessed
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
 
@@ -27,27 +29,9 @@ fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """What is done to the images of a batch. is_encoded: they are files; size: (height, width) to resize to."""
-
-    is_encoded: bool
-    channels: int
-    size: tuple[int, int] | None = None
-
-    def is_needed(self) -> bool:
-        """Whether it does anything."""
-        return self.is_encoded or self.size is not None
-
-
 def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
     """Ids -> (images, targets); `arguments` are `resident_arguments`, device is "cpu" or "gpu"."""
     return tuple(fn.fdt.superpose_resident(ids, device=device, **arguments))
-
-
-def streaming(image: Any, label: Any, ids: Any, decoding: Decoding, arguments: dict[str, Any], device: str) -> Any:
-    """Images or files, labels i64[1] and ids -> (images, targets); `arguments` are `streaming_arguments`."""
-    return superpose(decode(image, decoding), label, ids, arguments, device)
 
 
 def superpose(image: Any, label: Any, ids: Any, arguments: dict[str, Any], device: str) -> Any:
@@ -56,12 +40,33 @@ def superpose(image: Any, label: Any, ids: Any, arguments: dict[str, Any], devic
     return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
 
 
-def decode(image: Any, decoding: Decoding) -> Any:
-    """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.size` if that is given."""
+def decode(image: Any, decoding: Decoding, regions: Any = None, random: Any = None, device: str = "cpu") -> Any:
+    """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.output_size` where that is given.
+
+    regions, random: what `Decoding.inputs` gives for the sample, where it does. device: "gpu" decodes files there.
+    """
+    if isinstance(decoding.crop, RandomResizedCrop):  # no more than the crop is decoded
+        place, extent = fn.cast(regions[:2], dtype=types.INT32), fn.cast(regions[2:], dtype=types.INT32)
+        image = fn.resize(
+            _read(image, decoding, device, start=place, shape=extent, axes=(0, 1)), size=decoding.output_size
+        )
+    elif decoding.crop is not None:  # resized and cropped at once
+        begin, end = regions[:2], regions[:2] + regions[2:]
+        image = fn.resize(_read(image, decoding, device), size=decoding.output_size, roi_start=begin, roi_end=end)
+    else:
+        image = _read(image, decoding, device)
+        image = fn.resize(image, size=decoding.size) if decoding.size else image
+    return preprocessed(image, decoding.preprocess, random) if decoding.preprocess else image
+
+
+def _read(image: Any, decoding: Decoding, device: str, **part: Any) -> Any:
+    """Images u8[h w c], or a part of them."""
     if decoding.is_encoded:
+        operator = fn.decoders.image_slice if part else fn.decoders.image
         kind = types.GRAY if decoding.channels == 1 else types.RGB
-        image = fn.decoders.image(image, device="cpu", output_type=kind, **AS_STORED)
-    return fn.resize(image, size=decoding.size) if decoding.size else image
+        return operator(image, device="mixed" if device == "gpu" else "cpu", output_type=kind, **AS_STORED, **part)
+    image = image.gpu() if device == "gpu" else image
+    return fn.slice(image, **part) if part else image
 
 
 @pipeline_def
@@ -80,22 +85,29 @@ def batches_pipeline(arguments: dict[str, Any], device: str) -> Any:
 
 @pipeline_def
 def files_pipeline(arguments: dict[str, Any], decoding: Decoding, device: str) -> Any:
-    """Inputs "images", "labels" i64[1] and "ids" i64[2] or i64[3]: a sample is a file, or an image to be resized."""
-    image = fn.external_source(name="images", **_images(decoding))
+    """Inputs "images", "labels" i64[1], "ids" i64[2] or i64[3], and those of `Decoding.inputs`: a sample is a file, or
+    an image to be cropped, resized or preprocessed."""
+    image = _decoded(decoding)
     label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
-    return streaming(image, label, ids, decoding, arguments, device)
+    return superpose(image, label, ids, arguments, device)
 
 
 @pipeline_def
 def decoding_pipeline(decoding: Decoding) -> Any:
-    """Input "images"; images u8[h w c] and nothing else."""
-    return decode(fn.external_source(name="images", **_images(decoding)), decoding)
+    """Inputs "images" and those of `Decoding.inputs`; images u8[h w c] and nothing else."""
+    return _decoded(decoding)
+
+
+def _decoded(decoding: Decoding) -> Any:
+    image = fn.external_source(name="images", **_images(decoding))
+    return decode(image, decoding, **{name: fn.external_source(name=name, **NUMBERS) for name in decoding.input_names})
 
 
 # DALI 2 turns images as their EXIF says, and DALI 1 does not: like torchvision's loaders, none does here.
 _can_turn: bool = _dali.backend.GetSchema("decoders__Image").HasArgument("adjust_orientation")
 AS_STORED: dict[str, Any] = {"adjust_orientation": False} if _can_turn else {}
 IDS: dict[str, Any] = {"batch": True, "dtype": types.INT64, "ndim": 1}
+NUMBERS: dict[str, Any] = {"batch": True, "dtype": types.FLOAT, "ndim": 1}
 
 
 def _images(decoding: Decoding) -> dict[str, Any]:
@@ -104,11 +116,11 @@ def _images(decoding: Decoding) -> dict[str, Any]:
 
 
 def batch_inputs(decoding: Decoding) -> dict[str, Any]:
-    """Arguments of one external source that gives a batch's images, labels and ids."""
-    images = _images(decoding)
-    return {"batch": True, **{name: [images[name], IDS[name], IDS[name]] for name in ("dtype", "ndim")}} | {
-        "layout": [images["layout"], "", ""]
-    }
+    """Arguments of one external source that gives a batch's images, labels, ids, and what `Decoding.inputs` gives."""
+    images, numbers = _images(decoding), [NUMBERS] * len(decoding.input_names)
+    kinds = [images, IDS, IDS, *numbers]
+    fields = {name: [kind[name] for kind in kinds] for name in ("dtype", "ndim")}
+    return {"batch": True, **fields, "layout": [images["layout"]] + [""] * (len(kinds) - 1)}
 
 
 def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False) -> dict[str, Any]:

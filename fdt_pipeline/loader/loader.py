@@ -18,15 +18,16 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Augment, Pool
+from fdt_pipeline.definition.superposition import FDT, Pool
 from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, mode_of, pack_state, unpack_state
+from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
 from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
-from fdt_pipeline.loader.graphs import Decoding
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_ring, is_small_ring, read_pool
 from fdt_pipeline.loader.mixes import Mix, MixSchedule, describe_mix
 from fdt_pipeline.loader.options import (
     PAPER_STD,
+    Augmentation,
     LastBatch,
     Options,
     PerChannel,
@@ -35,8 +36,10 @@ from fdt_pipeline.loader.options import (
     checked_threads,
     chosen_augment,
     chosen_mix,
+    chosen_normalization,
 )
 from fdt_pipeline.loader.order import Batching, find_ranks
+from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
 from fdt_pipeline.loader.torch_engine import TorchResident, TorchStreaming
@@ -54,13 +57,21 @@ class FDTLoader:
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
         images, each once an epoch in a new order; or a function: epoch -> one of these); augment is done to every
-        constituent (default `Augment()`, pad 4 and flip; None for none).
+        constituent (default `Augment()`, pad 4 and flip; None for none), or, while streaming, to every sample once an
+        epoch: `RandomResizedCrop(224)`, drawn from (seed, epoch, sample), of which no more is decoded.
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
+        augment=ResizeCrop(256, 224) resizes the shorter side and shows the middle.
+    preprocess: a function of DALI nodes, done to the images, u8[h w c], while streaming, once they are decoded, cropped
+        and resized and before they are mixed; it gives images of the same shape and type. What is a function of the
+        images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
+        [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
+        pipeline: their numbers differ from run to run, after a resume, and between ranks.
     targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
         weight. `sparse_targets` makes them (classes, weights) where classes are many.
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
-        gray). channels=3 repeats gray images to three channels. channels_last=True gives that memory format.
+        gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
+        channels_last=True gives that memory format.
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
@@ -70,7 +81,8 @@ class FDTLoader:
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     ring: decoded samples that streaming keeps in memory, uint8, and draws each batch's sums from; it is empty when an
         epoch begins. Default: 1,024, or 10 for each image of the largest sum where that is more, up to 2 GiB.
-    size: (height, width) that streaming resizes to; needed where images differ in size.
+    size: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in size,
+        this or a RandomResizedCrop or ResizeCrop is needed.
     verify: streaming reads every byte of the shards to check their sha256 before it begins (resident does in any case);
         otherwise each sample is checked by its CRC-32 when this process reads it first.
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
@@ -104,13 +116,15 @@ class FDTLoader:
         *,
         train: bool = True,
         mix: Mix | Literal["default"] = "default",
-        augment: Augment | Literal["default"] | None = "default",
+        augment: Augmentation | Literal["default"] | None = "default",
+        preprocess: Preprocess | None = None,
         device: str | torch.device = "cpu",
         mode: Literal["auto", "resident", "streaming"] = "auto",
         engine: Literal["auto", "native", "torch"] = "auto",
         seed: int = 0,
         mean: PerChannel | None = None,
         std: PerChannel = PAPER_STD,
+        normalize: Literal["imagenet"] | None = None,
         channels: int | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
@@ -127,11 +141,12 @@ class FDTLoader:
         prefetch: int = 2,
         strict_state: bool = True,
     ) -> None:
+        mean, std = chosen_normalization(normalize, mean, std)
         self.options = options = Options(
             batch_size=batch_size, train=train, mix=chosen_mix(train, mix), augment=chosen_augment(train, augment),
             device=checked_device(device), mode=mode, engine=engine, seed=seed, mean=mean, std=std, channels=channels,
             dtype=dtype, channels_last=channels_last, pin_memory=pin_memory, size=size, ring=ring,
-            verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
+            preprocess=preprocess, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
             num_threads=checked_threads(num_threads), prefetch=prefetch, strict_state=strict_state,
         )  # fmt: skip
         ranks = find_ranks(rank, world_size)
@@ -144,9 +159,9 @@ class FDTLoader:
         self.engine = choose_engine(engine, self.device, self.num_classes)
         asked = options.asked_mode()
         self._mode_follows_state = asked == "auto"
-        frame = options.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
+        frame = self._mixing.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
         chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
-        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen, size)
+        height, width = checked_image_size(self.manifest.shape, self.shards.url, chosen, options.image_size)
         self.shape = (self._mixing.output.channels, height, width)
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[weakref.ref[Generator[Any, None, None]]] = []
@@ -410,6 +425,7 @@ class FDTLoader:
             "mode": mode,
             "mix": describe_mix(options.mix, self.num_classes),
             "augment": repr(options.augment),
+            "preprocess": preprocess_name(options.preprocess) if options.preprocess else None,
             "global_batch_size": self.global_batch_size,
             "last_batch": options.last_batch,
             "mean": list(output.mean),
@@ -426,7 +442,7 @@ class FDTLoader:
         most = 1 if self.engine == "torch" else self.options.batches_together(self.shape)
         if self.engine == "native":
             pool = read_pool(
-                self.shards, self.manifest, self.options.augment.pad, self.device, self.options.num_threads
+                self.shards, self.manifest, self._mixing.augment.pad, self.device, self.options.num_threads
             )
             engine = NativeResident(self._mixing, self.device, pool, most, self._dali(most), in_order)
         else:
@@ -445,7 +461,9 @@ class FDTLoader:
     def _streaming(self) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
         ring, is_small = self._checked_ring()
-        decoding = Decoding(manifest.encoding != "raw", manifest.channels, options.size)
+        decoding = options.decoding(manifest)
+        if options.preprocess is not None:
+            check_preprocess(options.preprocess, (*self.shape[1:], manifest.channels))
         engine: StreamingEngine
         if self.engine == "native":
             decodes = decoding.is_needed() and self.device.type == "cpu"

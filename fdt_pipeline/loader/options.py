@@ -14,8 +14,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment
+from fdt_pipeline.loader.decoding import Decoding, Preprocess, takes_random
 from fdt_pipeline.loader.mixes import Mix, MixSchedule
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.shards import Manifest
@@ -29,6 +31,7 @@ MOST_TOGETHER = 16  # batches of one DALI iteration
 TOGETHER_BYTES = 64 << 20  # of their images
 
 PerChannel = float | Sequence[float]
+Augmentation = Augment | RandomResizedCrop | ResizeCrop
 Mode = Literal["auto", "resident", "streaming"]
 LastBatch = Literal["partial", "drop", "fill"]
 
@@ -70,7 +73,7 @@ class Options:
     """
 
     mix: Mix
-    augment: Augment
+    augment: Augmentation
     device: torch.device
     num_threads: int
     batch_size: int
@@ -85,6 +88,7 @@ class Options:
     channels_last: bool = False
     pin_memory: bool = False
     size: tuple[int, int] | None = None
+    preprocess: Preprocess | None = None
     ring: int | None = None
     verify: bool = False
     on_bad: Literal["error", "substitute"] = "error"
@@ -104,17 +108,39 @@ class Options:
         random_words(operator.index(self.seed), Stream.PLAN, 0, 0, 0)  # raises where it is out of range
         check_size(self.size)
         check_pinning(self.pin_memory, self.device)
+        if self.preprocess is not None:
+            takes_random(self.preprocess)  # raises where it is no such function
+        if self.mode == "resident" and self.crop is not None:
+            raise ValueError(f'augment={self.crop!r} is for streaming: leave mode out, or pass mode="streaming"')
+        if self.mode == "resident" and self.preprocess is not None:
+            raise ValueError('preprocess is for streaming: leave mode out, or pass mode="streaming"')
+
+    @property
+    def crop(self) -> RandomResizedCrop | ResizeCrop | None:
+        """What `augment` says of whole images, before they are mixed."""
+        return None if isinstance(self.augment, Augment) else self.augment
+
+    def decoding(self, manifest: Manifest) -> Decoding:
+        """What is done to the images of streaming. ValueError where that cannot be."""
+        return Decoding(manifest.encoding != "raw", manifest.channels, self.size, self.crop, self.preprocess)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) that images are cropped or stretched to."""
+        return self.crop.output_size if self.crop else self.size
 
     def mixing(self, manifest: Manifest) -> Mixing:
         """What the operators are told. ValueError where the set does not allow it."""
         num_classes = len(manifest.classes)
         first = MixSchedule(self.mix, num_classes).of(0)
+        augment = self.augment if isinstance(self.augment, Augment) else self.augment.augment
         output = checked_output(manifest.channels, self.channels, self.mean, self.std, self.dtype, self.channels_last)
-        return Mixing(operator.index(self.seed), first or PLAIN, self.augment, num_classes, output, soft=self.train)
+        return Mixing(operator.index(self.seed), first or PLAIN, augment, num_classes, output, soft=self.train)
 
     def asked_mode(self) -> Mode:
-        """The mode that is asked for: "auto" is streaming where images are resized."""
-        return "streaming" if self.mode == "auto" and self.size is not None else self.mode
+        """The mode that is asked for: "auto" is streaming where images are cropped, resized or preprocessed."""
+        is_changed = self.image_size is not None or self.preprocess is not None
+        return "streaming" if self.mode == "auto" and is_changed else self.mode
 
     def batches_together(self, shape: tuple[int, int, int]) -> int:
         """How many batches of images [c h w] DALI makes in one iteration, which takes 0.1 ms and more for itself."""
@@ -140,20 +166,42 @@ def chosen_mix(train: bool, mix: Mix | str) -> Mix:
     raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
 
 
-def chosen_augment(train: bool, augment: Augment | str | None) -> Augment:
-    """The default is `Augment()` in training. Evaluation takes none, and says so if it is asked for one."""
+def chosen_augment(train: bool, augment: Augmentation | str | None) -> Augmentation:
+    """The default is `Augment()` in training. Evaluation takes a ResizeCrop or none, and says so if it is asked for
+    another."""
     if not train:
-        _check_left_out("augment", augment)
+        if isinstance(augment, ResizeCrop):
+            return augment
+        _check_left_out("augment", augment, " (or pass a ResizeCrop)")
         return NO_AUGMENT
     chosen = Augment() if isinstance(augment, str) and augment == "default" else augment or NO_AUGMENT
-    if isinstance(chosen, Augment):
+    if isinstance(chosen, Augmentation):
         return chosen
-    raise ValueError(f"augment must be an Augment or None, got {augment!r}")
+    raise ValueError(f"augment must be an Augment, a RandomResizedCrop, a ResizeCrop or None, got {augment!r}")
 
 
-def _check_left_out(name: str, value: object) -> None:
+def _check_left_out(name: str, value: object, instead: str = "") -> None:
     if value not in ("default", None):
-        raise ValueError(f"train=False yields every sample whole and unchanged: leave {name} out, got {value!r}")
+        raise ValueError(
+            f"train=False yields every sample whole and unchanged: leave {name} out{instead}, got {value!r}"
+        )
+
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def chosen_normalization(
+    normalize: str | None, mean: PerChannel | None, std: PerChannel
+) -> tuple[PerChannel | None, PerChannel]:
+    """(mean, std) as they are given, or of the name that is."""
+    if normalize is None:
+        return mean, std
+    check_choice("normalize", normalize, ("imagenet",))
+    if mean is not None or std is not PAPER_STD:
+        raise ValueError(
+            f"normalize={normalize!r} stands for a mean and a std: leave it out, or leave out mean and std"
+        )
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def checked_threads(num_threads: int | None) -> int:
@@ -203,14 +251,17 @@ def checked_image_size(
     if mode == "resident" and shape is None:
         raise ValueError(
             f'{url} holds images of different sizes, which cannot be resident: pass mode="streaming" and '
-            "size=(height, width), or shard the images again at one size"
+            "size=(height, width) or augment=RandomResizedCrop(size), or shard the images again at one size"
         )
     if mode == "resident" and size is not None:
         raise ValueError('size resizes while streaming: pass mode="streaming", or leave size out')
     if size is not None:
         return size
     if shape is None:
-        raise ValueError(f"{url} holds images of different sizes: pass size=(height, width)")
+        raise ValueError(
+            f"{url} holds images of different sizes: pass size=(height, width), which stretches them, or "
+            "augment=RandomResizedCrop(size) or ResizeCrop(resize, crop), which crop them"
+        )
     return shape[0], shape[1]
 
 

@@ -20,11 +20,13 @@ from nvidia.dali import Pipeline
 
 from fdt_pipeline.definition.superposition import FDT, Augment
 from fdt_pipeline.loader import graphs
+from fdt_pipeline.loader.decoding import Decoding, Preprocess
 from fdt_pipeline.loader.engines import check_native_classes
-from fdt_pipeline.loader.graphs import Decoding, fn, pipeline_def
+from fdt_pipeline.loader.graphs import fn, pipeline_def
 from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_ring, read_pool
 from fdt_pipeline.loader.options import (
     PAPER_STD,
+    Augmentation,
     LastBatch,
     Options,
     PerChannel,
@@ -34,10 +36,12 @@ from fdt_pipeline.loader.options import (
     checked_threads,
     chosen_augment,
     chosen_mix,
+    chosen_normalization,
 )
 from fdt_pipeline.loader.order import Batching, EpochOrder, epoch_order, find_ranks
 from fdt_pipeline.loader.prefetch import Prefetcher
-from fdt_pipeline.loader.reading import Samples, read_samples
+from fdt_pipeline.loader.preprocessing import check_preprocess
+from fdt_pipeline.loader.reading import Samples, first_positions, read_samples
 from fdt_pipeline.native import NativeUnavailable
 from fdt_pipeline.native.load import load
 from fdt_pipeline.native.pool import NativePool
@@ -56,11 +60,13 @@ def fdt_pipeline(
     shards: str | os.PathLike[str],
     *,
     mix: FDT | Literal["default"] | None = "default",
-    augment: Augment | Literal["default"] | None = "default",
+    augment: Augmentation | Literal["default"] | None = "default",
+    preprocess: Preprocess | None = None,
     plan_seed: int = 0,
     mode: Literal["auto", "resident", "streaming"] = "auto",
     mean: PerChannel | None = None,
     std: PerChannel = PAPER_STD,
+    normalize: Literal["imagenet"] | None = None,
     channels: int | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
@@ -81,10 +87,10 @@ def fdt_pipeline(
                 train(batch["images"], batch["targets"])
             batches.reset()
 
-    shards, mix, augment, mode, mean, std, channels, size, verify, rank, world_size and last_batch are FDTLoader's,
-    plan_seed is its seed, and the outputs are its outputs. (The `seed` of a DALI pipeline decides nothing here.)
-    Streaming mixes within a DALI batch, so that should be a large one, and last_batch="fill" goes on with this
-    rank's samples just before the last batch.
+    shards, mix, augment, preprocess, mode, mean, std, normalize, channels, size, verify, rank, world_size and
+    last_batch are FDTLoader's, plan_seed is its seed, and the outputs are its outputs. (The `seed` of a DALI pipeline
+    decides nothing here.) Streaming mixes within a DALI batch, so that should be a large one, and last_batch="fill"
+    goes on with this rank's samples just before the last batch.
     images: dtype (torch.float32 or torch.float16) [c h w], or [h w c] with channels_last; targets: f32 [num_classes].
     epoch: of the first pass; `reset` goes on to the next. device: "cpu" or "gpu", the one that device_id says.
 
@@ -98,11 +104,13 @@ def fdt_pipeline(
         raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
     if dtype == torch.bfloat16:
         raise ValueError("DALI has no bfloat16: leave dtype torch.float32 or take torch.float16, and cast the batches")
+    mean, std = chosen_normalization(normalize, mean, std)
     options = Options(
         batch_size=pipeline.max_batch_size, num_threads=checked_threads(pipeline.num_threads),
         mix=chosen_mix(True, mix), augment=chosen_augment(True, augment),
         device=_checked_device(device, pipeline.device_id), mode=mode, seed=plan_seed, mean=mean, std=std,
-        channels=channels, dtype=dtype, channels_last=channels_last, size=size, verify=verify, last_batch=last_batch,
+        channels=channels, dtype=dtype, channels_last=channels_last, size=size, preprocess=preprocess, verify=verify,
+        last_batch=last_batch,
     )  # fmt: skip
     if callable(options.mix):
         raise ValueError("a mix that is a function of the epoch is for FDTLoader: pass an FDT or None")
@@ -115,7 +123,7 @@ def fdt_pipeline(
     mixing = options.mixing(manifest)
     asked = _mode_of_checkpoint(pipeline) or options.asked_mode() if mode == "auto" else mode
     chosen = choose_mode(asked, manifest.num_samples, manifest.shape, 0, options.device, ranks.world_size)
-    checked_image_size(manifest.shape, folder.url, chosen, size)
+    height, width = checked_image_size(manifest.shape, folder.url, chosen, options.image_size)
     check_native_classes(mixing.num_classes)
     _load_operators()
     if chosen == "resident":
@@ -129,12 +137,15 @@ def fdt_pipeline(
             check_hashes(folder, manifest, options.num_threads, progress)
         files.mark_checked()
     depth = max(1, pipeline.prefetch_queue_depth)
-    source = SampleSource(files, manifest, mixing.seed, batching, epoch, depth)
-    decoding = Decoding(manifest.encoding != "raw", manifest.channels, size)
-    image, label, ids = fn.external_source(
-        source=source, batch_info=True, num_outputs=3, **graphs.batch_inputs(decoding)
+    decoding = options.decoding(manifest)
+    if preprocess is not None:
+        check_preprocess(preprocess, (height, width, manifest.channels))
+    source = SampleSource(files, manifest, decoding, mixing.seed, batching, epoch, depth)
+    image, label, ids, *numbers = fn.external_source(
+        source=source, batch_info=True, num_outputs=3 + len(decoding.input_names), **graphs.batch_inputs(decoding)
     )
-    return graphs.streaming(image, label, ids, decoding, graphs.streaming_arguments(mixing, options.batch_size), device)
+    image = graphs.decode(image, decoding, **dict(zip(decoding.input_names, numbers, strict=True)))
+    return graphs.superpose(image, label, ids, graphs.streaming_arguments(mixing, options.batch_size), device)
 
 
 class IdSource:
@@ -151,23 +162,32 @@ class IdSource:
 
 
 class SampleSource:
-    """-> images as `Samples` has them, labels i64[n 1] and (epoch, index) pairs i64[n 2] of a batch.
+    """-> images as `Samples` has them, labels i64[n 1], (epoch, index) pairs i64[n 2] of a batch, and what
+    `Decoding.inputs` gives for it.
 
     Up to `depth` batches are read ahead, on a thread that ends with the epoch, with this object, and before the
     interpreter does.
     """
 
     def __init__(
-        self, files: ShardFiles, manifest: Manifest, seed: int, batching: Batching, first_epoch: int, depth: int
+        self,
+        files: ShardFiles,
+        manifest: Manifest,
+        decoding: Decoding,
+        seed: int,
+        batching: Batching,
+        first_epoch: int,
+        depth: int,
     ) -> None:
         self.files, self.manifest, self.seed, self.batching = files, manifest, seed, batching
+        self.decoding, self.starts = decoding, first_positions(manifest)
         self.first_epoch, self.depth = first_epoch, depth
         self._samples: Iterator[Samples] = iter(())
         self._next: tuple[int, int] | None = None  # epoch and number of the batch that _samples gives next
         self._first = 0  # the index of this rank's first output of the epoch
         self._close: Callable[[], object] = lambda: None
 
-    def __call__(self, info: Any) -> tuple[Any, I64, I64]:
+    def __call__(self, info: Any) -> tuple[Any, ...]:
         epoch, number = self.first_epoch + info.epoch_idx, info.iteration
         if number >= self.batching.num_batches:
             self._close()
@@ -178,7 +198,8 @@ class SampleSource:
         samples = next(self._samples)
         self._next = epoch, number + 1
         index = self._first + number * self.batching.batch_size + np.arange(len(samples.labels))
-        return samples.images, samples.labels, _ids(epoch, index)
+        numbers = self.decoding.of_samples(self.seed, epoch, samples, self.starts)
+        return samples.images, samples.labels, _ids(epoch, index), *numbers.values()
 
     def _open(self, epoch: int, number: int) -> None:
         self._close()
@@ -186,7 +207,8 @@ class SampleSource:
         order, size = self._order(epoch), self.batching.batch_size
         end = min(len(order.samples), self.batching.num_batches * size)
         bounds = [(at, min(at + size, end)) for at in range(number * size, end, size)]
-        samples = Prefetcher(read_samples(self.files, self.manifest, order, bounds), self.depth)
+        with_sizes = self.decoding.crop is not None
+        samples = Prefetcher(read_samples(self.files, self.manifest, order, bounds, with_sizes=with_sizes), self.depth)
         self._samples, self._first = samples, order.first
         self._close = weakref.finalize(self, samples.close)
 
@@ -213,6 +235,7 @@ def _mode_of_checkpoint(pipeline: Any) -> Literal["resident", "streaming"] | Non
 
 def _pool(folder: Folder, manifest: Manifest, options: Options) -> NativePool:
     """The whole set in the device's memory, once a process."""
+    assert isinstance(options.augment, Augment)
     key = manifest.sha256, options.augment.pad, options.device
     pool = _pools.get(key)
     if pool is None:

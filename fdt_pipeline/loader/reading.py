@@ -22,7 +22,7 @@ import numpy as np
 from fdt_pipeline.loader.order import EpochOrder
 from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
-from fdt_pipeline.shards.codec import decode, not_raw, raw_images
+from fdt_pipeline.shards.codec import decode, image_size, not_raw, raw_images
 from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state
 from fdt_pipeline.shards.index import IndexColumns
 from fdt_pipeline.shards.stored import StoredForm
@@ -40,13 +40,27 @@ KnownBad = Mapping[tuple[str, int], str]
 class Samples(NamedTuple):
     """Those of a batch. images: u8[n h w c] if they are raw and of one shape, a list of n u8[h w c] if raw and not,
     else of n files' bytes, u8[bytes] each; labels i64[n 1]; replaced: number -> what was wrong with the sample that
-    stood there."""
+    stood there; sizes i64[n 2]: (height, width) of the images, if they were asked for."""
 
     images: U8 | list[U8]
     labels: I64
     places: I64
     chunks: tuple[Chunk, ...]
     replaced: dict[int, str]
+    sizes: I64 | None = None
+
+    def part(self, those: slice) -> Samples:
+        """Some of them, of which none was bad."""
+        sizes = None if self.sizes is None else self.sizes[those]
+        return Samples(self.images[those], self.labels[those], self.places[those], self.chunks, self.replaced, sizes)
+
+    def positions(self, starts: Mapping[str, int]) -> I64:
+        """i64[n]: their positions in the set. starts: shard -> position of its first sample."""
+        positions = np.empty(len(self.places), np.int64)
+        for chunk in self.chunks:
+            there = (self.places >= chunk.first) & (self.places < chunk.end)
+            positions[there] = self.places[there] - chunk.first + chunk.begin + starts[chunk.shard.name]
+        return positions
 
     def name(self, number: int) -> str:
         """ "SHARD: sample KEY" of one of its samples. Not kept for each: that took a tenth of the time."""
@@ -64,6 +78,12 @@ class Samples(NamedTuple):
         return chunk, place - chunk.first
 
 
+def first_positions(manifest: Manifest) -> dict[str, int]:
+    """Shard -> position of its first sample in the set."""
+    ends = np.cumsum([shard.num_samples for shard in manifest.shards]).tolist()
+    return {shard.name: end - shard.num_samples for shard, end in zip(manifest.shards, ends, strict=True)}
+
+
 def read_samples(
     files: ShardFiles,
     manifest: Manifest,
@@ -72,10 +92,12 @@ def read_samples(
     substitute: bool = False,
     known_bad: KnownBad | None = None,
     together: int = 1,
+    with_sizes: bool = False,
 ) -> Generator[Samples, None, None]:
     """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other; so many
     of these are gathered together, as that takes a time of its own. ShardError, naming shard and key, for what is not
-    as the manifest says. substitute: a bad sample's place is taken by the next good one of its batch."""
+    as the manifest says. substitute: a bad sample's place is taken by the next good one of its batch. with_sizes: the
+    sizes of the images are asked for."""
     offset = bounds[0][0] if bounds else 0
     wanted = order.samples[offset : bounds[-1][1]] if bounds else order.samples[:0]
     # The first place that any batch from here on asks for: what lies before it can be forgotten.
@@ -91,6 +113,8 @@ def read_samples(
                     waiting.popleft()
                 while read <= wanted[begins[0] : end].max():
                     waiting.append(next(chunks))
+                    if with_sizes:
+                        waiting[-1].find_sizes()
                     read = waiting[-1].end
                 batches = _batches(waiting, np.split(wanted[:end], begins)[1:], substitute)
             yield from batches
@@ -104,7 +128,7 @@ def _batches(waiting: Sequence[Chunk], places: Sequence[I64], substitute: bool) 
     whole = _gathered(waiting, every, substitute)
     ends = np.cumsum([len(each) for each in places]).tolist()
     parts = [slice(end - len(each), end) for each, end in zip(places, ends, strict=True)]
-    return (whole._replace(images=whole.images[p], labels=whole.labels[p], places=whole.places[p]) for p in parts)
+    return (whole.part(part) for part in parts)
 
 
 class Chunk:
@@ -117,6 +141,7 @@ class Chunk:
         self.starts = samples.image_offsets - samples.begins[0]
         self.labels = np.empty(0, np.int64)
         self.images: U8 | None = None
+        self.sizes: I64 | None = None
         self.bad: dict[int, str] = {}
 
     def key(self, number: int) -> str:
@@ -151,11 +176,28 @@ class Chunk:
             checksums,
             strict=True,
         )
-        for number, (image, image_size, label, label_size, expected) in enumerate(members):
-            found = zlib.crc32(data[label : label + label_size], zlib.crc32(data[image : image + image_size]))
+        for number, (image, image_length, label, label_length, expected) in enumerate(members):
+            found = zlib.crc32(data[label : label + label_length], zlib.crc32(data[image : image + image_length]))
             if found != expected:
                 reason = f"changed since it was written: its CRC-32 is {found:08x}, expected {expected:08x}"
                 self.bad.setdefault(number, reason)
+
+    def find_sizes(self) -> None:
+        """(height, width) of the images, i64[n 2], and the samples whose size cannot be read."""
+        self.sizes = np.ones((len(self.samples.names), 2), np.int64)
+        if self.images is not None:
+            self.sizes[:] = self.images.shape[1:3]
+            return
+        for number in range(len(self.sizes)):
+            if number not in self.bad:
+                try:
+                    self.sizes[number] = self._size(number)
+                except ValueError as error:
+                    self.bad[number] = str(error)
+
+    def _size(self, number: int) -> tuple[int, ...]:
+        is_array = self.samples.extensions[number] == "npy"
+        return self.image(number).shape[:2] if is_array else image_size(self.file(number))
 
     def _look_at_files(self, any_kind: bool) -> None:
         """any_kind: a .jpg may be a PNG, as one of ImageNet is."""
@@ -180,6 +222,7 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Sample
     if bad:
         places = _substituted(places, bad)
     labels = np.empty((len(places), 1), np.int64)
+    sizes = None if waiting[0].sizes is None else np.empty((len(places), 2), np.int64)
     listed: list[U8] = [waiting[0].data] * len(places)
     of_one_shape = waiting[0].images
     stacked = None if of_one_shape is None else np.empty((len(places), *of_one_shape.shape[1:]), np.uint8)
@@ -189,12 +232,14 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Sample
             continue
         numbers = places[there] - chunk.first
         labels[there, 0] = chunk.labels[numbers]
+        if sizes is not None and chunk.sizes is not None:
+            sizes[there] = chunk.sizes[numbers]
         if stacked is not None and chunk.images is not None:
             stacked[there] = chunk.images[numbers]
         else:
             for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
-    return Samples(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
+    return Samples(listed if stacked is None else stacked, labels, places, tuple(waiting), bad, sizes)
 
 
 def _bad_among(waiting: Sequence[Chunk], places: I64) -> dict[int, str]:

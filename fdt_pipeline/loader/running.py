@@ -90,7 +90,7 @@ class DaliError(RuntimeError):
     """DALI could not make the outputs of one of `inputs`, and does not say which."""
 
     def __init__(self, error: Exception, inputs: list[Any]) -> None:
-        super().__init__(_gist(error))
+        super().__init__(gist(error))
         self.inputs = inputs
 
 
@@ -216,7 +216,7 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _gist(error: Exception) -> str:
+def gist(error: Exception) -> str:
     """The line of DALI's report that says what went wrong, without its frame and its stack."""
     frame = ("Critical error", "Error when", "Error in", "The above", "Traceback")
     text = str(error)

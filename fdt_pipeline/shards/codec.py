@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "webp": ("WEBP", {"lossless": True, "method": 0, "exact": True}),
     "jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
+_FORMATS = tuple(form for form, _ in _OPTIONS.values())
+_BEGINNING = 1 << 14  # bytes of a file, which hold the size of most images
 _NPY_PREFIX = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), \} *\n")
 
@@ -100,6 +103,28 @@ def _decode_file(data: bytes | memoryview, extension: str, channels: int | None)
     if mode not in ("L", "RGB"):
         raise ValueError(f"expected a {extension} of mode L or RGB, got {mode}")
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def image_size(file: U8) -> tuple[int, int]:
+    """u8[bytes] of a jpg, png or webp -> (height, width), as its pixels are stored. ValueError if its header cannot be
+    read.
+
+    Pillow takes 20 us, and as long again to copy 175 kB, so it is given the beginning first; a JPEG of 500 x 400 takes
+    1 ms to decode.
+    """
+    # `quiet` is not for every file, as other threads see it: where warnings are errors, those of broken EXIF are none.
+    for part, context in ((file[:_BEGINNING], nullcontext), (file, nullcontext), (file, quiet)):
+        try:
+            with context():
+                return _header_size(part)
+        except Exception as error:  # Pillow raises whatever broken bytes lead it to
+            reason = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"its size cannot be read ({reason})")
+
+
+def _header_size(file: U8) -> tuple[int, int]:
+    with Image.open(io.BytesIO(file.data), formats=_FORMATS) as image:
+        return image.height, image.width
 
 
 def raw_images(data: U8, samples: IndexColumns, shape: tuple[int, int, int]) -> tuple[U8, list[int]]:

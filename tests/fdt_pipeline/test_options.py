@@ -29,7 +29,7 @@ REFUSED = [
     ({"train": False, "augment": Augment()}, "leave augment out"),
     ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
     ({"mix": "harmonic"}, "mix must be an FDT, a function of the epoch that gives one, or None, got 'harmonic'"),
-    ({"augment": 4}, "augment must be an Augment or None, got 4"),
+    ({"augment": 4}, "augment must be an Augment, a RandomResizedCrop, a ResizeCrop or None, got 4"),
     ({"dtype": torch.float64}, "cast other types after"),
     ({"channels": 0}, "channels must be 1 or more"),
     ({"channels": 1}, "channels=1, but the images have 3: only gray ones can be repeated"),
