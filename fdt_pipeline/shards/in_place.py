@@ -17,7 +17,7 @@ from ..sources.source import few
 from ..storage import Folder, place_of
 from .folder import MANIFEST_NAME, read_manifest
 from .foreign_tar import BrokenTarError, ForeignTar, read_foreign_tar
-from .labels import ClassNumbers, Label, LabelField, classes_found
+from .labels import ClassNumbers, Label, LabelField, checked_classes, classes_found
 from .manifest import Manifest, Quarantined, Shard, ShardError
 from .pixel_statistics import PixelStatistics
 from .progress import Progress
@@ -57,10 +57,11 @@ def index_in_place(
     """
     places = [place_of(out, folder, name) for folder, name in tars]
     _check_places(places, out)
+    given = None if classes is None else checked_classes(classes)
     read = _read_all(tars, label, decode, progress)
     if not any(tar.keys for tar in read):
         raise BadTarsError(f"no sample is left of {sum(tar.num_groups for tar in read)}: {_reasons(places, read)}")
-    names = tuple(classes) if classes else classes_found(_labels(places, read))
+    names = classes_found(_labels(places, read)) if given is None else given
     samples_per_class = _samples_per_class(places, read, names)
     indexed = zip(places, _index_names(places), read, strict=True)
     shards = {_shard(place, index, tar): tar for place, index, tar in indexed if tar.keys}

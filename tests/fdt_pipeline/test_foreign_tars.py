@@ -458,6 +458,13 @@ def test_an_empty_tar_among_others_is_said(tmp_path, capsys):
     assert "  empty    1 tars without a sample to take: ../a.tar\n" in capsys.readouterr().out
 
 
+def test_tars_of_which_some_have_their_labels_elsewhere_are_named(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", sample(0))
+    write_tar(tmp_path / "b.tar", sample(1, json='{"label": 1}'))
+    assert index(tmp_path, "--out", tmp_path / "set") == 2
+    assert "b.tar: none of its samples has a label in cls" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["x.tar", "shard-000000.tar"])
 def test_a_loader_of_a_folder_of_tars_says_what_to_do(tmp_path, name):
     write_tar(tmp_path / name, sample(0))
