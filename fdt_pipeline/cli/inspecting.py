@@ -66,11 +66,16 @@ def describe(folder: str, manifest: Manifest) -> Iterator[str]:
     yield f"  samples   {manifest.num_samples} of {len(manifest.classes)} classes"
     yield f"  images    {size}, {manifest.encoding}: {stored_as(manifest)}"
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):
-        yield f"  {name:8}  {', '.join(f'{value:.2f}' for value in values)} of 255"
+        known = values and f"{', '.join(f'{value:.2f}' for value in values)} of 255"
+        yield f"  {name:8}  {known or 'not known, as no image was decoded'}"
     yield f"  shards    {len(manifest.shards)} of up to {manifest.samples_per_shard} samples, {megabytes:.1f} MB"
-    yield f"  seed      {manifest.seed}"
+    if manifest.in_place:
+        yield f"  tars      as they are, such as {manifest.shards[0].name}; labels in {manifest.labels}"
+    else:
+        yield f"  seed      {manifest.seed}"
     if manifest.quarantine:
-        yield f"  left out  {len(manifest.quarantine)} bad samples of the source (--json lists them)"
+        origin = "tars" if manifest.in_place else "source"
+        yield f"  left out  {len(manifest.quarantine)} bad samples of the {origin} (--json lists them)"
     yield ""
     width = max(len("class"), *map(len, manifest.classes))
     yield f"  label  {'class':{width}}  samples"

@@ -258,7 +258,9 @@ class StreamingEpochs(_Epochs):
             # A resumed ring is filled from a batch's beginning on, as then the same samples take bad ones' places.
             oldest = max(0, min(begin + size, end) - self.ring) // size * size if each.mix else begin
             bounds = [(at, min(at + size, end)) for at in range(min(begin, oldest), end, size)]
-            batches = read_samples(self.files, self.manifest, order, bounds, self.substitute, known_bad)
+            batches = read_samples(
+                self.files, self.manifest, order, bounds, self.substitute, known_bad, self.engine.together
+            )
             with closing(batches):
                 for (at, stop), samples in zip(bounds, batches, strict=True):
                     yield Incoming(
@@ -291,7 +293,7 @@ class StreamingEpochs(_Epochs):
 
     def _count(self, batch: Incoming, cursor: Cursor) -> None:
         if batch.has_outputs:
-            self.stats.add_bad(list(batch.samples.replaced.values()))
+            self.stats.add_bad(batch.samples.replaced.values())
         if cursor.mix is None:
             return
         self.watch.come_in(batch.position, batch.samples.labels[:, 0])
@@ -301,7 +303,8 @@ class StreamingEpochs(_Epochs):
     def _weights(self, batch: Incoming) -> torch.Tensor:
         """f32[n]: 0 for samples that only fill the batch up, and in evaluation for those in a bad one's place."""
         weights = torch.ones(batch.size)
-        weights[max(0, batch.num_new) :] = 0
+        if batch.num_new < batch.size:
+            weights[max(0, batch.num_new) :] = 0
         if batch.samples.replaced and not self.train:
             weights[list(batch.samples.replaced)] = 0
         return weights

@@ -60,7 +60,7 @@ def decode(image: Any, decoding: Decoding) -> Any:
     """Files u8[bytes] or images u8[h w c] -> images u8[h w c], of `decoding.size` if that is given."""
     if decoding.is_encoded:
         kind = types.GRAY if decoding.channels == 1 else types.RGB
-        image = fn.decoders.image(image, device="cpu", output_type=kind)
+        image = fn.decoders.image(image, device="cpu", output_type=kind, **AS_STORED)
     return fn.resize(image, size=decoding.size) if decoding.size else image
 
 
@@ -92,6 +92,9 @@ def decoding_pipeline(decoding: Decoding) -> Any:
     return decode(fn.external_source(name="images", **_images(decoding)), decoding)
 
 
+# DALI 2 turns images as their EXIF says, and DALI 1 does not: like torchvision's loaders, none does here.
+_can_turn: bool = _dali.backend.GetSchema("decoders__Image").HasArgument("adjust_orientation")
+AS_STORED: dict[str, Any] = {"adjust_orientation": False} if _can_turn else {}
 IDS: dict[str, Any] = {"batch": True, "dtype": types.INT64, "ndim": 1}
 
 

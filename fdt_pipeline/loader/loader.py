@@ -41,7 +41,7 @@ from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
 from fdt_pipeline.loader.torch_engine import TorchResident, TorchStreaming
 from fdt_pipeline.shards import check_hashes, check_shards, load_shards, read_manifest
-from fdt_pipeline.shards.files import files_of
+from fdt_pipeline.shards.files import LocalShardFiles, files_of
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.storage import open_folder
 
@@ -71,7 +71,8 @@ class FDTLoader:
     ring: decoded samples that streaming keeps in memory, uint8, and draws each batch's sums from; it is empty when an
         epoch begins. Default: 1,024, or 10 for each image of the largest sum where that is more, up to 2 GiB.
     size: (height, width) that streaming resizes to; needed where images differ in size.
-    verify: streaming reads every shard once to check its sha256 before it begins (resident does in any case).
+    verify: streaming reads every byte of the shards to check their sha256 before it begins (resident does in any case);
+        otherwise each sample is checked by its CRC-32 when this process reads it first.
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
         and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in `stats`.
     num_threads: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process may
@@ -116,7 +117,7 @@ class FDTLoader:
         pin_memory: bool = False,
         size: tuple[int, int] | None = None,
         ring: int | None = None,
-        verify: bool = True,
+        verify: bool = False,
         on_bad: Literal["error", "substitute"] = "error",
         last_batch: LastBatch = "partial",
         weights: bool = False,
@@ -237,7 +238,7 @@ class FDTLoader:
     @property
     def stats(self) -> LoaderStats:
         """What has been done so far, on this rank."""
-        return self._stats.now
+        return self._stats.now()
 
     @property
     def mixing(self) -> bool:
@@ -329,8 +330,9 @@ class FDTLoader:
                 if part is None:
                     break
                 batch = self._delivered(part)
-                waited = time.perf_counter() - start
-                self._stats.add(batches=1, images=len(part.weights), wait_seconds=waited)
+                self._stats.wait_seconds += time.perf_counter() - start
+                self._stats.batches += 1
+                self._stats.images += len(part.weights)
                 cursor = replace(cursor, batch=cursor.batch + 1)
                 self._reached = cursor
                 del part
@@ -388,9 +390,10 @@ class FDTLoader:
         cursor = self._next
         if state is not None:
             cursor = unpack_state(state, epochs.leg() if epochs else None, self._schedule, len(self), config)
-        if epochs and self.options.verify and self.shards.local:
+        if epochs and self.options.verify and isinstance(epochs.files, LocalShardFiles):
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
+            epochs.files.mark_checked()
         self._epochs = epochs or self._resident()
         _close(self._chains)
         self._chains.append(self._epochs.chain)

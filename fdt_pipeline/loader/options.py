@@ -86,7 +86,7 @@ class Options:
     pin_memory: bool = False
     size: tuple[int, int] | None = None
     ring: int | None = None
-    verify: bool = True
+    verify: bool = False
     on_bad: Literal["error", "substitute"] = "error"
     last_batch: LastBatch = "partial"
     weights: bool = False

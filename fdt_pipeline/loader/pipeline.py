@@ -42,7 +42,7 @@ from fdt_pipeline.native import NativeUnavailable
 from fdt_pipeline.native.load import load
 from fdt_pipeline.native.pool import NativePool
 from fdt_pipeline.shards import Manifest, check_hashes, check_shards, read_manifest
-from fdt_pipeline.shards.files import ShardFiles, files_of
+from fdt_pipeline.shards.files import LocalShardFiles, ShardFiles, files_of
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources.source import I64
 from fdt_pipeline.storage import Folder, open_folder
@@ -65,7 +65,7 @@ def fdt_pipeline(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     size: tuple[int, int] | None = None,
-    verify: bool = True,
+    verify: bool = False,
     epoch: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
@@ -123,11 +123,13 @@ def fdt_pipeline(
         ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
         return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
     _warn_of_small_batches(options.mix, batching, mixing.num_classes)
-    if verify and folder.local:
+    files = files_of(folder, manifest)
+    if verify and isinstance(files, LocalShardFiles):
         with progress_bar(f"check {folder.url}", "shards", delay=2) as progress:
             check_hashes(folder, manifest, options.num_threads, progress)
+        files.mark_checked()
     depth = max(1, pipeline.prefetch_queue_depth)
-    source = SampleSource(files_of(folder, manifest), manifest, mixing.seed, batching, epoch, depth)
+    source = SampleSource(files, manifest, mixing.seed, batching, epoch, depth)
     decoding = Decoding(manifest.encoding != "raw", manifest.channels, size)
     image, label, ids = fn.external_source(
         source=source, batch_info=True, num_outputs=3, **graphs.batch_inputs(decoding)

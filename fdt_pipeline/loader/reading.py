@@ -22,9 +22,10 @@ import numpy as np
 from fdt_pipeline.loader.order import EpochOrder
 from fdt_pipeline.loader.stats import annotated
 from fdt_pipeline.shards import Manifest, Shard, ShardError
-from fdt_pipeline.shards.codec import EXTENSIONS, decode, not_raw, raw_images
+from fdt_pipeline.shards.codec import decode, not_raw, raw_images
 from fdt_pipeline.shards.files import ShardFile, ShardFiles, file_state
-from fdt_pipeline.shards.index import IndexColumns, index_columns, read_labels
+from fdt_pipeline.shards.index import IndexColumns
+from fdt_pipeline.shards.stored import StoredForm
 from fdt_pipeline.shards.tar import unpack_checksums
 from fdt_pipeline.sources.source import I64, U8
 
@@ -70,10 +71,11 @@ def read_samples(
     bounds: Sequence[tuple[int, int]],
     substitute: bool = False,
     known_bad: KnownBad | None = None,
+    together: int = 1,
 ) -> Generator[Samples, None, None]:
-    """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other.
-    ShardError, naming shard and key, for what is not as the manifest says. substitute: a bad sample's place is taken by
-    the next good one of its batch."""
+    """Samples begin .. end - 1 of the order, for each (begin, end) of the bounds, which follow on each other; so many
+    of these are gathered together, as that takes a time of its own. ShardError, naming shard and key, for what is not
+    as the manifest says. substitute: a bad sample's place is taken by the next good one of its batch."""
     offset = bounds[0][0] if bounds else 0
     wanted = order.samples[offset : bounds[-1][1]] if bounds else order.samples[:0]
     # The first place that any batch from here on asks for: what lies before it can be forgotten.
@@ -81,16 +83,28 @@ def read_samples(
     waiting: deque[Chunk] = deque()
     read = 0
     with closing(_chunks(files, manifest, order.shards, int(least[0]) if len(least) else 0, known_bad or {})) as chunks:
-        for begin, end in bounds:
+        for number in range(0, len(bounds), together):
+            begins = [begin - offset for begin, _ in bounds[number : number + together]]
+            end = bounds[min(number + together, len(bounds)) - 1][1] - offset
             with annotated("fdt_pipeline.read_samples"):
-                places = wanted[begin - offset : end - offset]
-                while waiting and waiting[0].end <= least[begin - offset]:
+                while waiting and waiting[0].end <= least[begins[0]]:
                     waiting.popleft()
-                while read <= places.max():
+                while read <= wanted[begins[0] : end].max():
                     waiting.append(next(chunks))
                     read = waiting[-1].end
-                samples = _gathered(waiting, places, substitute)
-            yield samples
+                batches = _batches(waiting, np.split(wanted[:end], begins)[1:], substitute)
+            yield from batches
+
+
+def _batches(waiting: Sequence[Chunk], places: Sequence[I64], substitute: bool) -> Iterator[Samples]:
+    """The samples at the places of each batch; gathered at once where none is bad."""
+    every = np.concatenate(places)
+    if len(places) == 1 or _bad_among(waiting, every):
+        return (_gathered(waiting, each, substitute) for each in places)
+    whole = _gathered(waiting, every, substitute)
+    ends = np.cumsum([len(each) for each in places]).tolist()
+    parts = [slice(end - len(each), end) for each, end in zip(places, ends, strict=True)]
+    return (whole._replace(images=whole.images[p], labels=whole.labels[p], places=whole.places[p]) for p in parts)
 
 
 class Chunk:
@@ -100,7 +114,7 @@ class Chunk:
     def __init__(self, shard: Shard, url: str, first: int, begin: int, samples: IndexColumns, data: U8) -> None:
         self.shard, self.url, self.first, self.begin, self.end = shard, url, first, begin, first + len(samples.names)
         self.samples, self.data = samples, data
-        self.starts = samples.image_offsets - samples.image_offsets[0]
+        self.starts = samples.image_offsets - samples.begins[0]
         self.labels = np.empty(0, np.int64)
         self.images: U8 | None = None
         self.bad: dict[int, str] = {}
@@ -117,18 +131,18 @@ class Chunk:
         file = self.file(number)
         return decode(file.data, "npy") if self.samples.extensions[number] == "npy" else file
 
-    def parse(self, manifest: Manifest) -> None:
+    def parse(self, manifest: Manifest, form: StoredForm) -> None:
         """Find labels and images, and the samples that are none."""
-        self.labels, self.bad = read_labels(self.data, self.samples, len(manifest.classes))
+        self.labels, self.bad = form.labels(self.data, self.samples)
         if manifest.encoding == "raw" and manifest.shape is not None:
             self.images, wrong = raw_images(self.data, self.samples, manifest.shape)
             self.bad |= dict.fromkeys(wrong, not_raw(manifest.shape))
         else:
-            self._look_at_files()
+            self._look_at_files(form.in_place)
 
     def check(self, checksums: Sequence[int]) -> None:
         """Find the samples that are no longer what they were when they were written."""
-        data, offset, samples = self.data.data, int(self.samples.image_offsets[0]), self.samples
+        data, offset, samples = self.data.data, int(self.samples.begins[0]), self.samples
         members = zip(
             (samples.image_offsets - offset).tolist(),
             samples.image_sizes.tolist(),
@@ -143,7 +157,8 @@ class Chunk:
                 reason = f"changed since it was written: its CRC-32 is {found:08x}, expected {expected:08x}"
                 self.bad.setdefault(number, reason)
 
-    def _look_at_files(self) -> None:
+    def _look_at_files(self, any_kind: bool) -> None:
+        """any_kind: a .jpg may be a PNG, as one of ImageNet is."""
         for number, extension in enumerate(self.samples.extensions):
             if extension == "npy":
                 try:
@@ -153,8 +168,8 @@ class Chunk:
                 continue
             # DALI 2.4's decoder kills the process, 5 times of 6, where an image does not begin as one.
             found = self.file(number)[:16].tobytes()
-            if not found.startswith(_BEGINNINGS[extension]):
-                self.bad[number] = f"not a {extension}: it begins with {found!r}"
+            if not found.startswith(tuple(_BEGINNINGS.values()) if any_kind else _BEGINNINGS[extension]):
+                self.bad[number] = f"not {'an image' if any_kind else f'a {extension}'}: it begins with {found!r}"
 
 
 def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Samples:
@@ -170,11 +185,13 @@ def _gathered(waiting: Sequence[Chunk], places: I64, substitute: bool) -> Sample
     stacked = None if of_one_shape is None else np.empty((len(places), *of_one_shape.shape[1:]), np.uint8)
     for chunk in waiting:
         there = np.flatnonzero((places >= chunk.first) & (places < chunk.end))
+        if not len(there):
+            continue
         numbers = places[there] - chunk.first
         labels[there, 0] = chunk.labels[numbers]
         if stacked is not None and chunk.images is not None:
             stacked[there] = chunk.images[numbers]
-        elif len(there):
+        else:
             for place, number in zip(there.tolist(), numbers.tolist(), strict=True):
                 listed[place] = chunk.image(number)
     return Samples(listed if stacked is None else stacked, labels, places, tuple(waiting), bad)
@@ -205,34 +222,42 @@ def _chunks(
     files: ShardFiles, manifest: Manifest, shards: Sequence[Shard], least: int, known_bad: KnownBad
 ) -> Generator[Chunk, None, None]:
     """From the one that holds sample `least` of the stream on."""
+    form = StoredForm.of(manifest)
     ends = np.cumsum([shard.num_samples for shard in shards]).tolist()
     wanted = [(shard, end - shard.num_samples) for shard, end in zip(shards, ends, strict=True) if end > least]
     with closing(files.in_order([shard for shard, _ in wanted])) as those:
         for (shard, first), file in zip(wanted, those, strict=True):
             try:
-                yield from _chunks_of(file, shard, first, max(0, least - first), manifest, known_bad)
+                yield from _chunks_of(file, shard, first, max(0, least - first), manifest, form, known_bad)
             except (ValueError, OSError) as error:
                 raise ShardError(f"{file.url}: {error}; {_MORE}") from error
 
 
 def _chunks_of(
-    file: ShardFile, shard: Shard, first: int, skipped: int, manifest: Manifest, known_bad: KnownBad
+    file: ShardFile,
+    shard: Shard,
+    first: int,
+    skipped: int,
+    manifest: Manifest,
+    form: StoredForm,
+    known_bad: KnownBad,
 ) -> Iterator[Chunk]:
     """first: the place of its first sample in the stream; skipped: how many of its samples nobody wants."""
-    samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding], shard.num_bytes)
-    if len(samples.names) != shard.num_samples:
-        raise ValueError(f"its index has {len(samples.names)} samples, expected {shard.num_samples}")
+    samples = form.columns(file.index, shard)
     checksums = unpack_checksums(shard.crc32)
     descriptor = os.open(file.tar, os.O_RDONLY)
     try:
         for begin, end in _together(samples, skipped):
             part = samples.part(begin, end)
             chunk = Chunk(shard, file.url, first + begin, begin, part, _read(descriptor, part))
-            chunk.parse(manifest)
-            # What has changed since it was checked may yet hold the same samples. Raw ones are not looked at otherwise,
-            # as that took an eighth of the rate; beside the decoding of files it is nothing.
-            if manifest.encoding != "raw" or file.state not in (None, file_state(os.fstat(descriptor))):
+            chunk.parse(manifest, form)
+            # Raw samples are checked when this process reads them first, and again where the tar has changed since, as
+            # each time took an eighth of the rate; beside the decoding of files it is nothing.
+            checked, state = file.checked, file_state(os.fstat(descriptor))
+            if manifest.encoding != "raw" or (checked and not checked.covers(state, begin, end)):
                 chunk.check(checksums[begin:end])
+                if checked:
+                    checked.add(state, begin, end, chunk.bad)
             for number in range(begin, end) if known_bad else ():
                 if (shard.name, number) in known_bad:
                     chunk.bad.setdefault(number - begin, known_bad[shard.name, number])
@@ -243,7 +268,7 @@ def _chunks_of(
 
 def _read(descriptor: int, samples: IndexColumns) -> U8:
     """ValueError or OSError, naming the samples, where they cannot be read."""
-    offset, stop = int(samples.image_offsets[0]), int(samples.label_offsets[-1] + samples.label_sizes[-1])
+    offset, stop = int(samples.begins[0]), int(samples.ends[-1])
     try:
         data = os.pread(descriptor, stop - offset, offset)
     except OSError as error:
@@ -256,8 +281,8 @@ def _read(descriptor: int, samples: IndexColumns) -> U8:
 
 def _together(samples: IndexColumns, begin: int) -> Iterator[tuple[int, int]]:
     """begin, end of samples that are read at once, from sample `begin` on."""
-    ends = samples.label_offsets + samples.label_sizes
+    begins, ends = samples.begins, samples.ends
     while begin < len(ends):
-        end = int(np.searchsorted(ends, samples.image_offsets[begin] + CHUNK_BYTES, "right"))
+        end = int(np.searchsorted(ends, begins[begin] + CHUNK_BYTES, "right"))
         yield begin, max(begin + 1, end)
         begin = max(begin + 1, end)

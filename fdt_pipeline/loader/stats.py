@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,20 +38,21 @@ class LoaderStats:
 
 
 class StatsCounter:
-    """Keeps the `LoaderStats` of a loader at work."""
+    """Counts what `LoaderStats` of a loader at work say, in fields of the same names."""
 
     def __init__(self) -> None:
-        self.now = LoaderStats()
+        self.batches = self.images = self.bad_samples = 0
+        self.wait_seconds = self.images_per_output = self.images_per_output_of_all = 0.0
+        self.bad: tuple[str, ...] = ()
 
-    def add(self, **amounts: Any) -> None:
-        """To the fields of these names."""
-        self.now = replace(self.now, **{name: getattr(self.now, name) + amount for name, amount in amounts.items()})
+    def now(self) -> LoaderStats:
+        return LoaderStats(**vars(self))
 
-    def add_bad(self, replaced: Sequence[str]) -> None:
-        self.add(bad_samples=len(replaced))
+    def add_bad(self, replaced: Collection[str]) -> None:
+        self.bad_samples += len(replaced)
         for text in replaced:
-            if text not in self.now.bad and len(self.now.bad) < _NAMED:
-                self.add(bad=(text,))
+            if text not in self.bad and len(self.bad) < _NAMED:
+                self.bad += (text,)
                 warnings.warn(f"another sample takes the place of a bad one: {text}", stacklevel=2)
 
 
@@ -62,6 +62,8 @@ class ClassWatch:
 
     def __init__(self, ring: int, samples_per_class: Sequence[int], warns: bool = True) -> None:
         self.ring, self.samples_per_class = ring, np.array(samples_per_class, np.int64)
+        self._num_classes = np.count_nonzero(self.samples_per_class)
+        self._num_samples = self.samples_per_class.sum()
         self._labels = np.full(ring, -1)  # of each slot
         self._counts = np.zeros_like(self.samples_per_class)
         self._end = 0
@@ -81,13 +83,12 @@ class ClassWatch:
 
     def mixed(self, fdt: FDT, stats: StatsCounter) -> None:
         """A batch has been mixed out of what has come in."""
-        of_all = _images_per_output(fdt, int((self.samples_per_class > 0).sum()))
+        of_all = _images_per_output(fdt, self._num_classes)
         found = _images_per_output(fdt, np.count_nonzero(self._counts))
         self._mixed += 1
-        mean = stats.now.images_per_output
-        mean += (found - mean) / self._mixed
-        stats.now = replace(stats.now, images_per_output=mean, images_per_output_of_all=of_all)
-        if self._end < min(self.ring, self.samples_per_class.sum()):
+        stats.images_per_output += (found - stats.images_per_output) / self._mixed
+        stats.images_per_output_of_all = of_all
+        if self._end < min(self.ring, self._num_samples):
             return
         self._full += 1
         self._mean_of_full += (found - self._mean_of_full) / self._full
@@ -98,7 +99,7 @@ class ClassWatch:
     def _warn(self, of_all: float) -> None:
         counts, found = self.samples_per_class, np.count_nonzero(self._counts)
         warnings.warn(
-            f"the ring of {self.ring} samples lacks classes: it has {found} of {(counts > 0).sum()}, so "
+            f"the ring of {self.ring} samples lacks classes: it has {found} of {self._num_classes}, so "
             f"{self._mean_of_full:.2f} images are superposed on average instead of {of_all:.2f}; "
             f"pass ring={enough_samples(counts)} or more, memory allowing, and shuffle the set when it is sharded",
             stacklevel=2,

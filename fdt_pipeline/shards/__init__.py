@@ -3,6 +3,8 @@
 from .codec import EXTENSIONS, ShardingOptions
 from .conversion import convert_shards
 from .folder import check_shards, read_manifest, shard_sets, webdataset_files
+from .in_place import BrokenTarsError, InPlace, index_in_place
+from .labels import LabelField, label_field, read_classes
 from .manifest import Manifest, Quarantined, Shard, ShardError
 from .progress import Progress
 from .reader import check_hashes, iterate_shards, load_shards
@@ -14,6 +16,9 @@ from .writer import check_vacant, write_shards
 __all__ = [
     "EXTENSIONS",
     "BadSampleError",
+    "BrokenTarsError",
+    "InPlace",
+    "LabelField",
     "Manifest",
     "Progress",
     "Quarantined",
@@ -26,8 +31,11 @@ __all__ = [
     "check_shards",
     "check_vacant",
     "convert_shards",
+    "index_in_place",
     "iterate_shards",
+    "label_field",
     "load_shards",
+    "read_classes",
     "read_manifest",
     "shard_sets",
     "verify_shards",

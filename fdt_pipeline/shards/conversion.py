@@ -10,15 +10,16 @@ from typing import BinaryIO
 import numpy as np
 
 from ..sources.source import I64, Sample
-from ..storage import Folder, open_folder
-from .codec import EXTENSIONS, ShardingOptions, decode
+from ..storage import Folder, located, open_folder
+from .codec import ShardingOptions
 from .folder import Location, read_manifest
-from .index import IndexColumns, index_columns, parse_label
+from .index import IndexColumns
 from .manifest import Manifest, Shard, ShardError
 from .plan import Plan
 from .progress import Progress
 from .reader import check_hashes
 from .running import Engine, OnBad, RunOptions
+from .stored import StoredForm
 from .writer import write_plan
 
 
@@ -64,10 +65,9 @@ class ShardSource:
 class OneShard:
     """The samples of one tar, read one by one through its index. Nothing is read before it is needed. To be closed."""
 
-    has_final_keys = True
-
     def __init__(self, folder: Folder, manifest: Manifest, shard: Shard) -> None:
-        self.folder, self.shard, self.encoding = folder, shard, manifest.encoding
+        self.folder, self.shard, self.form = folder, shard, StoredForm.of(manifest)
+        self.has_final_keys = not manifest.in_place
         self.kind, self.split, self.classes = manifest.kind, manifest.split, manifest.classes
         self.shape, self.channels = manifest.shape, manifest.channels
         if manifest.encoding != "raw":
@@ -77,13 +77,13 @@ class OneShard:
         return self.shard.num_samples
 
     def __getitem__(self, index: int) -> Sample:
-        image = decode(self._read_image(index), self._index.extensions[index], self.channels)
+        image = self.form.pixels(self._read_image(index), self._index.extensions[index])
         return Sample(image, int(self.labels[index]), self.key(index))
 
     @cached_property
     def labels(self) -> I64:
         places = zip(self._index.label_offsets.tolist(), self._index.label_sizes.tolist(), strict=True)
-        return np.array([parse_label(self._read(offset, size)) for offset, size in places], np.int64)
+        return np.array([self.form.label(self._read(offset, size)) for offset, size in places], np.int64)
 
     def key(self, index: int) -> str:
         return self._index.key(index)
@@ -105,20 +105,17 @@ class OneShard:
         """ShardError if the index is missing, broken, or that of another tar."""
         name = self.shard.index_name
         try:
-            text = self.folder.read(name).decode("ascii")
-            index = index_columns(text, EXTENSIONS[self.encoding], self.shard.num_bytes)
+            return self.form.columns(self.folder.read(name), self.shard)
         except (FileNotFoundError, ValueError) as error:
             raise ShardError(f"{self.folder.path(name)}: {error}; fix it with fdt-pipeline index") from None
-        if len(index.names) != len(self):
-            raise ShardError(f"{self.folder.path(name)}: expected {len(self)} samples, got {len(index.names)}")
-        return index
 
     @cached_property
     def _file(self) -> BinaryIO:
+        folder, name = located(self.folder, self.shard.name)
         try:
-            return self.folder.open(self.shard.name)
+            return folder.open(name)
         except FileNotFoundError:
-            raise ShardError(f"{self.folder.path(self.shard.name)}: missing; shard the source again") from None
+            raise ShardError(f"{folder.path(name)}: missing; shard the source again") from None
 
     def _read_image(self, index: int) -> bytes:
         return self._read(int(self._index.image_offsets[index]), int(self._index.image_sizes[index]))
@@ -127,7 +124,7 @@ class OneShard:
         self._file.seek(offset)
         data = self._file.read(size)
         if len(data) != size:
-            raise ShardError(f"{self.folder.path(self.shard.name)}: cut at byte {offset + len(data)}")
+            raise ShardError(f"{self.folder.url}: {self.shard.name}: cut at byte {offset + len(data)}")
         return data
 
 

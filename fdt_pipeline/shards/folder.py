@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..storage import Folder, open_folder
+from ..storage import Folder, located, open_folder
 from .manifest import Manifest, ShardError, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
@@ -18,7 +18,10 @@ def shard_files(folder: Folder) -> list[str]:
 
 
 def foreign_files(folder: Folder, manifest: Manifest) -> list[str]:
-    """The tars and indexes, of whatever name, that the manifest does not list."""
+    """The tars and indexes, of whatever name, that the manifest does not list; none where the set is of tars of other
+    programs, as those beside them may be of another set."""
+    if manifest.in_place:
+        return []
     listed = manifest.files
     return [name for name in folder.names() if name.lower().endswith((".tar", ".idx")) and name not in listed]
 
@@ -46,7 +49,8 @@ def check_is_folder(folder: Folder) -> None:
 
 def webdataset_files(location: Location) -> dict[str, list[str]]:
     """The files of a folder of shards, as arguments of DALI's reader: `fn.readers.webdataset(**files)` gives (image
-    file, label in ASCII). ext names every format in which images are stored, such as ["jpg;png", "cls"].
+    file, label in ASCII, or of tars of other programs the file that has the label). ext names every format in which
+    images are stored, such as ["jpg;png", "cls"].
 
     ValueError for a URL, as DALI reads files of this machine; ShardError if a tar or an index is missing.
     """
@@ -55,25 +59,38 @@ def webdataset_files(location: Location) -> dict[str, list[str]]:
         raise ValueError(f"{folder.url}: DALI's reader needs files of this machine: copy the shards, or use FDTLoader")
     manifest = read_manifest(folder)
     check_shards(folder, manifest)
+    places = [located(folder, shard.name) for shard in manifest.shards]
+    tars = [there.path(name) for there, name in places if there.local is not None]
+    if len(tars) < len(places):
+        raise ValueError(
+            f"{folder.url}: has tars at URLs, and DALI's reader needs files of this machine: use FDTLoader"
+        )
     return {
-        "paths": [folder.path(shard.name) for shard in manifest.shards],
+        "paths": tars,
         "index_paths": [folder.path(shard.index_name) for shard in manifest.shards],
-        "ext": [";".join(manifest.samples_per_extension), "cls"],
+        "ext": [";".join(manifest.samples_per_extension), manifest.labels.partition(":")[0]],
     }
 
 
 def check_shards(location: Location, manifest: Manifest) -> None:
-    """Cheap: ShardError unless every tar is there with its size, and every index is there."""
+    """Cheap: ShardError unless every tar is there with its size, and every index is there. The remote tars of a local
+    set are not asked for: they are checked when they are fetched."""
     folder = open_folder(location)
     expected = {shard.name: shard.num_bytes for shard in manifest.shards}
     for name in manifest.files:
-        got = folder.size(name)
+        there, file = located(folder, name)
+        if folder.local and not there.local:
+            continue
+        got = there.size(file)
         if got is None:
-            raise ShardError(f"{folder.path(name)}: missing; shard the source again with --overwrite")
+            raise ShardError(f"{there.path(file)}: missing; {remedy_of(manifest)}")
         if got != expected.get(name, got):
-            raise ShardError(
-                f"{folder.path(name)}: expected {expected[name]} bytes, got {got}; shard again with --overwrite"
-            )
+            raise ShardError(f"{there.path(file)}: expected {expected[name]} bytes, got {got}; {remedy_of(manifest)}")
+
+
+def remedy_of(manifest: Manifest) -> str:
+    """What to do where its files are not what it says."""
+    return "run fdt-pipeline index again" if manifest.in_place else "shard the source again with --overwrite"
 
 
 def shard_sets(location: Location) -> tuple[Folder, ...]:

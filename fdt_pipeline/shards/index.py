@@ -6,6 +6,7 @@ output of DALI's own wds2idx, but made while the tar is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,13 +32,28 @@ def index_text(samples: list[list[Member]]) -> str:
     return "\n".join([f"{VERSION} {len(samples)}", *lines, ""])
 
 
+_OCTAL = re.compile(rb"(?<!\\)\\(040|[23][0-7][0-7])")  # a blank, and bytes from 128 on
+
+
+def readable(text: str) -> str:
+    """A text with the blanks and the UTF-8 that `indexing.escaped` wrote in octal; other bytes as \\xhh."""
+    data = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text.encode("utf-8"))
+    return data.decode("utf-8", "backslashreplace")
+
+
+def key_of(name: str) -> str:
+    """The name of a member up to the first dot of its last part, as webdataset has it."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
 _DIGITS = 9  # of a label; more would not fit into 32 bits
 
 
 @dataclass(frozen=True)
 class IndexColumns:
-    """The index of n samples, each an image and then a label, as arrays: bytes [offset, offset + size) of the tar,
-    i64[n] each; the image's extension and its member's name."""
+    """The index of n samples, each an image and a label, as arrays: bytes [offset, offset + size) of the tar, i64[n]
+    each; the image's extension and its member's name. A sample lies behind the one before, whole."""
 
     image_offsets: I64
     image_sizes: I64
@@ -46,8 +62,18 @@ class IndexColumns:
     extensions: list[str]
     names: list[str]
 
+    @property
+    def begins(self) -> I64:
+        """i64[n]: where the first of a sample's two members begins."""
+        return np.minimum(self.image_offsets, self.label_offsets)
+
+    @property
+    def ends(self) -> I64:
+        """i64[n]: where the last of a sample's two members ends."""
+        return np.maximum(self.image_offsets + self.image_sizes, self.label_offsets + self.label_sizes)
+
     def key(self, number: int) -> str:
-        return self.names[number].partition(".")[0]
+        return readable(key_of(self.names[number]))
 
     def part(self, begin: int, end: int) -> IndexColumns:
         return IndexColumns(*(column[begin:end] for column in vars(self).values()))
@@ -82,10 +108,10 @@ def index_columns(text: str, extensions: Sequence[str], num_bytes: int) -> Index
 
 
 def read_labels(data: U8, samples: IndexColumns, num_classes: int) -> tuple[I64, dict[int, str]]:
-    """(i64[n], number -> what is wrong with its label). data: the bytes of the tar from the first sample's image on.
+    """(i64[n], number -> what is wrong with its label). data: the bytes of the tar from the first sample's begin on.
 
     Decimal numbers in ASCII, parsed all at once: 1 us a sample, one by one they take 8."""
-    offsets, sizes = samples.label_offsets - samples.image_offsets[0], samples.label_sizes
+    offsets, sizes = samples.label_offsets - samples.begins[0], samples.label_sizes
     labels = np.zeros(len(offsets), np.int64)
     is_good = (sizes > 0) & (sizes <= _DIGITS)
     for digit in range(min(int(sizes.max(initial=0)), _DIGITS)):

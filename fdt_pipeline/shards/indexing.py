@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
-from .index import VERSION, Member
+from .index import VERSION, Member, key_of, readable
 from .tar import tar_entries
 
 MAX_PROBLEMS = 10
@@ -21,7 +21,6 @@ MAX_PROBLEMS = 10
 _IMAGES = frozenset(["bmp", "gif", "jp2", "jpeg", "jpg", "npy", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"])
 _ESCAPES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 92: "\\\\"}
 _PLAIN = re.compile(rb"[ -\[\]-~]*")  # printable ASCII without the backslash
-_OCTAL = re.compile(rb"(?<!\\)\\([23][0-7][0-7])")  # bytes from 128 on
 
 
 class TarIndex(NamedTuple):
@@ -36,7 +35,7 @@ def index_tar(file: BinaryIO) -> TarIndex:
     """The index of a tar, from its headers alone. The index is held in memory, the tar is not."""
     found = _Found()
     try:
-        for key, members in groupby(_members(file, found.problems), key=lambda member: _key(member.name)):
+        for key, members in groupby(_members(file, found.problems), key=lambda member: key_of(member.name)):
             found.add(key, list(members))
     except ValueError as error:
         found.problems.append(str(error))
@@ -73,18 +72,6 @@ def escaped(name: bytes) -> str:
         return name.decode("ascii")
     plain = (_ESCAPES.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in name)
     return "".join(plain)
-
-
-def readable(text: str) -> str:
-    """A text with the UTF-8 that `escaped` wrote in octal; other bytes as \\xhh."""
-    data = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text.encode("utf-8"))
-    return data.decode("utf-8", "backslashreplace")
-
-
-def _key(name: str) -> str:
-    """The name of a member up to the first dot of its last part."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
 
 
 class _Found:

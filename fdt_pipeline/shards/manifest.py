@@ -25,7 +25,11 @@ class ShardError(ValueError):
 @dataclass(frozen=True)
 class Shard:
     """One tar, its size in bytes, the sha256 (hexadecimal) of it and of its index, and the checksums of its samples
-    (`tar.pack_checksums`)."""
+    (`tar.pack_checksums`).
+
+    A tar of another program stays where it is: name is then its path relative to the manifest, or absolute, or its URL
+    (`storage.located`), and index the name of its index, which lies beside the manifest.
+    """
 
     name: str
     num_samples: int
@@ -33,15 +37,18 @@ class Shard:
     sha256: str
     index_sha256: str
     crc32: str = field(repr=False)
+    index: str = ""
 
     def __post_init__(self) -> None:
         for sha256 in (self.sha256, self.index_sha256):  # a file of the cache is called by it
             if not _SHA256.fullmatch(sha256):
                 raise ValueError(f"{self.name}: a sha256 must be 64 digits 0..f, got {sha256[:80]!r}")
+        if self.index and ("/" in self.index or not self.index.endswith(".idx")):  # it leads nowhere else
+            raise ValueError(f"{self.name}: expected an index beside the manifest, got {self.index[:80]!r}")
 
     @property
     def index_name(self) -> str:
-        return self.name.removesuffix(".tar") + ".idx"
+        return self.index or self.name.removesuffix(".tar") + ".idx"
 
     @property
     def files(self) -> dict[str, str]:
@@ -63,7 +70,8 @@ class Manifest:
     """shape is (h, w, c), or None if sizes differ; mean and std are per channel, in 0..255. size: the side that images
     were resized and cropped to, if they were. keys: KEY -> key in the source, where it cannot be read off the KEY
     (key.py). quarantine: the samples of the source that are in no shard. samples_per_extension: how many images are
-    stored as what."""
+    stored as what. Of tars that stay as they are (`in_place`): mean and std are None where no image was decoded, and
+    labels says where their labels are (labels.py)."""
 
     kind: str
     split: str | None
@@ -77,13 +85,14 @@ class Manifest:
     samples_per_shard: int
     max_shard_bytes: int | None
     size: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     shards: tuple[Shard, ...]
     keys: dict[str, str]
     quarantine: tuple[Quarantined, ...]
     samples_per_extension: dict[str, int]
     format_version: int = FORMAT_VERSION
+    labels: str = "cls"
 
     def __post_init__(self) -> None:
         of_classes, of_shards = sum(self.samples_per_class), sum(shard.num_samples for shard in self.shards)
@@ -92,9 +101,18 @@ class Manifest:
                 f"num_samples is {self.num_samples}, but samples_per_class sum to {of_classes} and the shards to "
                 f"{of_shards}"
             )
+        if self.in_place:
+            if not all(shard.index for shard in self.shards) or len(self.files) != 2 * len(self.shards):
+                raise ValueError("expected an index for each shard, and all names to differ")
+            return
         for index, shard in enumerate(self.shards):  # so no name leads out of the folder
             if shard.name != shard_name(index):
                 raise ValueError(f"shards must be in order: expected {shard_name(index)}, got {shard.name}")
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the tars are another program's, which stay as they are."""
+        return any(shard.index for shard in self.shards)
 
     @property
     def files(self) -> dict[str, str]:
@@ -102,8 +120,13 @@ class Manifest:
         return {name: sha256 for shard in self.shards for name, sha256 in shard.files.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, without `samples_per_extension` where the encoding has one extension, and last its sha256."""
+        """All fields, without `samples_per_extension` where the encoding has one extension and without what only tars
+        of other programs have, and last its sha256."""
         fields = dataclasses.asdict(self)
+        if not self.in_place:
+            del fields["labels"]
+            for shard in fields["shards"]:
+                del shard["index"]
         if len(EXTENSIONS[self.encoding]) == 1:
             del fields["samples_per_extension"]
         return {**fields, SHA256_FIELD: _hash_of(fields)}

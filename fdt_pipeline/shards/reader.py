@@ -12,20 +12,22 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..machine import available_cpus
 from ..sources.source import I64, U8
-from ..storage import Folder, open_folder
+from ..storage import Folder, located, open_folder
 from ..storage.atomic import sha256_of
-from .codec import EXTENSIONS, decode, not_raw, raw_images
-from .files import ShardFile, files_of
-from .folder import Location, check_shards, read_manifest
-from .index import IndexColumns, index_columns, read_labels
+from .codec import not_raw, raw_images
+from .files import LocalShardFiles, ShardFile, files_of
+from .folder import Location, check_shards, read_manifest, remedy_of
+from .index import IndexColumns, key_of, readable
 from .manifest import Manifest, Shard, ShardError
 from .progress import Progress
+from .stored import StoredForm
 
 MAX_THREADS = 4  # by default: four hash 4 GB a second
 
@@ -36,20 +38,22 @@ def check_hashes(
     """ShardError unless every tar and index has its sha256; reads every byte, on num_threads threads."""
     folder, files = open_folder(location), manifest.files
     with ThreadPoolExecutor(num_threads) as pool:
-        for done, _ in enumerate(pool.map(lambda file: _check_hash(folder, *file), files.items()), 1):
+        check = partial(_check_hash, folder, manifest)
+        for done, _ in enumerate(pool.map(lambda file: check(*file), files.items()), 1):
             if progress:
                 progress(done, len(files))
 
 
-def _check_hash(folder: Folder, name: str, sha256: str) -> None:
-    with folder.open(name) as file:
+def _check_hash(folder: Folder, manifest: Manifest, name: str, sha256: str) -> None:
+    there, file_name = located(folder, name)
+    with there.open(file_name) as file:
         got = sha256_of(file)
     if got != sha256:
-        raise _damaged(folder.path(name), sha256, got)
+        raise _damaged(there.path(file_name), sha256, got, manifest)
 
 
-def _damaged(path: object, expected: str, got: str) -> ShardError:
-    return ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; shard again with --overwrite")
+def _damaged(path: object, expected: str, got: str, manifest: Manifest) -> ShardError:
+    return ShardError(f"{path}: damaged: expected sha256 {expected}, got {got}; {remedy_of(manifest)}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Loaded:
 
     @property
     def keys(self) -> list[str]:
-        return [name.partition(".")[0] for name in self.names]
+        return [readable(key_of(name)) for name in self.names]
 
 
 def load_shards(
@@ -106,11 +110,12 @@ def iterate_shards(
     waiting: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(num_threads, "fdt_pipeline load")
     try:
-        with closing(files_of(folder, manifest).in_order(manifest.shards)) as files:
+        set_files = files_of(folder, manifest)
+        with closing(set_files.in_order(manifest.shards)) as files:
             first = 0
             for shard, file in zip(manifest.shards, files, strict=True):
                 # A file in the cache may be removed when the next is asked for, so it is read here.
-                tar = None if folder.local else file.tar.read_bytes()
+                tar = None if isinstance(set_files, LocalShardFiles) else file.tar.read_bytes()
                 waiting.append(pool.submit(_load, file, shard, manifest, first, tar))
                 first += shard.num_samples
                 if len(waiting) >= num_threads:
@@ -134,7 +139,7 @@ def _load(file: ShardFile, shard: Shard, manifest: Manifest, first: int, tar: by
         images = _decoded(file, data, samples, manifest)
         return Loaded(first, np.stack(images) if manifest.shape else images, labels, samples.names)
     try:
-        raw, wrong = raw_images(data[samples.image_offsets[0] :], samples, manifest.shape)
+        raw, wrong = raw_images(data[samples.begins[0] :], samples, manifest.shape)
     except ValueError as error:
         raise ShardError(f"{file.url}: {error}") from None
     if wrong:
@@ -144,23 +149,21 @@ def _load(file: ShardFile, shard: Shard, manifest: Manifest, first: int, tar: by
 
 def _checked(file: ShardFile, shard: Shard, manifest: Manifest, tar: bytes | None) -> tuple[U8, IndexColumns, I64]:
     """(all bytes of the tar, its index, labels), when the hashes are right and every label is that of a class."""
-    index_url = file.url.removesuffix(".tar") + ".idx"
     try:
         tar = tar or file.tar.read_bytes()
     except FileNotFoundError:
-        raise ShardError(f"{file.url}: missing; shard the source again with --overwrite") from None
-    for url, content, sha256 in ((file.url, tar, shard.sha256), (index_url, file.index, shard.index_sha256)):
+        raise ShardError(f"{file.url}: missing; {remedy_of(manifest)}") from None
+    for url, content, sha256 in ((file.url, tar, shard.sha256), (file.index_url, file.index, shard.index_sha256)):
         got = hashlib.sha256(content).hexdigest()
         if got != sha256:
-            raise _damaged(url, sha256, got)
+            raise _damaged(url, sha256, got, manifest)
+    form = StoredForm.of(manifest)
     try:
-        samples = index_columns(file.index.decode("ascii"), EXTENSIONS[manifest.encoding], len(tar))
-        if len(samples.names) != shard.num_samples:
-            raise ValueError(f"expected {shard.num_samples} samples, got {len(samples.names)}")
+        samples = form.columns(file.index, shard)
     except ValueError as error:
-        raise ShardError(f"{index_url}: {error}") from None
+        raise ShardError(f"{file.index_url}: {error}") from None
     data = np.frombuffer(tar, np.uint8)
-    labels, bad = read_labels(data[samples.image_offsets[0] :], samples, len(manifest.classes))
+    labels, bad = form.labels(data[samples.begins[0] :], samples)
     for number, reason in bad.items():
         raise _bad(file, samples, number, reason)
     return data, samples, labels
@@ -168,10 +171,10 @@ def _checked(file: ShardFile, shard: Shard, manifest: Manifest, tar: bytes | Non
 
 def _decoded(file: ShardFile, data: U8, samples: IndexColumns, manifest: Manifest) -> list[U8]:
     """Each image; raw ones are read-only views of the data."""
-    images, ends = [], samples.image_offsets + samples.image_sizes
+    form, images, ends = StoredForm.of(manifest), [], samples.image_offsets + samples.image_sizes
     for number, (begin, end) in enumerate(zip(samples.image_offsets.tolist(), ends.tolist(), strict=True)):
         try:
-            image = decode(data[begin:end].data, samples.extensions[number], manifest.channels)
+            image = form.pixels(data[begin:end].data, samples.extensions[number])
             if manifest.shape not in (None, image.shape):
                 raise ValueError(f"expected an image of {manifest.shape}, got {image.shape}")
         except ValueError as error:

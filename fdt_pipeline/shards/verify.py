@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import BinaryIO, NamedTuple, cast
 
-from ..storage import Folder, open_folder
+from ..sources.image_pixels import quiet
+from ..storage import Folder, located, open_folder
 from .codec import EXTENSIONS, decode
 from .folder import Location, foreign_files, read_manifest
+from .foreign_tar import Hashed, read_foreign_tar
 from .index import Member, index_text, parse_label
+from .labels import ClassNumbers, label_field
 from .manifest import Manifest, Shard, ShardError
 from .pixel_statistics import PixelStatistics
 from .progress import Progress
@@ -61,30 +64,6 @@ def _contents(tar: BinaryIO, num_bytes: int) -> Iterator[tuple[Member, bytes]]:
         yield Member(name.partition(".")[2], entry.offset, entry.size, name), data
 
 
-class _Hashed:
-    """A file that is read once, from its beginning to its end, and hashed on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash, self._at = file, hashlib.sha256(), 0
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._file.read(num_bytes)
-        self._hash.update(data)
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int) -> None:
-        """Forward only."""
-        while self._at < offset and self.read(min(offset - self._at, _BLOCK)):
-            pass
-
-    def sha256(self) -> str:
-        """The hash of the whole file, which is read to its end."""
-        while self.read(_BLOCK):
-            pass
-        return self._hash.hexdigest()
-
-
 class _Verification:
     """What is gathered over all shards of a set."""
 
@@ -108,7 +87,8 @@ class _Verification:
         yield from self._of_totals()
 
     def _of_shard(self, shard: Shard) -> Iterator[str]:
-        path, index_path = self.folder.path(shard.name), self.folder.path(shard.index_name)
+        there, name = located(self.folder, shard.name)
+        path, index_path = there.path(name), self.folder.path(shard.index_name)
         index: bytes | None = None
         try:
             index = self.folder.read(shard.index_name)
@@ -117,17 +97,20 @@ class _Verification:
                 yield f"{index_path}: damaged: expected sha256 {shard.index_sha256}, got {got}"
         except FileNotFoundError:
             yield f"{index_path}: missing"
-        size = self.folder.size(shard.name)
+        size = there.size(name)
         if size is None:
             yield f"{path}: missing"
             return
         if size != shard.num_bytes:
             yield f"{path}: expected {shard.num_bytes} bytes, got {size}"
-        with self.folder.open(shard.name) as file:
-            yield from self._of_tar(shard, size, file, index)
+        with there.open(name) as file:
+            if self.manifest.in_place:
+                yield from self._of_foreign_tar(shard, path, size, file)
+            else:
+                yield from self._of_tar(shard, size, file, index)
 
     def _of_tar(self, shard: Shard, size: int, file: BinaryIO, index: bytes | None) -> Iterator[str]:
-        path, tar = self.folder.path(shard.name), _Hashed(file)
+        path, tar = self.folder.path(shard.name), Hashed(file)
         samples: list[list[Member]] = []
         checksums = unpack_checksums(shard.crc32)
         broken = False
@@ -145,6 +128,37 @@ class _Verification:
             yield f"{path}: expected {shard.num_samples} samples, got {len(samples)}"
         if index is not None and not broken and index != index_text(samples).encode("ascii"):
             yield f"{self.folder.path(shard.index_name)}: does not say where the samples of {shard.name} are"
+
+    def _of_foreign_tar(self, shard: Shard, path: str, size: int, file: BinaryIO) -> Iterator[str]:
+        """Read as when it was indexed, it must give the same again; what was left out then is not looked at."""
+        known = {bad.position for bad in self.manifest.quarantine if bad.key.startswith(f"{shard.name}: ")}
+        try:
+            with quiet():
+                tar = read_foreign_tar(file, size, label_field(self.manifest.labels), self.decode, known)
+        except ValueError as error:
+            yield f"{path}: {error}"
+            return
+        if tar.sha256 != shard.sha256:
+            yield f"{path}: damaged: expected sha256 {shard.sha256}, got {tar.sha256}"
+        for number, key, reason in tar.left_out:
+            if number not in known:
+                yield f"{path}: sample {key}: {reason}"
+        if hashlib.sha256(tar.index).hexdigest() == shard.index_sha256:
+            for key, got, expected in zip(tar.keys, tar.checksums, unpack_checksums(shard.crc32), strict=True):
+                if got != expected:
+                    yield f"{path}: sample {key}: its bytes are not those that were indexed (CRC-32)"
+        elif len(tar.left_out) == len(known):
+            yield f"{path}: its samples are not where its index says"
+        class_number = ClassNumbers(self.manifest.classes)
+        for key, label in zip(tar.keys, tar.labels, strict=True):
+            try:
+                self.labels[class_number(label)] += 1
+            except ValueError as error:
+                yield f"{path}: sample {key}: {error}"
+        self.extensions += tar.extensions
+        self.num_fine += len(tar.keys) if self.decode else 0
+        if self.decode and tar.keys:
+            self.statistics.add(tar.pixel_counts(self.manifest.channels))
 
     def _of_sample(self, sample: Contents, checksum: int | None) -> Iterator[str]:
         for member in sample.members:
@@ -187,7 +201,7 @@ class _Verification:
                 yield f"{where}: class {label} ({name}): expected {expected} samples, got {self.labels[label]}"
         if manifest.samples_per_extension != self.extensions:
             yield f"{where}: expected images stored as {manifest.samples_per_extension}, got {dict(self.extensions)}"
-        if self.num_fine != manifest.num_samples:
+        if self.num_fine != manifest.num_samples or manifest.mean is None or manifest.std is None:
             return  # mean and std can only be compared when every image could be decoded
         tolerance = _LOSSY_TOLERANCE if manifest.encoding in ("jpg", "keep") else 0
         expected_values, got = (*manifest.mean, *manifest.std), (*self.statistics.mean, *self.statistics.std)

@@ -92,21 +92,51 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened_whole(data: bytes, channels: int) -> Iterator[tuple[Image.Image, str | None]]:
-    """(image that is not decoded yet, its extension if it is plain)."""
+def opened_file(data: bytes) -> Iterator[Image.Image]:
+    """An image that is not decoded yet. ValueError if the file is no image, or cut, also for what its decoding raises
+    in the block. For use within `quiet`, which is of the whole process: threads share one."""
     if not data:
         raise ValueError("not an image: the file has zero bytes")
-    with _opened(io.BytesIO(data)) as image:
+    file = io.BytesIO(data)
+    with _explained(file), Image.open(file) as image:
         _check_end(str(image.format), data)
+        yield image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether its EXIF says that it does not stand upright. A PNG is not decoded to look for EXIF behind its pixels."""
+    return (image.format != "PNG" or "exif" in image.info) and _orientation(image) not in (1, None)
+
+
+def pixels_as_stored(image: Image.Image, channels: int) -> U8:
+    """Pixels u8[h w channels] as DALI's decoder gives them: EXIF turns nothing, transparency is dropped and not laid on
+    black, 16 bits are rounded to 8 (colors to 1 of 255); all else by the rule."""
+    if image.mode in _WIDE_GRAY:
+        pixels = _by_strips(_rounded_to_8_bits, np.asarray(image))[..., None]
+        return np.repeat(pixels, channels, axis=2)
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+@contextmanager
+def _opened_whole(data: bytes, channels: int) -> Iterator[tuple[Image.Image, str | None]]:
+    """(image that is not decoded yet, its extension if it is plain)."""
+    with quiet(), opened_file(data) as image:
         is_plain = _orientation(image) == 1 and _is_plain(image, data, channels)
         yield image, _EXTENSIONS[str(image.format)] if is_plain else None
 
 
 @contextmanager
 def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    with quiet(), _explained(file), Image.open(file) as image:
+        yield image
+
+
+@contextmanager
+def _explained(file: BinaryIO) -> Iterator[None]:
+    """Raise whatever Pillow raises of a file as a ValueError that says what is wrong with it."""
     try:
-        with quiet(), Image.open(file) as image:
-            yield image
+        yield
     except UnidentifiedImageError:
         file.seek(0)
         raise ValueError(f"not an image: it begins with {file.read(16)!r}") from None
@@ -138,6 +168,8 @@ def _has_jpeg_end(data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int | None:
     """1 is upright; None if it cannot be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # as `getexif` does: here, that broken pixels are not taken for broken EXIF
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # the same parser as for TIFF, on bytes that may be anything

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from .folder import LocalFolder
+from .places import located, place_of
 from .remote import RemoteFolder
 
-__all__ = ["Folder", "is_url", "open_folder"]
+__all__ = ["Folder", "is_url", "located", "open_folder", "place_of"]
 
 Folder = LocalFolder | RemoteFolder
 

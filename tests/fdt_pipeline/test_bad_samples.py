@@ -18,14 +18,9 @@ BAD = {17, 18, 100, 229}
 
 @pytest.fixture(params=["Pillow", "DALI"])
 def found_by(request, monkeypatch):
-    """Who finds the bad samples. Pillow decodes them, so it is made to refuse them where it is the one."""
-
-    def refuse(data, channels):
-        if data[45:60] == bytes(15):
-            raise ValueError("Pillow's reason")
-
-    if request.param == "Pillow":
-        monkeypatch.setattr("fdt_pipeline.loader.bad_samples.decode_image", refuse)
+    """Who finds the bad samples. Pillow refuses them too, so it is made to take them where DALI is the one."""
+    if request.param == "DALI":
+        monkeypatch.setattr("fdt_pipeline.loader.bad_samples.decode_image", lambda data, channels: None)
     return request.param
 
 
@@ -54,7 +49,8 @@ def test_an_undecodable_sample_is_an_error_that_names_shard_and_key(spoilt_shard
         list(loader)
     key, reason = re.findall(r"shard-00000\d.tar: sample (\d+): (.*?)(?:; |$)", str(caught.value))[0]
     assert int(key) in BAD
-    assert reason == {"Pillow": "Pillow's reason", "DALI": "DALI does not decode it, though Pillow does"}[found_by]
+    reasons = {"Pillow": "not a readable image (", "DALI": "DALI does not decode it, though Pillow does"}
+    assert reason.startswith(reasons[found_by])
 
 
 @pytest.mark.usefixtures("found_by")

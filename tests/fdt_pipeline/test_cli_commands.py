@@ -28,12 +28,12 @@ FLAGS = {
     "convert": "IN OUT --encode --engine --json --on-bad --overwrite --resume --size --workers",
     "verify": "OUT --decode --json",
     "info": "OUT --json",
-    "index": "TARS --json",
+    "index": "TARS --classes --json --label --no-decode --out",
     "preview": "OUT --out --seed --superpose",
     "build": "--force",
     "doctor": "--gpu --json",
-    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --device "
-    "--json --list --mixing --model --plot --render --repeats --seconds --size --timeout --widest --work "
+    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --crop "
+    "--device --json --list --mixing --model --plot --render --repeats --seconds --size --step --timeout --widest --work "
     "--workers",
     "gpu": "OUT --commit --device --stages",
 }

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader import reading
-from fdt_pipeline.shards import ShardError, write_shards
+from fdt_pipeline.shards import ShardError, read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import MODES, PIXELS, assert_same, joined, members_of, numbers_of, overwrite
 from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
@@ -57,13 +58,43 @@ def order_of(shards, **options):
     return numbers_of(list(loader_of(shards, **options)))
 
 
-def test_every_byte_of_the_shards_is_checked_when_a_loader_is_built(shards):
+def test_every_byte_of_the_shards_is_checked_when_a_loader_is_built_if_wished(shards):
+    """And in resident mode in any case."""
     tar, image, _ = members_of(shards, 100)
     overwrite(tar, image.offset + image.size, 1)  # of the padding after it
     for mode in MODES:
         with pytest.raises(ShardError, match=rf"{tar.name}: damaged|{tar.name}: .*sha256"):
-            FDTLoader(shards, 32, mode=mode)
-    assert len(list(FDTLoader(shards, 32, mode="streaming", verify=False))) == 8
+            FDTLoader(shards, 32, mode=mode, verify=True)
+    assert len(list(FDTLoader(shards, 32, mode="streaming"))) == 8
+
+
+@pytest.mark.parametrize("part", ["end", "label"])
+def test_a_byte_that_spoiled_before_is_found_when_its_sample_is_read_first(shards, part):
+    name = spoil(shards, 100, part)
+    loader = loader_of(shards)
+    with pytest.raises(ShardError, match=f"{name}: ({REASONS[part]})"):
+        list(loader)
+
+
+def test_raw_samples_are_checked_when_they_are_read_first_and_encoded_ones_each_time(shards, monkeypatch):
+    checked, real = Counter(), reading.Chunk.check
+
+    def check(chunk, checksums):
+        checked.update(range(chunk.first, chunk.end))
+        real(chunk, checksums)
+
+    monkeypatch.setattr(reading.Chunk, "check", check)
+    verified, loader = loader_of(shards, **EAGER, verify=True), loader_of(shards, **EAGER)
+    is_raw = read_manifest(shards).encoding == "raw"
+    list(verified)
+    assert checked.total() == (0 if is_raw else NUM_SAMPLES)
+    for epoch in (1, 2):
+        checked.clear()
+        list(loader)
+        assert checked.total() == (0 if is_raw and epoch == 2 else NUM_SAMPLES)
+    name = spoil(shards, 100, "end")  # which gives the file a new time of its inode
+    with pytest.raises(ShardError, match=f"{name}: changed since it was written"):
+        list(loader)
 
 
 @pytest.mark.parametrize("fault", ["removed", "cut", "replaced by another of its size"])

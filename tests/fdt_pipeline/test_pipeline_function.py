@@ -282,8 +282,8 @@ def test_a_file_that_has_changed_is_named_with_its_shard(file_shards, tmp_path):
     overwrite(tar, image.offset + image.size - 20, 6)
     options = {"mode": "streaming", "size": (9, 7), "mix": None}
     with pytest.raises(ShardError, match=f"{tar.name}: .*sha256"):
-        iterate(shards, 12, **options)
-    pipeline = make(shards, 4, verify=False, prefetch_queue_depth=1, **options)
+        iterate(shards, 12, **options, verify=True)
+    pipeline = make(shards, 4, prefetch_queue_depth=1, **options)
     pipeline.build()
     pipeline.run()  # it is in a later window
     for _ in range(2):  # and not, the second time, as if the epoch had ended

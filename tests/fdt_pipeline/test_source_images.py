@@ -172,6 +172,15 @@ def test_a_file_that_is_cut_anywhere_is_refused(form, options):
             decode_image(data[:length], 3)
 
 
+@pytest.mark.parametrize("census", [plain_census, decode_image])
+def test_a_png_with_broken_pixels_is_refused(census):
+    """Pillow decodes it to look for EXIF behind the pixels, and would give zeros after that."""
+    data = bytearray(saved(SMOOTH, "PNG"))
+    data[data.index(b"IDAT") + 4] = 0xFF
+    with pytest.raises(ValueError, match="not a readable image"):
+        census(bytes(data), 3)
+
+
 def with_thumbnail(data):
     """A JPEG in whose header there is another, end and all."""
     exif = b"Exif\0\0" + saved(SMOOTH[:8, :8], "JPEG")

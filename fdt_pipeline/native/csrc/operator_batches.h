@@ -191,11 +191,15 @@ class Leaders {
 };
 
 // work(first, last, thread) over [0, n) on DALI's threads: some parts for each, so that one that comes late leaves
-// little to wait for. Where there is but one thread, on this one.
+// little to wait for, but none of so few bytes that to wake a thread for it costs as much. What is one part is done on
+// this thread. bytes: that are read for each of the n.
 template <typename Work>
-void share_out(::dali::Workspace &ws, int64_t n, Work work) {
+void share_out(::dali::Workspace &ws, int64_t n, int64_t bytes, Work work) {
+  constexpr int64_t kLeast = 256 << 10;
   auto &threads = ws.GetThreadPool();
-  const int64_t num_threads = threads.NumThreads(), parts = num_threads == 1 ? 1 : std::min(n, 4 * num_threads);
+  const int64_t num_threads = threads.NumThreads();
+  const int64_t most = std::min(n, num_threads == 1 ? 1 : 4 * num_threads);
+  const int64_t parts = std::max<int64_t>(1, std::min(most, n * bytes / kLeast));
   if (parts == 1) return work(int64_t{0}, n, 0);
   for (int64_t part = 0; part < parts; part++)
     threads.AddWork([=](int thread) { work(n * part / parts, n * (part + 1) / parts, thread); }, -part);
@@ -226,7 +230,8 @@ class CpuSuperposers {
       for (auto &superposer : superposers_) superposer.reset(pool, arguments.plans);
     }
     const std::vector<Id> ids = asked.ids();
-    share_out(ws, static_cast<int64_t>(ids.size()), [&](int64_t first, int64_t last, int thread) {
+    const int64_t images_each = (arguments.plans.lowest(pool.classes) + arguments.plans.highest(pool.classes) + 1) / 2;
+    share_out(ws, static_cast<int64_t>(ids.size()), images_each * pool.shape().size(), [&](int64_t first, int64_t last, int thread) {
       superposers_[static_cast<size_t>(thread)].run(pool, series, output, arguments.targets, ids.data(), first, last,
                                                     images, targets);
     });

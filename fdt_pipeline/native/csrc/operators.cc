@@ -194,7 +194,7 @@ template <>
 void Superpose<CPUBackend>::put(::dali::Workspace &ws, const Step &step) {
   const bool has_ring = ring_.capacity() > 0;
   window_.resize(has_ring ? ring_.capacity() : step.num, shape_, arguments_.plans.pad);
-  share_out(ws, static_cast<int64_t>(step.num), [&](int64_t first, int64_t last, int) {
+  share_out(ws, static_cast<int64_t>(step.num), shape_.size(), [&](int64_t first, int64_t last, int) {
     for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++)
       window_.set_image(has_ring ? ring_.slot(step.position + i) : i, images_[step.begin + i]);
   });
