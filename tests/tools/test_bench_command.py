@@ -160,6 +160,7 @@ def test_one_real_race_in_processes(shards, tmp_path, capsys):
         (["--step", 0], "--step must be above 0, got 0.0"),
         (["--crop", 0], "--crop must be at least 1, got 0"),
         (["--crop", 8, "--size", 8, 8], "--crop and --size exclude each other"),
+        (["--crop", 8], "holds arrays: --crop is for image files"),
         (["--step", 1, "--model", "small"], "--step and --model exclude each other"),
         (["--classes", 301], "--classes 301 needs as many images, got 300"),
         (["--mixing", "mixup"], "no contender is left"),

@@ -83,12 +83,16 @@ class Options:
     def task(self, num_classes: int | None = None, batch_size: int | None = None) -> Task:
         """The task on these shards, or on the same images in `num_classes` classes.
 
-        ValueError for images of different sizes without --size or --crop.
+        ValueError for images of different sizes without --size or --crop, and for arrays with --crop.
         """
         manifest = read_manifest(self.shards)
         size = (self.crop, self.crop) if self.crop else self.size
         if manifest.shape is None and size is None:
             raise ValueError(f"{self.shards} holds images of different sizes: pass --size H W, or --crop N")
+        if self.crop and manifest.encoding == "raw":
+            raise ValueError(
+                f"{self.shards} holds arrays: --crop is for image files, whose decoders crop; use --size H W"
+            )
         shards = self.shards
         if num_classes is not None:
             shards = relabelled(shards, num_classes, self.work / manifest.sha256[:12])
