@@ -184,9 +184,10 @@ def _check_level(where: str, names: list[str], classes: Sequence[str]) -> None:
     found = sorted({os.path.relpath(folder, level or ".").partition("/")[0] for folder in same})
     places = [_url(f"{where}/{name}", level) for name in classes]
     would_be = f"the only class would be {classes[0]}" if len(classes) == 1 else f"{few(classes)} would be classes"
+    advice = f"give {places[0]} as SOURCE" if len(places) == 1 else "give one of these folders as SOURCE"
     raise ValueError(
-        f"{where}: {would_be}, but the classes seem to be further down: {few(found)} in {few(places)}; give one of "
-        "these folders as SOURCE, or call those that are splits train, test and val"
+        f"{where}: {would_be}, but the classes seem to be further down: {few(found)} in {few(places)}; {advice}, or "
+        "call those that are splits train, test and val"
     )
 
 

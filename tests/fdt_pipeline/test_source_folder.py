@@ -90,11 +90,11 @@ def test_a_folder_that_is_no_set_is_refused(tmp_path, files, split, message):
         ),
         (
             ["images/Images/a/1", "images/Images/b/1", "images/Images/b/sub/1"],
-            "only class would be images, but the classes seem to be further down: a, b in {0}/images/Images; give one",
+            "only class would be images, but .* further down: a, b in {0}/images/Images; give {0}/images/Images as",
         ),
         (
             ["seg_train/seg_train/a/1", "seg_train/seg_train/b/1", "seg_test/seg_test/a/1"],
-            "the only class would be seg_train, but .*: a, b in {0}/seg_train/seg_train; give one of these folders",
+            "the only class would be seg_train, but .*: a, b in {0}/seg_train/seg_train; give {0}/seg_train/seg",
         ),
     ],
 )
