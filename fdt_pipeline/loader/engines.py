@@ -120,7 +120,8 @@ class NativeResident:
 
 
 class NativeStreaming:
-    """Mixes within a ring of `ring` images, which its operator keeps; decoding: what it is to do itself."""
+    """Mixes within a ring of `ring` images, which its operator keeps. decoding: what its pipeline does before, on the
+    same device."""
 
     def __init__(
         self,

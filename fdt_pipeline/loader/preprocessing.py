@@ -18,17 +18,17 @@ fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
 
 
-def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int]) -> None:
-    """Try it on two images of this shape. ValueError if it fails, or gives anything else than images of the same shape
-    in uint8."""
+def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int], gpu: int | None = None) -> None:
+    """Try it on two images of this shape, on the GPU of this number or on the CPU. ValueError if it fails, or gives
+    anything else than images of the same shape in uint8."""
     name = preprocess_name(preprocess)
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
-    options = {"batch_size": 2, "num_threads": 1, "device_id": None, "exec_async": False, "exec_pipelined": False}
+    options = {"batch_size": 2, "num_threads": 1, "device_id": gpu, "exec_async": False, "exec_pipelined": False}
     fed = {"images": images}
     if takes_random(preprocess):
         fed["random"] = np.repeat(np.array([[0], [1 - 2**-24]], np.float32), NUM_RANDOM, axis=1)
     try:
-        pipeline = _trial(preprocess, **options, prefetch_queue_depth=1)
+        pipeline = _trial(preprocess, gpu is not None, **options, prefetch_queue_depth=1)
         pipeline.build()
         for argument, values in fed.items():
             _feed(pipeline, argument, values)
@@ -65,10 +65,10 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 @pipeline_def
-def _trial(preprocess: Preprocess) -> Any:
+def _trial(preprocess: Preprocess, on_gpu: bool) -> Any:
     images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
     random = fn.external_source(name="random", batch=True, dtype=types.FLOAT, ndim=1)
-    return preprocessed(images, preprocess, random if takes_random(preprocess) else None)
+    return preprocessed(images.gpu() if on_gpu else images, preprocess, random if takes_random(preprocess) else None)
 
 
 def preprocessed(images: Any, preprocess: Preprocess, random: Any) -> Any:
