@@ -144,6 +144,6 @@ def test_a_gpu_decodes_crops_and_resizes_files_itself(crop):
     with Pipeline(batch_size=1, num_threads=1, device_id=None):
         decoding = Decoding(True, 3, size=None if crop else (48, 48), crop=crop)
         image = graphs.decode(fn.external_source(), decoding, fn.external_source(), device="gpu")
-    [decoder] = image.source.inputs
+    decoder = image.source.inputs[0]
     assert (image.device, decoder.device) == ("gpu", "gpu")
     assert "device: mixed" in str(decoder.source.spec)
