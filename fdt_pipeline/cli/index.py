@@ -8,9 +8,10 @@ from typing import Any
 
 from fdt_pipeline.cli import location, verb_parser
 from fdt_pipeline.cli.inspecting import stored_as
-from fdt_pipeline.shards import BrokenTarsError, InPlace, LabelField, index_in_place, label_field, read_classes
+from fdt_pipeline.shards import BadTarsError, InPlace, LabelField, index_in_place, label_field, read_classes
 from fdt_pipeline.shards.indexing import index_tar
 from fdt_pipeline.shards.progress import progress_bar
+from fdt_pipeline.sources.source import few
 from fdt_pipeline.storage import Folder, open_folder
 
 _DESCRIPTION = """Write the DALI index of each webdataset tar beside it: x.idx for x.tar. Only headers are read.
@@ -22,7 +23,7 @@ the sample's key, all other tars get theirs, and the exit code is 1.
 With --out DIR, make a set of them that FDTLoader, info, verify, preview and convert read where it lies: DIR gets a
 manifest and the indexes. The tars stay as they are; they may be read-only, and tars, DIR and FILE may be URLs. Each tar
 is read once, and each image decoded. Samples without an image or a label are named and left out; a broken tar
-ends it, with exit code 1 and nothing written."""
+ends it, with exit code 1 and nothing written, as do tars of which no sample is left."""
 _EXAMPLE = """example:
   fdt-pipeline index runs/shards/train
   fdt-pipeline index imagenet-000000.tar imagenet-000001.tar --json
@@ -38,7 +39,7 @@ def add_parsers(verbs: Any) -> None:
     parser.add_argument("--label", metavar="L", help="where a label is: cls (default), txt or json:FIELD")
     parser.add_argument("--no-decode", action="store_true", help="look at the headers of images alone")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
-    parser.set_defaults(run=run, codes={BrokenTarsError: 1})
+    parser.set_defaults(run=run, codes={BadTarsError: 1})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -94,6 +95,7 @@ def _report(out: Folder, made: InPlace) -> dict[str, Any]:
         "decoded": manifest.mean is not None,
         "turned_by_exif": made.num_turned,
         "tars": [{"tar": shard.name, "num_samples": shard.num_samples} for shard in manifest.shards],
+        "empty_tars": list(made.empty),
         "left_out": [{"sample": bad.key, "reason": bad.reason} for bad in manifest.quarantine],
     }
 
@@ -113,6 +115,8 @@ def _lines(report: dict[str, Any], made: InPlace, classes_given: bool) -> list[s
         f"  labels   in {manifest.labels}",
         f"  classes  {len(manifest.classes)}, {source}" + f"; {empty} without samples" * bool(empty),
     ]
+    if made.empty:
+        lines.append(f"  empty    {len(made.empty)} tars without a sample to take: {few(made.empty)}")
     if made.num_turned:
         lines.append(f"  EXIF     would turn {made.num_turned} images; the loader shows them as they are stored")
     return lines

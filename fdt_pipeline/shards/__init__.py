@@ -3,7 +3,7 @@
 from .codec import EXTENSIONS, ShardingOptions
 from .conversion import convert_shards
 from .folder import check_shards, read_manifest, shard_sets, webdataset_files
-from .in_place import BrokenTarsError, InPlace, index_in_place
+from .in_place import BadTarsError, InPlace, index_in_place
 from .labels import LabelField, label_field, read_classes
 from .manifest import Manifest, Quarantined, Shard, ShardError
 from .progress import Progress
@@ -16,7 +16,7 @@ from .writer import check_vacant, write_shards
 __all__ = [
     "EXTENSIONS",
     "BadSampleError",
-    "BrokenTarsError",
+    "BadTarsError",
     "InPlace",
     "LabelField",
     "Manifest",

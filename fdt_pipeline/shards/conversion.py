@@ -115,7 +115,7 @@ class OneShard:
         try:
             return folder.open(name)
         except FileNotFoundError:
-            raise ShardError(f"{folder.path(name)}: missing; shard the source again") from None
+            raise ShardError(f"{folder.path(name)}: missing; see fdt-pipeline verify") from None
 
     def _read_image(self, index: int) -> bytes:
         return self._read(int(self._index.image_offsets[index]), int(self._index.image_sizes[index]))

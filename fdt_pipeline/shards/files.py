@@ -18,6 +18,7 @@ from ..storage import Folder, located
 from ..storage.cache import Cache, ChangedError, Entry, NoRoomError
 from ..storage.folder import LocalFolder
 from ..storage.remote import RemoteFolder
+from .folder import remedy_of
 from .manifest import Manifest, Shard, ShardError
 
 AHEAD = 3  # shards that are fetched while one is read, if half of the cache has room for them
@@ -93,7 +94,7 @@ class LocalShardFiles:
             try:
                 index = self.folder.read(shard.index_name)
             except FileNotFoundError:
-                raise ShardError(f"{self.folder.path(shard.index_name)}: missing; shard the source again") from None
+                raise ShardError(f"{self.folder.path(shard.index_name)}: missing; {remedy_of(self.manifest)}") from None
             path, index_url = _path(self.folder, shard.name), self.folder.path(shard.index_name)
             yield ShardFile(Path(path), index, path, index_url, self._checked[shard.name])
 

@@ -121,9 +121,16 @@ def _no_manifest(folder: Folder) -> ValueError:
         )
     if shard_files(folder):
         return ShardError(
-            f"{folder.url}: shards without {MANIFEST_NAME}: writing them was interrupted; shard again with --overwrite"
+            f"{folder.url}: shards without {MANIFEST_NAME}: writing them was interrupted, so shard again with "
+            f"--overwrite; or they are another program's: {_indexing(folder)}"
         )
     sets = [below.url for below in _sets_below(folder)]
     if sets:
         return ValueError(f"{folder.url}: no shards here, but in its subfolders: choose one of {', '.join(sets)}")
+    if any(name.endswith(".tar") for name in folder.names()):
+        return ValueError(f"{folder.url}: tars without {MANIFEST_NAME}: make one with {_indexing(folder)}")
     return ValueError(f"{folder.url}: no shards here: run fdt-pipeline shard SOURCE {folder.url}")
+
+
+def _indexing(folder: Folder) -> str:
+    return f"fdt-pipeline index {folder.url} --out {folder.url}"

@@ -17,7 +17,7 @@ from ..sources.source import few
 from ..storage import Folder, place_of
 from .folder import MANIFEST_NAME, read_manifest
 from .foreign_tar import BrokenTarError, ForeignTar, read_foreign_tar
-from .labels import ClassNumbers, Label, LabelField, classes_found
+from .labels import ClassNumbers, Label, LabelField, checked_classes, classes_found
 from .manifest import Manifest, Quarantined, Shard, ShardError
 from .pixel_statistics import PixelStatistics
 from .progress import Progress
@@ -25,15 +25,17 @@ from .progress import Progress
 MAX_THREADS = 4  # each reads a tar; Pillow decodes without Python's lock
 
 
-class BrokenTarsError(ValueError):
-    """Tars that cannot be read, a line each; nothing was written."""
+class BadTarsError(ValueError):
+    """Tars that cannot be read, a line each, or that hold no sample that can be taken; nothing was written."""
 
 
 class InPlace(NamedTuple):
-    """manifest: as it was written. num_turned: images that EXIF would turn, which the loader does not."""
+    """manifest: as it was written. num_turned: images that EXIF would turn, which the loader does not. empty: the tars
+    that are not in the manifest, as no sample of them can be taken."""
 
     manifest: Manifest
     num_turned: int
+    empty: tuple[str, ...]
 
 
 def index_in_place(
@@ -50,15 +52,16 @@ def index_in_place(
     headers alone, and mean and std stay unknown. Samples without an image that DALI decodes, or without a label, are
     left out and listed in the manifest's quarantine. Indexes are in memory until all tars are read.
 
-    BrokenTarsError if a tar cannot be read; ValueError for a tar that is given twice, labels that are of no class, a
-    sample with two images, no sample that is left, and shards of our own in `out`.
+    BadTarsError if a tar cannot be read, or no sample is left; ValueError for a tar that is given twice, labels that
+    are of no class, a sample with two images, and shards of our own in `out`.
     """
     places = [place_of(out, folder, name) for folder, name in tars]
     _check_places(places, out)
+    given = None if classes is None else checked_classes(classes)
     read = _read_all(tars, label, decode, progress)
     if not any(tar.keys for tar in read):
-        raise ValueError(f"no sample is left of {sum(tar.num_groups for tar in read)}: {_reasons(places, read)}")
-    names = tuple(classes) if classes else classes_found(_labels(places, read))
+        raise BadTarsError(f"no sample is left of {sum(tar.num_groups for tar in read)}: {_reasons(places, read)}")
+    names = classes_found(_labels(places, read)) if given is None else given
     samples_per_class = _samples_per_class(places, read, names)
     indexed = zip(places, _index_names(places), read, strict=True)
     shards = {_shard(place, index, tar): tar for place, index, tar in indexed if tar.keys}
@@ -67,7 +70,8 @@ def index_in_place(
     for shard, tar in shards.items():
         _write(out, shard.index_name, tar.index)
     _write(out, MANIFEST_NAME, manifest.to_json().encode("ascii"))
-    return InPlace(manifest, sum(tar.num_turned for tar in read))
+    empty = tuple(place for place, tar in zip(places, read, strict=True) if not tar.keys)
+    return InPlace(manifest, sum(tar.num_turned for tar in read), empty)
 
 
 def _check_places(places: Sequence[str], out: Folder) -> None:
@@ -107,7 +111,7 @@ def _read_all(
         finally:
             pool.shutdown(cancel_futures=True)
     if broken:
-        raise BrokenTarsError("\n".join(broken))
+        raise BadTarsError("\n".join(broken))
     return read
 
 

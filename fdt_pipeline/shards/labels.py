@@ -74,20 +74,24 @@ def read_classes(location: str) -> tuple[str, ...]:
     """Class names from a file: one a line, or JSON: a list of them, or an object of name -> number."""
     above, slash, file = location.rpartition("/")
     try:
-        names = _class_names(open_folder(above or slash or ".").read(file).decode("utf-8-sig"))
-        check_class_names(names)
-        if not names:
-            raise ValueError("no class names there; expected them one a line, or as JSON")
-        for number, name in enumerate(names):
-            if isinstance(_number_or_name(name), int) and _number_or_name(name) != number:
-                raise ValueError(
-                    f"class {number} is called {name!r}, so a label {name} could be its name or the number of another "
-                    "class: name the classes by words"
-                )
+        return checked_classes(_class_names(open_folder(above or slash or ".").read(file).decode("utf-8-sig")))
     except FileNotFoundError:
         raise ValueError(f"{location}: no such file; expected class names, one a line, or as JSON") from None
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from None
+
+
+def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """ValueError unless they are names that differ, and none is the number of another class."""
+    check_class_names(names)
+    if not names:
+        raise ValueError("no class names there; expected them one a line, or as JSON")
+    for number, name in enumerate(names):
+        if _number_or_name(name) not in (number, name):
+            raise ValueError(
+                f"class {number} is called {name!r}, so a label {name} could be its name or the number of another "
+                "class: name the classes by words"
+            )
     return tuple(names)
 
 

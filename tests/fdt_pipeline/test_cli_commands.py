@@ -32,8 +32,8 @@ FLAGS = {
     "preview": "OUT --out --seed --superpose",
     "build": "--force",
     "doctor": "--gpu --json",
-    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --device "
-    "--json --list --mixing --model --plot --render --repeats --seconds --size --timeout --widest --work "
+    "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --crop "
+    "--device --json --list --mixing --model --plot --render --repeats --seconds --size --step --timeout --widest --work "
     "--workers",
     "gpu": "OUT --commit --device --stages",
 }

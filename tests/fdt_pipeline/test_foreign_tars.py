@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -343,8 +344,6 @@ def test_classes_that_are_not_given_are_found_and_said(tmp_path, capsys, labels,
         (sample(0), ["--label", "png"], None, r"a label is in cls, txt or json:FIELD .*got 'png'"),
         (sample(0, cls="1", png="x"), [], None, r"x\.tar: sample 0000: which of \.jpg and \.png is the image\?"),
         ([sample(i)[j] for j in range(2) for i in range(2)], [], None, "none of its samples has a label in cls"),
-        ([], [], None, "no sample is left of 0: the tars are empty"),
-        (sample(0, cls="1", image="npy"), [], None, r"no sample is left of 1: \.\./x\.tar: 0000: no image among"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_set_is_refused_in_one_line_and_nothing_is_written(
@@ -436,6 +435,59 @@ def test_broken_tars_are_all_named_with_exit_code_1_and_nothing_is_written(tmp_p
     assert "cut.tar: cut at byte 1000" in error
     assert "none.tar: not a tar" in error
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([], "no sample is left of 0: the tars are empty"),
+        (sample(0, image="npy"), "no sample is left of 1: ../x.tar: 0000: no image among its members (.npy, .cls)"),
+    ],
+)
+def test_tars_of_which_no_sample_is_left_end_with_exit_code_1(tmp_path, capsys, members, message):
+    write_tar(tmp_path / "x.tar", members)
+    assert index(tmp_path / "x.tar", "--out", tmp_path / "set") == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_empty_tar_among_others_is_said(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [])
+    write_tar(tmp_path / "b.tar", sample(0))
+    assert len(indexed(tmp_path / "set", tmp_path).shards) == 1
+    assert "  empty    1 tars without a sample to take: ../a.tar\n" in capsys.readouterr().out
+
+
+def test_tars_of_which_some_have_their_labels_elsewhere_are_named(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", sample(0))
+    write_tar(tmp_path / "b.tar", sample(1, json='{"label": 1}'))
+    assert index(tmp_path, "--out", tmp_path / "set") == 2
+    assert "b.tar: none of its samples has a label in cls" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.tar", "shard-000000.tar"])
+def test_a_loader_of_a_folder_of_tars_says_what_to_do(tmp_path, name):
+    write_tar(tmp_path / name, sample(0))
+    with pytest.raises(ValueError, match=f"fdt-pipeline index {tmp_path} --out {tmp_path}$"):
+        FDTLoader(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index": "../x.idx"}, r"x\.tar: expected an index beside the manifest, got '\.\./x\.idx'"),
+        ({"index": "manifest.json"}, "expected an index beside the manifest"),
+        ({"index": "y.idx"}, "all names to differ"),
+        ({"name": "../y.tar"}, "all names to differ"),
+        ({"index": ""}, "expected an index for each shard"),
+    ],
+)
+def test_a_manifest_whose_indexes_lead_elsewhere_or_meet_is_refused(tmp_path, changes, message):
+    for name in "xy":
+        write_tar(tmp_path / f"{name}.tar", sample(0))
+    manifest = indexed(tmp_path / "set", tmp_path)
+    with pytest.raises(ValueError, match=message):
+        replace(manifest, shards=(replace(manifest.shards[0], **changes), manifest.shards[1]))
 
 
 def test_a_tar_that_is_given_twice_is_an_error(tmp_path, capsys):

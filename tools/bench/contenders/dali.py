@@ -150,5 +150,8 @@ ENTRIES = (
         "DALI, from memory", "none", from_memory,
         note="external_source of arrays framed by zeros once: a shift is a crop; the decoded set in memory",
     ),
-    Entry("DALI, webdataset", "none", from_shards, note="shifts with a slice that pads, then crop_mirror_normalize"),
+    Entry(
+        "DALI, webdataset", "none", from_shards,
+        note="shifts with a slice that pads, or decodes with image_random_crop; then crop_mirror_normalize",
+    ),
 )  # fmt: skip
