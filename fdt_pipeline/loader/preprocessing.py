@@ -28,16 +28,23 @@ def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int], gpu: i
     if takes_random(preprocess):
         fed["random"] = np.repeat(np.array([[0], [1 - 2**-24]], np.float32), NUM_RANDOM, axis=1)
     try:
-        pipeline = _trial(preprocess, gpu is not None, **options, prefetch_queue_depth=1)
+        more = conditionals(preprocess)
+        pipeline = _trial(preprocess, gpu is not None, **options, **more, prefetch_queue_depth=1)
         pipeline.build()
         for argument, values in fed.items():
             _feed(pipeline, argument, values)
         [made] = pipeline.run()
     except Exception as error:  # the user's own, or DALI's
-        raise ValueError(f"preprocess={name} fails on images of {_times(shape)}: {gist(error)}") from error
+        raise ValueError(f"preprocess={name} fails on images of {_times(shape)}: {_reason(error)}") from error
     for number in range(2):
         found = made[number]
         check_preprocessed(name, found.dtype, tuple(found.shape()), shape)
+
+
+def _reason(error: Exception) -> str:
+    """In one line. DALI's AutoGraph puts the lines of the user's code before an error of theirs."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return gist(error) if isinstance(error, RuntimeError) else lines[-1].strip()
 
 
 def _feed(pipeline: Any, argument: str, values: np.ndarray) -> None:
@@ -62,6 +69,11 @@ def check_preprocessed(name: str, dtype: Any, found: tuple[int, ...], shape: tup
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "one number"
+
+
+def conditionals(preprocess: Preprocess | None) -> dict[str, bool]:
+    """Arguments of a `@pipeline_def` function that calls it: DALI's `rand_augment` and its like have `if`s of nodes."""
+    return {"enable_conditionals": True} if preprocess else {}
 
 
 @pipeline_def
