@@ -5,15 +5,28 @@ from pathlib import Path
 
 from torch import nn
 
+SHARDS = {"shards": "folder with train/ and test/, such as runs/demo/shards"}
 
-def arguments(description: str, checkpoint: str | None = None) -> Namespace:
-    """shards, epochs, steps (None for all), and checkpoint where the example keeps one."""
+
+def arguments(
+    description: str,
+    checkpoint: str | None = None,
+    folders: dict[str, str] = SHARDS,
+    epochs: int = 1,
+    **options: int | str,
+) -> Namespace:
+    """folders (names, with what each is), epochs, steps (None for all), checkpoint where the example keeps one; and
+    options, each given with its default."""
     parser = ArgumentParser(description=description.partition("\n")[0])
-    parser.add_argument("shards", type=Path, help="folder with train/ and test/, such as runs/demo/shards")
-    parser.add_argument("--epochs", type=int, default=1)
+    for name, meaning in folders.items():
+        parser.add_argument(name, type=Path, help=meaning)
+    parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--steps", type=int, help="stop after so many, in mid-epoch as well")
     if checkpoint:
         parser.add_argument("--checkpoint", type=Path, default=checkpoint, help="where a run is kept, and goes on from")
+    for name, default in options.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help="(default: %(default)s)")
     return parser.parse_args()
 
 

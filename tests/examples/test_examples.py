@@ -7,8 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fdt_pipeline import FDTLoader
 from tests.peers import needs
@@ -22,27 +24,28 @@ SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "shared.
 def test_each_is_shorter_than_60_lines_and_has_its_line_in_the_table(script):
     assert len(script.read_text().splitlines()) < 60
     (row,) = re.findall(rf"^\| \[`{script.name}`\].*$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
-    assert f"examples/{script.name} SHARDS`" in row
+    assert f"examples/{script.name} {'TRAIN VAL' if script.name == 'imagenet.py' else 'SHARDS'}`" in row
 
 
 @dataclass(frozen=True)
 class Example:
-    """What an example printed: the loss of each step, and the accuracy, if there is one."""
+    """What an example printed: the loss of each step, and the accuracy, the last one, if there is one."""
 
     losses: dict[int, float]
     accuracy: float | None
 
 
 def run_example(name, shards, folder, *arguments, ranks=None):
-    """Run it in `folder`; no warning may be ours."""
-    output, errors = run_python(EXAMPLES / f"{name}.py", shards, *arguments, ranks=ranks, folder=folder)
+    """Run it in `folder`; no warning may be ours. shards: one folder or several."""
+    folders = [shards] if isinstance(shards, Path) else shards
+    output, errors = run_python(EXAMPLES / f"{name}.py", *folders, *arguments, ranks=ranks, folder=folder)
     assert not re.findall(r"^.*/(?:fdt_pipeline|examples)/.*Warning.*$", errors, re.MULTILINE)
     steps = [(int(step), float(loss)) for step, loss in re.findall(r"^step (\d+): loss (\S+)", output, re.MULTILINE)]
     losses = dict(steps)
     assert len(losses) == len(steps), "a step was printed twice"
     assert all(math.isfinite(loss) for loss in losses.values())
-    found = re.search(r"^accuracy (0\.\d+|1\.0+)$", output, re.MULTILINE)
-    return Example(losses, float(found[1]) if found else None)
+    found = re.findall(r"^accuracy (0\.\d+|1\.0+)$", output, re.MULTILINE)
+    return Example(losses, float(found[-1]) if found else None)
 
 
 def assert_same_run(whole, num_steps, *parts):
@@ -174,3 +177,61 @@ def test_the_compiled_step_has_the_losses_of_the_plain_one(few_shards, tmp_path)
     plain = run_example("plain", few_shards, tmp_path, "--steps", 4, "--checkpoint", "plain.pt")
     assert list(compiled.losses) == [1, 2, 3, 4]
     assert compiled.losses == pytest.approx(plain.losses, abs=1e-4)
+
+
+COLOURS = {
+    "n01443537": (230, 40, 40),
+    "n01629819": (40, 200, 60),
+    "n01641577": (50, 60, 220),
+}  # of its pictures
+IN_SMALL = ("--model", "test_resnet", "--size", 32, "--max-images", 2, "--epochs", 8, "--whole-epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def tiny_image_net(tmp_path_factory):
+    """The official folders of Tiny-ImageNet with three of its classes, pictures of several sizes; as shards: (train,
+    val) of 72 and 30."""
+    root, rng = tmp_path_factory.mktemp("tiny-imagenet-200"), np.random.default_rng(0)
+
+    def save(path, wnid):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        h, w = rng.integers(40, 90, 2)
+        picture = np.array(COLOURS[wnid]) + rng.normal(0, 30, (h, w, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, "JPEG")
+
+    for wnid in COLOURS:
+        for index in range(24):
+            save(root / "train" / wnid / "images" / f"{wnid}_{index}.JPEG", wnid)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t62\t62\n")
+    annotations = {f"val_{index}.JPEG": wnid for index, wnid in enumerate(10 * list(COLOURS))}
+    for name, wnid in annotations.items():
+        save(root / "val" / "images" / name, wnid)
+        save(root / "test" / "images" / name.replace("val", "test"), wnid)
+    rows = (f"{name}\t{wnid}\t0\t32\t44\t62\n" for name, wnid in annotations.items())
+    (root / "val" / "val_annotations.txt").write_text("".join(rows))
+    (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in reversed(COLOURS)))
+    (root / "words.txt").write_text("n01443537\tgoldfish, Carassius auratus\n")
+    out = tmp_path_factory.mktemp("shards")
+    run_python("-m", "fdt_pipeline", "shard", root, out, "--workers", 1, folder=EXAMPLES.parent)
+    return out / "train", out / "test"
+
+
+@pytest.mark.cluster
+def test_imagenet_learns_tiny_image_nets_folders_and_goes_on_after_its_last_checkpoint(tiny_image_net, tmp_path):
+    """72 pictures, 12 a step, so that it is stopped in an epoch of sums. Chance is a third."""
+    needs("timm")
+
+    def imagenet(checkpoint, *options, ranks=1, batch_size=12):
+        common = (*IN_SMALL, "--batch-size", batch_size, "--checkpoint", checkpoint, *options)
+        return run_example("imagenet", tiny_image_net, tmp_path, *common, ranks=ranks)
+
+    stopped, resumed = imagenet("parts.pt", "--save-every", 4, "--steps", 9), imagenet("parts.pt")
+    assert list(resumed.losses) == list(range(9, 49))
+    whole = imagenet("whole.pt")
+    assert_same_run(whole, 48, stopped, resumed)
+    assert whole.accuracy > 0.6
+    sums, whole_images = ([whole.losses[step] for step in steps] for steps in (range(25, 37), range(37, 49)))
+    assert np.mean(sums) > 0.32 > np.mean(whole_images), "half of the sums have a target of entropy 0.64"
+    two = imagenet("parts.pt", ranks=2, batch_size=6)
+    assert list(two.losses) == list(range(9, 49)), "other ranks go on from the same checkpoint"
+    assert two.accuracy > 0.6

@@ -49,13 +49,13 @@ def library(name):
     return LIBRARIES.get(first, "torchvision" if first == "DataLoader" else "nvidia.dali")
 
 
-def contenders(*mixings, but=()):
+def contenders(*mixings):
     """Those with one of the mixings, as test parameters; one whose library is not installed is skipped."""
 
     def needs(module):
         return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
 
-    names = [entry.name for entry in ENTRIES if entry.mixing in mixings and entry.name not in but]
+    names = [entry.name for entry in ENTRIES if entry.mixing in mixings]
     return pytest.mark.parametrize("name", [pytest.param(name, marks=needs(library(name))) for name in names])
 
 
@@ -193,7 +193,7 @@ def test_images_of_many_sizes_are_resized_where_they_are_not_kept_in_memory(fold
             find_entry(name).make(task(shards, size=(4, 4)))
 
 
-@contenders("none", but=("ours, streaming, native, no FDT", "ours, resident, native, no FDT"))
+@contenders("none")
 def test_random_resized_crops_have_torchvisions_law(name, folder):
     """Red grows by 1 from left to right and green from top to bottom, so that an output tells its crop."""
     h, w, side = 120, 160, 16

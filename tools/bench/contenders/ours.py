@@ -22,13 +22,11 @@ class Ours:
 
     def __init__(self, task: Task, mode: Mode, engine: Engine, fdt: FDT | None) -> None:
         dali()  # or NotInstalledError
-        from fdt_pipeline import FDTLoader
+        from fdt_pipeline import FDTLoader, RandomResizedCrop
 
         size = task.size if task.is_resized else None
         augment: Any = Augment(task.pad, task.flip)
         if task.crop:
-            from fdt_pipeline import RandomResizedCrop
-
             augment, size = RandomResizedCrop(task.shape[1:], flip=task.flip), None
         self._loader = FDTLoader(
             task.shards, task.batch_size, mix=fdt, augment=augment, device=task.device, mode=mode,
