@@ -1,4 +1,4 @@
-"""The verb `gpu`: the tests that need a GPU and what is measured on one, in eight minutes, each stage on its own."""
+"""The verb `gpu`: the tests that need a GPU and what is measured on one, in nine minutes, each stage on its own."""
 
 from __future__ import annotations
 
@@ -26,9 +26,17 @@ and OUT/gpu.md are written after every stage. Exit code 1 if a stage or a test f
 _EXAMPLE = """example:
   python -m tools gpu runs/gpu
   python -m tools gpu runs/gpu --device cpu --stages loaders epochs"""
-TOTAL = 465.0  # seconds; with the imports before them, eight minutes
+TOTAL = 530.0  # seconds; with the imports before them, nine minutes
 LIMITS = {"doctor": 60, "loader-tests": 150, "kernel-tests": 60}
-LIMITS |= {"loaders": 90, "host": 30, "epochs": 40, "training": 90, "kernel": 50, "steps": 110}  # gpu_stages.py
+LIMITS |= {
+    "loaders": 90,
+    "decoding": 80,
+    "host": 30,
+    "epochs": 40,
+    "training": 90,
+    "kernel": 50,
+    "steps": 110,
+}  # gpu_stages.py
 TAIL = 150  # lines
 ROOT = Path(__file__).parents[1]
 

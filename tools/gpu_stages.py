@@ -11,20 +11,23 @@ import ctypes
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+import torchvision
 
-from fdt_pipeline import FDT, Augment, FDTLoader
+from fdt_pipeline import FDT, Augment, FDTLoader, RandomResizedCrop
 from fdt_pipeline.loader import graphs
+from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native.load import nvrtc_path
 from fdt_pipeline.native.pool import HOST
 from fdt_pipeline.shards import read_manifest, write_shards
@@ -55,7 +58,8 @@ LOADERS = {  # name -> contender of the bench, number of classes
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. steps: of a turn; outputs: of a launch; copied: bytes that show the memory's speed."""
+    """How much is measured. steps: of a turn; outputs: of a launch; copied: bytes that show the memory's speed;
+    side: of photographs."""
 
     images: int
     batch_size: int
@@ -64,13 +68,14 @@ class Sizes:
     steps: int
     outputs: int
     copied: int
+    side: int
     rounds: int
     seconds: float
 
 
 SIZES = {
-    "cuda": Sizes(50_000, 512, "resnet34", 100, 100, 4096, 2**31, 7, 0.5),
-    "cpu": Sizes(640, 32, "small", 32, 2, 16, 2**20, 2, 0.02),  # to try the command out; its figures mean nothing
+    "cuda": Sizes(50_000, 512, "resnet34", 100, 100, 4096, 2**31, 224, 7, 0.5),
+    "cpu": Sizes(640, 32, "small", 32, 2, 16, 2**20, 32, 2, 0.02),  # to try the command out; its figures mean nothing
 }
 
 
@@ -130,6 +135,80 @@ def loaders(place: Place) -> Iterator[Found]:
         (STREAMING, RESIDENT, 0.3, 0.6),
     ):
         yield row(f"{over} : {under}", ratios(found[over], found[under]), *held)
+
+
+def decoding(place: Place) -> Iterator[Found]:
+    """The whole loader on JPEGs of 224 pixels in 1,000 classes, decoded on the GPU and on the CPU, and beside a step of
+    ResNet-50."""
+    sizes, shards = place.sizes, place.folder / "jpegs"
+    images = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+    number = min(sizes.images, 10_000)
+    num_classes = min(1000, number)
+    write_shards(ArraySource(np.resize(images, (number, 256, 256, 3)), np.arange(number) % num_classes), shards, "jpg")
+    options: dict[str, Any] = {
+        "augment": RandomResizedCrop(place.sizes.side),
+        "normalize": "imagenet",
+        "dtype": torch.float16,
+    }
+    options |= {"device": place.device, "num_threads": available_cpus(), "channels_last": True}
+    batch_size = min(128, sizes.batch_size)
+
+    def loader(decode: str | None, fdt: FDT | None) -> FDTLoader:
+        chosen: Any = {"decode": decode} if place.has_gpu else {}
+        return FDTLoader(shards, batch_size, mix=fdt, **options, **chosen)
+
+    with ExitStack() as stack:
+        loaders = {
+            f"decoded on the {kind.upper()}, {name}": stack.enter_context(loader(kind, fdt))
+            for kind in ("gpu", "cpu")
+            for name, fdt in (("FDT", FDT()), ("FDT(max_images=4)", FDT(max_images=4)), ("no mixing", None))
+        }
+
+        def rate(loader: FDTLoader) -> float:
+            return number / seconds_of(lambda: deque(loader, maxlen=0), place.device)
+
+        found = measure_rounds({name: partial(rate, each) for name, each in loaders.items()}, min(3, sizes.rounds))
+        for name, values in found.items():
+            yield row(f"{name}, images/s of the loader at {sizes.side} pixels, C = {num_classes:,}", values)
+        for name in ("FDT", "FDT(max_images=4)", "no mixing"):
+            gpu, cpu = (found[f"decoded on the {kind}, {name}"] for kind in ("GPU", "CPU"))
+            yield row(f"decoded on the GPU : on the CPU, {name}", ratios(gpu, cpu))
+        step = step_of_photographs(place, batch_size, num_classes)
+        for name, each in loaders.items():
+            yield row(f"share of the time that a step of ResNet-50 waits, {name}", [_waiting(each, step, place)])
+
+
+def step_of_photographs(
+    place: Place, batch_size: int, num_classes: int
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """torchvision's ResNet-50, forward and backward in bfloat16, channels last."""
+    make = torchvision.models.resnet50 if place.has_gpu else torchvision.models.resnet18
+    network = make(num_classes=num_classes).to(place.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+
+    def step(images: torch.Tensor, targets: torch.Tensor) -> None:
+        with torch.autocast(place.device.type, torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(network(images.float()), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    shapes = (batch_size, 3, place.sizes.side, place.sizes.side), (batch_size, num_classes)
+    step(*(torch.zeros(shape, device=place.device) for shape in shapes))
+    return step
+
+
+def _waiting(loader: FDTLoader, step: Callable[[torch.Tensor, torch.Tensor], None], place: Place) -> float:
+    """1 - (time of the steps on one batch, again and again) : (time of as many with the loader)."""
+    batches, steps = list(islice(loader, 1)), min(len(loader), place.sizes.steps)
+
+    def train(given: Iterable[Any]) -> None:
+        for batch in given:
+            step(*batch)
+
+    alone = seconds_of(partial(train, batches * steps), place.device)
+    fed = seconds_of(partial(train, islice(loader, steps)), place.device)
+    return max(1e-9, 1 - alone / fed)
 
 
 def host(place: Place) -> Iterator[Found]:

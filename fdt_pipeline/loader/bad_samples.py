@@ -8,6 +8,7 @@ from typing import Any
 from fdt_pipeline.loader.decoding import F32, Decoding
 from fdt_pipeline.loader.engines import Incoming
 from fdt_pipeline.loader.graphs import decoding_pipeline
+from fdt_pipeline.loader.preprocessing import conditionals
 from fdt_pipeline.loader.running import DaliError, DaliOptions, run_pipeline
 from fdt_pipeline.shards import Manifest
 from fdt_pipeline.sources.image_pixels import decode_image
@@ -49,7 +50,7 @@ def _refused_by_dali(images: Sequence[U8], numbers: Mapping[str, F32], decoding:
 
 
 def _decodes(fed: Mapping[str, Any], decoding: Decoding) -> bool:
-    options = DaliOptions(num_threads=1, ahead=0).arguments(len(fed["images"]))
+    options = DaliOptions(num_threads=1, ahead=0).arguments(len(fed["images"])) | conditionals(decoding.preprocess)
     try:
         list(run_pipeline(decoding_pipeline(decoding, **options), iter([fed]), lambda fed: fed))
     except DaliError:

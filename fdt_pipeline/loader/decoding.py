@@ -108,4 +108,4 @@ def preprocess_name(preprocess: Preprocess) -> str:
     """What a state and errors call it: "module.function"."""
     whole = getattr(preprocess, "func", preprocess)  # of a functools.partial
     named = whole if hasattr(whole, "__qualname__") else type(whole)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{named.__module__ or '__main__'}.{named.__qualname__}"

@@ -27,6 +27,7 @@ from fdt_pipeline.loader.graphs import (
 )
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.order import Span
+from fdt_pipeline.loader.preprocessing import conditionals
 from fdt_pipeline.loader.reading import Samples
 from fdt_pipeline.loader.running import DaliOptions, Outputs, run_pipeline
 from fdt_pipeline.native import NativeUnavailable
@@ -120,7 +121,8 @@ class NativeResident:
 
 
 class NativeStreaming:
-    """Mixes within a ring of `ring` images, which its operator keeps; decoding: what it is to do itself."""
+    """Mixes within a ring of `ring` images, which its operator keeps. decoding: what its pipeline does before, on the
+    same device."""
 
     def __init__(
         self,
@@ -148,7 +150,8 @@ class NativeStreaming:
         if self.decoding is None:
             pipeline = batches_pipeline(arguments, device, **self.dali.arguments(self.together))
             return _finished(run_pipeline(pipeline, inputs, lambda group: _batches(group, ring > 0)), self.mixing)
-        pipeline = files_pipeline(arguments, self.decoding, device, **self.dali.arguments(self.batch_size))
+        options = {**self.dali.arguments(self.batch_size), **conditionals(self.decoding.preprocess)}
+        pipeline = files_pipeline(arguments, self.decoding, device, **options)
         made = run_pipeline(pipeline, inputs, lambda group: _files(group, ring > 0))
         return _finished(made, self.mixing, are_single=True)
 
@@ -191,7 +194,7 @@ def decoded(
 
     In a pipeline of its own, on the CPU: it works ahead on threads, which must not call CUDA (running.py).
     """
-    pipeline = decoding_pipeline(decoding, **dali.arguments(most))
+    pipeline = decoding_pipeline(decoding, **dali.arguments(most), **conditionals(decoding.preprocess))
     with closing(inputs), closing(run_pipeline(pipeline, inputs, _undecoded)) as made:
         for batch, outputs in made:
             yield batch._replace(images=outputs.tensors[0].numpy())

@@ -36,7 +36,7 @@ def resident(ids: Any, arguments: dict[str, Any], device: str) -> Any:
 
 def superpose(image: Any, label: Any, ids: Any, arguments: dict[str, Any], device: str) -> Any:
     """Images u8[h w c] or u8[n h w c], labels and ids -> (images, targets)."""
-    u8 = image.gpu() if device == "gpu" else image
+    u8 = image.gpu() if device == "gpu" and image.device == "cpu" else image
     return tuple(fn.fdt.superpose(u8, label, ids, device=device, **arguments))
 
 
@@ -87,7 +87,7 @@ def batches_pipeline(arguments: dict[str, Any], device: str) -> Any:
 def files_pipeline(arguments: dict[str, Any], decoding: Decoding, device: str) -> Any:
     """Inputs "images", "labels" i64[1], "ids" i64[2] or i64[3], and those of `Decoding.inputs`: a sample is a file, or
     an image to be cropped, resized or preprocessed."""
-    image = _decoded(decoding)
+    image = _decoded(decoding, device)
     label, ids = fn.external_source(name="labels", **IDS), fn.external_source(name="ids", **IDS)
     return superpose(image, label, ids, arguments, device)
 
@@ -98,9 +98,10 @@ def decoding_pipeline(decoding: Decoding) -> Any:
     return _decoded(decoding)
 
 
-def _decoded(decoding: Decoding) -> Any:
+def _decoded(decoding: Decoding, device: str = "cpu") -> Any:
     image = fn.external_source(name="images", **_images(decoding))
-    return decode(image, decoding, **{name: fn.external_source(name=name, **NUMBERS) for name in decoding.input_names})
+    numbers = {name: fn.external_source(name=name, **NUMBERS) for name in decoding.input_names}
+    return decode(image, decoding, **numbers, device=device)
 
 
 # DALI 2 turns images as their EXIF says, and DALI 1 does not: like torchvision's loaders, none does here.

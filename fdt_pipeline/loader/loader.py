@@ -72,6 +72,8 @@ class FDTLoader:
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
         channels_last=True gives that memory format.
+    decode: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A GPU's
+        JPEG decoder gives other pixels than the CPU's, by a few grey levels.
     device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
@@ -118,6 +120,7 @@ class FDTLoader:
         mix: Mix | Literal["default"] = "default",
         augment: Augmentation | Literal["default"] | None = "default",
         preprocess: Preprocess | None = None,
+        decode: Literal["cpu", "gpu"] | None = None,
         device: str | torch.device = "cpu",
         mode: Literal["auto", "resident", "streaming"] = "auto",
         engine: Literal["auto", "native", "torch"] = "auto",
@@ -146,7 +149,7 @@ class FDTLoader:
             batch_size=batch_size, train=train, mix=chosen_mix(train, mix), augment=chosen_augment(train, augment),
             device=checked_device(device), mode=mode, engine=engine, seed=seed, mean=mean, std=std, channels=channels,
             dtype=dtype, channels_last=channels_last, pin_memory=pin_memory, size=size, ring=ring,
-            preprocess=preprocess, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
+            preprocess=preprocess, decode=decode, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
             num_threads=checked_threads(num_threads), prefetch=prefetch, strict_state=strict_state,
         )  # fmt: skip
         ranks = find_ranks(rank, world_size)
@@ -461,16 +464,20 @@ class FDTLoader:
     def _streaming(self) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
         ring, is_small = self._checked_ring()
-        decoding = options.decoding(manifest)
+        decoding, on_gpu = options.decoding(manifest), options.decodes_on_gpu
         if options.preprocess is not None:
-            check_preprocess(options.preprocess, (*self.shape[1:], manifest.channels))
+            check_preprocess(
+                options.preprocess, (*self.shape[1:], manifest.channels), self.device.index if on_gpu else None
+            )
         engine: StreamingEngine
         if self.engine == "native":
-            decodes = decoding.is_needed() and self.device.type == "cpu"
+            decodes = decoding.is_needed() and (on_gpu or self.device.type == "cpu")
             together = 1 if decoding.is_needed() else options.batches_together(self.shape)
+            dali = self._dali(together)
             engine = NativeStreaming(
                 self._mixing, self.device, min(ring, self._most_samples()), self.batch_size, together,
-                manifest.channels, self._dali(together), decoding if decodes else None
+                manifest.channels, replace(dali, num_threads=options.num_threads) if decodes else dali,
+                decoding if decodes else None
             )  # fmt: skip
         else:
             engine = TorchStreaming(self._mixing, min(ring, self._most_samples()), options.prefetch)

@@ -89,6 +89,7 @@ class Options:
     pin_memory: bool = False
     size: tuple[int, int] | None = None
     preprocess: Preprocess | None = None
+    decode: Literal["cpu", "gpu"] | None = None
     ring: int | None = None
     verify: bool = False
     on_bad: Literal["error", "substitute"] = "error"
@@ -108,6 +109,10 @@ class Options:
         random_words(operator.index(self.seed), Stream.PLAN, 0, 0, 0)  # raises where it is out of range
         check_size(self.size)
         check_pinning(self.pin_memory, self.device)
+        if self.decode is not None:
+            check_choice("decode", self.decode, ("cpu", "gpu"))
+        if self.decode == "gpu" and self.device.type == "cpu":
+            raise ValueError('decode="gpu" needs device="cuda", but device is "cpu": leave decode out')
         if self.preprocess is not None:
             takes_random(self.preprocess)  # raises where it is no such function
         if self.mode == "resident" and self.crop is not None:
@@ -123,6 +128,11 @@ class Options:
     def decoding(self, manifest: Manifest) -> Decoding:
         """What is done to the images of streaming. ValueError where that cannot be."""
         return Decoding(manifest.encoding != "raw", manifest.channels, self.size, self.crop, self.preprocess)
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether streaming decodes, crops, resizes and preprocesses images there."""
+        return self.device.type == "cuda" and self.decode != "cpu"
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -144,7 +144,8 @@ def fdt_pipeline(
     image, label, ids, *numbers = fn.external_source(
         source=source, batch_info=True, num_outputs=3 + len(decoding.input_names), **graphs.batch_inputs(decoding)
     )
-    image = graphs.decode(image, decoding, **dict(zip(decoding.input_names, numbers, strict=True)))
+    named = {name: numbers[place] for place, name in enumerate(decoding.input_names)}
+    image = graphs.decode(image, decoding, **named)
     return graphs.superpose(image, label, ids, graphs.streaming_arguments(mixing, options.batch_size), device)
 
 

@@ -18,26 +18,33 @@ fn: Any = _dali.fn  # its operators are made at run time
 types: Any = _dali.types
 
 
-def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int]) -> None:
-    """Try it on two images of this shape. ValueError if it fails, or gives anything else than images of the same shape
-    in uint8."""
+def check_preprocess(preprocess: Preprocess, shape: tuple[int, int, int], gpu: int | None = None) -> None:
+    """Try it on two images of this shape, on the GPU of this number or on the CPU. ValueError if it fails, or gives
+    anything else than images of the same shape in uint8."""
     name = preprocess_name(preprocess)
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
-    options = {"batch_size": 2, "num_threads": 1, "device_id": None, "exec_async": False, "exec_pipelined": False}
+    options = {"batch_size": 2, "num_threads": 1, "device_id": gpu, "exec_async": False, "exec_pipelined": False}
     fed = {"images": images}
     if takes_random(preprocess):
         fed["random"] = np.repeat(np.array([[0], [1 - 2**-24]], np.float32), NUM_RANDOM, axis=1)
     try:
-        pipeline = _trial(preprocess, **options, prefetch_queue_depth=1)
+        more = conditionals(preprocess)
+        pipeline = _trial(preprocess, gpu is not None, **options, **more, prefetch_queue_depth=1)
         pipeline.build()
         for argument, values in fed.items():
             _feed(pipeline, argument, values)
         [made] = pipeline.run()
     except Exception as error:  # the user's own, or DALI's
-        raise ValueError(f"preprocess={name} fails on images of {_times(shape)}: {gist(error)}") from error
+        raise ValueError(f"preprocess={name} fails on images of {_times(shape)}: {_reason(error)}") from error
     for number in range(2):
         found = made[number]
         check_preprocessed(name, found.dtype, tuple(found.shape()), shape)
+
+
+def _reason(error: Exception) -> str:
+    """In one line. DALI's AutoGraph puts the lines of the user's code before an error of theirs."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return gist(error) if isinstance(error, RuntimeError) else lines[-1].strip()
 
 
 def _feed(pipeline: Any, argument: str, values: np.ndarray) -> None:
@@ -64,11 +71,16 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "one number"
 
 
+def conditionals(preprocess: Preprocess | None) -> dict[str, bool]:
+    """Arguments of a `@pipeline_def` function that calls it: DALI's `rand_augment` and its like have `if`s of nodes."""
+    return {"enable_conditionals": True} if preprocess else {}
+
+
 @pipeline_def
-def _trial(preprocess: Preprocess) -> Any:
+def _trial(preprocess: Preprocess, on_gpu: bool) -> Any:
     images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
     random = fn.external_source(name="random", batch=True, dtype=types.FLOAT, ndim=1)
-    return preprocessed(images, preprocess, random if takes_random(preprocess) else None)
+    return preprocessed(images.gpu() if on_gpu else images, preprocess, random if takes_random(preprocess) else None)
 
 
 def preprocessed(images: Any, preprocess: Preprocess, random: Any) -> Any:

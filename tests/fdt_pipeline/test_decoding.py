@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from nvidia.dali import Pipeline
 from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, resized_crop
 
 from fdt_pipeline import RandomResizedCrop, ResizeCrop
 from fdt_pipeline.definition.crops import draw_crops
 from fdt_pipeline.definition.philox import Stream, random_words
+from fdt_pipeline.loader import graphs
 from fdt_pipeline.loader.decoding import Decoding
 from fdt_pipeline.loader.preprocessing import fn
 from fdt_pipeline.shards.codec import image_size
@@ -134,3 +136,14 @@ def test_preprocess_works_on_what_is_cropped():
 def test_a_size_to_stretch_to_and_a_crop_are_refused_together():
     with pytest.raises(ValueError, match=r"size stretches whole images, augment=ResizeCrop.* leave one of them out"):
         Decoding(True, 3, (32, 32), ResizeCrop(40, 32))
+
+
+@pytest.mark.parametrize("crop", [None, RandomResizedCrop(48), ResizeCrop(50, 48)])
+def test_a_gpu_decodes_crops_and_resizes_files_itself(crop):
+    """No GPU is needed to say where the operators of a graph are."""
+    with Pipeline(batch_size=1, num_threads=1, device_id=None):
+        decoding = Decoding(True, 3, size=None if crop else (48, 48), crop=crop)
+        image = graphs.decode(fn.external_source(), decoding, fn.external_source(), device="gpu")
+    decoder = image.source.inputs[0]
+    assert (image.device, decoder.device) == ("gpu", "gpu")
+    assert "device: mixed" in str(decoder.source.spec)

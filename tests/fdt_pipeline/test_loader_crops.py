@@ -29,6 +29,8 @@ STILL = RandomResizedCrop((24, 32), flip=False)  # flips are drawn for each outp
 
 
 def brightened(images, random):
+    if random[1] > 0.5:
+        images = fn.flip(images, vertical=1)
     return fn.color_twist(images, brightness=0.5 + random[0])
 
 
@@ -96,7 +98,9 @@ def test_half_of_the_crops_are_mirrored(photos, engine):
     assert 12 <= mirrored.sum() <= 36
 
 
-@pytest.mark.parametrize("options", [{"augment": STILL}, {"augment": STILL, "preprocess": brightened}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"augment": STILL}, {"augment": STILL, "preprocess": brightened}], ids=["crop", "preprocess"]
+)
 def test_samples_are_the_same_on_any_number_of_ranks_and_in_batches_of_any_size(photos, options):
     options = {"mix": None, "seed": 3, "engine": "native", **PIXELS, **options}
     one = as_set(FDTLoader(photos, 12, num_threads=1, prefetch=0, **options))
@@ -161,11 +165,12 @@ def test_preprocess_alone_streams_images_of_one_size(numbered_shards):
     assert torch.equal(joined(loader)[0], 255 - plain)
 
 
-@pytest.mark.parametrize("options", [{"augment": CROP}, {"augment": CROP, "preprocess": brightened}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"augment": CROP}, {"augment": CROP, "preprocess": brightened}], ids=["crop", "preprocess"]
+)
 def test_dalis_iterators_get_the_loaders_crops(photos, options):
-    pipeline = fdt_pipeline(
-        photos, batch_size=12, num_threads=2, device_id=None, mix=None, plan_seed=9, normalize="imagenet", **options
-    )
+    dalis = {"batch_size": 12, "num_threads": 2, "device_id": None, "enable_conditionals": "preprocess" in options}
+    pipeline = fdt_pipeline(photos, mix=None, plan_seed=9, normalize="imagenet", **dalis, **options)
     pipeline.build()
     loader = FDTLoader(photos, 12, mix=None, seed=9, ring=12, engine="native", normalize="imagenet", **options)
     made = [tuple(torch.from_numpy(field.as_array().copy()) for field in pipeline.run()) for _ in range(len(loader))]

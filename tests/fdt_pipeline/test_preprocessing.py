@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from nvidia.dali.auto_aug.rand_augment import rand_augment
 
 from fdt_pipeline.loader.decoding import preprocess_name, takes_random
 from fdt_pipeline.loader.preprocessing import check_preprocess, fn, types
@@ -16,6 +17,17 @@ def twisted(images, random):
 
 def flipped(images):
     return fn.flip(images, horizontal=fn.random.coin_flip())
+
+
+def turned_where_random(images, random):
+    if random[0] > 0.5:
+        images = fn.flip(images, vertical=1)
+    return images
+
+
+@pytest.mark.parametrize("preprocess", [turned_where_random, functools.partial(rand_augment, n=2, m=9)])
+def test_functions_may_have_conditions_of_nodes(preprocess):
+    check_preprocess(preprocess, (8, 9, 3))
 
 
 @pytest.mark.parametrize(
