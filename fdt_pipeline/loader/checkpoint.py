@@ -11,6 +11,8 @@ from fdt_pipeline.loader.mixes import MixSchedule, describe_mix, described_mix
 from fdt_pipeline.loader.order import Leg
 
 VERSION = 3
+_COUNTS = ("epoch", "batch", "num_batches")
+_FIELDS = {*_COUNTS, "has_mix", "mix", "mix_next", "mixing_next", "legs", "world_size", "config"}
 
 
 class OtherLoaderError(ValueError):
@@ -37,16 +39,23 @@ class Cursor:
 
 
 def pack_state(
-    cursor: Cursor, current: Leg | None, schedule: MixSchedule, num_batches: int, config: Mapping[str, Any]
+    cursor: Cursor,
+    has_mix: bool,
+    current: Leg | None,
+    schedule: MixSchedule,
+    num_batches: int,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """JSON values. schedule: of the epochs from the next one on; current: this loader's own leg (streaming)."""
+    """JSON values. has_mix: otherwise the epoch is not begun, and the schedule will say what it has; schedule: of the
+    epochs from the next one on; current: this loader's own leg (streaming)."""
     legs = cursor.with_leg(current) if current and cursor.batch else ()
     return {
         "version": VERSION,
         "epoch": cursor.epoch,
         "batch": cursor.batch,
         "num_batches": num_batches,
-        "mix": describe_mix(cursor.mix, schedule.num_classes),
+        "has_mix": has_mix,
+        "mix": describe_mix(cursor.mix, schedule.num_classes) if has_mix else None,
         "mix_next": schedule.described(),
         "mixing_next": schedule.is_on,
         "legs": [asdict(leg) for leg in legs],
@@ -62,8 +71,12 @@ def mode_of(state: Mapping[str, Any]) -> Any:
 
 
 def epoch_of(state: Mapping[str, Any]) -> int:
-    """The epoch to begin where nothing but that can be taken from a state: its own, or the next if it had ended."""
-    return state["epoch"] + (state["batch"] >= state["num_batches"])
+    """The epoch to begin where nothing but that can be taken from a state: its own, or the next if it had ended.
+    ValueError where it says none."""
+    epoch, batch, num_batches = (state.get(name) for name in _COUNTS)
+    if not isinstance(epoch, int) or not 0 <= epoch < 2**32 - 1:
+        raise ValueError(f"expected a state with an epoch, got {epoch!r}")
+    return epoch + (isinstance(batch, int) and isinstance(num_batches, int) and batch >= num_batches > 0)
 
 
 def unpack_state(
@@ -72,36 +85,34 @@ def unpack_state(
     """Where to go on; the schedule becomes the state's. ValueError for what is no state; OtherLoaderError, naming every
     field that differs, for the state of another loader."""
     legs = [leg for leg in _checked(state) if leg.batches]
-    check_same_config(state["config"], config)
+    check_same_config(state["config"], config, state["world_size"], current)
     if state["batch"] > num_batches:
-        raise OtherLoaderError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}{_ADVICE}")
+        raise OtherLoaderError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}")
     if legs and current and replace(legs[-1], batches=0) == replace(current, batches=0):
         legs = legs[:-1]
-    number = schedule.num_classes
-    next_mix = described_mix(state["mix_next"], number, [schedule.mix])
-    before = schedule.is_on
-    schedule.is_on = True
-    mix = described_mix(state["mix"], number, [None, schedule.of(state["epoch"])])
-    schedule.is_on = before
+    number, epoch = schedule.num_classes, state["epoch"]
+    try:
+        next_mix = described_mix(state["mix_next"], number, lambda: schedule.mix)
+        mix = described_mix(state["mix"], number, lambda: schedule.given(epoch))
+    except ValueError as error:
+        raise OtherLoaderError(str(error)) from error
     assert mix is None or isinstance(mix, FDT)
     schedule.mix, schedule.is_on = next_mix, state["mixing_next"]
-    return Cursor(state["epoch"], state["batch"], mix, tuple(legs))
+    return Cursor(epoch, state["batch"], mix, tuple(legs))
 
 
-_ADVICE = (
-    ". To go on with other data or options, make the loader with strict_state=False: then it begins the state's epoch "
-    "anew (weights and optimizer are yours to keep)"
-)
-
-
-def check_same_config(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def check_same_config(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], world_size: int | None, current: Leg | None
+) -> None:
+    # Other ranks have batches of another size, and so may need another ring.
+    ignored = {"ring"} if current and world_size != current.world_size else set()
     differing = [
         f"{name} is {_shown(theirs, name)} there and {_shown(ours, name)} here"
         for name in {**ours, **theirs}
-        if theirs.get(name) != ours.get(name)
+        if name not in ignored and theirs.get(name) != ours.get(name)
     ]
     if differing:
-        raise OtherLoaderError(f"the state is of another loader: {'; '.join(differing)}{_ADVICE}")
+        raise OtherLoaderError(f"the state is of another loader: {'; '.join(differing)}")
 
 
 def _shown(config: Mapping[str, Any], name: str) -> str:
@@ -110,23 +121,16 @@ def _shown(config: Mapping[str, Any], name: str) -> str:
 
 def _checked(state: Mapping[str, Any]) -> list[Leg]:
     """The legs of a state that is one."""
-    if not isinstance(state, Mapping) or state.get("version") != VERSION:
-        found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"expected what state_dict() of an FDTLoader gave, of version {VERSION}, got {found!r}")
-    missing = {
-        "epoch",
-        "batch",
-        "num_batches",
-        "mix",
-        "mix_next",
-        "mixing_next",
-        "legs",
-        "world_size",
-        "config",
-    } - state.keys()
+    if not isinstance(state, Mapping) or "version" not in state:
+        raise ValueError(f"expected what state_dict() of an FDTLoader gave, got {type(state).__name__}")
+    if state["version"] != VERSION:
+        raise OtherLoaderError(
+            f"the state is of version {state['version']!r}, and this release of fdt_pipeline writes version {VERSION}"
+        )
+    missing = _FIELDS - state.keys()
     if missing:
         raise ValueError(f"expected what state_dict() of an FDTLoader gave, without: {', '.join(sorted(missing))}")
-    for name in ("epoch", "batch", "num_batches"):
+    for name in _COUNTS:
         value = state[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
             raise ValueError(f"{name} of the state must be in [0, 2**32), got {value!r}")

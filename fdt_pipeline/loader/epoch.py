@@ -6,6 +6,7 @@ left which a later epoch could see (25 ms until the first batch of a new one wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -240,7 +241,8 @@ class StreamingEpochs(_Epochs):
             ahead = prefetched(inputs, self.prefetch)
             groups = grouped(decoded(ahead, self.decoding, self.decoder, self.batching.batch_size), 1)
         else:
-            groups = prefetched(grouped(inputs, self.engine.together), self.prefetch)
+            together = self.engine.together
+            groups = prefetched(grouped(inputs, together), math.ceil(self.prefetch / together))
         return self._run(groups, cursor)
 
     def _run(self, groups: Generator[list[Incoming], None, None], cursor: Cursor) -> Made[list[Incoming]]:
@@ -250,8 +252,7 @@ class StreamingEpochs(_Epochs):
     def _read(self, cursor: Cursor, known_bad: KnownBad) -> Generator[Incoming, None, None]:
         size = self.batching.batch_size
         for each in self.chain.cursors(cursor):
-            order, num_batches = self._order(each), self.batching.num_batches - each.batches_before
-            num_new = len(order.samples)
+            (order, num_new), num_batches = self._order(each), self.batching.num_batches - each.batches_before
             if self.batching.last_batch == "fill":
                 order = order.filled(num_batches * size, size)
             end = min(len(order.samples), num_batches * size)  # what last_batch="drop" leaves out is not read
@@ -271,12 +272,15 @@ class StreamingEpochs(_Epochs):
                         has_outputs=at >= begin, numbers=numbers,
                     )  # fmt: skip
 
-    def _order(self, cursor: Cursor) -> EpochOrder:
+    def _order(self, cursor: Cursor) -> tuple[EpochOrder, int]:
+        """-> (of this rank's samples, how many there are): without any, those of another rank, to fill up a last batch
+        with."""
         shuffle, ranks = self.leg().shuffle, self.batching.ranks
         order = epoch_order(self.manifest, self.seed, cursor.epoch, shuffle, ranks.rank, ranks.world_size, cursor.legs)
-        if not len(order.samples):  # of a last batch that is to be filled up: with those of another rank
+        num_new = len(order.samples)
+        if not num_new:
             order = epoch_order(self.manifest, self.seed, cursor.epoch, shuffle, legs=cursor.legs)
-        return order
+        return order, num_new
 
     def _remember_bad(self, error: DaliError, where: str) -> None:
         """DALI loses a whole batch to one bad sample, and does not say which: it is looked for among those in flight.
@@ -289,13 +293,12 @@ class StreamingEpochs(_Epochs):
             return
         url = self.files.folder.url
         names = "; ".join(f"{samples.name(i)}: {reason}" for samples, i, reason in found)
-        hint = f"`fdt-pipeline verify --decode {url}` names shard and key"
+        hint = f"if a sample does not decode, `fdt-pipeline verify --decode {url}` names shard and key"
         if self.decoding.preprocess:
             name = preprocess_name(self.decoding.preprocess)
             hint = f"or preprocess={name} failed, or gave another shape or type than it was given; {hint}"
-        raise RuntimeError(
-            f"{where}: a sample of {url} could not be read or decoded: {error}; {names or hint}"
-        ) from error
+        what = f"a sample of {url} could not be read or decoded" if names else f"DALI failed on {url}"
+        raise RuntimeError(f"{where}: {what}: {error}; {names or hint}") from error
 
     def _count(self, batch: Incoming, cursor: Cursor) -> None:
         if batch.has_outputs:

@@ -56,7 +56,8 @@ class FDTLoader:
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
-        images, each once an epoch in a new order; or a function: epoch -> one of these); augment is done to every
+        images, each once an epoch in a new order; or a function: epoch -> one of these, which is asked ahead, on any
+        thread, more than once, and must always give the same); augment is done to every
         constituent (default `Augment()`, pad 4 and flip; None for none), or, while streaming, to every sample once an
         epoch: `RandomResizedCrop(224)`, drawn from (seed, epoch, sample), of which no more is decoded.
     train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
@@ -82,13 +83,15 @@ class FDTLoader:
         it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     ring: decoded samples that streaming keeps in memory, uint8, and draws each batch's sums from; it is empty when an
-        epoch begins. Default: 1,024, or 10 for each image of the largest sum where that is more, up to 2 GiB.
+        epoch begins. Default: 1,024, or 10 for each image of the largest sum (of the mix that the loader is made with;
+        of a function, all classes) where that is more, up to 2 GiB.
     size: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in size,
         this or a RandomResizedCrop or ResizeCrop is needed.
     verify: streaming reads every byte of the shards to check their sha256 before it begins (resident does in any case);
         otherwise each sample is checked by its CRC-32 when this process reads it first.
     on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
-        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in `stats`.
+        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in
+        `stats`; a batch without a good one is an error.
     num_threads: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process may
         use, but at most 4.
     prefetch: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
@@ -205,6 +208,11 @@ class FDTLoader:
         self._schedule.is_on, self._next_mix_stands = mix is not None, False
 
     @property
+    def ring(self) -> int | None:
+        """Images in streaming's ring; None in resident mode."""
+        return self._epochs.ring if isinstance(self._epochs, StreamingEpochs) else None
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.options.device
@@ -261,7 +269,7 @@ class FDTLoader:
     @property
     def mixing(self) -> bool:
         """Whether the next iteration mixes. Without, it gives whole images, each once an epoch, in the same form."""
-        return self._upcoming().mix is not None
+        return self._next.mix is not None if self._next_mix_stands else self._schedule.is_on
 
     @mixing.setter
     def mixing(self, on: bool) -> None:
@@ -300,28 +308,32 @@ class FDTLoader:
     def state_dict(self) -> dict[str, Any]:
         """JSON values, a kilobyte: how far the iteration that moved last is, the batch that it gave last being done,
         and what tells this loader from others. Batches made ahead do not count, so none is lost or repeated."""
-        cursor = self._reached or self._upcoming()
-        return pack_state(cursor, self._leg(), self._schedule, len(self), self._config)
+        cursor, has_mix = self._reached or self._next, bool(self._reached) or self._next_mix_stands
+        return pack_state(cursor, has_mix, self._leg(), self._schedule, len(self), self._config)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on where the state was taken, at once: the rest of that epoch, which is empty if its
         last batch had been given. Device, engine, threads and the number of ranks may be others (with the same global
         batch). A loader made with mode="auto" takes the state's mode; if that is the other one, it reads the shards
         anew. ValueError, naming every field that differs, for the state of another loader."""
-        leg, mode = self._leg(), mode_of(state)
+        leg = self._leg()
         try:
+            mode = mode_of(state)
             if self._mode_follows_state and mode in {"resident", "streaming"} - {self.mode}:
                 cursor = self._begin(mode, state)
             else:
                 cursor = unpack_state(state, leg, self._schedule, len(self), self._config)
         except OtherLoaderError as error:
             if self.options.strict_state:
-                raise
+                raise OtherLoaderError(
+                    f"{error}. To go on with other data or options, make the loader with strict_state=False: then it "
+                    "begins the state's epoch anew (weights and optimizer are yours to keep)"
+                ) from None
             cursor = Cursor(epoch_of(state))
-            warnings.warn(f"epoch {cursor.epoch} is begun anew: {error}", stacklevel=2)
+            warnings.warn(f"epoch {cursor.epoch} is begun anew, with this loader's own mix: {error}", stacklevel=2)
             self._next, self._next_mix_stands, self._reached = cursor, False, None
             return
-        self._next, self._next_mix_stands, self._reached = cursor, True, None
+        self._next, self._next_mix_stands, self._reached = cursor, state["has_mix"], None
 
     def __len__(self) -> int:
         return self.batching.num_batches
@@ -482,7 +494,8 @@ class FDTLoader:
         else:
             engine = TorchStreaming(self._mixing, min(ring, self._most_samples()), options.prefetch)
         files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
-        watch = ClassWatch(ring, manifest.samples_per_class, warns=not is_small)
+        num_samples = -(-self.num_samples // self.world_size)
+        watch = ClassWatch(min(ring, self._most_samples()), num_samples, manifest.samples_per_class, warns=not is_small)
         decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
             engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, self._schedule,
@@ -496,8 +509,9 @@ class FDTLoader:
 
     def _checked_ring(self) -> tuple[int, bool]:
         """-> (images in the ring, whether that is too few)."""
-        mix = FDT() if callable(self.mix) else self.mix
-        ring = choose_ring(self.options.ring, self.batch_size, mix, self.num_classes, self.shape)
+        mix = FDT() if callable(self.options.mix) else self.options.mix
+        least = self.batch_size if self.options.train else 1
+        ring = choose_ring(self.options.ring, least, mix, self.num_classes, self.shape)
         num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
         is_small = is_small_ring(mix, ring, num_samples, self.num_classes)
         if mix and is_small:

@@ -75,18 +75,16 @@ def is_small_ring(fdt: FDT | None, ring: int, num_samples: int, num_classes: int
     return bool(chances @ np.arange(wanted, -1, -1) > wanted * math.exp(-ENOUGH_PER_CLASS))
 
 
-def choose_ring(
-    asked: int | None, batch_size: int, fdt: FDT | None, num_classes: int, shape: tuple[int, int, int]
-) -> int:
+def choose_ring(asked: int | None, least: int, fdt: FDT | None, num_classes: int, shape: tuple[int, int, int]) -> int:
     """Images in the ring: as asked, or 1,024 (10 for each image of the largest sum where that is more) up to 2 GiB,
-    but at least a batch."""
+    but at least so many, a batch."""
     if asked is not None:
-        if asked < batch_size:
-            raise ValueError(f"ring={asked} is smaller than a batch of {batch_size}: pass {batch_size} or more")
+        if asked < least:
+            raise ValueError(f"ring={asked} is smaller than a batch of {least}: pass {least} or more")
         return asked
     most = fdt.most_images(num_classes) if fdt else 1
     fitting = RING_BYTES // math.prod(shape)
-    return max(batch_size, min(max(RING_SAMPLES, SAMPLES_PER_CLASS * most), fitting))
+    return max(least, min(max(RING_SAMPLES, SAMPLES_PER_CLASS * most), fitting))
 
 
 def load_pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -30,14 +30,18 @@ class MixSchedule:
         """ValueError for what is no mix, or is none for so many classes."""
         if isinstance(mix, FDT):
             mix.check_classes(self.num_classes)
-        elif mix is not None and not callable(mix):
+        elif mix is not None and (isinstance(mix, type) or not callable(mix)):
             raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
         self.mix = mix
 
     def of(self, epoch: int) -> FDT | None:
-        """None: whole images. ValueError for what a function gives that is no FDT."""
-        if not self.is_on or self.mix is None or isinstance(self.mix, FDT):
-            return self.mix if self.is_on and isinstance(self.mix, FDT) else None
+        """What that epoch has; None: whole images."""
+        return self.given(epoch) if self.is_on else None
+
+    def given(self, epoch: int) -> FDT | None:
+        """The same as if it is on. ValueError for what a function gives that is no FDT."""
+        if self.mix is None or isinstance(self.mix, FDT):
+            return self.mix
         fdt = self.mix(epoch)
         if fdt is not None and not isinstance(fdt, FDT):
             raise ValueError(f"mix({epoch}) must give an FDT or None, got {fdt!r}")
@@ -62,22 +66,35 @@ def describe_mix(mix: Mix, num_classes: int) -> Any:
     digest = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()[:12]
     name = type(mix.series).__name__
     arguments = vars(mix.series) if type(mix.series) is _SERIES.get(name) else {}
-    series = {"name": name, "weights": digest, **arguments}
-    described = {field.name: getattr(mix, field.name) for field in fields(mix)} | {"series": series}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in described.items()}
+    described = {field.name: getattr(mix, field.name) for field in fields(mix)}
+    return _plain(described) | {"series": {"name": name, "weights": digest} | _plain(arguments)}
 
 
-def described_mix(described: Any, num_classes: int, candidates: Sequence[Mix]) -> Mix:
-    """The mix that was described so: one of the candidates, or one made anew. ValueError where it cannot be made."""
-    for mix in candidates:
-        if describe_mix(mix, num_classes) == described:
-            return mix
-    if isinstance(described, Mapping) and described["series"].get("name") in _SERIES:
-        given = {name: value for name, value in described["series"].items() if name not in ("name", "weights")}
-        fdt = FDT(**{**described, "series": _SERIES[described["series"]["name"]](**given)})
-        if describe_mix(fdt, num_classes) == described:
-            return fdt
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of NumPy as Python's."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
+def described_mix(described: Any, num_classes: int, own: Callable[[], Mix]) -> Mix:
+    """The mix that was described so: made anew, or the loader's own if that is it. ValueError where it is neither."""
+    if described is None:
+        return None
+    try:
+        return _made(described, num_classes)
+    except (KeyError, TypeError, ValueError):  # of another series, a function, or no description
+        mix = own()
+    if describe_mix(mix, num_classes) == described:
+        return mix
     raise ValueError(
         f"the state was taken with a mix that cannot be made of it, {described!r}: set loader.mix to that mix, and "
         "load the state then"
     )
+
+
+def _made(described: Any, num_classes: int) -> FDT:
+    """ValueError, KeyError or TypeError where it is not the description of an FDT with a series of ours."""
+    arguments = {name: value for name, value in described["series"].items() if name not in ("name", "weights")}
+    fdt = FDT(**{**described, "series": _SERIES[described["series"]["name"]](**arguments)})
+    if describe_mix(fdt, num_classes) != described:
+        raise ValueError("a series of this name with other weights")
+    return fdt

@@ -78,7 +78,8 @@ class Outputs:
     def sample(self, number: int) -> list[torch.Tensor]:
         """One sample of each output, to keep. What is done to it in place does not count as done to the others."""
         views = [tensor[number].data for tensor in self.tensors]
-        return [view.clone() for view in views] if self.lent else views
+        # NumPy's copy, as torch's takes all cores, whose threads then spin while DALI's have work to do.
+        return [torch.from_numpy(view.numpy().copy("K")) for view in views] if self.lent else views
 
     def wait_until_copied(self) -> None:
         """Before DALI may write to the buffers of its outputs again, or free them."""

@@ -60,10 +60,10 @@ class ClassWatch:
     """Counts the classes in the ring, and warns, once, of a full one that lacks so many that fewer images are
     superposed than asked."""
 
-    def __init__(self, ring: int, samples_per_class: Sequence[int], warns: bool = True) -> None:
+    def __init__(self, ring: int, num_samples: int, samples_per_class: Sequence[int], warns: bool = True) -> None:
         self.ring, self.samples_per_class = ring, np.array(samples_per_class, np.int64)
         self._num_classes = np.count_nonzero(self.samples_per_class)
-        self._num_samples = self.samples_per_class.sum()
+        self._num_samples = num_samples  # of this rank
         self._labels = np.full(ring, -1)  # of each slot
         self._counts = np.zeros_like(self.samples_per_class)
         self._end = 0

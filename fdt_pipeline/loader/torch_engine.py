@@ -68,15 +68,15 @@ class TorchStreaming:
 
     def run(self, inputs: Iterator[list[Incoming]], mix: FDT | None) -> Made[list[Incoming]]:
         """As `engines.StreamingEngine` has it."""
-        return prefetched(self._made(inputs, self.mixing.of(mix)), self.prefetch)
+        return prefetched(self._made(inputs, self.mixing.of(mix), mix is not None), self.prefetch)
 
-    def _made(self, inputs: Iterator[list[Incoming]], mixing: Mixing) -> Made[list[Incoming]]:
+    def _made(self, inputs: Iterator[list[Incoming]], mixing: Mixing, mixes: bool) -> Made[list[Incoming]]:
         ring: ImageRing | None = None
         for group in inputs:
             [batch] = group
-            if ring is None:
-                ring = ImageRing(self.ring, batch.images.shape[1:], mixing.augment.pad)
-            slots = ring.put(batch.position, torch.from_numpy(batch.images), batch.samples.labels[:, 0])
+            if ring is None or not mixes:  # where nothing is mixed, each output is its own sample
+                ring = ImageRing(self.ring if mixes else batch.size, batch.images.shape[1:], mixing.augment.pad)
+            slots = ring.put(batch.position if mixes else 0, torch.from_numpy(batch.images), batch.samples.labels[:, 0])
             indices, leaders = batch.first + np.arange(batch.size), slots if mixing.fdt.anchor == "epoch" else None
             labels = Pool(ring.labels, mixing.num_classes)
             if batch.has_outputs:

@@ -292,7 +292,9 @@ def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
 def test_what_is_no_state_is_refused(numbered_shards, damage):
     loader = FDTLoader(numbered_shards, 40)
     state = loader.state_dict()
-    with pytest.raises(ValueError, match=r"epoch of the state|legs of the state|expected what state_dict\(\)"):
+    with pytest.raises(
+        ValueError, match=r"state is of version 1|epoch of the state|legs of the state|expected what state_dict\(\)"
+    ):
         loader.load_state_dict({**state, **damage} if isinstance(damage, dict) else damage)
     assert loader.state_dict() == state
 
@@ -406,7 +408,9 @@ def test_streaming_resume_reads_no_sample_before_those_of_the_ring(numbered_shar
     list(islice(loader, 8))
     resumed = after(loader.state_dict(), numbered_shards, 23, **options)
     monkeypatch.setattr(LocalShardFiles, "in_order", lambda self, shards: opened.append(shards) or real(self, shards))
-    monkeypatch.setattr(epoch, "read_samples", lambda *given: asked.append(given[3][0]) or read(*given))
+    monkeypatch.setattr(
+        epoch, "read_samples", lambda *given, **named: asked.append(given[3][0]) or read(*given, **named)
+    )
     assert len(list(resumed)) == 2
     assert asked[0] == (first, first + 23)
     assert len(opened[0]) == 2  # what is opened later is the next epoch's
@@ -471,6 +475,89 @@ def test_a_function_of_the_epoch_that_fails_does_so_in_its_own_epoch(numbered_sh
         list(loader)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_function_that_ends_with_the_run_is_not_asked_for_more_by_its_state(numbered_shards, mode):
+    mixes = [FDT(max_images=2), FDT(max_images=3)]
+    loader = FDTLoader(numbered_shards, 32, mode=mode, mix=lambda epoch: mixes[epoch])
+    for _ in mixes:
+        list(loader)
+    assert loader.mixing
+    state = json.loads(json.dumps(loader.state_dict()))
+    resumed = FDTLoader(numbered_shards, 32, mode=mode, mix=lambda epoch: mixes[epoch % 2])
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 2
+    assert (joined(resumed)[1] > 0).sum(1).max() == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("switched", ["mix", "mixing"])
+def test_a_state_without_mixing_is_loaded_by_a_loader_with_one(numbered_shards, mode, switched):
+    loader = FDTLoader(numbered_shards, 32, mode=mode)
+    setattr(loader, switched, None if switched == "mix" else False)
+    states = [loader.state_dict()]
+    batches = iter(loader)
+    next(batches)
+    states.append(loader.state_dict())
+    for number, state in enumerate(states):
+        resumed = FDTLoader(numbered_shards, 32, mode=mode)
+        resumed.load_state_dict(state)
+        assert not resumed.mixing
+        assert resumed.mix == loader.mix
+        assert (joined(resumed)[1] > 0).sum() == NUM_SAMPLES - 32 * number
+
+
+@pytest.mark.parametrize("prefetch", [2, 10])
+def test_an_epoch_of_fewer_batches_than_dali_works_ahead_ends_well(png_shards, prefetch):
+    """With a mix of its own for each epoch, which ends the pipeline; DALI is then fed the last batch again."""
+    options = {"mode": "streaming", "ring": 128, "prefetch": prefetch, "augment": None}
+    loader = FDTLoader(png_shards, 100, mix=lambda epoch: FDT(max_images=2 + epoch), **options)
+    for epoch_number in range(3):
+        alone = FDTLoader(png_shards, 100, mix=FDT(max_images=2 + epoch_number), **options | {"prefetch": 0})
+        alone.set_epoch(epoch_number)
+        assert_same(list(loader), list(alone))
+
+
+def test_a_last_batch_that_ranks_without_a_sample_fill_up_counts_none_twice(numbered_shards):
+    """After 7 batches of 2 ranks 6 samples are left for 8."""
+    options = {"mode": "streaming", "augment": None, "last_batch": "fill", "weights": True, "mix": None, **PIXELS}
+    before = ranks(numbered_shards, 32, 2, **options)
+    seen = [list(islice(loader, 7)) for loader in before]
+    after_that = ranks(numbered_shards, 32, 8, **options)
+    for loader in after_that:
+        loader.load_state_dict(before[0].state_dict())
+    batches = [batch for batches in seen for batch in batches] + [batch for loader in after_that for batch in loader]
+    counted = np.bincount(numbers_of(batches), torch.cat([batch[2] for batch in batches]).numpy())
+    assert counted.tolist() == [1] * NUM_SAMPLES
+
+
+def test_other_ranks_may_need_another_ring_for_the_same_global_batch(numbered_shards):
+    four = ranks(numbered_shards, 64, 4, mode="streaming", ring=20)
+    next(iter(four[0]))
+    for loader in ranks(numbered_shards, 64, 2, mode="streaming", ring=32):
+        loader.load_state_dict(four[0].state_dict())
+    with pytest.raises(ValueError, match="ring is 20 there and 24 here"):
+        ranks(numbered_shards, 64, 4, mode="streaming", ring=24)[0].load_state_dict(four[0].state_dict())
+
+
+def test_a_ring_larger_than_the_set_takes_no_memory_for_what_never_comes(numbered_shards):
+    loader = FDTLoader(numbered_shards, 32, mode="streaming", ring=10**12, seed=1)
+    assert loader.ring == 10**12
+    assert_same(list(loader), list(FDTLoader(numbered_shards, 32, mode="streaming", ring=2000, seed=1)))
+
+
+@pytest.mark.parametrize(
+    "state", [{"version": 2, "epoch": 4, "batch": 3}, {"version": 3, "epoch": 4, "batch": 3, "mix_next": {"odd": 1}}]
+)
+def test_a_loader_that_is_not_strict_takes_the_epoch_of_a_state_that_it_cannot_read(numbered_shards, state):
+    loader = FDTLoader(numbered_shards, 32, strict_state=False)
+    whole = {**loader.state_dict(), **state} if state["version"] == 3 else state
+    with pytest.raises(ValueError, match="strict_state=False"):
+        FDTLoader(numbered_shards, 32).load_state_dict(whole)
+    with pytest.warns(UserWarning, match="epoch 4 is begun anew, with this loader's own mix: "):
+        loader.load_state_dict(whole)
+    assert loader.epoch == 4
+
+
 @pytest.mark.parametrize("batches", [0, 3, 5])
 def test_a_loader_that_is_not_strict_begins_the_epoch_of_another_loaders_state_anew(numbered_shards, batches):
     """5 batches are an epoch, so the next one is begun."""
@@ -481,7 +568,9 @@ def test_a_loader_that_is_not_strict_begins_the_epoch_of_another_loaders_state_a
     with pytest.raises(ValueError, match=r"seed is 1 there and 2 here; global_batch_size.*strict_state=False"):
         FDTLoader(numbered_shards, 32, seed=2).load_state_dict(state)
     loader = FDTLoader(numbered_shards, 32, seed=2, strict_state=False)
-    with pytest.warns(UserWarning, match=f"epoch {7 + (batches == 5)} is begun anew: the state is of another loader"):
+    with pytest.warns(
+        UserWarning, match=f"epoch {7 + (batches == 5)} is begun anew, with .*: the state is of another loader"
+    ):
         loader.load_state_dict(state)
     alone = FDTLoader(numbered_shards, 32, seed=2)
     alone.set_epoch(7 + (batches == 5))

@@ -362,6 +362,13 @@ def test_outputs_of_a_ring_are_drawn_from_the_last_images_as_the_definition_says
         assert_same(outputs, of_ring(position, fdt, augment))
 
 
+def test_a_batch_that_comes_in_again_changes_nothing():
+    """As DALI is fed its last one where it works ahead of the end."""
+    found = ring_outputs(ring_batches([0, 20, 40, 60, 60, 60, 80], False), **PAPER)
+    for position, outputs in zip([60, 60, 60, 80], found[3:], strict=True):
+        assert_same(outputs, of_ring(position, FDT(), NO_AUGMENT))
+
+
 @pytest.mark.parametrize("is_span", [True, False])
 def test_a_ring_that_is_filled_again_gives_the_same_and_position_0_empties_it(is_span):
     goes_on = ring_batches([80, 100, 120, 140, 0, 20], is_span, holds={80, 100})
@@ -385,6 +392,7 @@ def test_samples_of_a_ring_are_counted_where_they_have_no_ids():
         ([0, 20, 40, 80, 100], {}, "the ring lacks images 50 to 79"),
         ([0], {"ring": STEP - 1}, "a ring of 19 images is too small for the 20 that come in at once"),
         ([0], {"ring": -1}, "ring must be 0 or more, got -1"),
+        ([0], {"ring": 2**62}, r"ring must be below 2\^32 - 1"),
     ],
 )
 def test_a_ring_that_lacks_images_or_is_too_small_is_an_error(positions, options, match):

@@ -65,6 +65,7 @@ class Superpose : public Resumable<Backend> {
         num_classes_(spec.GetArgument<int64_t>("num_classes")),
         ring_(static_cast<size_t>(at_least(spec, "ring", 0))) {
     arguments_.check_classes(num_classes_);
+    require(ring_.capacity() < UINT32_MAX, "ring must be below 2^32 - 1, got ", ring_.capacity());
     make_series(ring_.capacity() ? ring_.capacity() : static_cast<size_t>(spec.GetArgument<int>("max_batch_size")));
   }
 
@@ -159,15 +160,23 @@ class Superpose : public Resumable<Backend> {
       ring_.put(step.position, labels, num);
       if (step.spans.empty()) return;
       ring_.check_whole();
-      asked_.order.clear();
-      for (size_t i = 0; i < step.num && anchor_ == Anchor::kEpoch; i++)
-        asked_.order.push_back(static_cast<uint32_t>(ring_.slot(step.position + i)));
-      asked_.order_version++;
+      if (anchor_ == Anchor::kEpoch) {
+        asked_.order.clear();
+        for (size_t i = 0; i < step.num; i++)
+          asked_.order.push_back(static_cast<uint32_t>(ring_.slot(step.position + i)));
+        asked_.order_version++;
+      }
       labels = ring_.labels().data();
       num = ring_.labels().size();
     }
     make_series(num);
-    window_.classes.assign(labels, num, static_cast<uint32_t>(num_classes_));
+    pool_.classes.assign(labels, num, static_cast<uint32_t>(num_classes_));
+  }
+
+  void check_room() const {
+    constexpr uint64_t kMost = uint64_t{1} << 46;  // bytes, more than there are addresses for
+    require(ring_.capacity() <= kMost / static_cast<uint64_t>(shape_.size()), "a ring of ", ring_.capacity(),
+            " images of ", shape_.size(), " bytes does not fit into memory: pass a smaller ring");
   }
 
   // Images that come in go to where they are drawn from.
@@ -184,8 +193,9 @@ class Superpose : public Resumable<Backend> {
   std::vector<int64_t> counts_, labels_;  // counts_: images of each sample
   std::vector<const uint8_t *> images_;
   fdt::Asked asked_;
-  Pool window_{0, {}, 0};
+  Pool pool_{0, {}, 0};
   fdt::GpuMemory ring_memory_;
+  void *ring_stream_ = nullptr;  // in which the last images came in
   CpuSuperposers on_cpu_;
   std::unique_ptr<fdt::GpuSuperpose> on_gpu_;
 };
@@ -193,10 +203,11 @@ class Superpose : public Resumable<Backend> {
 template <>
 void Superpose<CPUBackend>::put(::dali::Workspace &ws, const Step &step) {
   const bool has_ring = ring_.capacity() > 0;
-  window_.resize(has_ring ? ring_.capacity() : step.num, shape_, arguments_.plans.pad);
+  if (has_ring) check_room();
+  pool_.resize(has_ring ? ring_.capacity() : step.num, shape_, arguments_.plans.pad);
   share_out(ws, static_cast<int64_t>(step.num), shape_.size(), [&](int64_t first, int64_t last, int) {
     for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); i++)
-      window_.set_image(has_ring ? ring_.slot(step.position + i) : i, images_[step.begin + i]);
+      pool_.set_image(has_ring ? ring_.slot(step.position + i) : i, images_[step.begin + i]);
   });
 }
 
@@ -204,14 +215,21 @@ template <>
 void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, const Step &step) {
   const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
   const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
-  on_cpu_.run(ws, window_, true, arguments_, *series_, output_, asked_, &images[step.begin], &targets[step.begin]);
+  on_cpu_.run(ws, pool_, true, arguments_, *series_, output_, asked_, &images[step.begin], &targets[step.begin]);
 }
 
 template <>
 void Superpose<GPUBackend>::put(::dali::Workspace &ws, const Step &step) {
   if (!ring_.capacity()) return;
   const auto size = static_cast<size_t>(shape_.size());
-  if (!ring_memory_.size()) ring_memory_ = fdt::GpuMemory(ring_.capacity() * size);
+  if (!ring_memory_.size()) {
+    check_room();
+    ring_memory_ = fdt::GpuMemory(ring_.capacity() * size);
+  }
+  // What was launched in another stream may still read images that are about to go.
+  if (ring_stream_ && ring_stream_ != ws.stream())
+    fdt::check_cuda(fdt::cuda_driver().cuCtxSynchronize(), "wait for another stream");
+  ring_stream_ = ws.stream();
   for (size_t i = 0, end; i < step.num; i = end) {  // neighbours of which both places are neighbours, at once
     const size_t slot = ring_.slot(step.position + i);
     const uint8_t *from = images_[step.begin + i];
@@ -232,7 +250,7 @@ void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, const Step &step) {
     for (size_t i = 0; i < ring_.labels().size(); i++)
       pixels.push_back(ring_memory_.as<const uint8_t>() + i * static_cast<size_t>(shape_.size()));
   }
-  on_gpu_->run_window(pixels.data(), shape_, window_.classes, asked_,
+  on_gpu_->run_window(pixels.data(), shape_, pool_.classes, asked_,
                       place_of(ws.Output<GPUBackend>(0), step.begin, counts_),
                       place_of(ws.Output<GPUBackend>(1), step.begin, counts_), ws.stream());
 }

@@ -16,7 +16,7 @@ class GpuPool;  // gpu.h
 class HugeMemory {
  public:
   HugeMemory() = default;
-  explicit HugeMemory(size_t num_bytes);  // zeros; std::bad_alloc
+  explicit HugeMemory(size_t num_bytes);  // zeros; std::runtime_error
   ~HugeMemory();
   HugeMemory(const HugeMemory &) = delete;
   HugeMemory &operator=(HugeMemory &&other) noexcept;

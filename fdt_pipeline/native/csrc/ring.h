@@ -18,13 +18,15 @@ class Ring {
   size_t capacity() const { return capacity_; }
   size_t slot(uint64_t position) const { return static_cast<size_t>(position % capacity_); }
 
-  // Images position .. position + num - 1 of a stream come in. A stream begins at 0; where images are put in at another
-  // position than the next, those of before are forgotten. std::invalid_argument if they are more than the capacity.
+  // Images position .. position + num - 1 of a stream come in. A stream begins at 0. Where images are put in at a
+  // position that is neither the next nor that of an image that is there, those of before are forgotten.
+  // std::invalid_argument if they are more than the capacity.
   void put(uint64_t position, const int64_t *labels, size_t num) {
     if (num > capacity_)
       throw std::invalid_argument("a ring of " + std::to_string(capacity_) + " images is too small for the " +
                                   std::to_string(num) + " that come in at once: pass a larger ring");
-    if (position == 0 || position != next_) begin_ = position;
+    const bool goes_on = position > 0 && begin_ <= position && position <= next_;
+    begin_ = goes_on ? std::max(begin_, next_ - std::min<uint64_t>(capacity_, next_)) : position;
     next_ = position + num;
     labels_.resize(static_cast<size_t>(std::min<uint64_t>(capacity_, next_)), 0);
     for (size_t i = 0; i < num; i++) labels_[slot(position + i)] = labels[i];
