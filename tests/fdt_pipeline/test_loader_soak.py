@@ -172,9 +172,9 @@ def in_the_middle():
 READERS_THAT_WAIT = """
 from fdt_pipeline.loader import epoch, pipeline
 read = epoch.read_samples
-def slowly(*arguments):
-    for window in read(*arguments):
-        yield window
+def slowly(*arguments, **named):
+    for samples in read(*arguments, **named):
+        yield samples
         time.sleep(0.3)
 epoch.read_samples = pipeline.read_samples = slowly
 kept = in_the_middle()

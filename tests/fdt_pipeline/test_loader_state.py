@@ -364,11 +364,11 @@ WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("train", [True, False])
 @settings(FEW, max_examples=12)
 @given(
-    turns=st.lists(st.tuples(WORLD_SIZES, st.integers(0, 5)), max_size=4), last=WORLD_SIZES, window=st.integers(1, 60)
+    turns=st.lists(st.tuples(WORLD_SIZES, st.integers(0, 5)), max_size=4), last=WORLD_SIZES, ring=st.integers(12, 60)
 )
-def test_streaming_shows_every_sample_once_however_often_the_ranks_change(numbered_shards, train, turns, last, window):
+def test_streaming_shows_every_sample_once_however_often_the_ranks_change(numbered_shards, train, turns, last, ring):
     options = {"mode": "streaming", "train": train, "last_batch": "fill", "weights": True, **PIXELS}
-    options |= {"mix": None, "augment": None, "ring": window} if train else {}
+    options |= {"mix": None, "augment": None, "ring": ring} if train else {}
     found, _ = changing_ranks(numbered_shards, 12, [*turns, (last, 99)], **options)
     images, _, weights = joined(found)
     assert sorted(numbers_of([(images[weights == 1],)])) == list(range(NUM_SAMPLES))

@@ -27,7 +27,7 @@ HugeMemory::HugeMemory(size_t num_bytes) : size_(num_bytes) {
   mapped_size_ = num_bytes + 2 * kHugePage;
   void *mapped = mmap(nullptr, mapped_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED)
-    throw std::runtime_error("could not have " + std::to_string(num_bytes) + " bytes of memory for images");
+    throw std::runtime_error("out of memory: there is no room for " + std::to_string(num_bytes) + " bytes of images");
   mapped_ = static_cast<uint8_t *>(mapped);
   const auto address = reinterpret_cast<uintptr_t>(mapped_);
   data_ = mapped_ + ((address + kHugePage - 1) / kHugePage * kHugePage - address);
