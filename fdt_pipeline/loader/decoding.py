@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,14 +47,11 @@ class Decoding:
         """(height, width) of every image; None where they stay as they are."""
         return self.size if self.crop is None else self.crop.output_size
 
-    def is_random(self) -> bool:
-        """Whether `preprocess` takes random numbers."""
-        return self.preprocess is not None and takes_random(self.preprocess)
-
-    @property
+    @cached_property
     def input_names(self) -> list[str]:
-        """Of what `inputs` gives, in this order."""
-        return ["regions"] * (self.crop is not None) + ["random"] * self.is_random()
+        """Of what `inputs` gives, in this order: "random" where `preprocess` takes random numbers."""
+        is_random = self.preprocess is not None and takes_random(self.preprocess)
+        return ["regions"] * (self.crop is not None) + ["random"] * is_random
 
     def of_samples(self, seed: int, epoch: int, samples: Samples, starts: Mapping[str, int]) -> dict[str, F32]:
         """Their `inputs`. starts: shard -> position of its first sample in the set."""
@@ -72,7 +70,7 @@ class Decoding:
         if self.crop is not None:
             assert sizes is not None
             fed["regions"] = self._regions(seed, epoch, positions, sizes)
-        if self.is_random():
+        if "random" in self.input_names:
             words = random_words(seed, Stream.PREPROCESS, epoch, positions[:, None], np.arange(NUM_RANDOM // 4))
             fed["random"] = (words.reshape(-1, NUM_RANDOM) >> np.uint32(8)).astype(np.float32) / np.float32(2**24)
         return fed

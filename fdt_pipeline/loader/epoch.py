@@ -253,13 +253,11 @@ class StreamingEpochs(_Epochs):
         size = self.batching.batch_size
         for each in self.chain.cursors(cursor):
             (order, num_new), num_batches = self._order(each), self.batching.num_batches - each.batches_before
-            if self.batching.last_batch == "fill":
-                order = order.filled(num_batches * size, size)
-            end = min(len(order.samples), num_batches * size)  # what last_batch="drop" leaves out is not read
-            begin = (each.batch - each.batches_before) * size
+            order = order.of_batches(num_batches, size, self.batching.last_batch == "fill")
+            begin, end = (each.batch - each.batches_before) * size, len(order.samples)
             # A resumed ring is filled from a batch's beginning on, as then the same samples take bad ones' places.
             oldest = max(0, min(begin + size, end) - self.ring) // size * size if each.mix else begin
-            bounds = [(at, min(at + size, end)) for at in range(min(begin, oldest), end, size)]
+            bounds = order.bounds(min(begin, oldest), size)
             batches = read_samples(
                 self.files, self.manifest, order, bounds, self.substitute, known_bad, self.engine.together,
                 with_sizes=self.decoding.crop is not None,

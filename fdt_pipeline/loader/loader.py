@@ -494,8 +494,9 @@ class FDTLoader:
         else:
             engine = TorchStreaming(self._mixing, min(ring, self._most_samples()), options.prefetch)
         files = files_of(self.shards, manifest)  # before they are checked, so that no change after that is missed
-        num_samples = -(-self.num_samples // self.world_size)
-        watch = ClassWatch(min(ring, self._most_samples()), num_samples, manifest.samples_per_class, warns=not is_small)
+        watch = ClassWatch(
+            min(ring, self._most_samples()), self._samples_of_rank(), manifest.samples_per_class, warns=not is_small
+        )
         decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
             engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, self._schedule,
@@ -503,17 +504,20 @@ class FDTLoader:
             stats=self._stats
         )  # fmt: skip
 
+    def _samples_of_rank(self) -> int:
+        """Of an epoch, at most."""
+        return -(-self.num_samples // self.world_size)
+
     def _most_samples(self) -> int:
-        """Of an epoch on one rank, those included that fill up the last batch."""
-        return -(-self.num_samples // self.world_size) + self.batch_size
+        """The same with those that fill up the last batch."""
+        return self._samples_of_rank() + self.batch_size
 
     def _checked_ring(self) -> tuple[int, bool]:
         """-> (images in the ring, whether that is too few)."""
         mix = FDT() if callable(self.options.mix) else self.options.mix
         least = self.batch_size if self.options.train else 1
         ring = choose_ring(self.options.ring, least, mix, self.num_classes, self.shape)
-        num_samples = -(-self.num_samples // self.world_size)  # that a rank has, at most
-        is_small = is_small_ring(mix, ring, num_samples, self.num_classes)
+        is_small = is_small_ring(mix, ring, self._samples_of_rank(), self.num_classes)
         if mix and is_small:
             wanted = mix.most_images(self.num_classes)
             warnings.warn(

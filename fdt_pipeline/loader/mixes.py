@@ -19,6 +19,13 @@ _SERIES = {series.__name__: series for series in (Harmonic, Power, Geometric, Un
 _SERIES_ROWS = 64  # sums of up to so many images tell one series from another
 
 
+def checked_mix(mix: Any) -> Mix:
+    """ValueError for what is no mix."""
+    if mix is None or isinstance(mix, FDT) or (callable(mix) and not isinstance(mix, type)):
+        return mix
+    raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
+
+
 class MixSchedule:
     """What epochs that are not begun will have. is_on=False: none of it."""
 
@@ -28,10 +35,9 @@ class MixSchedule:
 
     def set(self, mix: Mix) -> None:
         """ValueError for what is no mix, or is none for so many classes."""
+        checked_mix(mix)
         if isinstance(mix, FDT):
             mix.check_classes(self.num_classes)
-        elif mix is not None and (isinstance(mix, type) or not callable(mix)):
-            raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
         self.mix = mix
 
     def of(self, epoch: int) -> FDT | None:

@@ -18,7 +18,7 @@ from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment
 from fdt_pipeline.loader.decoding import Decoding, Preprocess, takes_random
-from fdt_pipeline.loader.mixes import Mix, MixSchedule
+from fdt_pipeline.loader.mixes import Mix, MixSchedule, checked_mix
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.shards import Manifest
 
@@ -170,10 +170,7 @@ def chosen_mix(train: bool, mix: Mix | str) -> Mix:
     if not train:
         _check_left_out("mix", mix)
         return None
-    chosen = FDT() if isinstance(mix, str) and mix == "default" else mix
-    if chosen is None or isinstance(chosen, FDT) or callable(chosen):
-        return chosen
-    raise ValueError(f"mix must be an FDT, a function of the epoch that gives one, or None, got {mix!r}")
+    return FDT() if isinstance(mix, str) and mix == "default" else checked_mix(mix)
 
 
 def chosen_augment(train: bool, augment: Augmentation | str | None) -> Augmentation:

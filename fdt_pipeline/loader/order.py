@@ -139,13 +139,6 @@ class Batching:
         """Outputs of the last batch, if it is not full; all ranks together."""
         return self.total % self.global_batch_size
 
-    def num_new(self, batch: int) -> int:
-        """This rank's outputs in this batch, without those that fill it up."""
-        if (batch + 1) * self.global_batch_size <= self.total:
-            return self.batch_size
-        begin, end = self.ranks.share(self._rest)
-        return end - begin
-
     def is_filled(self, batch: int) -> bool:
         return self.last_batch == "fill" and (batch + 1) * self.global_batch_size > self.total
 
@@ -194,10 +187,17 @@ class EpochOrder:
     samples: I64
     first: int = 0
 
-    def filled(self, num_samples: int, batch_size: int) -> EpochOrder:
-        """The same with so many samples: behind the last one come those of just before the last batch once more."""
-        missing = max(0, num_samples - len(self.samples))
-        return replace(self, samples=np.append(self.samples, np.resize(self.samples[-batch_size:], missing)))
+    def of_batches(self, num_batches: int, batch_size: int, is_filled: bool) -> EpochOrder:
+        """Of the samples of so many batches, and no more. is_filled: behind the last one come those of just before the
+        last batch once more, so that that is full."""
+        missing = max(0, num_batches * batch_size - len(self.samples)) if is_filled else 0
+        samples = np.append(self.samples, np.resize(self.samples[-batch_size:], missing))
+        return replace(self, samples=samples[: num_batches * batch_size])
+
+    def bounds(self, begin: int, batch_size: int) -> list[tuple[int, int]]:
+        """begin, end of each batch, from sample `begin` on."""
+        end = len(self.samples)
+        return [(at, min(at + batch_size, end)) for at in range(begin, end, batch_size)]
 
 
 def epoch_order(

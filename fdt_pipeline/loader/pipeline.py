@@ -206,8 +206,7 @@ class SampleSource:
         self._close()
         self.files.check_unchanged()
         order, size = self._order(epoch), self.batching.batch_size
-        end = min(len(order.samples), self.batching.num_batches * size)
-        bounds = [(at, min(at + size, end)) for at in range(number * size, end, size)]
+        bounds = order.bounds(number * size, size)
         with_sizes = self.decoding.crop is not None
         samples = Prefetcher(read_samples(self.files, self.manifest, order, bounds, with_sizes=with_sizes), self.depth)
         self._samples, self._first = samples, order.first
@@ -217,8 +216,7 @@ class SampleSource:
         """Of this rank's samples."""
         size, ranks = self.batching.batch_size, self.batching.ranks
         order = epoch_order(self.manifest, self.seed, epoch, size, ranks.rank, ranks.world_size)
-        is_filled = self.batching.last_batch == "fill"
-        return order.filled(self.batching.num_batches * size, size) if is_filled else order
+        return order.of_batches(self.batching.num_batches, size, self.batching.last_batch == "fill")
 
 
 def _ids(epoch: int, index: I64) -> I64:
