@@ -13,16 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Series, Uniform
-from fdt_pipeline.definition.superposition import (
-    FDT,
-    Augment,
-    Plan,
-    Pool,
-    draw_plan,
-    superpose_images,
-    superpose_targets,
-)
+from fdt_pipeline.definition.superposition import Augment, Plan, Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.native import fn_module
 from fdt_pipeline.native.arguments import series_argument
 

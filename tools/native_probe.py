@@ -20,8 +20,9 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.plans import Plans, batch_weights
-from fdt_pipeline.definition.superposition import FDT, I64, NO_AUGMENT, Augment, Pool, image_range
+from fdt_pipeline.definition.superposition import I64, NO_AUGMENT, Augment, Pool, image_range
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.build import obtain
 from fdt_pipeline.native.pool import HOST, U8, NativePool, checked

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.loader.mixes import MixSchedule, describe_mix, described_mix
 from fdt_pipeline.loader.order import Leg
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.loader.graphs import (
     Decoding,
     batches_pipeline,

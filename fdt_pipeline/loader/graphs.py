@@ -15,7 +15,6 @@ import torch
 
 from fdt_pipeline.dali import import_dali
 from fdt_pipeline.definition.crops import RandomResizedCrop
-from fdt_pipeline.definition.superposition import image_range
 from fdt_pipeline.loader.decoding import Decoding
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.preprocessing import preprocessed
@@ -127,7 +126,7 @@ def batch_inputs(decoding: Decoding) -> dict[str, Any]:
 def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False) -> dict[str, Any]:
     """Arguments of fn.fdt.superpose_resident. in_order: output i is image i (evaluation)."""
     assert pool.labels is not None
-    most = image_range(mixing.fdt, pool.labels)[1]
+    most = mixing.fdt.most_images(pool.labels.num_distinct)
     return {**_arguments(mixing, most), "anchor": "index" if in_order else mixing.fdt.anchor, "pool": pool.name}
 
 

@@ -18,7 +18,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool
 from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, mode_of, pack_state, unpack_state
 from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine

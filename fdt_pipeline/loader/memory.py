@@ -8,7 +8,8 @@ import os
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool
 from fdt_pipeline.loader.options import check_count, checked_device
 from fdt_pipeline.loader.order import local_world_size
 from fdt_pipeline.machine import available_memory, total_memory

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform
-from fdt_pipeline.definition.superposition import FDT
 
 Mix = FDT | Callable[[int], FDT | None] | None  # one for all epochs, or a function of the epoch
 

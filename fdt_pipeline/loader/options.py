@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
+from fdt_pipeline.definition.mixing import FDT, PLAIN
 from fdt_pipeline.definition.philox import Stream, random_words
-from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment
+from fdt_pipeline.definition.superposition import NO_AUGMENT, Augment
 from fdt_pipeline.loader.decoding import Decoding, Preprocess, takes_random
 from fdt_pipeline.loader.mixes import Mix, MixSchedule, checked_mix
 from fdt_pipeline.machine import available_cpus

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
-from fdt_pipeline.definition.superposition import FDT, Augment
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Augment
 from fdt_pipeline.loader import graphs
 from fdt_pipeline.loader.decoding import Decoding, Preprocess
 from fdt_pipeline.loader.engines import check_native_classes

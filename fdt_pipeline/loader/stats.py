@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.sources.source import I64
 
 _NAMED = 100  # bad samples that are kept by name

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.plans import Plans, batch_targets, draw_plans
-from fdt_pipeline.definition.superposition import FDT, Pool, epoch_order
+from fdt_pipeline.definition.superposition import Pool, epoch_order
 from fdt_pipeline.loader.engines import Incoming, Made, SpanBatch
 from fdt_pipeline.loader.options import Mixing, Output
 from fdt_pipeline.loader.prefetch import prefetched

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdt_pipeline.definition.mixing import FDT, PLAIN
 from fdt_pipeline.definition.plans import draw_plans
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform, checked_weights
-from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment, Pool, epoch_order
+from fdt_pipeline.definition.superposition import NO_AUGMENT, Augment, Pool, epoch_order
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
 from tests.native_pools import defined_outputs
