@@ -15,7 +15,7 @@ def load_arrays(images, labels, num_classes, pad=8, name=None):
 
 
 def defined_outputs(pixels, labels, draw, mean, std=256.0, targets=None):
-    """By the definition: images f64[n h w channels], one channel repeated for each mean, and targets (None: of draw)."""
+    """By the definition: images f64[n h w channels], one channel for each mean, and targets (None: of draw)."""
     size = pixels.shape[1:3]
     plans = draw_plans(draw.seed, draw.epoch, draw.indices, labels, draw.mix, draw.augment, draw.leaders, size)
     sums = [superpose_images(plans[i], pixels, draw.augment.pad) for i in range(len(plans))]
