@@ -25,8 +25,20 @@ constexpr float kLambdaUnit = 1.0f / (1 << 24);  // lambda is a multiple of it, 
 
 // Rows top .. bottom - 1, columns left .. right - 1 of an image. No area: there is none.
 struct Box {
-  int32_t top = 0, left = 0, bottom = 0, right = 0;
+  int32_t top, left, bottom, right;
   FDT_HD int64_t area() const { return static_cast<int64_t>(bottom - top) * (right - left); }
+  FDT_HD bool holds(int32_t y, int32_t x) const { return top <= y && y < bottom && left <= x && x < right; }
+};
+
+// (1 - s) target + s / C, of float factors: their product is exact in double, so it may be fused with the addition.
+struct Smoothing {
+  float kept = 1, share = 0;
+  FDT_HD Smoothing() {}
+  FDT_HD Smoothing(double s, uint32_t num_classes)
+      : kept(static_cast<float>(1 - s)), share(static_cast<float>(s / num_classes)) {}
+  FDT_HD float operator()(float target) const {
+    return static_cast<float>(static_cast<double>(kept) * target + static_cast<double>(share));
+  }
 };
 
 namespace {
@@ -53,17 +65,6 @@ FDT_HD inline float area_weight(const Box &box, int32_t h, int32_t w, bool insid
   const int64_t area = static_cast<int64_t>(h) * w;
   return static_cast<float>(static_cast<double>(inside ? box.area() : area - box.area()) / static_cast<double>(area));
 }
-
-// (1 - s) target + s / C, of float factors: their product is exact in double, so it may be fused with the addition.
-struct Smoothing {
-  float kept = 1, share = 0;
-  FDT_HD Smoothing() {}
-  FDT_HD Smoothing(double s, uint32_t num_classes)
-      : kept(static_cast<float>(1 - s)), share(static_cast<float>(s / num_classes)) {}
-  FDT_HD float operator()(float target) const {
-    return static_cast<float>(static_cast<double>(kept) * target + static_cast<double>(share));
-  }
-};
 
 }  // namespace
 }  // namespace fdt

@@ -75,7 +75,7 @@ struct Constituent {
 
 struct Plan {
   std::vector<Constituent> images;
-  Box box;  // inside of it the second image is shown, outside the first
+  Box box{};  // inside of it the second image is shown, outside the first
   const Branch *branch = nullptr;
   // The image with the largest weight, the first of several.
   const Constituent &heaviest() const;
