@@ -52,8 +52,8 @@ def output_of(channels=3, **options):
 MIX, RGB = FDT(), output_of()
 
 
-def draw_of(indices, fdt=MIX, augment=NO_AUGMENT, leaders=None):
-    return Draw(SEED, EPOCH, indices, fdt, augment, leaders)
+def draw_of(indices, mix=MIX, augment=NO_AUGMENT, leaders=None):
+    return Draw(SEED, EPOCH, indices, mix, augment, leaders)
 
 
 @dataclass
