@@ -139,8 +139,8 @@ def _arguments(mixing: Mixing, num_distinct: int) -> dict[str, Any]:
     output = mixing.output
     return {
         "plan_seed": mixing.seed - (mixing.seed >> 63 << 64),  # the same 64 bits as a signed number
-        "mix": mix_argument(mixing.fdt, num_distinct),
-        "targets": mixing.fdt.targets if mixing.soft else "label",
+        "mix": mix_argument(mixing.mix, num_distinct),
+        "targets": mixing.mix.targets if mixing.soft else "label",
         "pad": mixing.augment.pad,
         "flip": mixing.augment.flip,
         "mean": list(output.mean),

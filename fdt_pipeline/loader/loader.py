@@ -24,8 +24,15 @@ from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, m
 from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
 from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_ring, is_small_ring, read_pool
-from fdt_pipeline.loader.mixes import Mix, MixSchedule, describe_mix
+from fdt_pipeline.loader.memory import (
+    SAMPLES_PER_CLASS,
+    choose_mode,
+    choose_ring,
+    is_small_ring,
+    read_pool,
+    small_ring_warning,
+)
+from fdt_pipeline.loader.mixes import MixArgument, MixContext, MixSchedule, classes_wanted, describe_mix, keeps_ring
 from fdt_pipeline.loader.options import (
     PAPER_STD,
     Augmentation,
@@ -121,7 +128,7 @@ class FDTLoader:
         batch_size: int,
         *,
         train: bool = True,
-        mix: Mix | Literal["default"] = "default",
+        mix: MixArgument | Literal["default"] = "default",
         augment: Augmentation | Literal["default"] | None = "default",
         preprocess: Preprocess | None = None,
         decode: Literal["cpu", "gpu"] | None = None,
@@ -164,7 +171,7 @@ class FDTLoader:
         self.batching = Batching(self.num_samples, operator.index(batch_size), last_batch, ranks)
         self._mixing = options.mixing(self.manifest)
         self.engine = choose_engine(engine, self.device, self.num_classes)
-        asked = options.asked_mode()
+        asked = options.asked_mode(self._mixing.mix.partners)
         self._mode_follows_state = asked == "auto"
         frame = self._mixing.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
         chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
@@ -173,7 +180,8 @@ class FDTLoader:
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[weakref.ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
-        self._schedule = MixSchedule(options.mix, self.num_classes)  # of epochs that are not begun
+        self._schedule = MixSchedule(options.mix, self._context(chosen))  # of epochs that are not begun
+        self._schedule.of(0)  # raises where a function gives what this loader cannot have
         self._next = Cursor()  # where the next iteration begins
         self._next_mix_stands = False  # as a state says; else the schedule says what is mixed in it
         self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
@@ -197,12 +205,13 @@ class FDTLoader:
         super().__setattr__(name, value)
 
     @property
-    def mix(self) -> Mix:
-        """What is mixed from the next iteration on, where `mixing` is on: an FDT, a function of the epoch, or None."""
+    def mix(self) -> MixArgument:
+        """What is mixed from the next iteration on, where `mixing` is on: an FDT, MixUp, CutMix or OneOf, a function of
+        the epoch, or None."""
         return self._schedule.mix
 
     @mix.setter
-    def mix(self, mix: Mix) -> None:
+    def mix(self, mix: MixArgument) -> None:
         if not self.options.train:
             raise ValueError(f"train=False yields every sample whole and unchanged, got mix={mix!r}")
         self._schedule.set(mix)
@@ -210,7 +219,7 @@ class FDTLoader:
 
     @property
     def ring(self) -> int | None:
-        """Images in streaming's ring; None in resident mode."""
+        """Images in streaming's ring, in epochs that have one; None in resident mode."""
         return self._epochs.ring if isinstance(self._epochs, StreamingEpochs) else None
 
     @property
@@ -416,19 +425,20 @@ class FDTLoader:
         which takes time, once the state is known to fit; nothing changes where it does not."""
         if mode == "resident":
             self.options.check_resident()
-        epochs = self._streaming() if mode == "streaming" else None
+        schedule = self._schedule.within(self._context(mode))
+        epochs = self._streaming(schedule) if mode == "streaming" else None
         config = self._configuration(mode, epochs.ring if epochs else None)
         cursor = self._next
         if state is not None:
-            cursor = unpack_state(state, epochs.leg() if epochs else None, self._schedule, len(self), config)
+            cursor = unpack_state(state, epochs.leg() if epochs else None, schedule, len(self), config)
         if epochs and self.options.verify and isinstance(epochs.files, LocalShardFiles):
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
             epochs.files.mark_checked()
-        self._epochs = epochs or self._resident()
+        self._epochs = epochs or self._resident(schedule)
         _close(self._chains)
         self._chains.append(self._epochs.chain)
-        self._mode, self._config = mode, config
+        self._mode, self._config, self._schedule = mode, config, schedule
         return cursor
 
     def _configuration(self, mode: str, ring: int | None) -> dict[str, Any]:
@@ -452,7 +462,10 @@ class FDTLoader:
             "ring": ring,
         }
 
-    def _resident(self) -> ResidentEpochs:
+    def _context(self, mode: str) -> MixContext:
+        return MixContext(self.num_classes, mode, self.batch_size, self.batching.smallest_batch)
+
+    def _resident(self, schedule: MixSchedule) -> ResidentEpochs:
         engine: ResidentEngine
         in_order = not self.options.train
         most = 1 if self.engine == "torch" else self.options.batches_together(self.shape)
@@ -466,7 +479,7 @@ class FDTLoader:
                 images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
             labelled = Pool(labels, self.num_classes)
             engine = TorchResident(self._mixing, images, labelled, self.options.prefetch, in_order)
-        return ResidentEpochs(engine, self.batching, most, self._schedule)
+        return ResidentEpochs(engine, self.batching, most, schedule)
 
     def _dali(self, num_batches: int) -> DaliOptions:
         """Of a pipeline that makes so many batches at once. On a GPU its threads have next to nothing to do."""
@@ -474,7 +487,7 @@ class FDTLoader:
         ahead = math.ceil(options.prefetch / num_batches)
         return DaliOptions(1 if on_gpu else options.num_threads, ahead, self.device.index if on_gpu else None)
 
-    def _streaming(self) -> StreamingEpochs:
+    def _streaming(self, schedule: MixSchedule) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
         ring, is_small = self._checked_ring()
         decoding, on_gpu = options.decoding(manifest), options.decodes_on_gpu
@@ -500,7 +513,7 @@ class FDTLoader:
         )
         decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
-            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, self._schedule,
+            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, schedule,
             train=options.train, substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch,
             stats=self._stats
         )  # fmt: skip
@@ -514,18 +527,18 @@ class FDTLoader:
         return self._samples_of_rank() + self.batch_size
 
     def _checked_ring(self) -> tuple[int, bool]:
-        """-> (images in the ring, whether that is too few)."""
+        """-> (images in the ring, whether that, or a batch where they are mixed within it, is too few)."""
         mix = FDT() if callable(self.options.mix) else self.options.mix
         least = self.batch_size if self.options.train else 1
         ring = choose_ring(self.options.ring, least, mix, self.num_classes, self.shape)
-        is_small = is_small_ring(mix, ring, self._samples_of_rank(), self.num_classes)
-        if mix and is_small:
-            wanted = mix.most_images(self.num_classes)
-            warnings.warn(
-                f"a ring of {ring} samples will often hold fewer than {wanted} classes, so fewer images are superposed "
-                f"than asked: pass ring={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
-                stacklevel=5,
-            )
+        enough = SAMPLES_PER_CLASS * (wanted := classes_wanted(mix, self.num_classes))
+        num, where, advice = ring, f"a ring of {ring} samples", f"ring={enough} or more, memory allowing"
+        if mix is not None and not keeps_ring(mix):
+            num, where = self.batch_size, f"a batch of {self.batch_size} samples, within which it mixes,"
+            advice = f'batch_size={enough} or more, or partners="ring"'
+        is_small = is_small_ring(mix, num, self._samples_of_rank(), self.num_classes)
+        if is_small:
+            warnings.warn(small_ring_warning(where, wanted, advice), stacklevel=5)
         return ring, is_small
 
 
