@@ -17,7 +17,7 @@ from fdt_pipeline.cli import main
 from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.task import run_task
 from fdt_pipeline.sources import ArraySource
-from tests.folders import content, names
+from tests.folders import content, names, save_image
 from tools.__main__ import main as tools
 
 SUBSET = "train/data/fashion_mnist_subset"
@@ -108,10 +108,10 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, tmp_p
     """No split is written either where another one of the source is faulty, or is there already."""
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    (tmp_path / "splits" / "train" / "cat").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        save_image(tmp_path / "splits" / "train" / name / "1.png")
     (tmp_path / "splits" / "test").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "splits")
-    Image.new("RGB", (2, 2)).save(tmp_path / "splits" / "train" / "cat" / "1.png")
     write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), tmp_path / "test")
     before = content(tmp_path)
     done = run(*(argument.format(tmp=tmp_path) for argument in arguments))
@@ -235,11 +235,11 @@ def test_json_is_what_was_written_and_verify_names_every_problem(run, photos):
 def test_info_of_kept_files_says_which_sizes_and_formats_there_are_and_warnings_are_one_line(run, tmp_path):
     """A gray JPEG among those in color cannot be kept."""
     source, out = tmp_path / "source", tmp_path / "out"
-    (source / "cat").mkdir(parents=True)
-    for number, mode in enumerate(("RGB", "RGB", "L")):
-        Image.new(mode, (2 + number, 2)).save(source / "cat" / f"{number}.jpg")
+    for number, (name, mode) in enumerate((("cat", "RGB"), ("cat", "RGB"), ("dog", "L"))):
+        (source / name).mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (2 + number, 2)).save(source / name / f"{number}.jpg")
     (source / "cat" / "notes.txt").touch()
-    written = f"{out}: shards: 1, samples: 3, classes: 1, stored as: 2 jpg, 1 png\n"
+    written = f"{out}: shards: 1, samples: 3, classes: 2, stored as: 2 jpg, 1 png\n"
     warning = f"warning: {source}: ignored 1 files that are no images: cat/notes.txt\n"
     assert run("shard", source, out) == (0, written, warning)
     assert "  images    sizes differ, 3 channels, keep: 2 jpg, 1 png\n" in run("info", out).out
