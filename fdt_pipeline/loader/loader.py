@@ -38,7 +38,7 @@ from fdt_pipeline.loader.options import (
     chosen_mix,
     chosen_normalization,
 )
-from fdt_pipeline.loader.order import Batching, find_ranks
+from fdt_pipeline.loader.order import Batching, check_ranks, find_ranks
 from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
@@ -75,7 +75,8 @@ class FDTLoader:
         channels_last=True gives that memory format.
     decode: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A GPU's
         JPEG decoder gives other pixels than the CPU's, by a few grey levels.
-    device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
+    device: "cpu" or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
+        LOCAL_RANK's. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
@@ -103,7 +104,9 @@ class FDTLoader:
         sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
     strict_state: `load_state_dict` refuses the state of a loader with other data or options; with False it begins the
         epoch of such a state anew, and warns.
-    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built.
+    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built; iterating is an
+        error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use takes
+        rank=0, world_size=1.
 
     Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. `len()` is the
     number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
@@ -155,7 +158,7 @@ class FDTLoader:
             preprocess=preprocess, decode=decode, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
             num_threads=checked_threads(num_threads), prefetch=prefetch, strict_state=strict_state,
         )  # fmt: skip
-        ranks = find_ranks(rank, world_size)
+        ranks, self._ranks_are_given = find_ranks(rank, world_size), rank is not None
         self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
         if self.shards.local:  # a remote shard is checked when it is fetched
@@ -343,6 +346,8 @@ class FDTLoader:
             raise RuntimeError("this FDTLoader is closed: make a new one")
         if self._next.epoch >= 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {self._next.epoch}")
+        if not self._ranks_are_given:
+            check_ranks(self.batching.ranks)
         batches = self._iterate(self._epochs)
         self._iterations = [*(old for old in self._iterations if old() is not None), weakref.ref(batches)]
         return batches
