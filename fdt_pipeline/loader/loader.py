@@ -108,10 +108,10 @@ class FDTLoader:
         error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use takes
         rank=0, world_size=1.
 
-    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. `len()` is the
-    number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
-    (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of ranks; in
-    streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
+    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next; `forever()` has no
+    end. `len()` is the number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e
+    depends on (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of
+    ranks; in streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
     `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
     effect with the next iteration; no other attribute can be set. `stats` says what was done so far.
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
@@ -351,6 +351,18 @@ class FDTLoader:
         batches = self._iterate(self._epochs)
         self._iterations = [*(old for old in self._iterations if old() is not None), weakref.ref(batches)]
         return batches
+
+    def forever(self) -> Generator[Any, None, None]:
+        """Batches without end: the rest of this epoch, the next one, and so on, each with mixtures of its own.
+
+            for step, (images, targets) in zip(range(100_000), loader.forever()):
+
+        Not `itertools.cycle(loader)`, which keeps every batch of one epoch in memory and gives the same ones again and
+        again. `state_dict()` may be taken at any batch; what is loaded or set (`load_state_dict`, `set_epoch`, `mix`,
+        `mixing`) holds from the next epoch on: at once with a new `forever()`.
+        """
+        while True:
+            yield from self
 
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
