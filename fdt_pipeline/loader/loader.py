@@ -68,7 +68,10 @@ class FDTLoader:
         [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
         pipeline: their numbers differ from run to run, after a resume, and between ranks.
     targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
-        weight. `sparse_targets` makes them (classes, weights) where classes are many.
+        weight. `sparse_targets` makes them (classes, weights) where classes are many. With class weights w
+        f32[num_classes] torch's mean of soft targets is over n, and that of labels over the batch's weights; this is
+        the latter for both, whatever the scale of w:
+            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
