@@ -46,7 +46,7 @@ from fdt_pipeline.loader.options import (
     chosen_mix,
     chosen_normalization,
 )
-from fdt_pipeline.loader.order import Batching, find_ranks
+from fdt_pipeline.loader.order import Batching, check_ranks, find_ranks
 from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
@@ -76,14 +76,18 @@ class FDTLoader:
         [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
         pipeline: their numbers differ from run to run, after a resume, and between ranks.
     targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
-        weight. `sparse_targets` makes them (classes, weights) where classes are many.
+        weight. `sparse_targets` makes them (classes, weights) where classes are many. With class weights w
+        f32[num_classes] torch's mean of soft targets is over n, and that of labels over the batch's weights; this is
+        the latter for both, whatever the scale of w:
+            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
         channels_last=True gives that memory format.
     decode: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A GPU's
         JPEG decoder gives other pixels than the CPU's, by a few grey levels.
-    device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
+    device: "cpu" or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
+        LOCAL_RANK's. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
@@ -111,12 +115,14 @@ class FDTLoader:
         sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
     strict_state: `load_state_dict` refuses the state of a loader with other data or options; with False it begins the
         epoch of such a state anew, and warns.
-    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built.
+    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built; iterating is an
+        error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use takes
+        rank=0, world_size=1.
 
-    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. `len()` is the
-    number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
-    (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of ranks; in
-    streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
+    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next; `forever()` has no
+    end. `len()` is the number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e
+    depends on (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of
+    ranks; in streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
     `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
     effect with the next iteration; no other attribute can be set. `stats` says what was done so far.
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
@@ -163,7 +169,7 @@ class FDTLoader:
             preprocess=preprocess, decode=decode, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
             num_threads=checked_threads(num_threads), prefetch=prefetch, strict_state=strict_state,
         )  # fmt: skip
-        ranks = find_ranks(rank, world_size)
+        ranks, self._ranks_are_given = find_ranks(rank, world_size), rank is not None
         self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
         if self.shards.local:  # a remote shard is checked when it is fetched
@@ -353,9 +359,23 @@ class FDTLoader:
             raise RuntimeError("this FDTLoader is closed: make a new one")
         if self._next.epoch >= 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {self._next.epoch}")
+        if not self._ranks_are_given:
+            check_ranks(self.batching.ranks)
         batches = self._iterate(self._epochs)
         self._iterations = [*(old for old in self._iterations if old() is not None), weakref.ref(batches)]
         return batches
+
+    def forever(self) -> Generator[Any, None, None]:
+        """Batches without end: the rest of this epoch, the next one, and so on, each with mixtures of its own.
+
+            for step, (images, targets) in zip(range(100_000), loader.forever()):
+
+        Not `itertools.cycle(loader)`, which keeps every batch of one epoch in memory and gives the same ones again and
+        again. `state_dict()` may be taken at any batch; what is loaded or set (`load_state_dict`, `set_epoch`, `mix`,
+        `mixing`) holds from the next epoch on: at once with a new `forever()`.
+        """
+        while True:
+            yield from self
 
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -282,6 +283,8 @@ def checked_image_size(
 
 
 def checked_device(device: str | torch.device) -> torch.device:
+    """With the number of a GPU: for "cuda" the current device; or, where torchrun says LOCAL_RANK and nobody has called
+    `torch.cuda.set_device`, that one. ValueError for what is not there."""
     try:
         checked = torch.device(device)
     except RuntimeError:
@@ -292,10 +295,17 @@ def checked_device(device: str | torch.device) -> torch.device:
         return checked
     if not torch.cuda.is_available():
         raise ValueError(f'device is {device!r}, but torch sees no GPU here: pass device="cpu"')
-    index = torch.cuda.current_device() if checked.index is None else checked.index
+    index = _own_gpu() if checked.index is None else checked.index
     if index >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPU(s) here")
     return torch.device("cuda", index)
+
+
+def _own_gpu() -> int:
+    """Where each rank is shown a single GPU, it is number 0 for all."""
+    current, local_rank = torch.cuda.current_device(), os.environ.get("LOCAL_RANK", "")
+    is_untouched = current == 0 and local_rank.isdecimal() and int(local_rank) < torch.cuda.device_count()
+    return int(local_rank) if is_untouched else current
 
 
 def checked_output(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf, RandomResizedCrop, fdt_pipeline
+from fdt_pipeline.loader.options import checked_device
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import numbered_images
@@ -133,6 +134,28 @@ def test_what_is_for_the_cpu_is_refused_on_a_gpu(numbered_shards, monkeypatch, o
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     with pytest.raises(ValueError, match=match):
         FDTLoader(numbered_shards, 8, device="cuda", **options)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "current", "count", "expected"),
+    [
+        ("2", 0, 4, 2),  # torchrun, and nobody has called set_device
+        ("2", 1, 4, 1),  # somebody has
+        ("2", 0, 1, 0),  # the launcher shows each rank a GPU of its own
+        ("0", 0, 4, 0),
+        (None, 0, 4, 0),
+        (None, 3, 4, 3),
+        ("x", 0, 4, 0),
+    ],
+)
+def test_a_bare_cuda_is_the_local_ranks_gpu_where_nobody_has_set_one(monkeypatch, local_rank, current, count, expected):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    for name, value in (("is_available", True), ("current_device", current), ("device_count", count)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert checked_device("cuda") == torch.device("cuda", expected)
+    assert checked_device("cuda:0") == torch.device("cuda", 0), "what is given stands"
 
 
 def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):
