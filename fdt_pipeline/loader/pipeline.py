@@ -137,8 +137,8 @@ def fdt_pipeline(
         pool = _pool(folder, manifest, options)
         ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
         return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
-    if options.mix is not None and options.mix.most_images(mixing.num_classes) > 1:
-        context.check_batches()
+    if mixing.mix.most_images(mixing.num_classes) > 1 and options.batch_size == 1:
+        context.check_batches()  # but a last batch of one image is left whole
     _warn_of_small_batches(options.mix, batching, mixing.num_classes)
     files = files_of(folder, manifest)
     if verify and isinstance(files, LocalShardFiles):
