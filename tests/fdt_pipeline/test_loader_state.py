@@ -273,6 +273,17 @@ def test_an_auto_loader_goes_on_in_the_mode_of_its_state_whatever_memory_is_free
     assert_same([*other, *other], [*batches, *first])
 
 
+def test_an_auto_loader_takes_a_mix_that_its_state_has_for_the_mode_of_the_state(made_where):
+    first, other = made_where(is_free=False), made_where(is_free=True)
+    first.mix = MixUp(0.4, partners="batch")
+    batches = in_mid_epoch(first)
+    with pytest.raises(ValueError, match='partners="batch" needs streaming'):
+        other.mix = first.mix
+    other.load_state_dict(stored(first.state_dict()))
+    assert other.mix == first.mix
+    assert_same([*other, *other], [*batches, *first])
+
+
 @pytest.mark.parametrize("change", [{"seed": 4}, {"ring": 80}])
 def test_a_refused_state_leaves_an_auto_loader_as_it_was(made_where, change):
     loader = made_where(is_free=True)
