@@ -202,9 +202,9 @@ def test_plans_equal_the_definition_bit_for_bit(gpu, num_classes, number, fdt, a
     st.integers(0, 2**32 - 7),
 )
 @example(EACH, "soft", 33, (6, 7, 3), Augment(2), SCATTERED_WINDOW, 0)
-@example(MixUp(1, anchor="random"), "label", 7, (5, 4, 1), NO_AUGMENT, WINDOW, 0)
+@example(MixUp(1, anchor="random"), "label", 7, (5, 4, 1), NO_AUGMENT, WINDOW, 0)  # labels, though nothing leads
 def test_outputs_of_any_mixing_are_the_definitions(gpu, mix, targets, num_classes, shape, augment, place, first):
-    """Of one class as well, where K is cut; no image leads in a window without labels but for classes that repeat."""
+    """Also of pools of one class, where pairs of different classes are cut to one image."""
     rng = np.random.default_rng(first)
     labels, output = Pool(unbalanced(num_classes, rng), num_classes), output_of(shape[2], targets=targets)
     pixels = noise(len(labels), shape, rng)
@@ -213,11 +213,12 @@ def test_outputs_of_any_mixing_are_the_definitions(gpu, mix, targets, num_classe
     assert_same_outputs(found, expected_outputs(pixels, labels, draw, output))
 
 
-def test_weights_of_a_class_that_repeats_add_up_in_the_order_of_the_plan(gpu):
-    """60 images of 3 classes, so in every piece of 8 some are of one class; another order gives other last bits."""
+@pytest.mark.parametrize("k", [60, 300])
+def test_weights_of_a_class_that_repeats_add_up_in_the_order_of_the_plan(gpu, k):
+    """Of 3 classes, so in every piece of 8 images some are of one class; another order gives other last bits."""
     labels, pixels = Pool(np.arange(30) % 3, 3), noise(30, (5, 4, 1), np.random.default_rng(1))
-    mix = FDT(60, 60, Power(1.5), unique_classes=False, label_smoothing=0.1)
-    assert_definition(gpu, pixels, labels, draw_of(np.arange(60), mix), output_of(1))
+    mix = FDT(k, k, Power(1.5), unique_classes=False, label_smoothing=0.1)
+    assert_definition(gpu, pixels, labels, draw_of(np.arange(30), mix), output_of(1))
 
 
 def test_outputs_of_a_pool_of_one_class_are_single_images(gpu):
