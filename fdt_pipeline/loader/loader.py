@@ -88,7 +88,8 @@ class FDTLoader:
 
     mix=FDT(): or MixUp(alpha), CutMix(alpha), OneOf({..}), None for whole images, each once an epoch in a new order; or
         a function of the epoch that gives one of these, which is asked ahead, on any thread, more than once, and must
-        always give the same. Their `partners` may ask for a mode.
+        always give the same. Their options are documented there; `partners` says what images are mixed with: "set"
+        (resident mode), "ring" or "batch", an output's own (streaming), or None, what the mode has.
     augment=Augment(pad=4, flip=True): done to every constituent; None for none. Streaming takes
         RandomResizedCrop(224), drawn for each sample once an epoch, from (seed, epoch, sample), of which no more is
         decoded, and in evaluation ResizeCrop(256, 224): the shorter side is resized and the middle shown.
@@ -109,14 +110,16 @@ class FDTLoader:
     device="cpu": or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
         LOCAL_RANK's. pin_memory=False: tensors of the host in pinned memory.
     mode="auto": "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch
-        and mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
-        torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
+        and mixes the last `ring` samples, or those of a batch; "auto" is the mode that has the mix's `partners` (of a
+        function, in epoch 0), or else resident where all images have one shape and the u8 set (in the torch engine
+        twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
     engine="auto": "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does it
         ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     ring=None: decoded samples that streaming keeps in memory, uint8, and draws each batch's outputs from; it is empty
-        when an epoch begins. By default 1,024, or 10 for each image of the largest sum (of the mix that the loader is
-        made with; of a function, all classes) where that is more, up to 2 GiB.
+        when an epoch begins, and there is none where nothing is mixed, or with partners="batch". By default 1,024, or
+        10 for each image of the largest sum (of the mix that the loader is made with; of a function, all classes) where
+        that is more, up to 2 GiB.
     decode=None: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A
         GPU's JPEG decoder gives other pixels than the CPU's, by a few grey levels.
     verify=False: True reads every byte of the shards to check their sha256 before streaming begins (resident does in
@@ -137,7 +140,7 @@ class FDTLoader:
     end. `len()` is the number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e
     depends on (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of
     ranks; in streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
-    `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
+    `load_state_dict()` goes on there, exactly. `mix = MixUp(0.2)`, and `mixing = False`, which switches it off, take
     effect with the next iteration; no other attribute can be set.
     `shape` is (channels, height, width) of an image; `num_classes`, `classes`, `num_samples`, `mode`, `ring` and others
     say what was chosen. `stats` says what was done so far: batches, images, wait_seconds (of the consumer), bad_samples

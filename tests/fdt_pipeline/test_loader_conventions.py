@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDT, Augment, FDTLoader, LoaderStats, Uniform, sparse_targets
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, LoaderStats, MixUp, Uniform, sparse_targets
 from tests.loading import MODES, PIXELS, assert_same, joined, numbers_of
 from tests.numbered import LABELS, NUM_SAMPLES
 
 pytestmark = pytest.mark.dali
 
 
-@pytest.mark.parametrize("fdt", [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), None])
-def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, fdt):
-    _, soft = joined(FDTLoader(numbered_shards, 50, mode="resident", seed=3, mix=fdt))
-    most = fdt.most_images(7) if fdt else 1
+@pytest.mark.parametrize(
+    "mix",
+    [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), MixUp(0.2), CutMix(1.0, probability=0.5), None],
+)
+def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, mix):
+    _, soft = joined(FDTLoader(numbered_shards, 50, mode="resident", seed=3, mix=mix))
+    most = mix.most_images(7) if mix else 1
     classes, weights = sparse_targets(soft, most)
     assert torch.equal(torch.zeros_like(soft).scatter_add_(1, classes, weights), soft)
     assert (classes.shape, classes.dtype) == ((NUM_SAMPLES, most), torch.int64)

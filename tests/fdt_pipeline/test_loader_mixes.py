@@ -96,9 +96,13 @@ def test_evaluation_shows_whole_images_whatever_mixes_there_are(numbered_shards,
 @pytest.mark.parametrize(
     ("options", "mix", "match"),
     [
-        ({"mode": "resident"}, MixUp(0.2, partners="batch"), 'partners="batch" are drawn from what is being read'),
-        ({"mode": "streaming"}, MixUp(0.2, partners="set"), 'partners="set" are drawn from a set in memory'),
-        ({"mode": "streaming", "batch_size": 1}, MixUp(0.2, partners="batch"), "within their batch, which has one"),
+        ({"mode": "resident"}, MixUp(0.2, partners="batch"), 'partners="batch" needs streaming'),
+        ({"mode": "streaming"}, MixUp(0.2, partners="set"), 'partners="set" needs the set in memory'),
+        (
+            {"mode": "streaming", "batch_size": 1},
+            MixUp(0.2, partners="batch"),
+            "but a batch has one",
+        ),
         ({}, FDT(max_images=8), "max_images 8 is over the number of classes"),
         ({}, MixUp, "an FDT, MixUp, CutMix.* None, got the class MixUp"),
     ],
@@ -124,7 +128,7 @@ def test_a_state_whose_batches_would_be_of_one_image_on_more_ranks_is_refused(nu
         list(islice(loader, 3))
         other, _ = ranks(numbered_shards, 2, 2, mode="streaming", mix=None, ring=2)
         if is_refused:
-            with pytest.raises(ValueError, match="mixed within their batch, which has one"):
+            with pytest.raises(ValueError, match="mixed within their batch, but a batch has one"):
                 other.load_state_dict(loader.state_dict())
             assert other.mix is None
         else:
