@@ -15,7 +15,8 @@ import numpy as np
 
 from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import describe
-from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
 from fdt_pipeline.shards import Manifest, ShardError, check_shards, read_manifest, shard_sets
 from fdt_pipeline.shards.conversion import OneShard, ShardSource
 from fdt_pipeline.sources.source import I64, U8

@@ -18,13 +18,21 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool
 from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, mode_of, pack_state, unpack_state
 from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
 from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_ring, is_small_ring, read_pool
-from fdt_pipeline.loader.mixes import Mix, MixSchedule, describe_mix
+from fdt_pipeline.loader.memory import (
+    SAMPLES_PER_CLASS,
+    choose_mode,
+    choose_ring,
+    is_small_ring,
+    read_pool,
+    small_ring_warning,
+)
+from fdt_pipeline.loader.mixes import MixArgument, MixContext, MixSchedule, classes_wanted, describe_mix, keeps_ring
 from fdt_pipeline.loader.options import (
     PAPER_STD,
     Augmentation,
@@ -50,73 +58,94 @@ from fdt_pipeline.storage import open_folder
 
 
 class FDTLoader:
-    """Batches `(images, targets)` from a folder of shards.
+    """Batches `(images, targets)` from a folder of shards. Without `mix=` it mixes, by `FDT()`; `mix=None` does not.
 
-    shards: folder with manifest.json, made by `fdt-pipeline shard`; a path, or an fsspec URL (s3://, gs://,
+    An epoch of training has as many outputs as the set has samples; in evaluation it is every sample once, whole, in
+    the order of the shards. What comes out:
+
+    images: `dtype` [n c h w] on `device`, (pixel - mean) / std.
+    targets: f32 [n num_classes], rows with sum 1; in evaluation labels, i64 [n]. `sparse_targets` makes them (classes,
+        weights) where classes are many. With class weights w f32[num_classes] torch's mean of soft targets is over n,
+        and that of labels over the batch's weights; this is the latter for both, whatever the scale of w:
+            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
+    weights, with weights=True: f32 [n], 0 for an output that only fills up the last batch, or takes a bad sample's
+        place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
+
+    Which images (all arguments but the first two by name):
+
+    shards: folder with manifest.json, made by `fdt-pipeline shard` or `index`; a path, or an fsspec URL (s3://, gs://,
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
-    train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
-        images, each once an epoch in a new order; or a function: epoch -> one of these, which is asked ahead, on any
-        thread, more than once, and must always give the same); augment is done to every
-        constituent (default `Augment()`, pad 4 and flip; None for none), or, while streaming, to every sample once an
-        epoch: `RandomResizedCrop(224)`, drawn from (seed, epoch, sample), of which no more is decoded.
-    train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
-        augment=ResizeCrop(256, 224) resizes the shorter side and shows the middle.
-    preprocess: a function of DALI nodes, done to the images, u8[h w c], while streaming, once they are decoded, cropped
-        and resized and before they are mixed; it gives images of the same shape and type. What is a function of the
-        images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
+    train=True: False is evaluation, without mix and augment.
+    rank=None, world_size=None: torch.distributed's, or torchrun's environment, when the loader is built; iterating is
+        an error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use
+        takes rank=0, world_size=1.
+    seed=0: what every random decision depends on, beside epoch and number.
+    last_batch="partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
+        out; "fill" fills it up with outputs that the epoch has had already.
+
+    What is done to them:
+
+    mix=FDT(): or MixUp(alpha), CutMix(alpha), OneOf({..}), None for whole images, each once an epoch in a new order; or
+        a function of the epoch that gives one of these, which is asked ahead, on any thread, more than once, and must
+        always give the same. Their options are documented there; `partners` says what images are mixed with: "set"
+        (resident mode), "ring" or "batch", an output's own (streaming), or None, what the mode has.
+    augment=Augment(pad=4, flip=True): done to every constituent; None for none. Streaming takes
+        RandomResizedCrop(224), drawn for each sample once an epoch, from (seed, epoch, sample), of which no more is
+        decoded, and in evaluation ResizeCrop(256, 224): the shorter side is resized and the middle shown.
+    preprocess=None: a function of DALI nodes, done to the images, u8[h w c], while streaming, once they are decoded,
+        cropped and resized and before they are mixed; it gives images of the same shape and type. What is a function
+        of the images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
         [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
         pipeline: their numbers differ from run to run, after a resume, and between ranks.
-    targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
-        weight. `sparse_targets` makes them (classes, weights) where classes are many. With class weights w
-        f32[num_classes] torch's mean of soft targets is over n, and that of labels over the batch's weights; this is
-        the latter for both, whatever the scale of w:
-            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
-    images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
-        0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
-        gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
-        channels_last=True gives that memory format.
-    decode: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A GPU's
-        JPEG decoder gives other pixels than the CPU's, by a few grey levels.
-    device: "cpu" or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
-        LOCAL_RANK's. pin_memory: those of the host in pinned memory.
-    mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
-        mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
-        torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
-    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does
-        it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
+    mean=None, std=256: in units of 0..255, a number or one a channel; the mean is by default the paper's, (122, 117,
+        104), 117 for gray. normalize=None: "imagenet" stands for ImageNet's mean and std.
+    channels=None: 3 repeats gray images to three channels.
+    dtype=torch.float32: or float16, bfloat16. channels_last=False: that memory format.
+    size=None: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in
+        size, this or a RandomResizedCrop or ResizeCrop is needed.
+
+    How, and where:
+
+    device="cpu": or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
+        LOCAL_RANK's. pin_memory=False: tensors of the host in pinned memory.
+    mode="auto": "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch
+        and mixes the last `ring` samples, or those of a batch; "auto" is the mode that has the mix's `partners` (of a
+        function, in epoch 0), or else resident where all images have one shape and the u8 set (in the torch engine
+        twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
+    engine="auto": "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does it
+        ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
-    ring: decoded samples that streaming keeps in memory, uint8, and draws each batch's sums from; it is empty when an
-        epoch begins. Default: 1,024, or 10 for each image of the largest sum (of the mix that the loader is made with;
-        of a function, all classes) where that is more, up to 2 GiB.
-    size: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in size,
-        this or a RandomResizedCrop or ResizeCrop is needed.
-    verify: streaming reads every byte of the shards to check their sha256 before it begins (resident does in any case);
-        otherwise each sample is checked by its CRC-32 when this process reads it first.
-    on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
-        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in
-        `stats`; a batch without a good one is an error.
-    num_threads: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process may
-        use, but at most 4.
-    prefetch: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
+    ring=None: decoded samples that streaming keeps in memory, uint8, and draws each batch's outputs from; it is empty
+        when an epoch begins, and there is none where nothing is mixed, or with partners="batch". By default 1,024, or
+        10 for each image of the largest sum (of the mix that the loader is made with; of a function, all classes) where
+        that is more, up to 2 GiB.
+    decode=None: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A
+        GPU's JPEG decoder gives other pixels than the CPU's, by a few grey levels.
+    verify=False: True reads every byte of the shards to check their sha256 before streaming begins (resident does in
+        any case); otherwise each sample is checked by its CRC-32 when this process reads it first.
+    on_bad="error": of a sample that does not decode, or has changed since it was written, while streaming, names shard
+        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in `stats`; a batch
+        without a good one is an error.
+    weights=False: True yields (images, targets, weights).
+    num_threads=None: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process
+        may use, but at most 4.
+    prefetch=2: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
         memory, so clone what you keep long or save. 0 makes each batch when it is asked for, on the caller's thread,
         which is faster where the training itself keeps the same cores busy.
-    last_batch: "partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
-        out; "fill" fills it up with outputs that the epoch has had already.
-    weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad
-        sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
-    strict_state: `load_state_dict` refuses the state of a loader with other data or options; with False it begins the
-        epoch of such a state anew, and warns.
-    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built; iterating is an
-        error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use takes
-        rank=0, world_size=1.
+    strict_state=True: `load_state_dict` refuses the state of a loader with other data or options; with False it begins
+        the epoch of such a state anew, and warns.
 
     Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next; `forever()` has no
     end. `len()` is the number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e
     depends on (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of
     ranks; in streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
-    `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
-    effect with the next iteration; no other attribute can be set. `stats` says what was done so far.
+    `load_state_dict()` goes on there, exactly. `mix = MixUp(0.2)`, and `mixing = False`, which switches it off, take
+    effect with the next iteration; no other attribute can be set.
+    `shape` is (channels, height, width) of an image; `num_classes`, `classes`, `num_samples`, `mode`, `ring` and others
+    say what was chosen. `stats` says what was done so far: batches, images, wait_seconds (of the consumer), bad_samples
+    and bad (those that were replaced), images_per_output and images_per_output_of_all (in streaming, whether the ring
+    lacks classes).
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
     """
 
@@ -126,7 +155,7 @@ class FDTLoader:
         batch_size: int,
         *,
         train: bool = True,
-        mix: Mix | Literal["default"] = "default",
+        mix: MixArgument | Literal["default"] = "default",
         augment: Augmentation | Literal["default"] | None = "default",
         preprocess: Preprocess | None = None,
         decode: Literal["cpu", "gpu"] | None = None,
@@ -169,7 +198,7 @@ class FDTLoader:
         self.batching = Batching(self.num_samples, operator.index(batch_size), last_batch, ranks)
         self._mixing = options.mixing(self.manifest)
         self.engine = choose_engine(engine, self.device, self.num_classes)
-        asked = options.asked_mode()
+        asked = options.asked_mode(self._mixing.mix.partners)
         self._mode_follows_state = asked == "auto"
         frame = self._mixing.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
         chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
@@ -178,7 +207,8 @@ class FDTLoader:
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[weakref.ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
-        self._schedule = MixSchedule(options.mix, self.num_classes)  # of epochs that are not begun
+        self._schedule = MixSchedule(options.mix, self._context(chosen))  # of epochs that are not begun
+        self._schedule.of(0)  # raises where a function gives what this loader cannot have
         self._next = Cursor()  # where the next iteration begins
         self._next_mix_stands = False  # as a state says; else the schedule says what is mixed in it
         self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
@@ -202,12 +232,13 @@ class FDTLoader:
         super().__setattr__(name, value)
 
     @property
-    def mix(self) -> Mix:
-        """What is mixed from the next iteration on, where `mixing` is on: an FDT, a function of the epoch, or None."""
+    def mix(self) -> MixArgument:
+        """What is mixed from the next iteration on, where `mixing` is on: an FDT, MixUp, CutMix or OneOf, a function of
+        the epoch, or None."""
         return self._schedule.mix
 
     @mix.setter
-    def mix(self, mix: Mix) -> None:
+    def mix(self, mix: MixArgument) -> None:
         if not self.options.train:
             raise ValueError(f"train=False yields every sample whole and unchanged, got mix={mix!r}")
         self._schedule.set(mix)
@@ -215,7 +246,7 @@ class FDTLoader:
 
     @property
     def ring(self) -> int | None:
-        """Images in streaming's ring; None in resident mode."""
+        """Images in streaming's ring, in epochs that have one; None in resident mode."""
         return self._epochs.ring if isinstance(self._epochs, StreamingEpochs) else None
 
     @property
@@ -435,19 +466,20 @@ class FDTLoader:
         which takes time, once the state is known to fit; nothing changes where it does not."""
         if mode == "resident":
             self.options.check_resident()
-        epochs = self._streaming() if mode == "streaming" else None
+        schedule = self._schedule.within(self._context(mode))
+        epochs = self._streaming(schedule) if mode == "streaming" else None
         config = self._configuration(mode, epochs.ring if epochs else None)
         cursor = self._next
         if state is not None:
-            cursor = unpack_state(state, epochs.leg() if epochs else None, self._schedule, len(self), config)
+            cursor = unpack_state(state, epochs.leg() if epochs else None, schedule, len(self), config)
         if epochs and self.options.verify and isinstance(epochs.files, LocalShardFiles):
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
             epochs.files.mark_checked()
-        self._epochs = epochs or self._resident()
+        self._epochs = epochs or self._resident(schedule)
         _close(self._chains)
         self._chains.append(self._epochs.chain)
-        self._mode, self._config = mode, config
+        self._mode, self._config, self._schedule = mode, config, schedule
         return cursor
 
     def _configuration(self, mode: str, ring: int | None) -> dict[str, Any]:
@@ -471,7 +503,10 @@ class FDTLoader:
             "ring": ring,
         }
 
-    def _resident(self) -> ResidentEpochs:
+    def _context(self, mode: str) -> MixContext:
+        return MixContext(self.num_classes, mode, self.batch_size, self.batching.smallest_batch)
+
+    def _resident(self, schedule: MixSchedule) -> ResidentEpochs:
         engine: ResidentEngine
         in_order = not self.options.train
         most = 1 if self.engine == "torch" else self.options.batches_together(self.shape)
@@ -485,7 +520,7 @@ class FDTLoader:
                 images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
             labelled = Pool(labels, self.num_classes)
             engine = TorchResident(self._mixing, images, labelled, self.options.prefetch, in_order)
-        return ResidentEpochs(engine, self.batching, most, self._schedule)
+        return ResidentEpochs(engine, self.batching, most, schedule)
 
     def _dali(self, num_batches: int) -> DaliOptions:
         """Of a pipeline that makes so many batches at once. On a GPU its threads have next to nothing to do."""
@@ -493,7 +528,7 @@ class FDTLoader:
         ahead = math.ceil(options.prefetch / num_batches)
         return DaliOptions(1 if on_gpu else options.num_threads, ahead, self.device.index if on_gpu else None)
 
-    def _streaming(self) -> StreamingEpochs:
+    def _streaming(self, schedule: MixSchedule) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
         ring, is_small = self._checked_ring()
         decoding, on_gpu = options.decoding(manifest), options.decodes_on_gpu
@@ -519,7 +554,7 @@ class FDTLoader:
         )
         decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
-            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, self._schedule,
+            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, schedule,
             train=options.train, substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch,
             stats=self._stats
         )  # fmt: skip
@@ -533,18 +568,18 @@ class FDTLoader:
         return self._samples_of_rank() + self.batch_size
 
     def _checked_ring(self) -> tuple[int, bool]:
-        """-> (images in the ring, whether that is too few)."""
+        """-> (images in the ring, whether that, or a batch where they are mixed within it, is too few)."""
         mix = FDT() if callable(self.options.mix) else self.options.mix
         least = self.batch_size if self.options.train else 1
         ring = choose_ring(self.options.ring, least, mix, self.num_classes, self.shape)
-        is_small = is_small_ring(mix, ring, self._samples_of_rank(), self.num_classes)
-        if mix and is_small:
-            wanted = mix.most_images(self.num_classes)
-            warnings.warn(
-                f"a ring of {ring} samples will often hold fewer than {wanted} classes, so fewer images are superposed "
-                f"than asked: pass ring={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
-                stacklevel=5,
-            )
+        enough = SAMPLES_PER_CLASS * (wanted := classes_wanted(mix, self.num_classes))
+        num, where, advice = ring, f"a ring of {ring} samples", f"ring={enough} or more, memory allowing"
+        if mix is not None and not keeps_ring(mix):
+            num, where = self.batch_size, f"a batch of {self.batch_size} samples, within which it mixes,"
+            advice = f'batch_size={enough} or more, or partners="ring"'
+        is_small = is_small_ring(mix, num, self._samples_of_rank(), self.num_classes)
+        if is_small:
+            warnings.warn(small_ring_warning(where, wanted, advice), stacklevel=5)
         return ring, is_small
 
 

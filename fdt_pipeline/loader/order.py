@@ -171,6 +171,12 @@ class Batching:
         return whole if self.last_batch == "drop" or not self._rest else whole + 1
 
     @property
+    def smallest_batch(self) -> int:
+        """Outputs of the smallest batch of an epoch, of any rank."""
+        is_partial = self.last_batch == "partial" and self._rest > 0
+        return self._rest // self.ranks.world_size if is_partial else self.batch_size
+
+    @property
     def _rest(self) -> int:
         """Outputs of the last batch, if it is not full; all ranks together."""
         return self.total % self.global_batch_size

@@ -6,7 +6,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline import FDT, FDTLoader
+from fdt_pipeline import FDT, CutMix, FDTLoader, MixUp, OneOf
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import LEADER_FIRST, MODES, PIXELS, assert_same, global_batches, joined, numbers_of, ranks
@@ -16,7 +16,12 @@ from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 LAST = ("drop", "partial", "fill")
 # 9 whole global batches of 24 and 14 samples more, of which 8 ranks have one each at least.
 GLOBAL = 24
-MIXINGS = {"fdt": FDT(), "none": None, "anchor": FDT(anchor="epoch", min_images=2, probability=0.8)}
+MIXINGS = {
+    "fdt": FDT(),
+    "none": None,
+    "anchor": FDT(anchor="epoch", min_images=2, probability=0.8),
+    "one of": OneOf([(MixUp(0.8), 0.5), (CutMix(1.0, label_smoothing=0.1), 0.4), (None, 0.1)]),
+}
 
 # A rank's part of 230 samples in 7 classes is a small window.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*classes:UserWarning"), pytest.mark.dali]
@@ -36,7 +41,8 @@ RUNS = [("native", fdt, last_batch) for fdt in MIXINGS for last_batch in LAST]
 
 
 @pytest.mark.parametrize(
-    ("engine", "fdt", "last_batch"), [*RUNS, ("torch", "fdt", "partial"), ("torch", "anchor", "fill")]
+    ("engine", "fdt", "last_batch"),
+    [*RUNS, ("torch", "fdt", "partial"), ("torch", "anchor", "fill"), ("torch", "one of", "partial")],
 )
 def test_resident_global_batches_are_the_same_for_any_number_of_ranks(numbered_shards, engine, fdt, last_batch):
     """What fills up the last one is the epoch's first outputs."""
