@@ -61,16 +61,40 @@ def mixed_batch(loader, rows, draw_k=None):
     return standardized(loader.task, np.stack(pixels)), torch.from_numpy(targets)
 
 
-def mixup_batch(loader, rows):
+def mixup_batch(loader, rows, weight=None):
     """Pairs of a batch."""
     images, labels = whole_batch(loader, rows)
-    weight, one_hot = float(loader.rng.uniform(0.1, 0.9)), loader.one_hot(labels)
-    return weight * images + (1 - weight) * images.roll(1, 0), weight * one_hot + (1 - weight) * one_hot.roll(1, 0)
+    weight = float(loader.rng.uniform()) if weight is None else weight
+    return mixed_with_the_one_before(weight, images), mixed_with_the_one_before(weight, loader.one_hot(labels))
+
+
+def mixed_with_the_one_before(weight, rows):
+    return weight * rows + (1 - weight) * rows.roll(1, 0)
+
+
+def cutmix_batch(loader, rows):
+    """Pairs of a batch, and a box for all of it."""
+    images, labels = whole_batch(loader, rows)
+    ends = box_ends(loader.rng, images.shape[2:])
+    inside = torch.zeros(images.shape[2:], dtype=torch.bool)
+    inside[tuple(slice(*end) for end in ends)] = True
+    mixed = torch.where(inside, images.roll(1, 0), images)
+    return mixed, mixed_with_the_one_before(1 - float(inside.float().mean()), loader.one_hot(labels))
+
+
+def box_ends(rng, size):
+    """(top, bottom), (left, right) by the paper's formula, with alpha = 1."""
+    share = rng.uniform() ** 0.5 / 2
+    middles = [(int(rng.integers(length)), int(share * length), length) for length in size]
+    return [(max(middle - half, 0), min(middle + half, length)) for middle, half, length in middles]
+
+
+BATCHES = {"none": whole_batch, "mixup": mixup_batch, "cutmix": cutmix_batch, "fdt": mixed_batch}
 
 
 def contender(mixing="none", order=None, batch=None, change=None):
     """A function of a task. change(loader, images, targets): what becomes of every batch."""
-    make = batch or {"none": whole_batch, "mixup": mixup_batch, "fdt": mixed_batch}[mixing]
+    make = batch or BATCHES[mixing]
 
     def changed(loader, rows):
         images, targets = make(loader, rows)

@@ -1,6 +1,7 @@
 """The honest pass, and every planted cheat is refused by name with its reason."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests import bench_contenders
-from tests.bench_contenders import contender, mixed_batch
-from tools.bench.checks import check, check_law, take_epoch
+from tests.bench_contenders import box_ends, contender, mixed_batch, mixup_batch
+from tools.bench.checks import check, take_epoch
 from tools.bench.contenders import OwnContender
+from tools.bench.laws import check_law
 from tools.bench.race import Options
 from tools.bench.subsets import CODES, PER_CODE, levels, write_check_sets
 from tools.bench.task import Entry, RefusedError
@@ -27,6 +29,7 @@ HONEST = {
     "one-hot": contender(change=lambda loader, images, labels: (images, loader.one_hot(labels))),
     "mixed": bench_contenders.mixed,
     "mixup": contender("mixup"),
+    "cutmix": contender("cutmix"),
 }
 
 
@@ -54,6 +57,12 @@ CHEATS = {
         "number of classes in a sum must be uniform",
     ),
     "no last class": (contender("fdt", change=without_the_last_class), "class [05] has a weight of"),
+    "hardly mixed": (contender("mixup", batch=partial(mixup_batch, weight=0.97)), "weights must have the law of MixUp"),
+    "sums for boxes": (contender("cutmix", batch=mixup_batch), "pixels [0-9.]+ from what they may be"),
+    "others' boxes": (
+        contender("cutmix", change=lambda loader, images, targets: (images, targets.roll(1, 0))),
+        WRONG_SUM,
+    ),
     "one sum a batch": (
         contender("fdt", change=lambda loader, *batch: tuple(part[:1].expand_as(part) for part in batch)),
         "outputs differ",
@@ -165,8 +174,22 @@ def test_a_batch_of_another_form_is_refused(task, batch, reason):
         take_epoch(Giving(), task, "none", 0, lambda pixels: [])
 
 
+def test_pairs_of_a_set_of_one_class_have_no_weights_to_check():
+    check_law(list(range(64)), [np.ones((64, 1), np.float32)], "mixup", [64], (32, 32))
+
+
 def even(k):
     return np.full(k, 1 / k)
+
+
+def pair(weight):
+    return np.array([weight, 1 - weight])
+
+
+def box(rng, size=(32, 32)):
+    return pair(
+        np.prod([(end - begin) / length for (begin, end), length in zip(box_ends(rng, size), size, strict=True)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,9 +201,14 @@ def even(k):
         ("fdt of at most 4", lambda rng: even(rng.integers(1, 4)), r"uniform on 1\.\.D"),
         ("fdt in the batch", lambda rng: even(rng.integers(1, 21)), None),
         ("fdt in the batch", lambda rng: even(rng.integers(1, 6)), r"uniform on 1\.\.D"),
-        ("mixup", lambda rng: even(2), None),
+        ("mixup", lambda rng: pair(rng.random()), None),
         ("mixup", lambda rng: even(3), "MixUp mixes two images, got a target with 3"),
         ("mixup", lambda rng: even(1 if rng.random() < 0.9 else 2), "outputs mix two classes"),
+        ("mixup", lambda rng: pair(rng.beta(0.5, 0.5)), r"law of MixUp\(.*\), expected a mean of 0.75., got 0.8"),
+        ("mixup", box, "law of MixUp"),
+        ("cutmix", box, None),
+        ("cutmix", lambda rng: pair(rng.random()), "law of CutMix"),
+        ("cutmix", lambda rng: even(3), "CutMix mixes two images"),
     ],
 )
 def test_each_mixing_is_held_to_its_law(mixing, draw, reason):
@@ -191,4 +219,4 @@ def test_each_mixing_is_held_to_its_law(mixing, draw, reason):
         target[rng.permutation(20)[: len(weights)]] = weights
     with refused(reason):
         mixing, _, most = mixing.partition(" of at most ")
-        check_law(list(range(40 * 64)), list(drawn), mixing, [10] * 20, int(most) if most else None)
+        check_law(list(range(40 * 64)), list(drawn), mixing, [10] * 20, (32, 32), int(most) if most else None)

@@ -22,9 +22,9 @@ from tools.bench.checks import check
 from tools.bench.contenders import ENTRIES, find_entry
 from tools.bench.contenders.data_loader import draw_mixture, index_classes
 from tools.bench.contenders.images import made_once
-from tools.bench.contenders.libraries import Decode
+from tools.bench.contenders.libraries import Decode, pair_targets
 from tools.bench.subsets import write_check_sets
-from tools.bench.task import NotInstalledError, Task
+from tools.bench.task import MIXING, NotInstalledError, Task
 
 pytest.importorskip("nvidia.dali")
 pytestmark = [
@@ -92,7 +92,7 @@ def numbered(request, folder):
     return folder / request.param
 
 
-@contenders("none", "mixup", "fdt in the batch", "fdt in a ring", "fdt")
+@contenders(*MIXING)
 def test_every_contender_passes_the_checks(name, numbered):
     """Each image once an epoch with its own label, or mixed as its target says; each epoch in an order of its own."""
     check(find_entry(name), task(numbered), write_check_sets(task(numbered)))
@@ -124,6 +124,23 @@ def test_images_are_shifted_over_zeros_flipped_and_standardized(name, folder):
     assert len(seen) > 0.8 * len(possible)
 
 
+@contenders(*[mixing for mixing in MIXING if mixing != "none"])
+def test_mixed_images_are_shifted_and_flipped_as_whole_ones_are(name, folder):
+    """All images are one image, so that, however they are mixed, an output is on average that of all its shifts and
+    flips; and in one mixture several of them are seen."""
+    shards, pad, [image] = folder / "one", 2, numbered_images(1, (HEIGHT, WIDTH, 3))
+    if not shards.exists():
+        write_shards(ArraySource(np.stack([image] * 400), np.arange(400) % 4), shards, samples_per_shard=100)
+    with made(name, task(shards, pad=pad, flip=True)) as contender:
+        images = torch.cat([epoch(contender, number)[0] for number in range(3)]).numpy().transpose(0, 2, 3, 1)
+    shifts = range(2 * pad + 1)
+    moved = [augment_image(image, dy, dx, flip, pad) for dy in shifts for dx in shifts for flip in (False, True)]
+    error = images.std(0) / np.sqrt(len(images)) + 1e-3
+    assert (np.abs(images.mean(0) - np.mean(moved, 0)) < 5 * error).all()
+    whole = {some.tobytes() for some in np.array(moved, np.float32)}
+    assert np.mean([some.tobytes() in whole for some in images.astype(np.float32)]) < 0.7
+
+
 @contenders("fdt in the batch", "fdt in a ring", "fdt")
 def test_the_number_of_images_in_a_sum_is_uniform_and_their_weights_are_harmonic(name, folder):
     """33 images of each class."""
@@ -150,6 +167,11 @@ def test_classes_are_drawn_in_the_order_of_uniform_images_among_the_classes_left
     assert stats.chisquare([first_two.count(pair) for pair in pairs], expected).pvalue > ALPHA
     members = mixture.images[mixture.classes == 2]
     assert stats.chisquare(np.bincount(members, minlength=8)[3:]).pvalue > ALPHA
+
+
+def test_two_labels_and_a_weight_become_a_target_and_add_up_where_they_are_one_class():
+    pairs = torch.tensor([[0, 2, 0.25], [1, 1, 0.25]])
+    assert pair_targets(pairs, 3).tolist() == [[0.25, 0, 0.75], [0, 1, 0]]
 
 
 def test_an_image_is_decoded_in_each_form_in_which_a_library_stores_it(numbered):

@@ -7,7 +7,7 @@ targets that say what is in an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,30 +16,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 
 from fdt_pipeline.shards import read_manifest
 
+from .laws import check_law
 from .subsets import CheckSets, Key, Reference, exact_hashes, levels
 from .task import Contender, Entry, Mixing, Task, require
 from .timing import EpochCount
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 BATCHES = 8  # an epoch of a check has at least 8
 # How far an honest contender may be from each law:
 SUM = 1e-3  # of a target from 1: what a thousand float32 roundings come to, and more
 COLOUR = 0.1  # grey levels of a flat image, where nothing is lost: float32 leaves 0.001
 LOSSY_COLOUR = 3.0  # the same for JPEG
-DISTINCT = 0.9  # share of mixed outputs that must differ: a sum of one image may come again
 IN_PLACE = 0.5  # share of images that may come at the same place in two epochs
-SIGMAS = 7.0  # of the weight that a class has in all targets
-PAIRS = 0.25  # of MixUp's outputs mix two classes, at least
-ALPHA = 1e-9  # odds that an honest contender is refused by the test of K, in
-BINS = 10
-ENOUGH = 64  # outputs of a batch that show all classes it was drawn from
 
 
 @dataclass
@@ -47,13 +39,13 @@ class Epoch:
     """What a contender gives in an epoch, reduced batch by batch to what the checks need.
 
     keys: one for each output, which stands for its image. targets: f32[n num_classes] of each batch. means: f32[n c] of
-    each batch, 0..255. flatness: how far any pixel is from its image's mean.
+    each batch, 0..255. off: how far any pixel is from what it may be.
     """
 
     keys: list[Any] = field(default_factory=list)
     targets: list[F32] = field(default_factory=list)
     means: list[F32] = field(default_factory=list)
-    flatness: float = 0.0
+    off: float = 0.0
 
 
 def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
@@ -71,11 +63,12 @@ def check(entry: Entry, task: Task, sets: CheckSets) -> dict[str, Any]:
             reference.check(epoch.keys, np.concatenate(epoch.targets))
     else:
         keys, targets = [key for epoch in epochs for key in epoch.keys], [t for epoch in epochs for t in epoch.targets]
-        check_law(keys, targets, entry.mixing, sample.manifest.samples_per_class, entry.max_images)
+        check_law(keys, targets, entry.mixing, sample.manifest.samples_per_class, sample.shape[1:], entry.max_images)
     _check_shuffled(epochs[0].keys, epochs[1].keys)
     with closing(entry.make(coded)) as contender:
-        epoch = take_epoch(contender, coded, entry.mixing, 0, exact_hashes)
-    check_agreement(np.concatenate(epoch.means), np.concatenate(epoch.targets), epoch.flatness, coded.manifest.encoding)
+        off = off_the_classes_colours if entry.mixing == "cutmix" else off_the_mean
+        epoch = take_epoch(contender, coded, entry.mixing, 0, exact_hashes, off)
+    check_agreement(np.concatenate(epoch.means), np.concatenate(epoch.targets), epoch.off, coded.manifest.encoding)
     with closing(entry.make(task)):
         return {"images": sample.manifest.num_samples, "in two epochs": sum(len(epoch.keys) for epoch in epochs)}
 
@@ -103,7 +96,25 @@ def _check_shuffled(first: list[Any], second: list[Any]) -> None:
     )
 
 
-def take_epoch(contender: Contender, task: Task, mixing: Mixing, number: int, key: Key) -> Epoch:
+def off_the_mean(pixels: torch.Tensor) -> float:
+    """f32[n c h w] -> how far any pixel is from its image's mean."""
+    return float((pixels - pixels.mean((2, 3), keepdim=True)).abs().max())
+
+
+def off_the_classes_colours(pixels: torch.Tensor) -> float:
+    """f32[n c h w] -> how far any pixel is from the nearest colour that encodes a class, as CutMix shows them."""
+    colours = torch.from_numpy(levels(pixels.shape[1])).float()
+    return float(torch.stack([(pixels - colour[:, None, None]).abs().amax(1) for colour in colours]).amin(0).max())
+
+
+def take_epoch(
+    contender: Contender,
+    task: Task,
+    mixing: Mixing,
+    number: int,
+    key: Key,
+    off: Callable[[torch.Tensor], float] = off_the_mean,
+) -> Epoch:
     """RefusedError for a wrong form, and for too few or too many images."""
     epoch, count = Epoch(), EpochCount(task)
     for batch in contender.epoch(number):
@@ -111,11 +122,10 @@ def take_epoch(contender: Contender, task: Task, mixing: Mixing, number: int, ke
         images, targets = batch
         count.add(len(images))
         pixels = to_u8_range(images, task)
-        means = pixels.mean((2, 3), keepdim=True)
         epoch.keys += key(pixels)
         epoch.targets.append(_one_hot(targets, task.num_classes).numpy())
-        epoch.means.append(means[..., 0, 0].numpy())
-        epoch.flatness = max(epoch.flatness, float((pixels - means).abs().max()))
+        epoch.means.append(pixels.mean((2, 3)).numpy())
+        epoch.off = max(epoch.off, off(pixels))
     count.end(number)
     return epoch
 
@@ -164,10 +174,10 @@ def _check_form(batch: Any, task: Task, mixing: Mixing) -> None:
     require(is_distribution, f"targets must be at least 0 and sum to 1, got {least:.4g} at least, a sum {worst:.4g}")
 
 
-def check_agreement(means: F32, targets: F32, flatness: float, encoding: str) -> None:
+def check_agreement(means: F32, targets: F32, pixels_off: float, encoding: str) -> None:
     """RefusedError unless flat images whose colour encodes their class are mixed as their targets say.
 
-    means: f32[n c], 0..255; flatness: how far any pixel is from its image's mean.
+    means: f32[n c], 0..255; pixels_off: how far any pixel is from what it may be.
     """
     tolerance = LOSSY_COLOUR if encoding in ("jpg", "keep") else COLOUR
     expected = targets @ levels(means.shape[1])
@@ -179,62 +189,5 @@ def check_agreement(means: F32, targets: F32, flatness: float, encoding: str) ->
         f"{(off > tolerance).sum()} of {len(means)} images are not what their targets say: of flat images one has the "
         f"colour {colour}, its target {said}",
     )
-    is_flat = flatness <= tolerance
-    require(is_flat, f"flat images come out with pixels {flatness:.3g} from their mean, augmentation off")
-
-
-def check_law(
-    keys: list[Any],
-    batches: list[F32],
-    mixing: Mixing,
-    samples_per_class: Sequence[int],
-    max_images: int | None = None,
-) -> None:
-    """RefusedError unless outputs differ and their classes are drawn as the method says. batches: their targets."""
-    require(len(set(keys)) >= DISTINCT * len(keys), f"only {len(set(keys))} of {len(keys)} outputs differ")
-    frequencies = np.array(samples_per_class) / sum(samples_per_class)
-    even = np.full_like(frequencies, 1 / len(frequencies))
-    # In a batch or a ring of an uneven set the weights depend on what it happens to hold.
-    if mixing not in ("fdt in the batch", "fdt in a ring") or np.allclose(frequencies, even):
-        _check_mass(np.concatenate(batches), frequencies if mixing == "mixup" else even)
-    if mixing == "mixup":
-        _check_pairs(np.concatenate(batches))
-    else:
-        _check_counts(batches, whole_set=mixing == "fdt", max_images=max_images)
-
-
-def _check_mass(targets: F32, shares: F64) -> None:
-    """shares: the mean of each class's weight; its variance is less than that, as no weight exceeds 1."""
-    expected = len(targets) * shares
-    mass = targets.sum(0, dtype=np.float64)
-    off = np.abs(mass - expected) / (SIGMAS * np.sqrt(expected) + 1)
-    worst = int(off.argmax())
-    got = f"a weight of {mass[worst]:.4g} in {len(targets)} outputs"
-    require(off[worst] <= 1, f"class {worst} has {got}, expected {expected[worst]:.4g}")
-
-
-def _check_pairs(targets: F32) -> None:
-    counts = (targets > 0).sum(1)
-    require(counts.max() <= 2, f"MixUp mixes two images, got a target with {counts.max()} classes")
-    share = (counts == 2).mean()
-    require(targets.shape[1] == 1 or share >= PAIRS, f"only {share:.1%} of the outputs mix two classes")
-
-
-def _check_counts(batches: list[F32], whole_set: bool, max_images: int | None) -> None:
-    """K, the number of classes in a sum, is uniform on 1..D, or on 1..max_images if that is less.
-
-    D is the number of classes that could be drawn: those of the set, or of the images that the outputs of a batch were
-    made from, its own or those in a ring, of which there are fewer when an epoch begins. That is seen in the batch
-    itself. K lies in (0, D], spread evenly within its step.
-    """
-    rng, places = np.random.default_rng(0), [np.empty(0)]
-    for targets in batches:
-        if whole_set or len(targets) >= ENOUGH:
-            present = targets > 0
-            num_classes = targets.shape[1] if whole_set else int(present.any(0).sum())
-            most = min(num_classes, max_images or num_classes)
-            places.append((present.sum(1) - rng.random(len(targets))) / most)
-    counts = np.histogram(np.concatenate(places), BINS, (0, 1))[0]
-    is_uniform = counts.sum() < 5 * BINS or stats.chisquare(counts).pvalue >= ALPHA
-    parts = f"got {counts.tolist()} in {BINS} equal parts of it"
-    require(is_uniform, f"the number of classes in a sum must be uniform on 1..D, {parts}")
+    is_flat = pixels_off <= tolerance
+    require(is_flat, f"flat images come out with pixels {pixels_off:.3g} from what they may be, augmentation off")

@@ -18,8 +18,8 @@ from ..rounds import number
 from .results import describe_data, describe_machine, measured
 from .task import MIXING
 
-COLOURS = {"none": "#8c8c8c", "mixup": "#4c9f70", "fdt in the batch": "#e0923a"}
-COLOURS |= {"fdt in a ring": "#7a5fb0", "fdt": "#3b6fb6"}
+COLOURS = {"none": "#8c8c8c", "mixup": "#4c9f70", "cutmix": "#a3b94a"}
+COLOURS |= {"fdt in the batch": "#e0923a", "fdt in a ring": "#7a5fb0", "fdt": "#3b6fb6"}
 SWEEPS = {"classes": "classes in the set, C", "batch_sizes": "images in a batch"}
 MARKERS = "osD^vP*X<>"
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, Protocol
 
 from fdt_pipeline.shards import Manifest
 
-Mixing = Literal["none", "mixup", "fdt in the batch", "fdt in a ring", "fdt"]
+Mixing = Literal["none", "mixup", "cutmix", "fdt in the batch", "fdt in a ring", "fdt"]
 MIXING: dict[Mixing, str] = {
     "none": "no mixing",
-    "mixup": "MixUp",
+    "mixup": "MixUp",  # of lambda ~ Beta(1, 1), as CutMix
+    "cutmix": "CutMix",
     "fdt in the batch": "FDT in the batch",
     "fdt in a ring": "FDT in a ring",  # of the last images that were read
     "fdt": "FDT",
@@ -114,7 +115,7 @@ class Entry:
     def images_per_output(self, num_classes: int) -> float:
         """E[K]: how many images of the set an output reads on average."""
         most = min(num_classes, self.max_images or num_classes)
-        return {"none": 1.0, "mixup": 2.0}.get(self.mixing, (most + 1) / 2)
+        return {"none": 1.0, "mixup": 2.0, "cutmix": 2.0}.get(self.mixing, (most + 1) / 2)
 
 
 @dataclass(frozen=True)

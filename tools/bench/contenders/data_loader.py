@@ -229,6 +229,11 @@ ENTRIES = (
         note="v2.MixUp when collating",
     ),
     Entry(
+        "DataLoader, torchvision, CutMix", "cutmix",
+        lambda task: _whole(task, torchvision_v2().CutMix(num_classes=task.num_classes)),
+        note="v2.CutMix when collating",
+    ),
+    Entry(
         "DataLoader, torchvision, FDT in the batch", "fdt in the batch",
         lambda task: _whole(task, partial(superpose_batch, num_classes=task.num_classes)),
         note="vectorized torch when collating; K is at most the number of classes in a batch",

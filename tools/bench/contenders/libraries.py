@@ -62,27 +62,28 @@ class Decode:
         return default_collate([self(sample) for sample in samples])
 
 
-def _timm(task: Task, mixup: bool) -> LoaderEpochs:
+def _timm(task: Task, alphas: dict[str, float] | None = None) -> LoaderEpochs:
+    """alphas: what its Mixup is to do, for the whole of a batch alike, which is its default and its fastest mode."""
     data = imported("timm.data", TIMM)
     on_gpu = task.device != "cpu"
     # Workers give u8, and a batch is standardized at once; but mixed before that on a CPU, it would be rounded.
-    prefetches = on_gpu or not (mixup or is_raw(task))
+    prefetches = on_gpu or not (alphas or is_raw(task))
     # Mixup pairs a batch with its mirror image, and so needs an even one.
-    batch_size = task.batch_size - task.batch_size % 2 if mixup else task.batch_size
-    options: dict[str, Any] = {"mixup_alpha": 1.0, "label_smoothing": 0.0, "num_classes": task.num_classes}
+    batch_size = task.batch_size - task.batch_size % 2 if alphas else task.batch_size
+    options: dict[str, Any] = {"label_smoothing": 0.0, "num_classes": task.num_classes, **(alphas or {})}
     torch.manual_seed(task.seed)  # of its sampler, which has no other
     loader = data.create_loader(
         WholeImages(task, pil=True), task.shape, batch_size, is_training=True, color_jitter=None,
         mean=tuple(mean / 255 for mean in task.mean), std=tuple(std / 255 for std in task.std),
         num_workers=task.num_workers, persistent_workers=task.num_workers > 0, pin_memory=on_gpu,
         device=torch.device(task.device), use_prefetcher=prefetches,
-        collate_fn=data.FastCollateMixup(**options) if mixup and prefetches else None,
+        collate_fn=data.FastCollateMixup(**options) if alphas and prefetches else None,
     )  # fmt: skip
     if not task.crop:
         # Its training transforms are ImageNet's random resized crops: crops with padding take their place.
         to_u8 = [*augmentation(task), imported("timm.data.transforms", TIMM).ToNumpy()]
         loader.dataset.transform = torchvision_v2().Compose(to_u8) if prefetches else whole_transform(task, pil=True)
-    mix = data.Mixup(**options) if mixup and not prefetches else None
+    mix = data.Mixup(**options) if alphas and not prefetches else None
     return LoaderEpochs(loader, task, mix or (lambda *batch: batch))
 
 
@@ -173,9 +174,13 @@ class Beton:
 
 
 class FfcvEpochs:
-    """A batch's memory is used again three batches later, as with FFCV itself."""
+    """A batch's memory is used again three batches later, as with FFCV itself.
 
-    def __init__(self, task: Task) -> None:
+    mixup: its ImageMixup, of standardized floats, for of u8 it makes u8 again; and its LabelMixup. Its MixupToOneHot
+    does not add up the weights of two images of one class, so that targets are made here.
+    """
+
+    def __init__(self, task: Task, mixup: bool = False) -> None:
         ffcv = imported("ffcv.loader", FFCV)
         decoders, transforms = imported("ffcv.fields.decoders", FFCV), imported("ffcv.transforms", FFCV)
         if task.manifest.channels != 3:
@@ -192,22 +197,31 @@ class FfcvEpochs:
             *([transforms.RandomTranslate(padding=task.pad)] if task.pad else []),
             *([transforms.RandomHorizontalFlip()] if task.flip else []),
             transforms.NormalizeImage(np.array(task.mean), np.array(task.std), np.float32),
+            *([transforms.ImageMixup(1.0, same_lambda=True)] if mixup else []),
             transforms.ToTensor(),
             *moved,
             transforms.ToTorchImage(),
         ]
+        label = [decoders.IntDecoder(), *([transforms.LabelMixup(1.0, same_lambda=True)] if mixup else [])]
+        self._targets = partial(pair_targets, num_classes=task.num_classes) if mixup else torch.Tensor.flatten
         self._loader = ffcv.Loader(
             str(beton), batch_size=task.batch_size, num_workers=max(1, task.num_workers), seed=task.seed,
             order=ffcv.OrderOption.RANDOM, os_cache=True, drop_last=False,
-            pipelines={"image": image, "label": [decoders.IntDecoder(), transforms.ToTensor(), *moved]},
+            pipelines={"image": image, "label": [*label, transforms.ToTensor(), *moved]},
         )  # fmt: skip
 
     def epoch(self, number: int) -> Iterator[Batch]:
         self._loader.next_epoch = number
-        return ((images, labels.reshape(-1)) for images, labels in self._loader)
+        return ((images, self._targets(labels)) for images, labels in self._loader)
 
     def close(self) -> None:
         self._loader = None
+
+
+def pair_targets(pairs: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Two labels and the weight of the first, f32[n 3] -> f32[n num_classes]; weights of one class add up."""
+    targets, weights = torch.zeros(len(pairs), num_classes, device=pairs.device), pairs[:, 2:]
+    return targets.scatter_add_(1, pairs[:, :2].long(), torch.cat([weights, 1 - weights], 1))
 
 
 def _write_beton(task: Task, path: Path) -> None:
@@ -218,11 +232,14 @@ def _write_beton(task: Task, path: Path) -> None:
     imported("ffcv.writer", FFCV).DatasetWriter(str(path), columns, num_workers=1).from_indexed_dataset(Beton(task))
 
 
+TIMM_MIXES = "create_loader and Mixup on the batch (while collating on a GPU); the last batch is left out"
 ENTRIES = (
-    Entry("timm", "none", partial(_timm, mixup=False), note="create_loader; the last batch is left out"),
+    Entry("timm", "none", _timm, note="create_loader; the last batch is left out"),
     Entry(
-        "timm, Mixup", "mixup", partial(_timm, mixup=True),
-        note="create_loader and Mixup on the batch (while collating on a GPU); the last batch is left out",
+        "timm, Mixup", "mixup", partial(_timm, alphas={"mixup_alpha": 1.0, "cutmix_alpha": 0.0}), note=TIMM_MIXES
+    ),
+    Entry(
+        "timm, CutMix", "cutmix", partial(_timm, alphas={"mixup_alpha": 0.0, "cutmix_alpha": 1.0}), note=TIMM_MIXES
     ),
     Entry("webdataset", "none", _webdataset, note="WebLoader; batches are made in the workers"),
     Entry("litData", "none", _litdata, note="optimize and StreamingDataLoader, chunks of 64 MB"),
@@ -230,5 +247,9 @@ ENTRIES = (
     Entry(
         "FFCV", "none", FfcvEpochs,
         note="OrderOption.RANDOM, os_cache; its writer encodes JPEGs again, other files are stored decoded",
+    ),
+    Entry(
+        "FFCV, MixUp", "mixup", partial(FfcvEpochs, mixup=True),
+        note="ImageMixup and LabelMixup with one lambda a batch; one-hot targets are made in torch",
     ),
 )  # fmt: skip
