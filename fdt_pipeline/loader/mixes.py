@@ -68,7 +68,7 @@ def classes_wanted(mix: Mix | None, num_classes: int) -> int:
 
 @dataclass(frozen=True)
 class MixContext:
-    """What mixes of a loader have to do with. batch_size: of this rank; smallest_batch: of any rank in an epoch."""
+    """What the mixes of a loader must fit. batch_size: of this rank; smallest_batch: of any rank in an epoch."""
 
     num_classes: int
     mode: str
@@ -76,7 +76,7 @@ class MixContext:
     smallest_batch: int
 
     def check(self, mix: Mix) -> None:
-        """ValueError where it cannot be had."""
+        """ValueError where it does not fit."""
         mix.check_classes(self.num_classes)
         if mix.partners == "set" and self.mode == "streaming":
             raise ValueError(
@@ -110,7 +110,7 @@ class MixSchedule:
         self.set(mix)
 
     def within(self, context: MixContext) -> MixSchedule:
-        """The same in another context; its mix is checked when an epoch has it."""
+        """The same, for mixes that must fit another context; the one that it has is not checked again."""
         schedule = copy(self)
         schedule.context = context
         return schedule
@@ -129,7 +129,7 @@ class MixSchedule:
     def given(self, epoch: int) -> Mix | None:
         """The same as if it is on. ValueError for what a function gives that is no mix for this loader."""
         mix = mix_of(self.mix, epoch)
-        if mix is not None:
+        if mix is not None and mix is not self.mix:
             self.context.check(mix)
         return mix
 
@@ -171,8 +171,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described_mix(described: Any, context: MixContext, own: Callable[[], MixArgument]) -> MixArgument:
-    """The mix that was described so: made anew, or the loader's own if that is it. ValueError where it is neither, or
-    cannot be had."""
+    """The mix that was described so: made again, or the loader's own if that is it. ValueError where it is neither, or
+    does not fit."""
     if described is None:
         return None
     try:
