@@ -90,7 +90,7 @@ def choose_ring(asked: int | None, least: int, mix: Mix | None, num_classes: int
 
 
 def small_ring_warning(where: str, wanted: int, advice: str) -> str:
-    """Of what `is_small_ring`."""
+    """The text of a warning, where `is_small_ring`. where: the ring or batch, and its size; wanted: classes."""
     return (
         f"{where} will often hold fewer than {wanted} classes, so fewer images are superposed than asked: pass {advice}"
     )
