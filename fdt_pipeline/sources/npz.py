@@ -39,7 +39,7 @@ def npy_files(path: Path) -> str:
         return ""
     severities = ", and 50,000 rows may be five severities of 10,000, as in CIFAR-10-C" if of_five else ""
     return (
-        f"{path}: {few(shown)}: .npy files do not say which rows are a set{severities}; choose them: "
+        f"{few(shown)}: .npy files do not say which rows are a set{severities}; choose them: "
         f"numpy.savez('set.npz', images=images[{'20000:30000' if of_five else ':'}], labels=...)"
     )
 
