@@ -30,8 +30,10 @@ def npy_files(path: Path) -> str:
     shown, of_five = [], False
     for file in files:
         try:
+            check_file(file)
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError):
+        except (ValueError, OSError, EOFError) as error:
+            shown.append(f"{file.name} ({error})")
             continue
         shown.append(f"{file.name} ({array.dtype} {list(array.shape)})")
         of_five = of_five or array.shape[:1] == (50_000,)
