@@ -291,13 +291,15 @@ def test_leaders_lead_wherever_images_lie(gpu, place, targets, mix):
     assert_same_outputs(found, expected_outputs(pixels, labels, draw, output))
 
 
-@pytest.mark.parametrize("mix", [FDT(), EACH], ids=["FDT", "each"])
-def test_an_output_is_the_same_whatever_batch_it_is_in_and_in_whatever_order_threads_run(emulated, mix):
+@pytest.mark.parametrize(
+    ("mix", "targets"), [(FDT(), "soft"), (EACH, "soft"), (EACH, "dominant")], ids=["FDT", "each", "each dominant"]
+)
+def test_an_output_is_the_same_whatever_batch_it_is_in_and_in_whatever_order_threads_run(emulated, mix, targets):
     """The second: a barrier that is missing would show, as threads run from one to the next."""
     rng = np.random.default_rng(5)
     labels, indices = Pool(unbalanced(70, rng), 70), rng.integers(0, 1000, 40)
     draw = draw_of(indices, mix, Augment(), leaders_of(mix, labels, 40, rng))
-    given = noise(len(labels), (16, 16, 3), rng), labels, draw
+    given = noise(len(labels), (16, 16, 3), rng), labels, draw, output_of(targets=targets)
     whole, pieces = emulated.superpose(*given), emulated.superpose(*given, batch_size=7)
     emulated.driver.emulation_run_backwards(1)
     try:
