@@ -34,7 +34,7 @@ FLAGS = {
     "build": "--force",
     "doctor": "--gpu --json",
     "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --crop "
-    "--device --json --list --mixing --model --plot --render --repeats --seconds --size --step --timeout --widest "
+    "--device --json --list --mixing --model --plot --render --repeats --seconds --size --step --summary --timeout --widest "
     "--work --workers",
     "gpu": "OUT --commit --device --stages",
 }
