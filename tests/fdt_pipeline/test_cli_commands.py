@@ -34,8 +34,8 @@ FLAGS = {
     "build": "--force",
     "doctor": "--gpu --json",
     "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --crop "
-    "--device --json --list --mixing --model --plot --render --repeats --seconds --size --step --summary --timeout --widest "
-    "--work --workers",
+    "--device --json --list --mixing --model --plot --render --repeats --seconds --size --step --summary --timeout "
+    "--widest --work --workers",
     "gpu": "OUT --commit --device --stages",
 }
 
