@@ -44,7 +44,7 @@ def main():
     test_loader = FDTLoader(args.shards / "test", 50, train=False, last_batch="fill", weights=True, device=device)
     saving = ModelCheckpoint(args.checkpoint.parent, args.checkpoint.stem, every_n_train_steps=3)
     lightning.seed_everything(0)
-    callbacks = [saving, RestoreLoaders()]  # where a schedule asks for estimated_stepping_batches, Lightning does not
+    callbacks = [saving, RestoreLoaders()]  # where a schedule asks for its steps, Lightning drops their states
     options = {"devices": num_devices, "callbacks": callbacks, "logger": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(max_epochs=args.epochs, max_steps=args.steps or -1, **options)
     model = Classifier(loader.shape[0], loader.num_classes)

@@ -11,7 +11,7 @@ from fdt_pipeline.loader.graphs import decoding_pipeline
 from fdt_pipeline.loader.preprocessing import conditionals
 from fdt_pipeline.loader.running import DaliError, DaliOptions, run_pipeline
 from fdt_pipeline.shards import Manifest
-from fdt_pipeline.sources.image_pixels import decode_image
+from fdt_pipeline.sources.image_pixels import decode_image, pixel_limit
 from fdt_pipeline.sources.source import U8
 
 
@@ -25,11 +25,12 @@ def find_bad(batch: Incoming, manifest: Manifest, decoding: Decoding) -> dict[in
 
 def _refused_by_pillow(images: Sequence[U8], channels: int) -> dict[int, str]:
     found = {}
-    for number, image in enumerate(images):
-        try:
-            decode_image(image.tobytes(), channels)
-        except ValueError as error:
-            found[number] = str(error)
+    with pixel_limit(None):  # DALI has none, so that a large image is no fault
+        for number, image in enumerate(images):
+            try:
+                decode_image(image.tobytes(), channels)
+            except ValueError as error:
+                found[number] = str(error)
     return found
 
 

@@ -30,8 +30,10 @@ def npy_files(path: Path) -> str:
     shown, of_five = [], False
     for file in files:
         try:
+            check_file(file)
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError):
+        except (ValueError, OSError, EOFError) as error:
+            shown.append(f"{file.name} ({error})")
             continue
         shown.append(f"{file.name} ({array.dtype} {list(array.shape)})")
         of_five = of_five or array.shape[:1] == (50_000,)
@@ -39,7 +41,7 @@ def npy_files(path: Path) -> str:
         return ""
     severities = ", and 50,000 rows may be five severities of 10,000, as in CIFAR-10-C" if of_five else ""
     return (
-        f"{path}: {few(shown)}: .npy files do not say which rows are a set{severities}; choose them: "
+        f"{few(shown)}: .npy files do not say which rows are a set{severities}; choose them: "
         f"numpy.savez('set.npz', images=images[{'20000:30000' if of_five else ':'}], labels=...)"
     )
 

@@ -92,31 +92,35 @@ def _find(path: str | Path, kind: str | None, labels: str | Path | None) -> Foun
             found = folder_layout.find_images(RemoteFiles(str(path)), asked=kind is not None)
             if found is not None:
                 return found
-        path = local_copy(str(path))
-    path = Path(path)
+        return _found_below(local_copy(str(path)), kind, str(path))
+    return _found_below(Path(path), kind, str(path))
+
+
+def _found_below(path: Path, kind: str | None, where: str) -> Found:
+    """where: the path or URL that the user gave, for errors."""
     if kind is None:
-        return _recognise(path)
+        return _recognise(path, where)
     found = _FORMATS[kind].find(path, kind, True)
     if found is None:
         if kind == "npz" and (arrays := npz.npy_files(path)):
-            raise ValueError(arrays)
-        raise ValueError(f"{path}: no {kind} here: looked for {_FORMATS[kind].looks_for}")
+            raise ValueError(f"{where}: {arrays}")
+        raise ValueError(f"{where}: no {kind} here: looked for {_FORMATS[kind].looks_for}")
     return found
 
 
-def _recognise(path: Path) -> Found:
+def _recognise(path: Path, where: str) -> Found:
     """The official sets go before the others: folders of images may lie beside their files."""
     for kinds in (_OFFICIAL, ("npz", "parquet", "folder")):
         found = [found for kind in kinds if (found := _FORMATS[kind].find(path, kind, False)) is not None]
         if len(found) > 1:
             names = ", ".join(one.kind for one in found)
-            raise ValueError(f"{path}: could be any of {names}: say which with --source KIND")
+            raise ValueError(f"{where}: could be any of {names}: say which with --source KIND")
         if found:
             return found[0]
-    if reason := npz.npy_files(path) or folder_layout.flat_images(files_at(str(path))):
-        raise ValueError(reason)
+    if reason := npz.npy_files(path) or folder_layout.flat_images(files_at(str(path)), where):
+        raise ValueError(f"{where}: {reason}")
     looked_for = "; ".join(f"{kind}: {form.looks_for}" for kind, form in _FORMATS.items())
-    raise ValueError(f"{path}: no data set that is known; choose with --source KIND; looked for {looked_for}")
+    raise ValueError(f"{where}: no data set that is known; choose with --source KIND; looked for {looked_for}")
 
 
 def download_source(path: Path, kind: str | None) -> None:

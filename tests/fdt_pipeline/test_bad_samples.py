@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader import reading
@@ -71,3 +72,13 @@ def test_an_undecodable_sample_is_substituted_after_dali_has_failed(spoilt_shard
     assert set(numbers_of(epochs[0])) == set(range(230)) - BAD
     for epoch in epochs[1:]:
         assert_same(epoch, epochs[0])
+
+
+def test_images_over_pillows_limit_of_pixels_are_not_found_bad_beside_one_that_is(spoilt_shards, monkeypatch):
+    """DALI has no limit. Here every image is over it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    options = {"mode": "streaming", "ring": 46, "mix": None, "on_bad": "substitute"}
+    loader = FDTLoader(spoilt_shards, 23, **options)
+    with pytest.warns(UserWarning, match="another sample takes the place of a bad one"):
+        list(loader)
+    assert loader.stats.bad_samples == 4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fdt_pipeline.sources import ArraySource, open_source, source_splits
+from tests.folders import LFS_POINTER
 
 IMAGES = np.arange(6 * 4 * 5 * 3, dtype=np.uint8).reshape(6, 4, 5, 3)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
@@ -80,13 +81,16 @@ def test_five_severities_behind_each_other_are_said_and_nothing_is_guessed(tmp_p
     assert len(ArraySource(*fifty_thousand(np.arange(10_000) % 10))) == 50_000
     np.save(tmp_path / "fog.npy", images[:, :1, :1])
     np.save(tmp_path / "labels.npy", labels)
-    (tmp_path / "broken.npy").write_bytes(b"text")
+    (tmp_path / "empty.npy").touch()
     found = r"fog.npy \(uint8 \[50000, 1, 1, 3\]\), labels.npy \(int64 \[50000\]\): .npy files do not say which rows"
     for kind in (None, "npz"):
         with pytest.raises(ValueError, match=rf"{found} are a set, and 50,000 rows may be five severities of 10,000"):
             open_source(tmp_path, kind)
     with pytest.raises(ValueError, match=r"labels.npy \(int64 \[50000\]\): .*numpy.savez"):
         open_source(tmp_path / "labels.npy")
+    (tmp_path / "labels.npy").write_bytes(LFS_POINTER)
+    with pytest.raises(ValueError, match=r"labels.npy: a Git LFS pointer, not the file itself: git lfs pull"):
+        open_source(tmp_path)
 
 
 def test_one_file_has_no_splits(tmp_path):

@@ -1,5 +1,6 @@
 """Labels of images in a file: tables of every kind, and what is said where rows and images do not fit."""
 
+import fsspec
 import pytest
 
 from fdt_pipeline.cli import main
@@ -140,9 +141,13 @@ def test_images_without_subfolders_are_refused_with_the_file_beside_them_that_ma
     save_image(tmp_path / "1.jpg")
     if table:
         (tmp_path / table).write_text("file,label\n1.jpg,cat\n")
-    message = f"{tmp_path}: images without a subfolder for each class: name a file of their labels with --labels"
-    with pytest.raises(ValueError, match=message + hint.format(tmp_path)):
-        open_source(tmp_path)
+    url = f"memory:/{tmp_path}"  # each has one of its own, as copies are kept
+    fsspec.filesystem("memory").put(f"{tmp_path}/", url, recursive=True)
+    for place in (str(tmp_path), url):
+        message = f"^{place}: images without a subfolder for each class: name a file of their labels with --labels"
+        with pytest.raises(ValueError, match=message + hint.format(place)):
+            open_source(place)
+    fsspec.filesystem("memory").rm(url, recursive=True)
 
 
 def test_the_command_line_shards_a_flat_folder_with_labels(images, tmp_path, capsys):
