@@ -12,6 +12,7 @@ from shared import arguments, small_network
 from torch.nn.functional import cross_entropy
 
 from fdt_pipeline import FDTLoader
+from fdt_pipeline.lightning import RestoreLoaders
 
 
 class Classifier(lightning.LightningModule):
@@ -43,7 +44,8 @@ def main():
     test_loader = FDTLoader(args.shards / "test", 50, train=False, last_batch="fill", weights=True, device=device)
     saving = ModelCheckpoint(args.checkpoint.parent, args.checkpoint.stem, every_n_train_steps=3)
     lightning.seed_everything(0)
-    options = {"devices": num_devices, "callbacks": [saving], "logger": False, "enable_progress_bar": False}
+    callbacks = [saving, RestoreLoaders()]  # where a schedule asks for estimated_stepping_batches, Lightning does not
+    options = {"devices": num_devices, "callbacks": callbacks, "logger": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(max_epochs=args.epochs, max_steps=args.steps or -1, **options)
     model = Classifier(loader.shape[0], loader.num_classes)
     resumed = args.checkpoint if args.checkpoint.exists() else None  # it calls loader.load_state_dict as well

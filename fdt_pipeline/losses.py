@@ -5,7 +5,10 @@ GT > eps and P elsewhere, which is, for every GT, the gradient of
 
     Phi(z) = logsumexp(z) - <GT * 1[GT > eps], z>.
 
-If every positive weight of GT is above eps and the weights sum to 1, Phi is the cross entropy of a soft target.
+If every positive weight of GT is above eps and the weights sum to 1, Phi is the cross entropy of a soft target. That
+holds for FDT where `check_eps` passes, and for targets with label_smoothing s where eps < s / C. MixUp and CutMix may
+give an image a weight of eps or less, which then counts as zero: a gradient changes by eps at most. `cross_entropy` of
+soft targets counts every weight.
 Targets and losses are float32 (or float64) under autocast too: bfloat16 would round every weight by up to 0.2 %.
 """
 
@@ -68,7 +71,8 @@ def kl_to_target(logits: Tensor, targets: Tensor, reduction: Reduction = "mean")
 
 def check_eps(eps: float, num_classes: int) -> None:
     """ValueError unless 0 <= eps < 1 / (C * H_C), the weight of the last of C superposed images: the smallest that FDT
-    gives (Eq. 3, K = C). A larger eps would drop images from the target."""
+    gives (Eq. 3, K = C). A larger eps would drop images from the target. Of other weights it says nothing: those of
+    another series, of MixUp and CutMix, and the s / C of every class in a smoothed target."""
     limit = 1.0 / (num_classes * sum(1.0 / i for i in range(1, num_classes + 1)))
     if not 0.0 <= eps < limit:
         raise ValueError(
@@ -124,7 +128,8 @@ def sparse_targets(targets: Tensor, k: int) -> SparseTargets:
     """Soft targets f32[n num_classes] -> the same as their k largest classes, for many classes of which few are mixed.
 
     k: the most images of a sum, `mix.most_images(num_classes)`; where an output has fewer, the rest has class 0 and
-    weight 0. ValueError where a target has more than k classes, as its weights would no longer sum to 1.
+    weight 0. ValueError where a target has more than k classes, as its weights would no longer sum to 1. With
+    label_smoothing every class has one.
     """
     most = int((targets > 0).sum(1).max()) if len(targets) else 0
     if most > k:

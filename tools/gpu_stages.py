@@ -26,6 +26,7 @@ import torch
 import torchvision
 
 from fdt_pipeline import FDT, Augment, FDTLoader, RandomResizedCrop
+from fdt_pipeline.definition.mixing import CutMix, Mix, MixUp
 from fdt_pipeline.loader import graphs
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.native.load import nvrtc_path
@@ -323,21 +324,26 @@ def reduce_overhead(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return call
 
 
+# name -> mixing, number of classes, images that an output is made of on average. Without leaders, which the probe
+# would upload with every launch.
+KERNELS: dict[str, tuple[Mix, int, float]] = {f"C = {c}": (FDT(), c, (c + 1) / 2) for c in CLASSES}
+KERNELS |= {"MixUp": (MixUp(1, anchor="random"), 10, 2), "CutMix": (CutMix(1, anchor="random"), 10, 2)}
+
+
 def kernel(place: Place) -> Iterator[Found]:
     """Outputs a second of the kernel alone, and the share of the memory's speed that its bytes come to."""
     probe, sizes, threads = Probe(ctypes.CDLL(str(build_probe()))), place.sizes, 1
     if place.has_gpu:
         probe.set_driver("libcuda.so.1", nvrtc_path())
     superpose, number = (probe.gpu_superpose, sizes.outputs) if place.has_gpu else (probe.superpose, threads)
-    draw = Draw(0, 0, np.arange(sizes.outputs), FDT(), Augment(PAD))
 
-    def seconds(pool: Any, repeats: int) -> float:
+    def seconds(pool: Any, mixing: Mix, repeats: int) -> float:
+        draw = Draw(0, 0, np.arange(sizes.outputs), mixing, Augment(PAD))
         return superpose(pool, draw, output_of(True), number, repeats + place.has_gpu)[2]
 
-    device, contenders = 0 if place.has_gpu else HOST, {}
-    for num_classes in CLASSES:
-        pool = probe.pool(*made_up(sizes.images, num_classes), num_classes, PAD, device=device)
-        contenders[f"C = {num_classes}"] = partial(seconds, pool)
+    device = 0 if place.has_gpu else HOST
+    pools = {c: probe.pool(*made_up(sizes.images, c), c, PAD, device=device) for c in CLASSES}
+    contenders = {name: partial(seconds, pools[c], mixing) for name, (mixing, c, _) in KERNELS.items()}
     source, copy = (torch.ones(sizes.copied, dtype=torch.uint8, device=place.device) for _ in range(2))
 
     def copying(repeats: int) -> float:
@@ -347,11 +353,11 @@ def kernel(place: Place) -> Iterator[Found]:
     speed = rates({"copy": copying}, 2 * sizes.copied, sizes.seconds, sizes.rounds)["copy"]
     yield row("GB/s of a copy, read and written", [value / 1e9 for value in speed])
     image = int(np.prod(SHAPE))
-    for num_classes in CLASSES:
-        values = found[f"C = {num_classes}"]
-        moved = (num_classes + 1) / 2 * image + 2 * image + 4 * num_classes
-        yield row(f"outputs/s of the kernel, {sizes.outputs} a launch, f16, C = {num_classes}", values)
-        yield row(f"kernel : copy, bytes a second, C = {num_classes}", ratios([moved * v for v in values], speed), 0.6)
+    for name, (_, num_classes, images) in KERNELS.items():
+        moved = images * image + 2 * image + 4 * num_classes
+        bound = 0.6 if name.startswith("C = ") else None
+        yield row(f"outputs/s of the kernel, {sizes.outputs} a launch, f16, {name}", found[name])
+        yield row(f"kernel : copy, bytes a second, {name}", ratios([moved * v for v in found[name]], speed), bound)
 
 
 def main(name: str, device: str, folder: str) -> None:

@@ -80,29 +80,26 @@ class MixContext:
         mix.check_classes(self.num_classes)
         if mix.partners == "set" and self.mode == "streaming":
             raise ValueError(
-                'partners="set" are drawn from a set in memory, and this one is streamed: pass mode="resident", which '
-                "takes images of one size, uncropped and without preprocess, or leave partners out"
+                'partners="set" needs the set in memory, but it is streamed: pass mode="resident", which takes images '
+                "of one size, uncropped and without preprocess, or leave partners out"
             )
         if mix.partners in ("ring", "batch") and self.mode == "resident":
             raise ValueError(
-                f'partners="{mix.partners}" are drawn from what is being read, and this set is in memory: pass '
-                'mode="streaming", or leave partners out'
+                f'partners="{mix.partners}" needs streaming, but the set is in memory: pass mode="streaming", or leave '
+                "partners out"
             )
         if mix.partners == "batch":
             self.check_batches()
 
     def check_batches(self) -> None:
         """ValueError where a batch has no other image to be mixed with."""
-        if self.smallest_batch > 1:
-            return
-        raise ValueError(
-            "images are mixed within their batch, "
-            + (
-                "which has one: pass batch_size=2 or more"
-                if self.batch_size == 1
-                else 'and the last one of a rank has one alone: pass last_batch="drop" or "fill"'
+        if self.batch_size == 1:
+            raise ValueError("images are mixed within their batch, but a batch has one: pass batch_size=2 or more")
+        if self.smallest_batch == 1:
+            raise ValueError(
+                "images are mixed within their batch, but the last batch of a rank has one: pass "
+                'last_batch="drop" or "fill"'
             )
-        )
 
 
 class MixSchedule:

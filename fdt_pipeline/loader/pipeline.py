@@ -91,8 +91,8 @@ def fdt_pipeline(
 
     shards, mix, augment, preprocess, mode, mean, std, normalize, channels, size, verify, rank, world_size and
     last_batch are FDTLoader's, plan_seed is its seed, and the outputs are its outputs. (The `seed` of a DALI pipeline
-    decides nothing here.) Streaming mixes within a DALI batch, so that should be a large one, and last_batch="fill"
-    goes on with this rank's samples just before the last batch.
+    decides nothing here.) A mix is one for all epochs. Streaming mixes within a DALI batch (partners="batch", or None),
+    so that should be a large one, and last_batch="fill" goes on with this rank's samples just before the last batch.
     images: dtype (torch.float32 or torch.float16) [c h w], or [h w c] with channels_last; targets: f32 [num_classes].
     epoch: of the first pass; `reset` goes on to the next. device: "cpu" or "gpu", the one that device_id says.
 
@@ -137,8 +137,8 @@ def fdt_pipeline(
         pool = _pool(folder, manifest, options)
         ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
         return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
-    if options.mix is not None and options.mix.most_images(mixing.num_classes) > 1:
-        context.check_batches()
+    if mixing.mix.most_images(mixing.num_classes) > 1 and options.batch_size == 1:
+        context.check_batches()  # but a last batch of one image is left whole
     _warn_of_small_batches(options.mix, batching, mixing.num_classes)
     files = files_of(folder, manifest)
     if verify and isinstance(files, LocalShardFiles):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fdt_pipeline import dali
-from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.mixing import FDT, CutMix, Mix, MixUp, OneOf
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
 from fdt_pipeline.definition.superposition import Augment, Pool, standardize, superpose_images
 from fdt_pipeline.native.load import load
@@ -26,23 +26,28 @@ TOLERANCE, HALF_STEP = 2e-6, 2.0**-11  # a half has 11 bits
 
 @dataclass(frozen=True)
 class Case:
-    """Each image leads one output."""
+    """Each image leads one output, where the mix has leaders."""
 
     num_classes: int
     num_images: int
     shape: tuple[int, int, int]
     augment: Augment
+    mix: Mix
     targets: str = "soft"
     channels: int = 3
     half: bool = False
     channels_last: bool = False
 
 
+LED = FDT(anchor="epoch")
+EACH = OneOf({LED: 0.25, FDT(min_images=12, unique_classes=False): 0.25, MixUp(0.8): 0.25, CutMix(1.0): 0.25})
 CASES = (
-    Case(10, 30, (32, 32, 3), Augment(4), half=True),
-    Case(300, 300, (9, 17, 1), Augment(2), "dominant", channels_last=True),  # long sums, of gray images
-    Case(2_000, 60, (33, 17, 3), Augment(5, flip=False), "label"),  # most classes are empty
-    Case(7, 35, (40, 64, 4), Augment(0), channels=4),
+    Case(10, 30, (32, 32, 3), Augment(4), LED, half=True),
+    Case(300, 300, (9, 17, 1), Augment(2), LED, "dominant", channels_last=True),  # long sums, of gray images
+    Case(2_000, 60, (33, 17, 3), Augment(5, flip=False), LED, "label"),  # most classes are empty
+    Case(7, 35, (40, 64, 4), Augment(0), EACH, channels=4),
+    Case(10, 40, (31, 45, 3), Augment(3), MixUp(1.0), "dominant"),
+    Case(50, 40, (80, 64, 3), Augment(4), CutMix(1.0, label_smoothing=0.1)),  # a GPU takes several blocks an image
 )
 
 
@@ -72,6 +77,7 @@ def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int |
         "plan_seed": SEED,
         "pad": case.augment.pad,
         "flip": case.augment.flip,
+        "mix": case.mix,
         "targets": case.targets,
         "mean": MEAN,
         "std": STD,
@@ -87,8 +93,8 @@ def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int |
     def graph() -> tuple[Any, ...]:
         ids, u8, classes = fed(numbers), fed(images), fed(labels.labels)
         u8 = u8.gpu() if device == "gpu" else u8
-        resident = fn.fdt.superpose_resident(ids, pool=pool.name, anchor="index", **arguments)
-        window = fn.fdt.superpose(u8, classes, ids, num_classes=case.num_classes, anchor="epoch", **arguments)
+        resident = fn.fdt.superpose_resident(ids, pool=pool.name, in_order=True, **arguments)
+        window = fn.fdt.superpose(u8, classes, ids, num_classes=case.num_classes, **arguments)
         return (*resident, *window)
 
     pipeline_def = import_module("nvidia.dali").pipeline_def
@@ -100,15 +106,14 @@ def _outputs(case: Case, images: U8, labels: Pool, device: str, device_id: int |
 
 def _definition(case: Case, images: U8, labels: Pool) -> list[Array]:
     """[images in float64, targets]."""
-    fdt = FDT(anchor="epoch", targets="dominant" if case.targets == "dominant" else "soft")
     numbers = np.arange(case.num_images)
-    plans = draw_plans(SEED, EPOCH, numbers, labels, fdt, case.augment, numbers)
+    plans = draw_plans(SEED, EPOCH, numbers, labels, case.mix, case.augment, numbers, case.shape[:2])
     sums = np.stack([superpose_images(plans[i], images, case.augment.pad) for i in range(len(plans))])
     pixels = standardize(np.broadcast_to(sums, (*sums.shape[:3], case.channels)), [MEAN] * case.channels, STD)
     pixels = pixels if case.channels_last else pixels.transpose(0, 3, 1, 2)
     if case.targets == "label":
-        return [pixels, labels.labels]
-    return [pixels, batch_targets(plans, case.num_classes, fdt.targets)]
+        return [pixels, batch_targets(plans, case.num_classes, "dominant").argmax(axis=1)]
+    return [pixels, batch_targets(plans, case.num_classes, case.targets)]
 
 
 def _compare(name: str, case: Case, got: list[Array], expected: list[Array]) -> None:
@@ -119,6 +124,6 @@ def _compare(name: str, case: Case, got: list[Array], expected: list[Array]) -> 
         wrong = ~elements.reshape(len(elements), -1).all(axis=1)
         if wrong.any():
             raise RuntimeError(
-                f"{name}: the {part} of output {wrong.argmax()} is not the definition's ({case.num_classes} classes, "
-                f"images of {case.shape})"
+                f"{name}: the {part} of output {wrong.argmax()} is not the definition's ({case.mix!r}, "
+                f"{case.num_classes} classes, images of {case.shape})"
             )

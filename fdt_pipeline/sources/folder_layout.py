@@ -52,6 +52,17 @@ def find_images(files: Files, asked: bool) -> Found | None:
     return Found("folder", tuple(layout.splits), partial(_open, files, names, layout))
 
 
+def flat_images(files: Files) -> str:
+    """What an error says of images that lie in no subfolder, so that nothing tells their classes; "" if there are
+    none."""
+    names = [name for name in files.names() if "/" not in name]
+    if not any(extension(name) in Image.registered_extensions() for name in names):
+        return ""
+    tables = [name for name in names if extension(name) in LABEL_EXTENSIONS]
+    given = f", such as --labels {files.url}/{tables[0]}" if tables else ""
+    return f"{files.url}: images without a subfolder for each class: name a file of their labels with --labels{given}"
+
+
 def find_labelled(files: Files, labels: str) -> Found:
     """Images in one folder, or in a tree that says nothing of classes, and a file of their labels."""
     return Found("folder", (), lambda _: _open_labelled(files, label_file(labels)))

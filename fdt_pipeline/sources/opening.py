@@ -113,8 +113,8 @@ def _recognise(path: Path) -> Found:
             raise ValueError(f"{path}: could be any of {names}: say which with --source KIND")
         if found:
             return found[0]
-    if arrays := npz.npy_files(path):
-        raise ValueError(arrays)
+    if reason := npz.npy_files(path) or folder_layout.flat_images(files_at(str(path))):
+        raise ValueError(reason)
     looked_for = "; ".join(f"{kind}: {form.looks_for}" for kind, form in _FORMATS.items())
     raise ValueError(f"{path}: no data set that is known; choose with --source KIND; looked for {looked_for}")
 

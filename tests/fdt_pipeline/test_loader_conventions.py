@@ -1,23 +1,28 @@
 """What a trainer may ask of a loader: sparse targets, mixing off, statistics, profilers, closing, no pickling."""
 
 import copy
+import inspect
 import pickle
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Uniform, sparse_targets
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, LoaderStats, MixUp, Uniform, sparse_targets
 from tests.loading import MODES, PIXELS, assert_same, joined, numbers_of
 from tests.numbered import LABELS, NUM_SAMPLES
 
 pytestmark = pytest.mark.dali
 
 
-@pytest.mark.parametrize("fdt", [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), None])
-def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, fdt):
-    _, soft = joined(FDTLoader(numbered_shards, 50, mode="resident", seed=3, mix=fdt))
-    most = fdt.most_images(7) if fdt else 1
+@pytest.mark.parametrize(
+    "mix",
+    [FDT(), FDT(max_images=3), FDT(series=Uniform(), min_images=2), MixUp(0.2), CutMix(1.0, probability=0.5), None],
+)
+def test_sparse_targets_are_the_soft_ones_without_their_zeros(numbered_shards, mix):
+    _, soft = joined(FDTLoader(numbered_shards, 50, mode="resident", seed=3, mix=mix))
+    most = mix.most_images(7) if mix else 1
     classes, weights = sparse_targets(soft, most)
     assert torch.equal(torch.zeros_like(soft).scatter_add_(1, classes, weights), soft)
     assert (classes.shape, classes.dtype) == ((NUM_SAMPLES, most), torch.int64)
@@ -157,3 +162,16 @@ def test_epochs_out_of_range_and_closed_loaders_are_refused(numbered_shards):
     assert list(batches) == []
     with pytest.raises(RuntimeError, match="closed"):
         iter(loader)
+
+
+def test_help_names_every_argument_with_its_default_and_every_field_of_stats():
+    text = " ".join(FDTLoader.__doc__.split())
+    parameters = dict(inspect.signature(FDTLoader).parameters)
+    said = {"mix": "mix=FDT():", "augment": "augment=Augment(pad=4, flip=True):", "std": "std=256:"}
+    for name, parameter in parameters.items():
+        no_default = parameter.default is inspect.Parameter.empty
+        default = str(parameter.default) if name == "dtype" else repr(parameter.default).replace("'", '"')
+        assert said.get(name, f"{name}: " if no_default else f"{name}={default}") in text, name
+    for field in fields(LoaderStats):
+        assert f" {field.name}" in text, field.name
+    assert "Without `mix=` it mixes" in text

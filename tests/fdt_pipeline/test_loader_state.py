@@ -598,3 +598,23 @@ def test_a_loader_that_is_not_strict_begins_the_epoch_of_another_loaders_state_a
     alone = FDTLoader(numbered_shards, 32, seed=2)
     alone.set_epoch(7 + (batches == 5))
     assert_same(list(loader), list(alone))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"shards": "more"}, "shards"), ({"batch_size": 50}, "global_batch_size"), ({"augment": None}, "augment")],
+)
+def test_a_run_goes_on_with_more_images_or_other_options_only_if_it_says_so(numbered_shards, tmp_path, change, field):
+    """What people change between two runs; Lightning calls load_state_dict without asking."""
+    first = FDTLoader(numbered_shards, 40)
+    list(islice(first, 2))
+    if "shards" in change:
+        write_shards(ArraySource(numbered_images(240), np.arange(240) % 7), tmp_path / "more")
+        change = {"shards": tmp_path / "more"}
+    options = {"shards": numbered_shards, "batch_size": 40, **change}
+    with pytest.raises(ValueError, match=rf"{field} is .* make the loader with strict_state=False: then it begins"):
+        FDTLoader(**options).load_state_dict(first.state_dict())
+    loader = FDTLoader(**options, strict_state=False)
+    with pytest.warns(UserWarning, match=f"epoch 0 is begun anew, with this loader's own mix: .*{field} is "):
+        loader.load_state_dict(first.state_dict())
+    assert_same(list(loader), list(FDTLoader(**options)))

@@ -22,8 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.mixing import FDT, CutMix, MixUp, OneOf, is_led
 from fdt_pipeline.definition.series import Geometric, Power
 from fdt_pipeline.definition.superposition import NO_AUGMENT, Augment, Pool
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming
@@ -34,6 +36,7 @@ from fdt_pipeline.native import NativeUnavailable
 from fdt_pipeline.native.load import nvrtc_path
 from fdt_pipeline.native.pool import NativePool, prepare_gpu
 from fdt_pipeline.native.recipe import CSRC, find_compiler
+from tests.mixes import mixes
 from tests.native_pools import defined_outputs
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe
 
@@ -50,6 +53,15 @@ def output_of(channels=3, **options):
 
 
 MIX, RGB = FDT(), output_of()
+EACH = OneOf(  # of every kind, led or not, smoothed or not, with long sums in which classes repeat
+    {
+        FDT(): 0.2,
+        FDT(unique_classes=False, min_images=20, max_images=40, label_smoothing=0.05): 0.2,
+        MixUp(0.8, unique_classes=True, probability=0.9): 0.2,
+        CutMix(1.0, label_smoothing=0.1): 0.3,
+        None: 0.1,
+    }
+)
 
 
 def draw_of(indices, mix=MIX, augment=NO_AUGMENT, leaders=None):
@@ -146,6 +158,10 @@ def assert_definition(gpu, pixels, labels, draw, output=RGB):
     return ours
 
 
+def leaders_of(mix, labels, number, rng):
+    return rng.integers(0, len(labels), number) if is_led(mix) else None
+
+
 PLANS = [  # number of classes, of outputs, FDT, Augment
     *((c, 600, FDT(), Augment(4)) for c in (2, 7, 10, 32, 33, 100)),
     *((c, 30, FDT(), Augment(4)) for c in (1000, 1024, 1025)),
@@ -170,9 +186,39 @@ def test_plans_equal_the_definition_bit_for_bit(gpu, num_classes, number, fdt, a
     rng = np.random.default_rng(num_classes)
     labels = Pool(unbalanced(num_classes, rng), num_classes)
     indices = np.concatenate([rng.integers(0, 2**32, number - 2), [2**31, 2**32 - 1]])
-    leaders = rng.integers(0, len(labels), number) if fdt.anchor == "epoch" else None
+    leaders = leaders_of(fdt, labels, number, rng)
     pixels = noise(len(labels), (5, 4, 1), rng)
     assert_definition(gpu, pixels, labels, draw_of(indices, fdt, augment, leaders), output_of(1))
+
+
+@settings(max_examples=80)
+@given(
+    mixes(20),
+    st.sampled_from(["soft", "dominant", "label"]),
+    st.sampled_from([1, 2, 7, 33, 300, 1100]),
+    st.sampled_from([(5, 4, 1), (3, 9, 2), (6, 7, 3), (1, 1, 4)]),
+    st.sampled_from([NO_AUGMENT, Augment(2)]),
+    st.sampled_from([RESIDENT, WINDOW, SCATTERED_WINDOW]),
+    st.integers(0, 2**32 - 7),
+)
+@example(EACH, "soft", 33, (6, 7, 3), Augment(2), SCATTERED_WINDOW, 0)
+@example(MixUp(1, anchor="random"), "label", 7, (5, 4, 1), NO_AUGMENT, WINDOW, 0)  # labels, though nothing leads
+def test_outputs_of_any_mixing_are_the_definitions(gpu, mix, targets, num_classes, shape, augment, place, first):
+    """Also of pools of one class, where pairs of different classes are cut to one image."""
+    rng = np.random.default_rng(first)
+    labels, output = Pool(unbalanced(num_classes, rng), num_classes), output_of(shape[2], targets=targets)
+    pixels = noise(len(labels), shape, rng)
+    draw = draw_of(first + np.arange(7), mix, augment, leaders_of(mix, labels, 7, rng))
+    found = gpu.superpose(pixels, labels, draw, output, place)
+    assert_same_outputs(found, expected_outputs(pixels, labels, draw, output))
+
+
+@pytest.mark.parametrize("k", [60, 300])
+def test_weights_of_a_class_that_repeats_add_up_in_the_order_of_the_plan(gpu, k):
+    """Of 3 classes, so in every piece of 8 images some are of one class; another order gives other last bits."""
+    labels, pixels = Pool(np.arange(30) % 3, 3), noise(30, (5, 4, 1), np.random.default_rng(1))
+    mix = FDT(k, k, Power(1.5), unique_classes=False, label_smoothing=0.1)
+    assert_definition(gpu, pixels, labels, draw_of(np.arange(30), mix), output_of(1))
 
 
 def test_outputs_of_a_pool_of_one_class_are_single_images(gpu):
@@ -193,17 +239,33 @@ def test_images_and_targets_equal_the_definition(gpu, shape, augment):
     assert_definition(gpu, noise(len(labels), shape, rng), labels, draw, output_of(shape[2]))
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("augment", [NO_AUGMENT, Augment(pad=5)], ids=["0", "5 flip"])
+def test_boxes_are_the_definitions_in_images_of_any_size(gpu, shape, augment):
+    """The largest image is of 49 tiles, which all draw the box, and of which one writes the target."""
+    rng = np.random.default_rng(len(shape))
+    labels, number = Pool(unbalanced(10, rng), 10), 3 if shape[0] == 224 else 20
+    mix = CutMix(1, label_smoothing=0.1)
+    draw = draw_of(np.arange(number), mix, augment, leaders_of(mix, labels, number, rng))
+    assert_definition(gpu, noise(len(labels), shape, rng), labels, draw, output_of(shape[2]))
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["chw", "hwc"])
 @pytest.mark.parametrize(
-    ("channels", "shape", "targets"),
-    [(3, (12, 8, 3), "soft"), (3, (7, 5, 1), "dominant"), (4, (8, 8, 1), "label"), (2, (5, 7, 2), "label")],
+    ("channels", "shape", "targets", "mix"),
+    [
+        (3, (12, 8, 3), "soft", FDT()),
+        (3, (7, 5, 1), "dominant", MixUp(1, label_smoothing=0.1)),
+        (4, (8, 8, 1), "label", CutMix(1)),
+        (2, (5, 7, 2), "label", EACH),
+    ],
 )
-def test_outputs_are_written_as_asked(gpu, channels, shape, targets, channels_last, half):
+def test_outputs_are_written_as_asked(gpu, channels, shape, targets, mix, channels_last, half):
     rng = np.random.default_rng(channels)
     labels = Pool(unbalanced(10, rng), 10)
     output = output_of(channels, half=half, channels_last=channels_last, targets=targets)
-    draw = draw_of(np.arange(30), augment=Augment(2))
+    draw = draw_of(np.arange(30), mix, Augment(2), leaders_of(mix, labels, 30, rng))
     assert_definition(gpu, noise(len(labels), shape, rng), labels, draw, output)
 
 
@@ -215,23 +277,29 @@ def test_sums_of_many_images_keep_the_bound(gpu, k):
 
 
 @pytest.mark.parametrize("place", [RESIDENT, WINDOW, SCATTERED_WINDOW])
-@pytest.mark.parametrize("targets", ["soft", "label"])
-def test_leaders_lead_wherever_images_lie(gpu, place, targets):
+@pytest.mark.parametrize(
+    ("targets", "mix"), [("soft", FDT(anchor="epoch")), ("label", FDT(anchor="epoch")), ("soft", EACH)]
+)
+def test_leaders_lead_wherever_images_lie(gpu, place, targets, mix):
     rng = np.random.default_rng(3)
     labels, output = Pool(unbalanced(50, rng), 50), output_of(targets=targets)
     pixels, leaders = noise(len(labels), (11, 7, 3), rng), rng.integers(0, len(labels), 90)
-    draw = draw_of(np.arange(90) * 1000, FDT(anchor="epoch"), Augment(), leaders)
+    draw = draw_of(np.arange(90) * 1000, mix, Augment(), leaders)
     found = gpu.superpose(pixels, labels, draw, output, place, batch_size=40)
     for window, resident in zip(found, gpu.superpose(pixels, labels, draw, output), strict=True):
         assert np.array_equal(window, resident)  # bit for bit
     assert_same_outputs(found, expected_outputs(pixels, labels, draw, output))
 
 
-def test_an_output_is_the_same_whatever_batch_it_is_in_and_in_whatever_order_threads_run(emulated):
+@pytest.mark.parametrize(
+    ("mix", "targets"), [(FDT(), "soft"), (EACH, "soft"), (EACH, "dominant")], ids=["FDT", "each", "each dominant"]
+)
+def test_an_output_is_the_same_whatever_batch_it_is_in_and_in_whatever_order_threads_run(emulated, mix, targets):
     """The second: a barrier that is missing would show, as threads run from one to the next."""
     rng = np.random.default_rng(5)
-    labels = Pool(unbalanced(70, rng), 70)
-    given = noise(len(labels), (16, 16, 3), rng), labels, draw_of(rng.integers(0, 1000, 40), augment=Augment())
+    labels, indices = Pool(unbalanced(70, rng), 70), rng.integers(0, 1000, 40)
+    draw = draw_of(indices, mix, Augment(), leaders_of(mix, labels, 40, rng))
+    given = noise(len(labels), (16, 16, 3), rng), labels, draw, output_of(targets=targets)
     whole, pieces = emulated.superpose(*given), emulated.superpose(*given, batch_size=7)
     emulated.driver.emulation_run_backwards(1)
     try:
@@ -346,6 +414,7 @@ def test_an_image_that_is_too_large_with_its_padding_is_refused(gpu):
 CHILD = """
 import ctypes, sys
 import numpy as np
+from fdt_pipeline.definition.mixing import FDT, CutMix, MixUp, OneOf
 from fdt_pipeline.definition.superposition import Augment, Pool
 from tools.native_probe import Draw, Probe, ProbeOutput
 library, driver, nvrtc, arch = sys.argv[1:]
@@ -356,7 +425,8 @@ try:
         sys.exit(0 if probe.compile_kernels(arch) > 0 else 2)
     for shape, last, half in [((9, 7, 3), True, False), ((5, 9, 1), False, True), ((16, 24, 4), False, False)]:
         pixels, labels = np.full((300, *shape), 7, np.uint8), Pool(np.arange(300) % 290, 290)
-        draw = Draw(1, 0, np.arange(20) * 3, augment=Augment(5))
+        mix = OneOf({FDT(): 0.4, MixUp(0.5): 0.2, CutMix(1.0, label_smoothing=0.1): 0.4})
+        draw = Draw(1, 0, np.arange(20) * 3, mix, Augment(5), np.arange(20) * 15 + 14)
         output = ProbeOutput((0.0,) * shape[2], (1.0,) * shape[2], half, last)
         probe.gpu_superpose(probe.pool(pixels, labels.labels, 290, 5, 0), draw, output)
         for scattered in (False, True):

@@ -12,8 +12,8 @@ from tests.numbered import numbered_images
 
 RESIDENT, STREAMING = {"mode": "resident"}, {"mode": "streaming"}
 SET, RING, BATCH = (MixUp(0.2, partners=partners) for partners in ("set", "ring", "batch"))
-IN_MEMORY = r'partners="{}" are drawn from what is being read, and this set is in memory: pass mode="streaming"'
-STREAMED = 'partners="set" are drawn from a set in memory, and this one is streamed: pass mode="resident"'
+IN_MEMORY = 'partners="{}" needs streaming, but the set is in memory: pass mode="streaming"'
+STREAMED = 'partners="set" needs the set in memory, but it is streamed: pass mode="resident"'
 REFUSED = [
     ({"batch_size": 0}, "batch_size must be 1 or more"),
     ({"num_threads": 0}, "num_threads must be 1 or more"),
@@ -48,9 +48,9 @@ REFUSED = [
     ({"mix": SET, "augment": RandomResizedCrop(4)}, STREAMED),
     ({"mix": SET, "ring": 10}, "ring is for streaming"),
     ({"mix": BATCH, "ring": 10}, 'partners="batch" keeps no ring: leave ring=10 out, or pass partners="ring"'),
-    ({"mix": BATCH, "batch_size": 1}, "mixed within their batch, which has one: pass batch_size=2 or more"),
-    ({"mix": BATCH, "batch_size": 229}, 'and the last one of a rank has one alone: pass last_batch="drop" or "fill"'),
-    ({"mix": BATCH, "batch_size": 57, "rank": 1, "world_size": 2}, "the last one of a rank has one alone"),
+    ({"mix": BATCH, "batch_size": 1}, "mixed within their batch, but a batch has one: pass batch_size=2 or more"),
+    ({"mix": BATCH, "batch_size": 229}, 'but the last batch of a rank has one: pass last_batch="drop" or "fill"'),
+    ({"mix": BATCH, "batch_size": 57, "rank": 1, "world_size": 2}, "but the last batch of a rank has one"),
     ({"augment": 4}, "augment must be an Augment, a RandomResizedCrop, a ResizeCrop or None, got 4"),
     ({"dtype": torch.float64}, "cast other types after"),
     ({"channels": 0}, "channels must be 1 or more"),
@@ -87,7 +87,7 @@ def test_a_loader_refuses_what_cannot_be(numbered_shards, options, match):
         ({"mix": RING}, 'partners="ring" is for FDTLoader, as DALI mixes within its batch: pass partners="batch" here'),
         ({"mix": SET, **STREAMING}, STREAMED),
         ({"mix": BATCH, **RESIDENT}, IN_MEMORY.format("batch")),
-        ({"mix": MixUp(0.2), "batch_size": 1, **STREAMING}, "mixed within their batch, which has one"),
+        ({"mix": MixUp(0.2), "batch_size": 1, **STREAMING}, "mixed within their batch, but a batch has one"),
         ({"num_threads": 0}, "num_threads must be 1 or more, got 0"),
         ({"plan_seed": -1}, "plan_seed must be 0 or more"),
         ({"size": (8, 8), **RESIDENT}, "size resizes while streaming"),

@@ -133,6 +133,18 @@ def test_other_files_are_counted_and_a_faulty_place_is_named(images, tmp_path):
         open_source(images, labels=images / "labels.csv")
 
 
+@pytest.mark.parametrize(("table", "hint"), [(None, "$"), ("labels.csv", ", such as --labels {0}/labels.csv$")])
+def test_images_without_subfolders_are_refused_with_the_file_beside_them_that_may_have_the_labels(
+    tmp_path, table, hint
+):
+    save_image(tmp_path / "1.jpg")
+    if table:
+        (tmp_path / table).write_text("file,label\n1.jpg,cat\n")
+    message = f"{tmp_path}: images without a subfolder for each class: name a file of their labels with --labels"
+    with pytest.raises(ValueError, match=message + hint.format(tmp_path)):
+        open_source(tmp_path)
+
+
 def test_the_command_line_shards_a_flat_folder_with_labels(images, tmp_path, capsys):
     (tmp_path / "labels.csv").write_text(f"name,kind\n{TWO}c.png,dog\n")
     command = ["shard", str(images), str(tmp_path / "out"), "--workers", "1", "--labels"]

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.mixing import FDT, CutMix, MixUp, OneOf, is_led
 from fdt_pipeline.definition.plans import draw_plans
 from fdt_pipeline.definition.superposition import Augment, Pool, standardize, superpose_images
 from fdt_pipeline.loader.options import Output
 from fdt_pipeline.loader.torch_engine import ImagePool, superpose
 
+MIXES = [FDT(), CutMix(1.0), OneOf([(CutMix(0.3, anchor="random"), 0.5), (MixUp(0.4), 0.3), (FDT(), 0.1), (None, 0.1)])]
 RGB = Output(mean=(122.0, 117.0, 104.0), std=(256.0,) * 3, channels=3)
 
 
+@pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize(
     ("n", "shape", "classes", "augment"),
     [
@@ -25,11 +27,12 @@ RGB = Output(mean=(122.0, 117.0, 104.0), std=(256.0,) * 3, channels=3)
         (2, (5, 6, 3), 2, Augment(pad=1)),  # the pool's last image is shifted to its farthest corner, too
     ],
 )
-def test_images_are_within_2e_6_of_the_float64_sums(n, shape, classes, augment):
+def test_images_are_within_2e_6_of_the_float64_sums(n, shape, classes, augment, mix):
     rng = np.random.default_rng(0)
     images, pool = rng.integers(0, 256, (n, *shape), np.uint8), Pool(np.arange(n) % classes, classes)
     output = RGB if shape[2] == 3 else Output((117.0,), (256.0,), 1)
-    plans = draw_plans(1, 0, np.arange(48), pool, FDT(), augment)
+    leaders = n - 1 - np.arange(48) % n if is_led(mix) else None
+    plans = draw_plans(1, 0, np.arange(48), pool, mix, augment, leaders, shape[:2])
     batch = superpose(ImagePool(torch.from_numpy(images), augment.pad), plans, output)
     for i in range(len(plans)):
         expected = standardize(superpose_images(plans[i], images, augment.pad), output.mean, output.std)

@@ -102,12 +102,12 @@ struct Drawer {
   uint32_t *const unused;  // shared, [leaves]: images of unused classes
   uint32_t *const used;    // shared, [leaves]: a bit a class
   const uint32_t lane;
-  uint32_t span = 1;   // classes a lane stands for
-  uint32_t upto = 0;   // unused images of the lanes up to this one
-  uint32_t total = 0;  // of all
+  uint32_t span = 1;    // classes a lane stands for
+  uint32_t upto = 0;    // unused images of the lanes up to this one
+  uint32_t total = 0;   // of all
   uint32_t number = 0;  // of the branch
   uint32_t k = 1, drawn = 0;
-  float of_pair = 1;  // weight of the lane's image in MixUp and CutMix
+  float of_pair = 1;  // the weight of image `lane`, where it is not of a series
   Words words;        // of block `drawn` / 32 * 32 + lane + 1
 
   __device__ Drawer(const Parameters &parameters, const OutputId &which, uint32_t *memory, Outline &outline)
@@ -138,7 +138,7 @@ struct Drawer {
 
   __device__ const Mixed &branch() const { return p.branches[number]; }
 
-  // Sets of_pair. The box is without area where there is none.
+  // Weighs the images of MixUp and CutMix, and returns the box: without an area where there is none.
   __device__ Box weigh_pair(const Words &first) {
     const Mixed &mixed = branch();
     Box box{};
@@ -293,7 +293,7 @@ struct Target {
   }
 
   // Of each class one lane, that of its first image, reads and writes the sum: in the order of the plan, and without a
-  // race. Those of the piece before are in the row, as all threads have met since.
+  // race. The pieces before are in the row: all threads have met since.
   __device__ void add_up(uint32_t num, const PlanEntry &mine) {
     const uint32_t lane = threadIdx.x & 31;
     const uint32_t same = __match_any_sync(kAllLanes, mine.label) & ((1u << num) - 1);
