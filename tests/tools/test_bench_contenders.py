@@ -1,5 +1,6 @@
 """Every contender does the task: the same images, labels and mixing as all the others, in the form of a batch."""
 
+import pickle
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -19,7 +20,7 @@ from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import LABELS, MixedSizes, numbered_images
 from tools.bench.checks import check
-from tools.bench.contenders import ENTRIES, find_entry
+from tools.bench.contenders import ENTRIES, data_loader, find_entry
 from tools.bench.contenders.data_loader import draw_mixture, index_classes
 from tools.bench.contenders.images import made_once
 from tools.bench.contenders.libraries import Decode, pair_targets
@@ -103,6 +104,16 @@ def test_one_that_crops_is_checked_on_whole_images(folder):
     write_shards(ArraySource(IMAGES, LABELS), shards, "png", samples_per_shard=60)
     asked = task(shards, size=(HEIGHT, WIDTH), crop=True, flip=True)
     check(find_entry("DataLoader, torchvision"), asked, write_check_sets(asked))
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in data_loader.ENTRIES if not entry.needs_gpu])
+def test_what_a_data_loader_sends_to_its_workers_can_be_pickled(name, numbered):
+    """In a race its process is spawned, and so are its workers; here they are forked."""
+    with made(name, task(numbered)) as contender:
+        loader = contender._loader
+        dataset, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+    images, targets = collate([dataset[i] for i in range(4)])
+    assert len(images) == len(targets) == 4
 
 
 @contenders("none")

@@ -178,9 +178,14 @@ def _whole(task: Task, mix: Callable[[torch.Tensor, torch.Tensor], Batch] | None
         images = WholeImages(task, pil=False, transform=v2.Compose(augmentation(task) or [v2.Identity()]))
         loader = DataLoader(images, shuffle=True, **loader_options(task))
         return LoaderEpochs(loader, task, lambda u8, labels: (standardized(u8, task), labels))
-    collate = (lambda samples: mix(*default_collate(samples))) if mix else None
+    collate = partial(_mixed, mix) if mix else None
     loader = DataLoader(WholeImages(task, pil=False), shuffle=True, collate_fn=collate, **loader_options(task))
     return LoaderEpochs(loader, task)
+
+
+def _mixed(mix: Callable[[torch.Tensor, torch.Tensor], Batch], samples: list[Any]) -> Batch:
+    """Of the module: the bench spawns processes, and what they send to workers is pickled."""
+    return mix(*default_collate(samples))
 
 
 class GpuImages:
