@@ -22,6 +22,7 @@ from train.accelerate import Compiled, network_of_step
 from train.controls import make_batch_change
 from train.environment import hardware, versions
 from train.files import Log
+from train.precision import amp_dtype
 from train.recipes import Recipe
 from train.step import (
     TrainStep,
@@ -61,10 +62,12 @@ def fit(
     resume: bool = False,
     device: str | None = None,
     compile_it: bool | None = None,
+    mixed: bool = False,
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
-    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see accelerate.py.
+    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see accelerate.py. mixed:
+    bfloat16 on a CPU too (precision.py).
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards, and
     for compile_it on several ranks.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
@@ -73,7 +76,7 @@ def fit(
     if compile_it and ddp.this_rank().world_size > 1:
         raise ValueError("--compile is for one process: leave it out under torchrun")
     with ddp.process_group(setup.pick_device(device)) as device_of_rank:
-        run = Run(recipe, data, out, device_of_rank, compile_it)
+        run = Run(recipe, data, out, device_of_rank, compile_it, mixed)
         checkpoint = out / files.CHECKPOINT
         if checkpoint.exists() and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
@@ -92,9 +95,15 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, data: Path, out: Path, device: torch.device, compile_it: bool | None = None
+        self,
+        recipe: Recipe,
+        data: Path,
+        out: Path,
+        device: torch.device,
+        compile_it: bool | None = None,
+        mixed: bool = False,
     ) -> None:
-        self.recipe, self.data, self.out, self.device = recipe, data, out, device
+        self.recipe, self.data, self.out, self.device, self.mixed = recipe, data, out, device, mixed
         self.loader = setup.make_loader(recipe, setup.train_folder(data), device, train=True)
         tests = setup.test_folder(data)
         self.test_loader = setup.make_loader(recipe, tests, device, train=False) if tests else None
@@ -114,7 +123,7 @@ class Run:
         called = network_of_step(self.model, device, self.num_steps, compile_it) if alone else self.network
         self.compiled = isinstance(called, Compiled)
         graph = device.type == "cuda" and alone
-        self.step = TrainStep(called, self.loss, self.optimizer, self.scaler, device, graph)
+        self.step = TrainStep(called, self.loss, self.optimizer, self.scaler, device, graph, mixed)
         self.progress = Progress()
         self._best_state: dict[str, Any] | None = None  # not written yet
         self._written = time.perf_counter()
@@ -163,7 +172,7 @@ class Run:
         check_weights(self.model, progress.step)
         progress.epoch += 1
         if self.test_loader:
-            accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished)
+            accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished, mixed=self.mixed)
             check_finite(progress.step, "test loss after", loss)
             log("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
@@ -225,6 +234,7 @@ class Run:
             "mode": self.loader.mode,
             "ranks": ddp.this_rank().world_size,
             "compiled": self.compiled,
+            "precision": str(amp_dtype(self.device, self.mixed) or torch.float32).removeprefix("torch."),
             "hardware": hardware(self.device),
             "versions": versions(),
         }

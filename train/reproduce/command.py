@@ -85,6 +85,7 @@ def _add_common(parser: Any, instead: Any, only: str, data: str, seeds: int, ima
         ("--eps", {"type": float, "nargs": "+", "help": "radii in input units (default: the paper's four)"}),
         ("--no-clip", {"action": "store_true", "help": "let the attack leave the pixel range"}),
         ("--retry-diverged", {"action": "store_true", "help": "train again what has diverged"}),
+        ("--mixed-precision", {"action": "store_true", "help": "train in bfloat16 on a CPU too (a GPU always does)"}),
         ("--device", {"choices": ("cpu", "cuda"), "help": "default: cuda where there is a GPU"}),
     ):
         parser.add_argument(flag, **options)
@@ -114,7 +115,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         names = [flag.removeprefix("--").replace("-", "_") for flag, *_ in READINGS]
         given = {name: getattr(arguments, name) for name in names}
         settings = _settings(arguments, table=arguments.table, scale=scale, defaults=small, **given)
-        seeds, options = _seeds(arguments), (out, arguments.device, arguments.retry_diverged)
+        seeds, options = _seeds(arguments), (out, *_machine(arguments))
         folder_of = partial(data_folder, root, scale=scale, out=out)
         diverged = run_rows(rows, seeds, settings, missing, folder_of, *options)
     print(write_report(out, arguments.table), end="")
@@ -140,7 +141,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         rows = select_rows([Row(data.resolve().name, model, column) for column in ALL_COLUMNS], arguments.only)
         images, augment = {"attack_images": min(SWEEP_IMAGES, num_samples)}, False if arguments.no_augment else None
         settings = _settings(arguments, table="sweep", defaults=images, augment=augment)
-        seeds, options = _seeds(arguments), (arguments.out, arguments.device, arguments.retry_diverged)
+        seeds, options = _seeds(arguments), (arguments.out, *_machine(arguments))
         diverged = run_rows(rows, seeds, settings, {}, lambda _: data, *options)
     print(write_sweep_report(arguments.out), end="")
     return 1 if diverged else 0
@@ -162,6 +163,10 @@ def _settings(arguments: argparse.Namespace, defaults: Mapping[str, Any], **give
     given |= {"epochs": arguments.epochs, "attack_images": arguments.images, "attack_steps": arguments.steps}
     given |= {"clip_pixels": not arguments.no_clip, "eps_values": tuple(arguments.eps) if arguments.eps else None}
     return Settings(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
+
+
+def _machine(arguments: argparse.Namespace) -> tuple[str | None, bool, bool]:
+    return arguments.device, arguments.retry_diverged, arguments.mixed_precision
 
 
 def _seeds(arguments: argparse.Namespace) -> range:

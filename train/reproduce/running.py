@@ -11,7 +11,6 @@ import torch
 
 from fdt_pipeline.shards import read_manifest
 from train.files import check_folder, read_json
-from train.precision import amp_dtype
 from train.reproduce import record as records
 from train.reproduce.paper import Row
 from train.reproduce.record import RECORDS, record_name
@@ -38,6 +37,7 @@ def run_rows(
     out: Path,
     device_name: str | None = None,
     retry_diverged: bool = False,
+    mixed: bool = False,
 ) -> list[str]:
     """Leaves one record a row and seed in out/records; rows of data sets in `missing` (name: reason) are left out.
 
@@ -59,7 +59,7 @@ def run_rows(
             print(f"{name} diverged before: --retry-diverged trains it again", file=sys.stderr)
             continue
         try:
-            records.write_record(out, run_one(row, seed, settings, data, out, device))
+            records.write_record(out, run_one(row, seed, settings, data, out, device, mixed))
             diverged.pop(name, None)
         except NonFiniteLossError as error:
             diverged[name] = str(error)
@@ -75,10 +75,12 @@ def in_order(rows: Sequence[Row], seeds: Sequence[int], missing: Mapping[str, st
             yield from ((row, seed) for row in rows if row.dataset == dataset)
 
 
-def run_one(row: Row, seed: int, settings: Settings, data: Path, out: Path, device: torch.device) -> dict[str, Any]:
-    """The record of one row and seed."""
+def run_one(
+    row: Row, seed: int, settings: Settings, data: Path, out: Path, device: torch.device, mixed: bool = False
+) -> dict[str, Any]:
+    """The record of one row and seed. mixed: see `train.trainer.fit`."""
     run = out / RUNS / row.key / f"seed{seed}"
-    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type)
+    training = fit(recipe_of(row, settings, seed), data, run, resume=True, device=device.type, mixed=mixed)
     saved = open_run(run, device)
     robustness = attack_run(
         saved,
@@ -94,7 +96,7 @@ def run_one(row: Row, seed: int, settings: Settings, data: Path, out: Path, devi
         seed,
         settings.to_dict(),
         training=training,
-        precision=str(amp_dtype(device) or "torch.float32").removeprefix("torch."),
+        precision=training["precision"],
         curves=records.learning_curves(run),
         robustness=robustness.to_dict(),
         attack_seconds=round(read_json(run / ATTACK)["seconds"], 1),
