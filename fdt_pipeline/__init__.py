@@ -13,18 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
+from fdt_pipeline.definition.mixing import FDT, CutMix, MixUp, OneOf
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Series, Uniform
-from fdt_pipeline.definition.superposition import (
-    FDT,
-    Augment,
-    Plan,
-    Pool,
-    draw_plan,
-    superpose_images,
-    superpose_targets,
-)
+from fdt_pipeline.definition.superposition import Augment, Plan, Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.native import fn_module
-from fdt_pipeline.native.arguments import series_argument
+from fdt_pipeline.native.arguments import mix_argument
 
 if TYPE_CHECKING:
     from fdt_pipeline.loader.loader import FDTLoader
@@ -41,10 +34,13 @@ __version__ = "0.1.0"
 __all__ = [
     "FDT",
     "Augment",
+    "CutMix",
     "FDTLoader",
     "Geometric",
     "Harmonic",
     "LoaderStats",
+    "MixUp",
+    "OneOf",
     "Plan",
     "Pool",
     "Power",
@@ -57,7 +53,7 @@ __all__ = [
     "fdt_pipeline",
     "load_operators",
     "load_pool",
-    "series_argument",
+    "mix_argument",
     "sparse_targets",
     "superpose_images",
     "superpose_targets",

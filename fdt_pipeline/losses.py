@@ -38,6 +38,7 @@ def multi_label_loss(
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Algorithm 3, in nats: hard labels i64[n] in 0..C-1, or soft targets f32[n C], where every weight counts.
 
+    For class weights use torch's own, with the mean that `FDTLoader` shows under targets.
     There is no label that means "ignore": a label outside 0..C-1 is torch's error, -100 too.
     """
     if targets.dim() == 2:

@@ -54,10 +54,12 @@ def _memory_limit(group: Path) -> float:
 
 
 def _memory_free(group: Path) -> float:
-    """The limit less what is used and cannot be reclaimed: file pages that were not used lately can."""
+    """The limit less what is used and cannot be reclaimed. As in MemAvailable the page cache can, also the part that
+    was read twice (active): after an epoch all shards are in it. Shared memory (tmpfs) is neither."""
     used = int(_text(group / "memory.current") or _text(group / "memory.usage_in_bytes") or 0)
     stat = dict(line.split() for line in _text(group / "memory.stat").splitlines())
-    reclaimable = int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)  # v1's counts children, too
+    files = ("inactive_file", "active_file")  # in v1 "total_" counts children, too, which v2 does in any case
+    reclaimable = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in files)
     return _memory_limit(group) - max(0, used - reclaimable)
 
 

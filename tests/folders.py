@@ -6,6 +6,7 @@ from PIL import Image
 from fdt_pipeline.shards.index import Member
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 12345\n".encode()
 COLOR = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
 
 

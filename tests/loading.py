@@ -1,11 +1,12 @@
 """Epochs of loaders as values, which the laws of resume and of ranks compare; and shards that spoil."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from fdt_pipeline import FDT, FDTLoader, Geometric
+from fdt_pipeline import FDT, FDTLoader, Geometric, OneOf
 from tests.folders import parse_index
 from tests.numbered import image_numbers
 
@@ -13,6 +14,13 @@ MODES = ("resident", "streaming")
 PIXELS = {"mean": 0, "std": 1}  # leaves pixels in 0..255, so that images can be told apart
 # Sums of two that look like their first image, so that its number can be read off them.
 LEADER_FIRST = FDT(min_images=2, series=Geometric(1e-4), anchor="epoch")
+
+
+def of_partners(mix, partners):
+    """The same mix with these partners."""
+    if isinstance(mix, OneOf):
+        return OneOf([(choice and of_partners(choice, partners), share) for choice, share in mix.choices])
+    return mix and replace(mix, partners=partners)
 
 
 def ranks(shards, global_batch, world_size, **options):

@@ -15,17 +15,11 @@ def load_arrays(images, labels, num_classes, pad=8, name=None):
 
 
 def defined_outputs(pixels, labels, draw, mean, std=256.0, targets=None):
-    """By the definition: images f64[n h w channels], one channel repeated for each mean, and targets (None: of draw).
-
-    Weights are the series' own, in float64: plans of a batch hold float32 ones.
-    """
-    plans = draw_plans(draw.seed, draw.epoch, draw.indices, labels, draw.fdt, draw.augment, draw.leaders)
-    sums = []
-    for plan in (plans[i] for i in range(len(plans))):
-        weights = draw.fdt.series.weights(len(plan.images))
-        plan = type(plan)(plan.images, plan.classes, weights, plan.dy, plan.dx, plan.flip)
-        sums.append(superpose_images(plan, pixels, draw.augment.pad))
+    """By the definition: images f64[n h w channels], one channel for each mean, and targets (None: of draw)."""
+    size = pixels.shape[1:3]
+    plans = draw_plans(draw.seed, draw.epoch, draw.indices, labels, draw.mix, draw.augment, draw.leaders, size)
+    sums = [superpose_images(plans[i], pixels, draw.augment.pad) for i in range(len(plans))]
     images = standardize(np.broadcast_to(np.stack(sums), (*np.shape(sums)[:3], len(mean))), mean, std)
     if targets == "label":
-        return images, plans.classes[plans.offsets[:-1]]
-    return images, batch_targets(plans, labels.num_classes, targets or draw.fdt.targets)
+        return images, batch_targets(plans, labels.num_classes, "dominant").argmax(axis=1)
+    return images, batch_targets(plans, labels.num_classes, targets or draw.mix.targets)

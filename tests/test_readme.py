@@ -33,9 +33,13 @@ def after_the_demo(few_shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def examples_of(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
 def names_of(page):
     """What the one example of a page defines, once it has run."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (code,) = examples_of(page)
     names = {}
     exec(code, names)
     return names
@@ -46,12 +50,32 @@ def outputs_of(pipeline):
     return tuple(np.asarray(output.as_tensor()) for output in pipeline.run())
 
 
-@pytest.mark.usefixtures("after_the_demo")
-def test_the_trainer_example_runs():
-    names = names_of("README.md")
-    assert names["images"].shape[1:] == (1, 28, 28)
-    assert names["targets"].shape[1] == 10
+@pytest.fixture
+def beside_shards(few_shards, tmp_path, monkeypatch):
+    """The working directory is one in which the front page's first line has written its shards."""
+    (tmp_path / "shards").symlink_to(few_shards)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("beside_shards")
+def test_the_front_pages_photographs_are_trained_on(capsys):
+    names = {}
+    exec(examples_of("README.md")[0], names)
+    assert names["images"].shape[1:] == (3, 224, 224)
     assert names["loss"].isfinite()
+    assert "test images are right" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("beside_shards")
+def test_the_front_pages_network_is_trained_with_tn_and_attacked(capsys):
+    names = {}
+    exec(examples_of("README.md")[1], names)
+    assert names["loss"].isfinite()
+    assert "| mine" in capsys.readouterr().out
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_table_is_the_committed_results():
@@ -60,7 +84,7 @@ def test_the_table_is_the_committed_results():
     table = format_table(rows)
     assert list(rows) == list(NAMES.values())
     assert (DEMO / "table.md").read_text() == table
-    assert "\n".join(table.splitlines()[:4]) in README
+    assert "\n".join(table.splitlines()[:4]) in (ROOT / "train" / "README.md").read_text()
 
 
 ROOMS = ("fdt_pipeline", "models", "train", "tools", "examples")

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Augment
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Augment
 from fdt_pipeline.machine import available_cpus
 from tools.native_probe import Draw, Probe, ProbeOutput, build_probe, load_levels
 from tools.rounds import bounded, measure_rounds, ratios, rounded, spread, table

@@ -35,11 +35,11 @@ Yardstick yardstick;
 
 // Mirrored by tools/native_probe.py, as are the other two structures.
 struct ProbeOptions {
-  uint64_t seed, mix_threshold;
-  uint32_t min_images, max_images, pad, flip;
+  uint64_t seed;
+  uint32_t pad, flip;
   int32_t channels, half, hwc, targets;
   float mean[4], inv_std[4];
-  const char *series;
+  const char *mix;
 };
 
 // Outputs indices[0 .. n - 1] of an epoch; leaders: the pool position of each one's first image, or null. Where there
@@ -64,7 +64,7 @@ using fdt::guarded;
 using fdt::pool_of;
 
 fdt::PlanOptions plan_options(const ProbeOptions &o) {
-  return {o.seed, o.min_images, o.max_images, o.mix_threshold, o.pad, o.flip != 0};
+  return {o.seed, fdt::read_mix(o.mix), o.pad, o.flip != 0};
 }
 
 fdt::Output output_of(const ProbeOptions &o) {
@@ -191,27 +191,36 @@ FDT_EXPORT int64_t probe_weights(const char *series, uint32_t most, float *trian
   });
 }
 
-// -> the number of constituents, m; they are written where `room` is m or more: offsets i64[n + 1], the others [m].
+// -> the number of constituents, m; they are written where `room` is m or more: offsets i64[n + 1], boxes i64[n 4],
+// smoothing f64[n], the others [m].
 FDT_EXPORT int64_t probe_draw_plans(void *handle, const ProbeOptions *o, const ProbeIds *given, int64_t room,
-                                    int64_t *offsets, int64_t *images, int64_t *classes, int64_t *dy, int64_t *dx,
-                                    uint8_t *flip) {
+                                    int64_t *offsets, int64_t *boxes, double *smoothing, int64_t *images,
+                                    int64_t *classes, int64_t *dy, int64_t *dx, uint8_t *flip, float *weights) {
   return guarded([&] {
+    const fdt::Pool &pool = pool_of(handle);
+    const fdt::PlanOptions options = plan_options(*o);
+    const fdt::MixWeights series(options.branches, pool.classes.num_distinct);
     fdt::PlanDrawer drawer;
-    drawer.reset(plan_options(*o), pool_of(handle).classes);
-    std::vector<fdt::Constituent> plan;
+    drawer.reset(options, pool.classes, pool.shape());
+    fdt::Plan plan;
+    std::vector<fdt::Constituent> all;
     *offsets = 0;
     for (const fdt::Id &id : ids_of(*given)) {
-      offsets[1] = offsets[0] + drawer.draw(id, plan);
-      offsets++;
+      drawer.draw(id, series, plan);
+      all.insert(all.end(), plan.images.begin(), plan.images.end());
+      *++offsets = static_cast<int64_t>(all.size());
+      for (int64_t side : {plan.box.top, plan.box.left, plan.box.bottom, plan.box.right}) *boxes++ = side;
+      *smoothing++ = plan.branch->label_smoothing;
     }
-    const auto m = static_cast<int64_t>(plan.size());
+    const auto m = static_cast<int64_t>(all.size());
     if (m > room) return m;
-    for (const fdt::Constituent &c : plan) {
+    for (const fdt::Constituent &c : all) {
       *images++ = c.image;
       *classes++ = c.label;
       *dy++ = c.dy;
       *dx++ = c.dx;
       *flip++ = c.flip;
+      *weights++ = c.weight;
     }
     return m;
   });
@@ -226,7 +235,7 @@ FDT_EXPORT int64_t probe_superpose(void *handle, const ProbeOptions *o, const Pr
     const fdt::PlanOptions options = plan_options(*o);
     if (o->pad > pool.pad()) throw std::invalid_argument("the pool was made for less padding");
     const fdt::Output output = output_of(*o);
-    const fdt::WeightSeries series(o->series, options.highest(pool.classes));
+    const fdt::MixWeights series(options.branches, pool.classes.num_distinct);
     const auto ids = ids_of(*given);
     std::vector<void *> image_at, target_at;
     for (size_t i = 0; i < ids.size(); i++) {
@@ -301,7 +310,7 @@ FDT_EXPORT int64_t probe_gpu_superpose(void *handle, const ProbeWindow *window, 
     const std::vector<fdt::Id> ids = ids_of(*given);
     const fdt::CurrentContext current(fdt::primary_context(0));
     const fdt::PlanOptions plan = plan_options(*o);
-    fdt::GpuSuperpose superpose(plan, fdt::WeightSeries(o->series, plan.highest(classes)), output_of(*o),
+    fdt::GpuSuperpose superpose(plan, fdt::MixWeights(plan.branches, classes.num_distinct), output_of(*o),
                                 targets_of(*o));
     const WindowOnGpu on_gpu(handle ? ProbeWindow{} : *window);
     for (int64_t at = 0; at < given->n; at += batch_size) {

@@ -20,9 +20,10 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from fdt_pipeline.definition.plans import Plans, batch_weights
-from fdt_pipeline.definition.superposition import FDT, I64, NO_AUGMENT, Augment, Pool, image_range
-from fdt_pipeline.native.arguments import series_argument
+from fdt_pipeline.definition.mixing import FDT, Mix
+from fdt_pipeline.definition.plans import Plans
+from fdt_pipeline.definition.superposition import I64, NO_AUGMENT, Augment, Pool
+from fdt_pipeline.native.arguments import mix_argument
 from fdt_pipeline.native.build import obtain
 from fdt_pipeline.native.pool import HOST, U8, NativePool, checked
 from fdt_pipeline.native.recipe import ISA, LEVELS, core_recipe
@@ -67,11 +68,11 @@ class _Options(ctypes.Structure):
     """ProbeOptions."""
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("seed", "mix_threshold")),
-        *((name, ctypes.c_uint32) for name in ("min_images", "max_images", "pad", "flip")),
+        ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_uint32) for name in ("pad", "flip")),
         *((name, ctypes.c_int32) for name in ("channels", "half", "hwc", "targets")),
         *((name, ctypes.c_float * 4) for name in ("mean", "inv_std")),
-        ("series", ctypes.c_char_p),
+        ("mix", ctypes.c_char_p),
     ]
 
 
@@ -103,7 +104,7 @@ class Draw:
     seed: int
     epoch: int
     indices: npt.ArrayLike
-    fdt: FDT = FDT()  # noqa: RUF009 (it is frozen)
+    mix: Mix = FDT()  # noqa: RUF009 (it is frozen)
     augment: Augment = NO_AUGMENT
     leaders: npt.ArrayLike | None = None
     spans: npt.ArrayLike | None = None
@@ -123,7 +124,7 @@ class Probe:
             "probe_isa": (text, []),
             "probe_epoch_order": (i64, [ctypes.c_uint64, u32, i64, pointer]),
             "probe_weights": (i64, [text, u32, pointer]),
-            "probe_draw_plans": (i64, [pointer, *batch, i64, *[pointer] * 6]),
+            "probe_draw_plans": (i64, [pointer, *batch, i64, *[pointer] * 9]),
             "probe_superpose": (i64, [pointer, *batch, i32, i32, *[pointer] * 3]),
             "probe_yardstick": (i64, [pointer, pointer, pointer, i64, i32, i32, pointer]),
             "probe_set_cuda_path": (i64, [text]),
@@ -158,16 +159,18 @@ class Probe:
 
     def draw_plans(self, pool: NativePool, draw: Draw) -> Plans:
         """Like `plans.draw_plans`, by the native code."""
-        options, (ids, index, _) = _options(draw), _ids(draw)
-        offsets = np.empty(len(index) + 1, np.int64)
-        fields = [np.empty(0, np.int64) for _ in range(4)] + [np.empty(0, np.uint8)]
+        assert pool.labels is not None
+        options, (ids, index, _) = _options(draw, pool.labels), _ids(draw)
+        offsets, boxes = np.empty(len(index) + 1, np.int64), np.empty((len(index), 4), np.int64)
+        smoothing = np.empty(len(index))
+        kinds = [np.int64] * 4 + [np.uint8, np.float32]
+        fields = [np.empty(0, kind) for kind in kinds]
         for _ in range(2):  # the first call says how much room it takes
-            size, addresses = len(fields[0]), map(_address, (offsets, *fields))
+            size, addresses = len(fields[0]), map(_address, (offsets, boxes, smoothing, *fields))
             m = self._check(self.library.probe_draw_plans(pool.handle, options, ids, size, *addresses))
-            fields = fields if len(fields[0]) == m else [np.empty(m, array.dtype) for array in fields]
-        images, classes, dy, dx, flip = fields
-        weights = batch_weights(draw.fdt.series, np.diff(offsets))
-        return Plans(offsets, images, classes, weights, dy, dx, flip.astype(bool))
+            fields = fields if len(fields[0]) == m else [np.empty(m, kind) for kind in kinds]
+        images, classes, dy, dx, flip, weights = fields
+        return Plans(offsets, images, classes, weights, dy, dx, flip.astype(bool), boxes, smoothing)
 
     def superpose(
         self, pool: NativePool, draw: Draw, output: ProbeOutput, num_threads: int = 1, repeats: int = 1
@@ -226,21 +229,17 @@ class Probe:
         return result
 
 
-def _options(draw: Draw, labels: Pool | None = None, output: ProbeOutput | None = None) -> _Options:
-    fdt = draw.fdt
+def _options(draw: Draw, labels: Pool, output: ProbeOutput | None = None) -> _Options:
     options = _Options(
         seed=draw.seed,
-        mix_threshold=round(fdt.probability * 2**32),  # as superposition.py has it
-        min_images=fdt.min_images,
-        max_images=fdt.max_images or 0,
         pad=draw.augment.pad,
         flip=draw.augment.flip,
+        mix=mix_argument(draw.mix, labels.num_distinct).encode(),
     )
-    if output is not None and labels is not None:
+    if output is not None:
         channels = len(output.mean)
         options.channels, options.half, options.hwc = channels, output.half, output.channels_last
         options.targets = TARGETS[output.targets]
-        options.series = series_argument(fdt.series, image_range(fdt, labels)[1]).encode()
         options.mean[:channels] = output.mean
         options.inv_std[:channels] = [1 / value for value in output.std]
     return options

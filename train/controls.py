@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import FDT
 from train.recipes import Recipe
 
 BatchChange = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.series import Power
-from fdt_pipeline.definition.superposition import FDT, Augment
+from fdt_pipeline.definition.superposition import Augment
 
 
 @dataclass(frozen=True)

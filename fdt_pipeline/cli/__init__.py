@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _EXAMPLE = """example:
   fdt-pipeline verify runs/shards
   fdt-pipeline info runs/shards"""
 BAD_INPUT: dict[type[Exception], int] = {ValueError: 2, OSError: 2, ImportError: 2}
+_MAX_PIXELS = "refuse images of more pixels (default: 89478485, Pillow's limit against bombs)"
 _AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 
@@ -35,6 +37,7 @@ def run(
     try:
         from fdt_pipeline.cli import index, inspecting, native, preview, shard
         from fdt_pipeline.shards import BadSampleError, WorkerError
+        from fdt_pipeline.sources.image_pixels import pixel_limit
     except KeyboardInterrupt:  # the imports may take seconds, and a traceback says nothing of use
         return 130
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=_EXAMPLE, formatter_class=_AS_WRITTEN)
@@ -48,7 +51,8 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv, argparse.Namespace(argv=argv, codes={}))
-    with warnings.catch_warnings():
+    limit = getattr(arguments, "max_pixels", None)
+    with warnings.catch_warnings(), pixel_limit(limit) if limit else nullcontext():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         return run_verb(arguments.run, arguments, {BadSampleError: 1, WorkerError: 2, **arguments.codes})
 
@@ -85,6 +89,18 @@ def run_verb(
 def verb_parser(verbs: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
     """The parser of a verb, added to argparse's subparsers; description and example are printed as they are."""
     return verbs.add_parser(name, help=summary, description=description, epilog=example, formatter_class=_AS_WRITTEN)
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Add the option of verbs that decode images: --max-pixels, Pillow's limit for this run."""
+    parser.add_argument("--max-pixels", type=_at_least_one, metavar="N", help=_MAX_PIXELS)
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return number
 
 
 def add_debug(verbs: Any) -> None:

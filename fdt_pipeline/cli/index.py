@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from fdt_pipeline.cli import location, verb_parser
+from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import stored_as
 from fdt_pipeline.shards import BadTarsError, InPlace, LabelField, index_in_place, label_field, read_classes
 from fdt_pipeline.shards.indexing import index_tar
@@ -28,6 +28,7 @@ _EXAMPLE = """example:
   fdt-pipeline index runs/shards/train
   fdt-pipeline index imagenet-000000.tar imagenet-000001.tar --json
   fdt-pipeline index s3://bucket/train --out runs/train --label json:label --classes names.txt"""
+_NAME_ALL = 'name all to DALI\'s reader, ext=["{}", ...], which gives others as empty images'
 _SHOWN = 5  # samples that are left out, in text
 
 
@@ -38,6 +39,7 @@ def add_parsers(verbs: Any) -> None:
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line, or JSON: a list, or name -> number")
     parser.add_argument("--label", metavar="L", help="where a label is: cls (default), txt or json:FIELD")
     parser.add_argument("--no-decode", action="store_true", help="look at the headers of images alone")
+    add_max_pixels(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=run, codes={BadTarsError: 1})
 
@@ -60,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{result['tar']}: {problem}")
             outcome = "no index written, see above" if result["problems"] else result["index"]
             print(f"{result['tar']}: {result['num_samples']} samples, {outcome}")
+            if spellings := result["spellings"]:
+                advice = _NAME_ALL.format(";".join(spellings))
+                print(f"{result['tar']}: its images end in {', '.join(spellings)}: {advice}")
     if arguments.json:
         print(json.dumps(results, indent=2))
     return 1 if any(result["problems"] for result in results) else 0
@@ -140,7 +145,7 @@ def _tars(place: str) -> list[tuple[Folder, str]]:
 
 def _index(folder: Folder, name: str) -> dict[str, Any]:
     """What --json prints of a tar; index: "written", "unchanged", "replaced", or "none" where there are problems."""
-    result = {"tar": folder.path(name), "num_samples": 0, "index": "none"}
+    result = {"tar": folder.path(name), "num_samples": 0, "index": "none", "spellings": []}
     try:
         with folder.open(name) as tar:
             found = index_tar(tar)
@@ -148,7 +153,7 @@ def _index(folder: Folder, name: str) -> dict[str, Any]:
         return {**result, "problems": [f"could not be read: {error.strerror or error}"]}
     if not found.problems:
         result["index"] = _write(folder, name.removesuffix(".tar") + ".idx", found.text)
-    return {**result, "num_samples": found.num_samples, "problems": found.problems}
+    return {**result, "num_samples": found.num_samples, "problems": found.problems, "spellings": found.spellings}
 
 
 def _write(folder: Folder, name: str, text: bytes) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fdt_pipeline.cli import location, verb_parser
+from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.shards import Manifest, read_manifest, shard_sets, verify_shards
 from fdt_pipeline.shards.progress import progress_bar
 
@@ -33,6 +33,7 @@ def add_parsers(verbs: Any) -> None:
         parser.add_argument("--json", action="store_true", help=f"print the {printed} as JSON")
         parser.set_defaults(run=run)
     verify.add_argument("--decode", action="store_true", help="decode every image, and compare their mean and std")
+    add_max_pixels(verify)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

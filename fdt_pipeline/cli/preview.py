@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fdt_pipeline.cli import location, verb_parser
+from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import describe
-from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
 from fdt_pipeline.shards import Manifest, ShardError, check_shards, read_manifest, shard_sets
 from fdt_pipeline.shards.conversion import OneShard, ShardSource
 from fdt_pipeline.sources.source import I64, U8
@@ -52,6 +53,7 @@ def add_parsers(verbs: Any) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="PNG", help="file to draw to")
     parser.add_argument("--superpose", action="store_true", help="draw superposed outputs with their soft targets")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other samples (default: %(default)s)")
+    add_max_pixels(parser)
     parser.set_defaults(run=_preview)
 
 

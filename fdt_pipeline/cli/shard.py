@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fdt_pipeline.cli import location, verb_parser
+from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import stored_as
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.shards import (
@@ -86,6 +86,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that are in OUT")
     bad_help = "at an image that is not one: end the run, or leave it out and list it (default: %(default)s)"
     parser.add_argument("--on-bad", choices=("stop", "quarantine"), default="stop", help=bad_help)
+    add_max_pixels(parser)
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(interrupted="nothing was written")

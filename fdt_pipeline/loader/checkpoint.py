@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import Mix
 from fdt_pipeline.loader.mixes import MixSchedule, describe_mix, described_mix
 from fdt_pipeline.loader.order import Leg
 
@@ -26,7 +26,7 @@ class Cursor:
 
     epoch: int = 0
     batch: int = 0
-    mix: FDT | None = None
+    mix: Mix | None = None
     legs: tuple[Leg, ...] = ()
 
     @property
@@ -55,7 +55,7 @@ def pack_state(
         "batch": cursor.batch,
         "num_batches": num_batches,
         "has_mix": has_mix,
-        "mix": describe_mix(cursor.mix, schedule.num_classes) if has_mix else None,
+        "mix": describe_mix(cursor.mix, schedule.context.num_classes) if has_mix else None,
         "mix_next": schedule.described(),
         "mixing_next": schedule.is_on,
         "legs": [asdict(leg) for leg in legs],
@@ -90,13 +90,13 @@ def unpack_state(
         raise OtherLoaderError(f"batch of the state is {state['batch']}, but an epoch has {num_batches}")
     if legs and current and replace(legs[-1], batches=0) == replace(current, batches=0):
         legs = legs[:-1]
-    number, epoch = schedule.num_classes, state["epoch"]
+    context, epoch = schedule.context, state["epoch"]
     try:
-        next_mix = described_mix(state["mix_next"], number, lambda: schedule.mix)
-        mix = described_mix(state["mix"], number, lambda: schedule.given(epoch))
+        next_mix = described_mix(state["mix_next"], context, lambda: schedule.mix)
+        mix = described_mix(state["mix"], context, lambda: schedule.given(epoch))
     except ValueError as error:
         raise OtherLoaderError(str(error)) from error
-    assert mix is None or isinstance(mix, FDT)
+    assert mix is None or isinstance(mix, Mix)
     schedule.mix, schedule.is_on = next_mix, state["mixing_next"]
     return Cursor(epoch, state["batch"], mix, tuple(legs))
 

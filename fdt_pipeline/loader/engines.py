@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import Mix
 from fdt_pipeline.loader.graphs import (
     Decoding,
     batches_pipeline,
@@ -25,6 +25,7 @@ from fdt_pipeline.loader.graphs import (
     resident_pipeline,
     streaming_arguments,
 )
+from fdt_pipeline.loader.mixes import keeps_ring
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.order import Span
 from fdt_pipeline.loader.preprocessing import conditionals
@@ -83,7 +84,7 @@ Made = Generator[tuple[T, Outputs], None, None]  # each input with images [batch
 
 
 class ResidentEngine(Protocol):
-    def run(self, inputs: Iterator[SpanBatch], mix: FDT | None) -> Made[SpanBatch]:
+    def run(self, inputs: Iterator[SpanBatch], mix: Mix | None) -> Made[SpanBatch]:
         """mix=None: whole images."""
 
 
@@ -91,7 +92,7 @@ class StreamingEngine(Protocol):
     decodes: bool  # else it wants images u8[n h w c]
     together: int  # batches of one size that it takes at once, at most
 
-    def run(self, inputs: Iterator[list[Incoming]], mix: FDT | None) -> Made[list[Incoming]]:
+    def run(self, inputs: Iterator[list[Incoming]], mix: Mix | None) -> Made[list[Incoming]]:
         """mix=None: whole images."""
 
 
@@ -113,7 +114,7 @@ class NativeResident:
             prepare_gpu(device.index, pool.shape[-1], mixing.output.channels)  # what is missing is missed now
         resident_arguments(mixing, pool, in_order)  # raises where they cannot be
 
-    def run(self, inputs: Iterator[SpanBatch], mix: FDT | None) -> Made[SpanBatch]:
+    def run(self, inputs: Iterator[SpanBatch], mix: Mix | None) -> Made[SpanBatch]:
         """As `ResidentEngine` has it."""
         arguments = resident_arguments(self.mixing.of(mix), self.pool, self.in_order)
         pipeline = resident_pipeline(arguments, dali_device(self.device), **self.dali.arguments(self.together))
@@ -121,8 +122,8 @@ class NativeResident:
 
 
 class NativeStreaming:
-    """Mixes within a ring of `ring` images, which its operator keeps. decoding: what its pipeline does before, on the
-    same device."""
+    """Mixes within a ring of `ring` images, which its operator keeps, or within each batch. decoding: what its pipeline
+    does before, on the same device."""
 
     def __init__(
         self,
@@ -141,10 +142,9 @@ class NativeStreaming:
             prepare_gpu(device.index, stored, mixing.output.channels)
         streaming_arguments(mixing, ring)  # raises where they cannot be
 
-    def run(self, inputs: Iterator[list[Incoming]], mix: FDT | None) -> Made[list[Incoming]]:
+    def run(self, inputs: Iterator[list[Incoming]], mix: Mix | None) -> Made[list[Incoming]]:
         """As `StreamingEngine` has it."""
-        # Where nothing is mixed, each output is its own sample, which needs no ring.
-        ring = self.ring if mix is not None else 0
+        ring = self.ring if keeps_ring(mix) else 0
         arguments, device = streaming_arguments(self.mixing.of(mix), ring or self.batch_size), dali_device(self.device)
         arguments["ring"] = ring
         if self.decoding is None:

@@ -27,7 +27,7 @@ from fdt_pipeline.loader.engines import (
     grouped,
 )
 from fdt_pipeline.loader.memory import SHUFFLED
-from fdt_pipeline.loader.mixes import MixSchedule
+from fdt_pipeline.loader.mixes import MixSchedule, keeps_ring
 from fdt_pipeline.loader.order import Batching, EpochOrder, Leg, epoch_order
 from fdt_pipeline.loader.prefetch import prefetched
 from fdt_pipeline.loader.reading import KnownBad, first_positions, read_samples
@@ -177,7 +177,7 @@ class ResidentEpochs(_Epochs):
 
 class StreamingEpochs(_Epochs):
     """Outputs of the samples of the shards, in shuffled order: each batch comes into the ring, and is mixed with what
-    is there. When an epoch begins, the ring is empty."""
+    is there, or within itself. When an epoch begins, the ring is empty."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class StreamingEpochs(_Epochs):
             order = order.of_batches(num_batches, size, self.batching.last_batch == "fill")
             begin, end = (each.batch - each.batches_before) * size, len(order.samples)
             # A resumed ring is filled from a batch's beginning on, as then the same samples take bad ones' places.
-            oldest = max(0, min(begin + size, end) - self.ring) // size * size if each.mix else begin
+            oldest = max(0, min(begin + size, end) - self.ring) // size * size if keeps_ring(each.mix) else begin
             bounds = order.bounds(min(begin, oldest), size)
             batches = read_samples(
                 self.files, self.manifest, order, bounds, self.substitute, known_bad, self.engine.together,
@@ -303,7 +303,7 @@ class StreamingEpochs(_Epochs):
             self.stats.add_bad(batch.samples.replaced.values())
         if cursor.mix is None:
             return
-        self.watch.come_in(batch.position, batch.samples.labels[:, 0])
+        self.watch.come_in(batch.position, batch.samples.labels[:, 0], keeps_ring(cursor.mix))
         if batch.has_outputs:
             self.watch.mixed(cursor.mix, self.stats)
 

@@ -15,11 +15,10 @@ import torch
 
 from fdt_pipeline.dali import import_dali
 from fdt_pipeline.definition.crops import RandomResizedCrop
-from fdt_pipeline.definition.superposition import image_range
 from fdt_pipeline.loader.decoding import Decoding
 from fdt_pipeline.loader.options import Mixing
 from fdt_pipeline.loader.preprocessing import preprocessed
-from fdt_pipeline.native.arguments import series_argument
+from fdt_pipeline.native.arguments import mix_argument
 from fdt_pipeline.native.pool import NativePool
 
 _dali = import_dali()
@@ -127,26 +126,21 @@ def batch_inputs(decoding: Decoding) -> dict[str, Any]:
 def resident_arguments(mixing: Mixing, pool: NativePool, in_order: bool = False) -> dict[str, Any]:
     """Arguments of fn.fdt.superpose_resident. in_order: output i is image i (evaluation)."""
     assert pool.labels is not None
-    most = image_range(mixing.fdt, pool.labels)[1]
-    return {**_arguments(mixing, most), "anchor": "index" if in_order else mixing.fdt.anchor, "pool": pool.name}
+    return {**_arguments(mixing, pool.labels.num_distinct), "in_order": in_order, "pool": pool.name}
 
 
 def streaming_arguments(mixing: Mixing, num_images: int) -> dict[str, Any]:
     """Arguments of fn.fdt.superpose that draws from up to so many images."""
-    most = min(mixing.fdt.most_images(mixing.num_classes), num_images)
-    return {**_arguments(mixing, most), "anchor": mixing.fdt.anchor, "num_classes": mixing.num_classes}
+    return {**_arguments(mixing, min(mixing.num_classes, num_images)), "num_classes": mixing.num_classes}
 
 
-def _arguments(mixing: Mixing, most: int) -> dict[str, Any]:
-    """What both operators take for sums of up to `most` images."""
-    fdt, output = mixing.fdt, mixing.output
+def _arguments(mixing: Mixing, num_distinct: int) -> dict[str, Any]:
+    """What both operators take for images of up to so many classes."""
+    output = mixing.output
     return {
         "plan_seed": mixing.seed - (mixing.seed >> 63 << 64),  # the same 64 bits as a signed number
-        "min_images": fdt.min_images,
-        "max_images": fdt.max_images or 0,
-        "probability": repr(float(fdt.probability)),
-        "series": series_argument(fdt.series, most),
-        "targets": fdt.targets if mixing.soft else "label",
+        "mix": mix_argument(mixing.mix, num_distinct),
+        "targets": mixing.mix.targets if mixing.soft else "label",
         "pad": mixing.augment.pad,
         "flip": mixing.augment.flip,
         "mean": list(output.mean),

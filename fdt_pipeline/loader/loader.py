@@ -18,13 +18,21 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool
 from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, mode_of, pack_state, unpack_state
 from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
 from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, choose_ring, is_small_ring, read_pool
-from fdt_pipeline.loader.mixes import Mix, MixSchedule, describe_mix
+from fdt_pipeline.loader.memory import (
+    SAMPLES_PER_CLASS,
+    choose_mode,
+    choose_ring,
+    is_small_ring,
+    read_pool,
+    small_ring_warning,
+)
+from fdt_pipeline.loader.mixes import MixArgument, MixContext, MixSchedule, classes_wanted, describe_mix, keeps_ring
 from fdt_pipeline.loader.options import (
     PAPER_STD,
     Augmentation,
@@ -38,7 +46,7 @@ from fdt_pipeline.loader.options import (
     chosen_mix,
     chosen_normalization,
 )
-from fdt_pipeline.loader.order import Batching, find_ranks
+from fdt_pipeline.loader.order import Batching, check_ranks, find_ranks
 from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.running import DaliOptions
 from fdt_pipeline.loader.stats import ClassWatch, LoaderStats, StatsCounter, annotated
@@ -68,14 +76,18 @@ class FDTLoader:
         [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
         pipeline: their numbers differ from run to run, after a resume, and between ranks.
     targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
-        weight. `sparse_targets` makes them (classes, weights) where classes are many.
+        weight. `sparse_targets` makes them (classes, weights) where classes are many. With class weights w
+        f32[num_classes] torch's mean of soft targets is over n, and that of labels over the batch's weights; this is
+        the latter for both, whatever the scale of w:
+            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
     images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
         0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
         gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
         channels_last=True gives that memory format.
     decode: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A GPU's
         JPEG decoder gives other pixels than the CPU's, by a few grey levels.
-    device: "cpu" or "cuda", where the tensors are. pin_memory: those of the host in pinned memory.
+    device: "cpu" or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
+        LOCAL_RANK's. pin_memory: those of the host in pinned memory.
     mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
         mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
@@ -103,12 +115,14 @@ class FDTLoader:
         sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
     strict_state: `load_state_dict` refuses the state of a loader with other data or options; with False it begins the
         epoch of such a state anew, and warns.
-    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built.
+    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built; iterating is an
+        error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use takes
+        rank=0, world_size=1.
 
-    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next. `len()` is the
-    number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e depends on
-    (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of ranks; in
-    streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
+    Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next; `forever()` has no
+    end. `len()` is the number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e
+    depends on (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of
+    ranks; in streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
     `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
     effect with the next iteration; no other attribute can be set. `stats` says what was done so far.
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
@@ -120,7 +134,7 @@ class FDTLoader:
         batch_size: int,
         *,
         train: bool = True,
-        mix: Mix | Literal["default"] = "default",
+        mix: MixArgument | Literal["default"] = "default",
         augment: Augmentation | Literal["default"] | None = "default",
         preprocess: Preprocess | None = None,
         decode: Literal["cpu", "gpu"] | None = None,
@@ -155,7 +169,7 @@ class FDTLoader:
             preprocess=preprocess, decode=decode, verify=verify, on_bad=on_bad, last_batch=last_batch, weights=weights,
             num_threads=checked_threads(num_threads), prefetch=prefetch, strict_state=strict_state,
         )  # fmt: skip
-        ranks = find_ranks(rank, world_size)
+        ranks, self._ranks_are_given = find_ranks(rank, world_size), rank is not None
         self.shards = open_folder(shards)
         self.manifest = read_manifest(self.shards)
         if self.shards.local:  # a remote shard is checked when it is fetched
@@ -163,7 +177,7 @@ class FDTLoader:
         self.batching = Batching(self.num_samples, operator.index(batch_size), last_batch, ranks)
         self._mixing = options.mixing(self.manifest)
         self.engine = choose_engine(engine, self.device, self.num_classes)
-        asked = options.asked_mode()
+        asked = options.asked_mode(self._mixing.mix.partners)
         self._mode_follows_state = asked == "auto"
         frame = self._mixing.augment.pad if self.engine == "torch" else 0  # of zeros, which that engine keeps in memory
         chosen = choose_mode(asked, self.num_samples, self.manifest.shape, frame, self.device, ranks.world_size)
@@ -172,7 +186,8 @@ class FDTLoader:
         # Not a WeakSet, whose callbacks are Python: a Ctrl-C that came in one was lost.
         self._iterations: list[weakref.ref[Generator[Any, None, None]]] = []
         self._stats = StatsCounter()
-        self._schedule = MixSchedule(options.mix, self.num_classes)  # of epochs that are not begun
+        self._schedule = MixSchedule(options.mix, self._context(chosen))  # of epochs that are not begun
+        self._schedule.of(0)  # raises where a function gives what this loader cannot have
         self._next = Cursor()  # where the next iteration begins
         self._next_mix_stands = False  # as a state says; else the schedule says what is mixed in it
         self._reached: Cursor | None = None  # where the one is that moved last, between its first batch and its end
@@ -196,12 +211,13 @@ class FDTLoader:
         super().__setattr__(name, value)
 
     @property
-    def mix(self) -> Mix:
-        """What is mixed from the next iteration on, where `mixing` is on: an FDT, a function of the epoch, or None."""
+    def mix(self) -> MixArgument:
+        """What is mixed from the next iteration on, where `mixing` is on: an FDT, MixUp, CutMix or OneOf, a function of
+        the epoch, or None."""
         return self._schedule.mix
 
     @mix.setter
-    def mix(self, mix: Mix) -> None:
+    def mix(self, mix: MixArgument) -> None:
         if not self.options.train:
             raise ValueError(f"train=False yields every sample whole and unchanged, got mix={mix!r}")
         self._schedule.set(mix)
@@ -209,7 +225,7 @@ class FDTLoader:
 
     @property
     def ring(self) -> int | None:
-        """Images in streaming's ring; None in resident mode."""
+        """Images in streaming's ring, in epochs that have one; None in resident mode."""
         return self._epochs.ring if isinstance(self._epochs, StreamingEpochs) else None
 
     @property
@@ -343,9 +359,23 @@ class FDTLoader:
             raise RuntimeError("this FDTLoader is closed: make a new one")
         if self._next.epoch >= 2**32:
             raise ValueError(f"epoch must be in [0, 2**32), got {self._next.epoch}")
+        if not self._ranks_are_given:
+            check_ranks(self.batching.ranks)
         batches = self._iterate(self._epochs)
         self._iterations = [*(old for old in self._iterations if old() is not None), weakref.ref(batches)]
         return batches
+
+    def forever(self) -> Generator[Any, None, None]:
+        """Batches without end: the rest of this epoch, the next one, and so on, each with mixtures of its own.
+
+            for step, (images, targets) in zip(range(100_000), loader.forever()):
+
+        Not `itertools.cycle(loader)`, which keeps every batch of one epoch in memory and gives the same ones again and
+        again. `state_dict()` may be taken at any batch; what is loaded or set (`load_state_dict`, `set_epoch`, `mix`,
+        `mixing`) holds from the next epoch on: at once with a new `forever()`.
+        """
+        while True:
+            yield from self
 
     def _iterate(self, epochs: ResidentEpochs | StreamingEpochs) -> Generator[Any, None, None]:
         """The epoch is taken with the first batch, not before: Lightning calls iter() twice for one epoch."""
@@ -415,19 +445,20 @@ class FDTLoader:
         which takes time, once the state is known to fit; nothing changes where it does not."""
         if mode == "resident":
             self.options.check_resident()
-        epochs = self._streaming() if mode == "streaming" else None
+        schedule = self._schedule.within(self._context(mode))
+        epochs = self._streaming(schedule) if mode == "streaming" else None
         config = self._configuration(mode, epochs.ring if epochs else None)
         cursor = self._next
         if state is not None:
-            cursor = unpack_state(state, epochs.leg() if epochs else None, self._schedule, len(self), config)
+            cursor = unpack_state(state, epochs.leg() if epochs else None, schedule, len(self), config)
         if epochs and self.options.verify and isinstance(epochs.files, LocalShardFiles):
             with progress_bar(f"check {self.shards.url}", "shards", delay=2) as progress:
                 check_hashes(self.shards, self.manifest, self.options.num_threads, progress)
             epochs.files.mark_checked()
-        self._epochs = epochs or self._resident()
+        self._epochs = epochs or self._resident(schedule)
         _close(self._chains)
         self._chains.append(self._epochs.chain)
-        self._mode, self._config = mode, config
+        self._mode, self._config, self._schedule = mode, config, schedule
         return cursor
 
     def _configuration(self, mode: str, ring: int | None) -> dict[str, Any]:
@@ -451,7 +482,10 @@ class FDTLoader:
             "ring": ring,
         }
 
-    def _resident(self) -> ResidentEpochs:
+    def _context(self, mode: str) -> MixContext:
+        return MixContext(self.num_classes, mode, self.batch_size, self.batching.smallest_batch)
+
+    def _resident(self, schedule: MixSchedule) -> ResidentEpochs:
         engine: ResidentEngine
         in_order = not self.options.train
         most = 1 if self.engine == "torch" else self.options.batches_together(self.shape)
@@ -465,7 +499,7 @@ class FDTLoader:
                 images, labels, _ = load_shards(self.shards, progress, self.options.num_threads)
             labelled = Pool(labels, self.num_classes)
             engine = TorchResident(self._mixing, images, labelled, self.options.prefetch, in_order)
-        return ResidentEpochs(engine, self.batching, most, self._schedule)
+        return ResidentEpochs(engine, self.batching, most, schedule)
 
     def _dali(self, num_batches: int) -> DaliOptions:
         """Of a pipeline that makes so many batches at once. On a GPU its threads have next to nothing to do."""
@@ -473,7 +507,7 @@ class FDTLoader:
         ahead = math.ceil(options.prefetch / num_batches)
         return DaliOptions(1 if on_gpu else options.num_threads, ahead, self.device.index if on_gpu else None)
 
-    def _streaming(self) -> StreamingEpochs:
+    def _streaming(self, schedule: MixSchedule) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
         ring, is_small = self._checked_ring()
         decoding, on_gpu = options.decoding(manifest), options.decodes_on_gpu
@@ -499,7 +533,7 @@ class FDTLoader:
         )
         decoder = DaliOptions(options.num_threads, min(1, options.prefetch))
         return StreamingEpochs(
-            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, self._schedule,
+            engine, files, manifest, self.batching, decoding, decoder, ring, self._mixing.seed, schedule,
             train=options.train, substitute=options.on_bad == "substitute", prefetch=options.prefetch, watch=watch,
             stats=self._stats
         )  # fmt: skip
@@ -513,18 +547,18 @@ class FDTLoader:
         return self._samples_of_rank() + self.batch_size
 
     def _checked_ring(self) -> tuple[int, bool]:
-        """-> (images in the ring, whether that is too few)."""
+        """-> (images in the ring, whether that, or a batch where they are mixed within it, is too few)."""
         mix = FDT() if callable(self.options.mix) else self.options.mix
         least = self.batch_size if self.options.train else 1
         ring = choose_ring(self.options.ring, least, mix, self.num_classes, self.shape)
-        is_small = is_small_ring(mix, ring, self._samples_of_rank(), self.num_classes)
-        if mix and is_small:
-            wanted = mix.most_images(self.num_classes)
-            warnings.warn(
-                f"a ring of {ring} samples will often hold fewer than {wanted} classes, so fewer images are superposed "
-                f"than asked: pass ring={SAMPLES_PER_CLASS * wanted} or more, memory allowing",
-                stacklevel=5,
-            )
+        enough = SAMPLES_PER_CLASS * (wanted := classes_wanted(mix, self.num_classes))
+        num, where, advice = ring, f"a ring of {ring} samples", f"ring={enough} or more, memory allowing"
+        if mix is not None and not keeps_ring(mix):
+            num, where = self.batch_size, f"a batch of {self.batch_size} samples, within which it mixes,"
+            advice = f'batch_size={enough} or more, or partners="ring"'
+        is_small = is_small_ring(mix, num, self._samples_of_rank(), self.num_classes)
+        if is_small:
+            warnings.warn(small_ring_warning(where, wanted, advice), stacklevel=5)
         return ring, is_small
 
 

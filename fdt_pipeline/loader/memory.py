@@ -8,7 +8,9 @@ import os
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT, Pool
+from fdt_pipeline.definition.mixing import Mix
+from fdt_pipeline.definition.superposition import Pool
+from fdt_pipeline.loader.mixes import classes_wanted
 from fdt_pipeline.loader.options import check_count, checked_device
 from fdt_pipeline.loader.order import local_world_size
 from fdt_pipeline.machine import available_memory, total_memory
@@ -59,10 +61,10 @@ def choose_mode(
     return "resident"
 
 
-def is_small_ring(fdt: FDT | None, ring: int, num_samples: int, num_classes: int) -> bool:
+def is_small_ring(mix: Mix | None, ring: int, num_samples: int, num_classes: int) -> bool:
     """Whether so many samples, of classes of one size, will often be of fewer classes than the largest sum takes: on
     average 0.7 % fewer, as where it takes all classes and there are 5 samples of each."""
-    wanted = fdt.most_images(num_classes) if fdt and fdt.probability else 1
+    wanted = classes_wanted(mix, num_classes)
     if wanted == 1 or ring >= min(ENOUGH_PER_CLASS * wanted, num_samples):
         return False
     if wanted == num_classes or ring < wanted:
@@ -75,16 +77,23 @@ def is_small_ring(fdt: FDT | None, ring: int, num_samples: int, num_classes: int
     return bool(chances @ np.arange(wanted, -1, -1) > wanted * math.exp(-ENOUGH_PER_CLASS))
 
 
-def choose_ring(asked: int | None, least: int, fdt: FDT | None, num_classes: int, shape: tuple[int, int, int]) -> int:
+def choose_ring(asked: int | None, least: int, mix: Mix | None, num_classes: int, shape: tuple[int, int, int]) -> int:
     """Images in the ring: as asked, or 1,024 (10 for each image of the largest sum where that is more) up to 2 GiB,
     but at least so many, a batch."""
     if asked is not None:
         if asked < least:
             raise ValueError(f"ring={asked} is smaller than a batch of {least}: pass {least} or more")
         return asked
-    most = fdt.most_images(num_classes) if fdt else 1
+    most = mix.most_images(num_classes) if mix else 1
     fitting = RING_BYTES // math.prod(shape)
     return max(least, min(max(RING_SAMPLES, SAMPLES_PER_CLASS * most), fitting))
+
+
+def small_ring_warning(where: str, wanted: int, advice: str) -> str:
+    """Of what `is_small_ring`."""
+    return (
+        f"{where} will often hold fewer than {wanted} classes, so fewer images are superposed than asked: pass {advice}"
+    )
 
 
 def load_pool(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 
 from fdt_pipeline.definition.crops import RandomResizedCrop, ResizeCrop
+from fdt_pipeline.definition.mixing import FDT, PLAIN, Mix
 from fdt_pipeline.definition.philox import Stream, random_words
-from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment
+from fdt_pipeline.definition.superposition import NO_AUGMENT, Augment
 from fdt_pipeline.loader.decoding import Decoding, Preprocess, takes_random
-from fdt_pipeline.loader.mixes import Mix, MixSchedule, checked_mix
+from fdt_pipeline.loader.mixes import MixArgument, checked_mix, mix_of
 from fdt_pipeline.machine import available_cpus
 from fdt_pipeline.shards import Manifest
 
@@ -52,15 +54,15 @@ class Mixing:
     """What every output is a function of, beside its epoch and index."""
 
     seed: int
-    fdt: FDT
+    mix: Mix
     augment: Augment
     num_classes: int
     output: Output
     soft: bool = True  # f32 soft targets; False gives the int64 label of the first image
 
-    def of(self, mix: FDT | None) -> Mixing:
+    def of(self, mix: Mix | None) -> Mixing:
         """The same with this mix; or, with None, with whole images, each leading once an epoch."""
-        return replace(self, fdt=mix or PLAIN)
+        return replace(self, mix=mix or PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class Options:
     passes.
     """
 
-    mix: Mix
+    mix: MixArgument
     augment: Augmentation
     device: torch.device
     num_threads: int
@@ -115,6 +117,8 @@ class Options:
             raise ValueError('decode="gpu" needs device="cuda", but device is "cpu": leave decode out')
         if self.preprocess is not None:
             takes_random(self.preprocess)  # raises where it is no such function
+        if self.ring is not None and isinstance(self.mix, Mix) and self.mix.partners == "batch":
+            raise ValueError(f'partners="batch" keeps no ring: leave ring={self.ring} out, or pass partners="ring"')
         if self.mode == "resident" and self.crop is not None:
             raise ValueError(f'augment={self.crop!r} is for streaming: leave mode out, or pass mode="streaming"')
         if self.mode == "resident" and self.preprocess is not None:
@@ -142,15 +146,21 @@ class Options:
     def mixing(self, manifest: Manifest) -> Mixing:
         """What the operators are told. ValueError where the set does not allow it."""
         num_classes = len(manifest.classes)
-        first = MixSchedule(self.mix, num_classes).of(0)
+        first = mix_of(self.mix, 0)
+        if first is not None:
+            first.check_classes(num_classes)
         augment = self.augment if isinstance(self.augment, Augment) else self.augment.augment
         output = checked_output(manifest.channels, self.channels, self.mean, self.std, self.dtype, self.channels_last)
         return Mixing(operator.index(self.seed), first or PLAIN, augment, num_classes, output, soft=self.train)
 
-    def asked_mode(self) -> Mode:
-        """The mode that is asked for: "auto" is streaming where images are cropped, resized or preprocessed."""
-        is_changed = self.image_size is not None or self.preprocess is not None
-        return "streaming" if self.mode == "auto" and is_changed else self.mode
+    def asked_mode(self, partners: str | None) -> Mode:
+        """The mode that is asked for: "auto" is streaming where images are cropped, resized or preprocessed, or else
+        the mode that has what images are mixed with."""
+        if self.mode != "auto":
+            return self.mode
+        if self.image_size is not None or self.preprocess is not None or partners in ("ring", "batch"):
+            return "streaming"
+        return "resident" if partners == "set" else "auto"
 
     def batches_together(self, shape: tuple[int, int, int]) -> int:
         """How many batches of images [c h w] DALI makes in one iteration, which takes 0.1 ms and more for itself."""
@@ -165,7 +175,7 @@ class Options:
             raise ValueError("on_bad is for streaming: a resident set is checked when it is loaded, so leave it out")
 
 
-def chosen_mix(train: bool, mix: Mix | str) -> Mix:
+def chosen_mix(train: bool, mix: MixArgument | str) -> MixArgument:
     """The default is FDT in training. Evaluation takes none, and says so if it is asked for one."""
     if not train:
         _check_left_out("mix", mix)
@@ -273,6 +283,8 @@ def checked_image_size(
 
 
 def checked_device(device: str | torch.device) -> torch.device:
+    """With the number of a GPU: for "cuda" the current device; or, where torchrun says LOCAL_RANK and nobody has called
+    `torch.cuda.set_device`, that one. ValueError for what is not there."""
     try:
         checked = torch.device(device)
     except RuntimeError:
@@ -283,10 +295,17 @@ def checked_device(device: str | torch.device) -> torch.device:
         return checked
     if not torch.cuda.is_available():
         raise ValueError(f'device is {device!r}, but torch sees no GPU here: pass device="cpu"')
-    index = torch.cuda.current_device() if checked.index is None else checked.index
+    index = _own_gpu() if checked.index is None else checked.index
     if index >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPU(s) here")
     return torch.device("cuda", index)
+
+
+def _own_gpu() -> int:
+    """Where each rank is shown a single GPU, it is number 0 for all."""
+    current, local_rank = torch.cuda.current_device(), os.environ.get("LOCAL_RANK", "")
+    is_untouched = current == 0 and local_rank.isdecimal() and int(local_rank) < torch.cuda.device_count()
+    return int(local_rank) if is_untouched else current
 
 
 def checked_output(

@@ -13,6 +13,7 @@ computed from the orders of its ranks and shared out among the new ranks, so eve
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -39,20 +40,55 @@ class Ranks:
 
 def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
     """As given; else torch.distributed's, where it is initialized; else those of torchrun's environment; else one
-    process. ValueError for what cannot be."""
+    process, with a warning where another launcher says that there are several. ValueError for what cannot be."""
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank and world_size must be given together, got rank={rank} and world_size={world_size}")
     if rank is not None and world_size is not None:
         return _checked(rank, world_size, "")
+    return _of_process_group() or _of_environment(os.environ)
+
+
+def check_ranks(built_for: Ranks) -> None:
+    """RuntimeError if torch.distributed, which may have begun since, has other ranks: each would see another's data."""
+    now = _of_process_group() or built_for
+    if now != built_for:
+        raise RuntimeError(
+            f"this loader was built for rank {built_for.rank} of {built_for.world_size}, and torch.distributed says "
+            f"rank {now.rank} of {now.world_size}: build it after init_process_group() (with Fabric after launch(), in "
+            "Lightning in train_dataloader()), or pass rank and world_size"
+        )
+
+
+def _of_process_group() -> Ranks | None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    return _of_environment(os.environ)
+    return None
+
+
+# How launchers that set no RANK say how many processes there are, and which one this is.
+_LAUNCHERS = {
+    "SLURM": (("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID"),
+    "mpirun": (("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
+}
+
+
+def _warn_of_launchers(environment: Mapping[str, str]) -> None:
+    for launcher, (sizes, rank) in _LAUNCHERS.items():
+        size = next((environment[name] for name in sizes if name in environment), "")
+        if rank in environment and size.isdecimal() and int(size) > 1:
+            warnings.warn(
+                f"{launcher} says that there are {size} tasks, but neither torch.distributed nor RANK says which one "
+                "this is, so each would see all of the data: build the loader after init_process_group(), or pass "
+                f"rank=int(os.environ[{rank!r}]) and world_size={size} (rank=0 and world_size=1 if that is meant)",
+                stacklevel=5,
+            )
 
 
 def _of_environment(environment: Mapping[str, str]) -> Ranks:
     found = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
     said = " and ".join(f"{name}={value}" for name, value in found.items())
     if found["WORLD_SIZE"] is None and found["RANK"] in (None, "0"):
+        _warn_of_launchers(environment)
         return Ranks()
     if found["RANK"] is None and found["WORLD_SIZE"] == "1":
         return Ranks()
@@ -133,6 +169,12 @@ class Batching:
     def num_batches(self) -> int:
         whole = self.total // self.global_batch_size
         return whole if self.last_batch == "drop" or not self._rest else whole + 1
+
+    @property
+    def smallest_batch(self) -> int:
+        """Outputs of the smallest batch of an epoch, of any rank."""
+        is_partial = self.last_batch == "partial" and self._rest > 0
+        return self._rest // self.ranks.world_size if is_partial else self.batch_size
 
     @property
     def _rest(self) -> int:

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
-from fdt_pipeline.definition.superposition import FDT, Augment
+from fdt_pipeline.definition.mixing import Mix
+from fdt_pipeline.definition.superposition import Augment
 from fdt_pipeline.loader import graphs
 from fdt_pipeline.loader.decoding import Decoding, Preprocess
 from fdt_pipeline.loader.engines import check_native_classes
 from fdt_pipeline.loader.graphs import fn, pipeline_def
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_ring, read_pool
+from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_ring, read_pool, small_ring_warning
+from fdt_pipeline.loader.mixes import MixContext, classes_wanted
 from fdt_pipeline.loader.options import (
     PAPER_STD,
     Augmentation,
@@ -59,7 +61,7 @@ _pools: WeakValueDictionary[tuple[str, int, torch.device], NativePool] = WeakVal
 def fdt_pipeline(
     shards: str | os.PathLike[str],
     *,
-    mix: FDT | Literal["default"] | None = "default",
+    mix: Mix | Literal["default"] | None = "default",
     augment: Augmentation | Literal["default"] | None = "default",
     preprocess: Preprocess | None = None,
     plan_seed: int = 0,
@@ -113,7 +115,9 @@ def fdt_pipeline(
         last_batch=last_batch,
     )  # fmt: skip
     if callable(options.mix):
-        raise ValueError("a mix that is a function of the epoch is for FDTLoader: pass an FDT or None")
+        raise ValueError("a mix that is a function of the epoch is for FDTLoader: pass one mix for all epochs, or None")
+    if options.mix is not None and options.mix.partners == "ring":
+        raise ValueError('partners="ring" is for FDTLoader, as DALI mixes within its batch: pass partners="batch" here')
     folder = open_folder(shards)
     manifest = read_manifest(folder)
     if folder.local:  # a remote shard is checked when it is fetched
@@ -121,15 +125,20 @@ def fdt_pipeline(
     ranks = find_ranks(rank, world_size)
     batching = Batching(manifest.num_samples, options.batch_size, last_batch, ranks)
     mixing = options.mixing(manifest)
-    asked = _mode_of_checkpoint(pipeline) or options.asked_mode() if mode == "auto" else mode
+    asked = _mode_of_checkpoint(pipeline) or options.asked_mode(mixing.mix.partners) if mode == "auto" else mode
     chosen = choose_mode(asked, manifest.num_samples, manifest.shape, 0, options.device, ranks.world_size)
     height, width = checked_image_size(manifest.shape, folder.url, chosen, options.image_size)
+    context = MixContext(mixing.num_classes, chosen, batching.batch_size, batching.smallest_batch)
+    if options.mix is not None:
+        context.check(options.mix)
     check_native_classes(mixing.num_classes)
     _load_operators()
     if chosen == "resident":
         pool = _pool(folder, manifest, options)
         ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
         return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
+    if options.mix is not None and options.mix.most_images(mixing.num_classes) > 1:
+        context.check_batches()
     _warn_of_small_batches(options.mix, batching, mixing.num_classes)
     files = files_of(folder, manifest)
     if verify and isinstance(files, LocalShardFiles):
@@ -259,14 +268,11 @@ def _checked_device(device: str, device_id: int | None) -> torch.device:
     return torch.device("cuda", device_id)
 
 
-def _warn_of_small_batches(fdt: FDT | None, batching: Batching, num_classes: int) -> None:
+def _warn_of_small_batches(mix: Mix | None, batching: Batching, num_classes: int) -> None:
     num_samples = batching.total // batching.ranks.world_size
     size = min(batching.batch_size, num_samples)
-    if fdt and is_small_ring(fdt, size, num_samples, num_classes):
-        wanted = fdt.most_images(num_classes)
-        warnings.warn(
-            f"a DALI batch of {size} samples, within which it mixes, will often hold fewer than {wanted} classes, "
-            f"so fewer images are superposed than asked: pass batch_size={SAMPLES_PER_CLASS * wanted} or more, or "
-            'mode="resident"',
-            stacklevel=4,
-        )
+    if is_small_ring(mix, size, num_samples, num_classes):
+        wanted = classes_wanted(mix, num_classes)
+        advice = f'batch_size={SAMPLES_PER_CLASS * wanted} or more, or mode="resident"'
+        where = f"a DALI batch of {size} samples, within which it mixes,"
+        warnings.warn(small_ring_warning(where, wanted, advice), stacklevel=4)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fdt_pipeline.definition.superposition import FDT
+from fdt_pipeline.definition.mixing import Mix
+from fdt_pipeline.loader.mixes import keeps_ring, mean_images
 from fdt_pipeline.sources.source import I64
 
 _NAMED = 100  # bad samples that are kept by name
@@ -23,9 +24,9 @@ class LoaderStats:
 
     batches, images: what the consumer has been given. wait_seconds: how long it waited for that, in all.
     bad_samples: how often another sample took a bad one's place; bad: the first 100 of them, each named once, with what
-    was wrong. images_per_output: the expected number of images in a sum, by the classes that were in streaming's ring
-    for each of the mixed batches so far; images_per_output_of_all: the same if no class had been missing. Both are 0
-    before the first one, and in resident mode, where no class is ever missing.
+    was wrong. images_per_output: the expected number of images in an output, by the classes that were in streaming's
+    ring (or batch) for each of the mixed batches so far; images_per_output_of_all: the same if no class had been
+    missing. Both are 0 before the first one, and in resident mode, where no class is ever missing.
     """
 
     batches: int = 0
@@ -57,8 +58,8 @@ class StatsCounter:
 
 
 class ClassWatch:
-    """Counts the classes in the ring, and warns, once, of a full one that lacks so many that fewer images are
-    superposed than asked."""
+    """Counts the classes in the ring, or in each batch where there is none, and warns, once, if full ones lack so many
+    that fewer images are superposed than asked."""
 
     def __init__(self, ring: int, num_samples: int, samples_per_class: Sequence[int], warns: bool = True) -> None:
         self.ring, self.samples_per_class = ring, np.array(samples_per_class, np.int64)
@@ -68,10 +69,12 @@ class ClassWatch:
         self._counts = np.zeros_like(self.samples_per_class)
         self._end = 0
         self._has_warned = not warns
+        self._mix: Mix | None = None  # of the last batch
         self._full, self._mean_of_full, self._mixed = 0, 0.0, 0
 
-    def come_in(self, position: int, labels: I64) -> None:
+    def come_in(self, position: int, labels: I64, has_ring: bool) -> None:
         """labels i64[n]: of a batch that comes into the ring, at this position of the epoch."""
+        position = position if has_ring else 0
         if position == 0:
             self._labels, self._counts = np.full(self.ring, -1), np.zeros_like(self._counts)
         self._end = position + len(labels)
@@ -81,36 +84,33 @@ class ClassWatch:
         number = len(self._counts)
         self._counts += np.bincount(labels, minlength=number) - np.bincount(old[old >= 0], minlength=number)
 
-    def mixed(self, fdt: FDT, stats: StatsCounter) -> None:
+    def mixed(self, mix: Mix, stats: StatsCounter) -> None:
         """A batch has been mixed out of what has come in."""
-        of_all = _images_per_output(fdt, self._num_classes)
-        found = _images_per_output(fdt, np.count_nonzero(self._counts))
+        of_all = mean_images(mix, self._num_classes)
+        found = mean_images(mix, np.count_nonzero(self._counts))
         self._mixed += 1
         stats.images_per_output += (found - stats.images_per_output) / self._mixed
-        stats.images_per_output_of_all = of_all
-        if self._end < min(self.ring, self._num_samples):
+        stats.images_per_output_of_all += (of_all - stats.images_per_output_of_all) / self._mixed
+        if keeps_ring(mix) and self._end < min(self.ring, self._num_samples):
             return
+        if mix != self._mix:
+            self._mix, self._full, self._mean_of_full = mix, 0, 0.0
         self._full += 1
         self._mean_of_full += (found - self._mean_of_full) / self._full
         if not self._has_warned and self._mean_of_full < _ENOUGH * of_all:
             self._has_warned = True
-            self._warn(of_all)
+            self._warn(of_all, keeps_ring(mix))
 
-    def _warn(self, of_all: float) -> None:
-        counts, found = self.samples_per_class, np.count_nonzero(self._counts)
+    def _warn(self, of_all: float, is_ring: bool) -> None:
+        found, enough = np.count_nonzero(self._counts), enough_samples(self.samples_per_class)
+        where = f"ring of {self.ring}" if is_ring else f"batch of {self._end}"
+        advice = f"ring={enough} or more, memory allowing" if is_ring else f'batch_size={enough} or partners="ring"'
         warnings.warn(
-            f"the ring of {self.ring} samples lacks classes: it has {found} of {self._num_classes}, so "
-            f"{self._mean_of_full:.2f} images are superposed on average instead of {of_all:.2f}; "
-            f"pass ring={enough_samples(counts)} or more, memory allowing, and shuffle the set when it is sharded",
+            f"the {where} samples lacks classes: it has {found} of {self._num_classes}, so {self._mean_of_full:.2f} "
+            f"images are superposed on average instead of {of_all:.2f}; pass {advice}, and shuffle the set when it is "
+            "sharded",
             stacklevel=2,
         )
-
-
-def _images_per_output(fdt: FDT, num_classes: int) -> float:
-    """The mean K of sums of images of so many classes."""
-    lowest = min(fdt.min_images, num_classes)
-    highest = fdt.most_images(num_classes)
-    return 1 + fdt.probability * ((lowest + highest) / 2 - 1)
 
 
 def enough_samples(samples_per_class: I64) -> int:

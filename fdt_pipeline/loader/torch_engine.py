@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from fdt_pipeline.definition.mixing import Mix, is_led
 from fdt_pipeline.definition.plans import Plans, batch_targets, draw_plans
-from fdt_pipeline.definition.superposition import FDT, Pool, epoch_order
+from fdt_pipeline.definition.superposition import Pool, epoch_order
 from fdt_pipeline.loader.engines import Incoming, Made, SpanBatch
+from fdt_pipeline.loader.mixes import keeps_ring
 from fdt_pipeline.loader.options import Mixing, Output
 from fdt_pipeline.loader.prefetch import prefetched
 from fdt_pipeline.loader.running import Outputs
@@ -36,7 +38,7 @@ class TorchResident:
         self.mixing, self.labels, self.prefetch, self.in_order = mixing, labels, prefetch, in_order
         self.images = ImagePool(torch.from_numpy(images), mixing.augment.pad)
 
-    def run(self, inputs: Iterator[SpanBatch], mix: FDT | None) -> Made[SpanBatch]:
+    def run(self, inputs: Iterator[SpanBatch], mix: Mix | None) -> Made[SpanBatch]:
         """As `engines.ResidentEngine` has it, one batch at a time."""
         mixing = self.mixing.of(mix)
         return prefetched((self._made(batch, mixing) for batch in inputs), self.prefetch)
@@ -45,7 +47,7 @@ class TorchResident:
         [span] = batch.spans
         indices = span.numbers()
         leaders = None
-        if mixing.fdt.anchor == "epoch":
+        if is_led(mixing.mix):
             leaders = indices if self.in_order else self._order(batch.epoch)[indices]
         return batch, _superposed(mixing, self.images, self.labels, batch.epoch, indices, leaders)
 
@@ -59,28 +61,31 @@ class TorchResident:
 
 
 class TorchStreaming:
-    """Mixes within a ring."""
+    """Mixes within a ring, or within each batch."""
 
     decodes, together = False, 1
 
     def __init__(self, mixing: Mixing, ring: int, prefetch: int) -> None:
         self.mixing, self.ring, self.prefetch = mixing, ring, prefetch
 
-    def run(self, inputs: Iterator[list[Incoming]], mix: FDT | None) -> Made[list[Incoming]]:
+    def run(self, inputs: Iterator[list[Incoming]], mix: Mix | None) -> Made[list[Incoming]]:
         """As `engines.StreamingEngine` has it."""
-        return prefetched(self._made(inputs, self.mixing.of(mix), mix is not None), self.prefetch)
+        return prefetched(self._made(inputs, self.mixing.of(mix), keeps_ring(mix)), self.prefetch)
 
-    def _made(self, inputs: Iterator[list[Incoming]], mixing: Mixing, mixes: bool) -> Made[list[Incoming]]:
+    def _made(self, inputs: Iterator[list[Incoming]], mixing: Mixing, has_ring: bool) -> Made[list[Incoming]]:
         ring: ImageRing | None = None
         for group in inputs:
             [batch] = group
-            if ring is None or not mixes:  # where nothing is mixed, each output is its own sample
-                ring = ImageRing(self.ring if mixes else batch.size, batch.images.shape[1:], mixing.augment.pad)
-            slots = ring.put(batch.position if mixes else 0, torch.from_numpy(batch.images), batch.samples.labels[:, 0])
-            indices, leaders = batch.first + np.arange(batch.size), slots if mixing.fdt.anchor == "epoch" else None
-            labels = Pool(ring.labels, mixing.num_classes)
+            images, labels, places = torch.from_numpy(batch.images), batch.samples.labels[:, 0], np.arange(batch.size)
+            if has_ring:
+                ring = ring or ImageRing(self.ring, batch.images.shape[1:], mixing.augment.pad)
+                places = ring.put(batch.position, images, labels)
+                labels = ring.labels
             if batch.has_outputs:
-                yield group, _superposed(mixing, ring.images, labels, batch.epoch, indices, leaders)
+                pool = ring.images if ring else ImagePool(images, mixing.augment.pad)
+                indices, leaders = batch.first + np.arange(batch.size), places if is_led(mixing.mix) else None
+                labelled = Pool(labels, mixing.num_classes)
+                yield group, _superposed(mixing, pool, labelled, batch.epoch, indices, leaders)
             else:
                 yield group, Outputs([torch.empty(1, batch.size)] * 2, lent=False)
 
@@ -108,9 +113,10 @@ class ImageRing:
 def _superposed(
     mixing: Mixing, images: ImagePool, labels: Pool, epoch: int, indices: I64, leaders: I64 | None
 ) -> Outputs:
-    plans = draw_plans(mixing.seed, epoch, indices, labels, mixing.fdt, mixing.augment, leaders)
+    size = images.h, images.w
+    plans = draw_plans(mixing.seed, epoch, indices, labels, mixing.mix, mixing.augment, leaders, size)
     if mixing.soft:
-        targets = torch.from_numpy(batch_targets(plans, mixing.num_classes, mixing.fdt.targets))
+        targets = torch.from_numpy(batch_targets(plans, mixing.num_classes, mixing.mix.targets))
     else:
         targets = torch.from_numpy(plans.classes[plans.offsets[:-1]])
     return Outputs([superpose(images, plans, mixing.output)[None], targets[None]], lent=False)
@@ -140,25 +146,48 @@ class ImagePool:
         strides = (self.c, self.width * self.c, 1)
         return self.padded.as_strided((num_starts, self.h, self.w * self.c), strides).index_select(0, starts)
 
+    def augmented(self, plans: Plans, number: int) -> npt.NDArray[np.uint8]:
+        """u8[h w c], a view: one constituent of them, shifted and flipped."""
+        top, left = plans.dy[number], plans.dx[number]
+        crop = self.padded[plans.images[number]].numpy()[top : top + self.h, left : left + self.w]
+        return crop[:, ::-1] if plans.flip[number] else crop
+
 
 def superpose(pool: ImagePool, plans: Plans, output: Output) -> torch.Tensor:
-    """-> f32 or f16 [n channels h w], standardized: sum_i F_i augment(I_i) for every plan.
+    """-> f32 or f16 [n channels h w], standardized: for every plan sum_i F_i augment(I_i), or the second image in its
+    box of the first."""
+    top, left, bottom, right = plans.boxes.T
+    boxed = np.flatnonzero((bottom - top) * (right - left))
+    seconds = plans.offsets[boxed] + 1
+    weights = plans.weights.copy()
+    weights[seconds - 1], weights[seconds] = 1, 0
+    pixels = _sums(pool, plans, weights)
+    shown = pixels.numpy()
+    for row, second in zip(boxed.tolist(), seconds.tolist(), strict=True):
+        box = slice(top[row], bottom[row]), slice(left[row], right[row])
+        shown[row][box] = pool.augmented(plans, second)[box]
+    return _finished(pixels, output)
+
+
+def _sums(pool: ImagePool, plans: Plans, given: npt.NDArray[np.float32]) -> torch.Tensor:
+    """-> f32[n h w c] in 0..255: sums of augmented images with these weights f32[m].
 
     Flips are linear: the images to be mirrored get a sum (a bag) of their own in every output, mirrored once.
     """
     bags = 2 * plans.rows() + plans.flip
     order = np.argsort(bags, kind="stable")
-    starts, weights = torch.from_numpy(pool.starts(plans)[order]), torch.from_numpy(plans.weights[order])
+    starts, weights = torch.from_numpy(pool.starts(plans)[order]), torch.from_numpy(given[order])
     bag_starts = torch.from_numpy(np.searchsorted(bags[order], np.arange(2 * len(plans))))
-    sums = torch.empty((len(plans), 2, pool.h, pool.w, pool.c))
+    sums = torch.empty((len(plans), pool.h, pool.w, pool.c))
     for first, last in _chunks(plans.offsets, _CHUNK_BYTES // (pool.h * pool.w * pool.c)):
         part = slice(int(plans.offsets[first]), int(plans.offsets[last]))
         crops = pool.crops(starts[part]).flatten(1).float()
         begins = bag_starts[2 * first : 2 * last] - part.start
         numbers = torch.arange(len(crops))
         summed = F.embedding_bag(numbers, crops, begins, mode="sum", per_sample_weights=weights[part])
-        sums[first:last] = summed.view(last - first, 2, pool.h, pool.w, pool.c)
-    return _finished(sums[:, 0] + sums[:, 1].flip(2), output)
+        kept, mirrored = summed.view(last - first, 2, pool.h, pool.w, pool.c).unbind(1)
+        torch.add(kept, mirrored.flip(2), out=sums[first:last])
+    return sums
 
 
 def _chunks(offsets: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:

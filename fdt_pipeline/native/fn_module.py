@@ -6,13 +6,16 @@ stands here, so after that it is a module like any other.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+from fdt_pipeline.definition.mixing import Mix
 
 _FN = "nvidia.dali.fn"
 OPERATORS = ("superpose", "superpose_resident")
@@ -31,8 +34,29 @@ class FdtModule(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}, though its library was loaded")
         return vars(self)[name]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _with_mix(value) if name in OPERATORS else value)
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *OPERATORS})
+
+
+def _with_mix(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with `mix` as an object of this package in place of its text."""
+
+    @functools.wraps(operator)
+    def superpose(*inputs: Any, mix: Any = None, **arguments: Any) -> Any:
+        from fdt_pipeline.native.arguments import mix_argument
+        from fdt_pipeline.native.pool import num_classes_of
+
+        if mix is not None and not isinstance(mix, str):
+            if not isinstance(mix, Mix):
+                raise ValueError(f"mix must be an FDT, MixUp, CutMix or OneOf, got {mix!r}")
+            num_classes = arguments.get("num_classes") or num_classes_of(arguments.get("pool"))
+            mix = mix_argument(mix, num_classes)
+        return operator(*inputs, **arguments, **({} if mix is None else {"mix": mix}))
+
+    return superpose
 
 
 class _AfterImport(MetaPathFinder):

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fdt_pipeline import dali
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
-from fdt_pipeline.definition.superposition import FDT, Augment, Pool, standardize, superpose_images
+from fdt_pipeline.definition.superposition import Augment, Pool, standardize, superpose_images
 from fdt_pipeline.native.load import load
 from fdt_pipeline.native.pool import HOST, U8, NativePool
 

@@ -12,6 +12,7 @@ import ctypes
 import secrets
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,15 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fdt_pool_finish": (_I64, [_POINTER, _POINTER, ctypes.c_uint32, _TEXT]),
     "fdt_pool_release": (_I64, [_POINTER, _TEXT]),
 }
+
+
+_named: WeakValueDictionary[str, NativePool] = WeakValueDictionary()
+
+
+def num_classes_of(name: str | None) -> int:
+    """How many classes the pool of this name has; 1 where this process has none, which its operator then says."""
+    pool = _named.get(name or "")
+    return pool.labels.num_classes if pool is not None and pool.labels is not None else 1
 
 
 class NativePool:
@@ -79,6 +89,7 @@ class NativePool:
         done = self.library.fdt_pool_finish(self.handle, numbers.ctypes.data, labels.num_classes, name.encode())
         checked(self.library, done == 0)
         self.name, self.labels = name, labels
+        _named[name] = self
         return self
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..sources.source import check_no_pointer
 from ..storage import Folder, located, open_folder
 from .manifest import Manifest, ShardError, manifest_from_json
 
@@ -85,7 +86,16 @@ def check_shards(location: Location, manifest: Manifest) -> None:
         if got is None:
             raise ShardError(f"{there.path(file)}: missing; {remedy_of(manifest)}")
         if got != expected.get(name, got):
+            _check_no_pointer(there, file, got)
             raise ShardError(f"{there.path(file)}: expected {expected[name]} bytes, got {got}; {remedy_of(manifest)}")
+
+
+def _check_no_pointer(folder: Folder, file: str, num_bytes: int) -> None:
+    """ShardError if Git LFS has not fetched the file yet: sharding again would be the wrong advice."""
+    try:
+        check_no_pointer(folder.read(file) if num_bytes < 1024 else b"")
+    except ValueError as error:
+        raise ShardError(f"{folder.path(file)}: {error}") from None
 
 
 def remedy_of(manifest: Manifest) -> str:

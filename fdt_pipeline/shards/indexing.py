@@ -24,11 +24,13 @@ _PLAIN = re.compile(rb"[ -\[\]-~]*")  # printable ASCII without the backslash
 
 
 class TarIndex(NamedTuple):
-    """problems: lines that name the key; the text is to be written only if there are none."""
+    """problems: lines that name the key; the text is to be written only if there are none. spellings: the extensions of
+    images, where one member of every sample has several of them, such as JPG and jpg."""
 
     num_samples: int
     text: bytes
     problems: list[str]
+    spellings: list[str]
 
 
 def index_tar(file: BinaryIO) -> TarIndex:
@@ -39,9 +41,9 @@ def index_tar(file: BinaryIO) -> TarIndex:
             found.add(key, list(members))
     except ValueError as error:
         found.problems.append(str(error))
-        return TarIndex(len(found.lines), b"", _shown(found.problems))
+        return TarIndex(len(found.lines), b"", _shown(found.problems), [])
     text = "\n".join([f"{VERSION} {len(found.lines)}", *found.lines, ""]).encode("ascii")
-    return TarIndex(len(found.lines), text, _shown([*found.problems, *found.differences()]))
+    return TarIndex(len(found.lines), text, _shown([*found.problems, *found.differences()]), found.spellings())
 
 
 def _shown(problems: list[str]) -> list[str]:
@@ -82,6 +84,7 @@ class _Found:
         self.problems: list[str] = []
         self._keys: set[str] = set()
         self._by_kinds: dict[tuple[str, ...], list[str]] = {}
+        self._spellings: dict[str, set[str]] = {}
 
     def add(self, key: str, members: list[Member]) -> None:
         self.lines.append(" ".join(" ".join(map(str, member)) for member in members))
@@ -92,6 +95,13 @@ class _Found:
         if len(set(extensions)) != len(extensions):
             self.problems.append(f"sample {key}: has two members of one name: {', '.join(extensions)}")
         self._by_kinds.setdefault(tuple(sorted(map(_kind, extensions))), []).append(key)
+        for extension in extensions:
+            self._spellings.setdefault(_kind(extension), set()).add(extension)
+
+    def spellings(self) -> list[str]:
+        """Of images that have several: a reader that is told of one gives the others as empty images."""
+        several = (sorted(found) for found in self._spellings.values() if len(found) > 1)
+        return next(several, [])
 
     def differences(self) -> list[str]:
         """A line for each sample whose members are not those that most samples have."""

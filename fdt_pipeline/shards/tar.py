@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..sources.source import check_no_pointer
 from .index import Member, index_text
 
 BLOCK = 512
@@ -198,6 +199,7 @@ def _entry(header: bytes, offset: int, extended: dict[str, bytes]) -> Entry:
 
 
 def _check_plain(beginning: bytes) -> None:
+    check_no_pointer(beginning)
     for magic, program in _COMPRESSED.items():
         if beginning.startswith(magic):
             raise ValueError(f"compressed with {program}: DALI reads plain tars alone; decompress it")

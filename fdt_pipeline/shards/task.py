@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..sources.image_pixels import pixel_limit
 from ..sources.source import Source
 from ..storage import Folder
 from .codec import EncodedSample, ShardingOptions, encode_sample
@@ -61,12 +62,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Work:
-    """What all tasks of a run have in common. plan: its fingerprint. quarantine: leave bad samples out."""
+    """What all tasks of a run have in common. plan: its fingerprint. quarantine: leave bad samples out. max_pixels: of
+    an image, None for no limit; the process that begins the run says it to all others."""
 
     plan: str
     options: ShardingOptions
     staging: Folder
     quarantine: bool
+    max_pixels: int | None
 
 
 def record_name(task: int) -> str:
@@ -115,7 +118,8 @@ def run_task(task: Task, work: Work) -> Record:
     state = source_state(task)  # before they are read: a file that changes meanwhile has then changed since
     record = Record(task.number, work.plan, state, [0] * len(task.source.classes))
     try:
-        record.parts = list(_written_parts(task, work, _samples(task, work, record)))
+        with pixel_limit(work.max_pixels):
+            record.parts = list(_written_parts(task, work, _samples(task, work, record)))
     finally:
         if task.is_taken and hasattr(task.source, "close"):
             task.source.close()

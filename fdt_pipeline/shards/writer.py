@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from ..sources.source import Source
 from ..storage import Folder, open_folder
@@ -147,7 +148,7 @@ def _records(plan: Plan, staging: Staging, finished: dict[int, Record], run: Run
     records = dict(finished)
     done = sum(plan.num_samples(number) for number in finished)
     missing = (plan.task(number) for number in range(plan.num_tasks) if number not in finished)
-    work = Work(plan.fingerprint, plan.options, staging.folder, run.on_bad == "quarantine")
+    work = Work(plan.fingerprint, plan.options, staging.folder, run.on_bad == "quarantine", Image.MAX_IMAGE_PIXELS)
     try:
         with closing(run_tasks(missing, work, run, plan.num_tasks)) as fresh:
             for record in fresh:

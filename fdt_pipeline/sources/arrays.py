@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from .source import (
 
 
 class ArraySource:
-    """images u8[n h w c] (c = 1 or 3) or u8[n h w] (gray), labels int[n]; classes default to "0", "1", ... .
+    """images u8[n h w c] (c = 1 or 3) or u8[n h w] (gray), labels int[n] or int[n 1]; classes default to "0", "1", ...
 
     The images may be any strided view and are not copied. `where` names the data in errors.
     """
@@ -34,9 +35,10 @@ class ArraySource:
         split: str | None = None,
         where: object = "arrays",
     ) -> None:
-        labels = np.asarray(labels)
+        labels = flat(np.asarray(labels))
         _check_arrays(images, labels, where)
         self.labels, self.classes = checked_labels(labels, classes, split, where)
+        _warn_of_severities(self.labels, where)
         self.images = images if images.ndim == 4 else images[..., None]
         self.kind, self.split = kind, split
         self.positions = np.arange(len(labels))
@@ -58,6 +60,11 @@ class ArraySource:
         some.images, some.labels = np.ascontiguousarray(self.images[positions]), self.labels[positions]
         some.positions = self.positions[positions]
         return some
+
+
+def flat(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """int[n 1], as Keras and MedMNIST have labels -> int[n]; all else as it is."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def checked_labels(
@@ -94,6 +101,17 @@ def _check_arrays(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer]
     check_label_array(labels, where)
     if len(images) != len(labels):
         raise ValueError(f"{where}: expected one label an image, got {len(images)} images and {len(labels)} labels")
+
+
+def _warn_of_severities(labels: I64, where: object) -> None:
+    """CIFAR-10-C's arrays have 10,000 images in five severities, one behind the other."""
+    once = labels[:10_000]
+    if len(labels) == 50_000 and (labels.reshape(5, -1) == once).all() and (once[:5000] != once[5000:]).any():
+        warnings.warn(
+            f"{where}: the labels are five times the same 10,000, as CIFAR-10-C has one severity behind the other; all "
+            "50,000 are taken: pass images[20_000:30_000] and their labels for the third severity alone",
+            stacklevel=3,
+        )
 
 
 def _check_every_class_has_samples(labels: I64, classes: Sequence[str], where: object) -> None:

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
@@ -43,11 +43,12 @@ def find(path: Path, kind: str, asked: bool) -> Found | None:
 
 def find_images(files: Files, asked: bool) -> Found | None:
     """asked: a folder in it is enough; else a file in one must be an image by its extension."""
-    names = files.names()
+    names, sets = _apart_from_shards(files.names())
     extensions = Image.registered_extensions()
     if not any("/" in name and (asked or extension(name) in extensions) for name in names):
         return None
     layout = _layout(files.url, names)
+    layout.left_out.extend(f"{folder} (shards)" for folder in sets)
     return Found("folder", tuple(layout.splits), partial(_open, files, names, layout))
 
 
@@ -63,6 +64,8 @@ def _open(files: Files, names: list[str], layout: Layout, split: str | None) -> 
     _check_loose(files.url, names)
     if split in (None, "train"):
         _warn_of_layout(files.url, layout, classes)
+        if len(classes) == 1:
+            _warn_of_one_class(_url(files.url, train), _below(names, train), classes[0])
     folder = layout.splits[split] if split else ""
     where, here = _url(files.url, folder), _below(names, folder)
     if split in layout.label_files:
@@ -83,7 +86,10 @@ def _open(files: Files, names: list[str], layout: Layout, split: str | None) -> 
 
 
 def _open_labelled(files: Files, file: LabelFile) -> ImageFolder:
-    images, labels = _images_with_labels(files.url, files.names(), file)
+    names, sets = _apart_from_shards(files.names())
+    images, labels = _images_with_labels(files.url, names, file)
+    if sets:
+        warnings.warn(f"{files.url}: left out {few(sets)} (shards)", stacklevel=4)
     channels = common_channels(files, images)
     return ImageFolder(files, "", images, labels, ordered_classes(labels), split=None, channels=channels)
 
@@ -97,6 +103,24 @@ def _images_with_labels(where: str, names: list[str], file: LabelFile) -> tuple[
     labels = read_labels(file, where, images)
     _warn_of_others(where, others)
     return images, labels
+
+
+def _apart_from_shards(names: list[str]) -> tuple[list[str], list[str]]:
+    """(names that lie in no folder of shards, the folders of shards): a manifest.json beside tars or their indexes. A
+    folder that holds no image but those in shards is left out whole."""
+    manifests = {os.path.dirname(name) for name in names if os.path.basename(name) == "manifest.json"} - {""}
+    with_tars = {os.path.dirname(name) for name in names if manifests and extension(name) in (".tar", ".idx")}
+    sets = tuple(f"{folder}/" for folder in sorted(manifests & with_tars))
+    if not sets:
+        return names, []
+    images = [name for name in names if may_be_image(name) and not name.startswith(sets)]
+    with_images = {folder for name in images for folder in PurePosixPath(name).parents}
+    wholes = (
+        [folder for folder in (path, *path.parents[:-1]) if folder not in with_images][-1]
+        for path in map(PurePosixPath, sets)
+    )
+    left_out = list(dict.fromkeys(map(str, wholes)))
+    return [name for name in names if not name.startswith(tuple(f"{folder}/" for folder in left_out))], left_out
 
 
 def _layout(url: str, names: list[str]) -> Layout:
@@ -219,6 +243,19 @@ def _warn_of_layout(url: str, layout: Layout, classes: tuple[str, ...]) -> None:
     if list(classes) != sorted(classes):
         order = f"{few(classes)}, not as text, as torchvision's ImageFolder has them"
         warnings.warn(f"{url}: the class folders are numbers and are ordered as such: {order}", stacklevel=4)
+
+
+def _warn_of_one_class(where: str, names: list[str], only: str) -> None:
+    """It is taken, and is most often a level too high or a folder of images whose labels are elsewhere."""
+    images = [name for name in names if may_be_image(name)]
+    level, below = only, _folders(_below(images, only))
+    while len(below) == 1:
+        level = f"{level}/{below[0]}"
+        below = _folders(_below(images, level))
+    advice = "give the folder that holds one subfolder for each class, or name a file of labels with --labels"
+    if below:
+        advice = f"if {few(below)} in {where}/{level} are classes, give {where}/{level} as SOURCE"
+    warnings.warn(f"{where}: the only class is {only}, and one class cannot be mixed: {advice}", stacklevel=4)
 
 
 def _warn_of_others(where: str, names: list[str]) -> None:

@@ -4,8 +4,8 @@ The rule: EXIF orientation is applied; of animations the first frame is taken; 1
 65535 -> 255, and of 16-bit colors the upper 8 bits are taken; transparent images are laid on black, the value that
 shifts pad with (but a single color of 16-bit RGB that is said to be transparent is not seen: Pillow has dropped its
 lower bits); palettes, CMYK and the like become RGB; 1-bit becomes 0 and 255. EXIF that cannot be read turns nothing.
-The bytes of a file say what kind of image it is, not its name. An image of more pixels than Pillow's limit is refused
-before one of them is decoded.
+The bytes of a file say what kind of image it is, not its name. An image of more pixels than Pillow's limit,
+`PIL.Image.MAX_IMAGE_PIXELS`, is refused before one of them is decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .source import I64, U8
+from .source import I64, U8, check_no_pointer
 
 _WIDE_GRAY = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 GRAY_MODES = frozenset({"1", "L", "LA", "La"}) | _WIDE_GRAY
@@ -92,6 +92,17 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def pixel_limit(most: int | None) -> Iterator[None]:
+    """Refuse images of more pixels than this, None for no limit. It is Pillow's own limit, of the whole process."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = most
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
 def opened_file(data: bytes) -> Iterator[Image.Image]:
     """An image that is not decoded yet. ValueError if the file is no image, or cut, also for what its decoding raises
     in the block. For use within `quiet`, which is of the whole process: threads share one."""
@@ -138,14 +149,27 @@ def _explained(file: BinaryIO) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        file.seek(0)
-        raise ValueError(f"not an image: it begins with {file.read(16)!r}") from None
+        raise ValueError(_why_no_image(file)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"too large to decode within the memory budget: {error}") from None
+        reason = str(error).removesuffix(", could be decompression bomb DOS attack.")
+        raise ValueError(
+            f"too large to decode within the memory budget: {reason}; if it is no bomb, allow it with --max-pixels N "
+            "(PIL.Image.MAX_IMAGE_PIXELS = N)"
+        ) from None
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
         raise ValueError(f"not a readable image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _why_no_image(file: BinaryIO) -> str:
+    file.seek(0)
+    beginning = file.read(64)
+    try:
+        check_no_pointer(beginning)
+    except ValueError as error:
+        return str(error)
+    return f"not an image: it begins with {beginning[:16]!r}"
 
 
 def _check_end(form: str, data: bytes) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .files import files_at
-from .source import few
+from .source import check_no_pointer, few
 
 LABEL_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".jsonl", ".ndjson"})
 # What columns are called, without regard to case and separators: file_name is filename.
@@ -139,7 +139,9 @@ def _read_rows(file: LabelFile) -> Rows:
     """All rows that are not empty, a header among them, of the same number of fields."""
     above, name = posixpath.split(file.url)
     try:
-        text = files_at(above).read(name).decode("utf-8-sig")
+        data = files_at(above).read(name)
+        check_no_pointer(data)
+        text = data.decode("utf-8-sig")
         rows = [[field.strip() for field in row] for row in _fields(text) if row]
     except ValueError as error:  # UnicodeDecodeError is one
         raise ValueError(f"{file.url}: {error}") from None

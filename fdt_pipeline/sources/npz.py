@@ -1,6 +1,7 @@
-"""NumPy archives: `images` u8[n h w c] or u8[n h w], `labels` int[n] and, if wanted, `classes` str[num_classes].
+"""NumPy archives: `images` u8[n h w c] or u8[n h w], `labels` int[n] or int[n 1].
 
-SOURCE is one .npz file (no splits), or a folder with train.npz and test.npz.
+`classes` str[num_classes] may be there as well. SOURCE is one .npz file (no splits), or a folder with train.npz and
+test.npz.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import ArraySource
-from .source import Found, Source, check_file, numbered_classes
+from .arrays import ArraySource, flat
+from .source import Found, Source, check_file, few, numbered_classes
 
 
 def find(path: Path, kind: str, asked: bool) -> Found | None:
@@ -20,6 +21,27 @@ def find(path: Path, kind: str, asked: bool) -> Found | None:
         return Found(kind, (), lambda split: _read(path, split)) if path.suffix == ".npz" else None
     splits = tuple(split for split in ("train", "test") if (path / f"{split}.npz").is_file())
     return Found(kind, splits, lambda split: _read(path / f"{split}.npz", split)) if splits else None
+
+
+def npy_files(path: Path) -> str:
+    """What an error says of .npy files, which do not tell which rows of which are the images and labels of a set; ""
+    where there are none."""
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path] if path.suffix == ".npy" else []
+    shown, of_five = [], False
+    for file in files:
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError):
+            continue
+        shown.append(f"{file.name} ({array.dtype} {list(array.shape)})")
+        of_five = of_five or array.shape[:1] == (50_000,)
+    if not shown:
+        return ""
+    severities = ", and 50,000 rows may be five severities of 10,000, as in CIFAR-10-C" if of_five else ""
+    return (
+        f"{path}: {few(shown)}: .npy files do not say which rows are a set{severities}; choose them: "
+        f"numpy.savez('set.npz', images=images[{'20000:30000' if of_five else ':'}], labels=...)"
+    )
 
 
 def _read(file: Path, split: str | None) -> Source:
@@ -59,6 +81,7 @@ def _load(file: Path, *names: str) -> dict[str, Any]:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             there = list(archive)
             arrays = {name: archive[name] for name in names if name in there}
+            arrays |= {"labels": flat(arrays["labels"])} if "labels" in arrays else {}
     except Exception as error:  # zipfile, zlib and numpy each have errors of their own for broken bytes
         raise ValueError(
             f"{file}: not a readable .npz file of plain arrays ({error}); write it with numpy.savez"

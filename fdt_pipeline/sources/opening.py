@@ -98,6 +98,8 @@ def _find(path: str | Path, kind: str | None, labels: str | Path | None) -> Foun
         return _recognise(path)
     found = _FORMATS[kind].find(path, kind, True)
     if found is None:
+        if kind == "npz" and (arrays := npz.npy_files(path)):
+            raise ValueError(arrays)
         raise ValueError(f"{path}: no {kind} here: looked for {_FORMATS[kind].looks_for}")
     return found
 
@@ -111,6 +113,8 @@ def _recognise(path: Path) -> Found:
             raise ValueError(f"{path}: could be any of {names}: say which with --source KIND")
         if found:
             return found[0]
+    if arrays := npz.npy_files(path):
+        raise ValueError(arrays)
     looked_for = "; ".join(f"{kind}: {form.looks_for}" for kind, form in _FORMATS.items())
     raise ValueError(f"{path}: no data set that is known; choose with --source KIND; looked for {looked_for}")
 

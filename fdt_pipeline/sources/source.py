@@ -118,8 +118,24 @@ def check_labels(labels: npt.NDArray[np.integer], num_classes: int, where: objec
 
 
 def check_file(path: Path) -> None:
+    """ValueError if it is missing, or a Git LFS pointer."""
     if not path.is_file():
         raise ValueError(f"{path}: the file is missing; fetch it, or choose a split that does not need it with --split")
+    with path.open("rb") as file:
+        beginning = file.read(len(_LFS_POINTER))
+    try:
+        check_no_pointer(beginning)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_no_pointer(beginning: bytes) -> None:
+    """ValueError if a file begins as what stands in its place until Git LFS has fetched it."""
+    if beginning.startswith(_LFS_POINTER):
+        raise ValueError("a Git LFS pointer, not the file itself: git lfs pull")
 
 
 def find_official(

@@ -13,23 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fdt_pipeline import FDTLoader
 from fdt_pipeline.cli import main
-from fdt_pipeline.shards import read_manifest, verify_shards, write_shards
+from fdt_pipeline.shards import ShardError, read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.task import run_task
 from fdt_pipeline.sources import ArraySource
-from tests.folders import content, names
+from tests.folders import LFS_POINTER, content, names, save_image
 from tools.__main__ import main as tools
 
 SUBSET = "train/data/fashion_mnist_subset"
 PROGRAM = [sys.executable, "-m", "fdt_pipeline"]
 FLAGS = {
-    "shard": "SOURCE OUT --download --dry-run --encode --engine --json --labels --max-shard-bytes --on-bad --overwrite "
-    "--resume --samples-per-shard --seed --size --source --split --workers",
-    "convert": "IN OUT --encode --engine --json --on-bad --overwrite --resume --size --workers",
-    "verify": "OUT --decode --json",
+    "shard": "SOURCE OUT --download --dry-run --encode --engine --json --labels --max-pixels --max-shard-bytes "
+    "--on-bad --overwrite --resume --samples-per-shard --seed --size --source --split --workers",
+    "convert": "IN OUT --encode --engine --json --max-pixels --on-bad --overwrite --resume --size --workers",
+    "verify": "OUT --decode --json --max-pixels",
     "info": "OUT --json",
-    "index": "TARS --classes --json --label --no-decode --out",
-    "preview": "OUT --out --seed --superpose",
+    "index": "TARS --classes --json --label --max-pixels --no-decode --out",
+    "preview": "OUT --max-pixels --out --seed --superpose",
     "build": "--force",
     "doctor": "--gpu --json",
     "bench": "SHARDS --batch-size --batch-sizes --bound --classes --compare --contender --contenders --crop "
@@ -108,10 +109,10 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, tmp_p
     """No split is written either where another one of the source is faulty, or is there already."""
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    (tmp_path / "splits" / "train" / "cat").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        save_image(tmp_path / "splits" / "train" / name / "1.png")
     (tmp_path / "splits" / "test").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "splits")
-    Image.new("RGB", (2, 2)).save(tmp_path / "splits" / "train" / "cat" / "1.png")
     write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), tmp_path / "test")
     before = content(tmp_path)
     done = run(*(argument.format(tmp=tmp_path) for argument in arguments))
@@ -212,6 +213,36 @@ def test_bad_samples_stop_the_run_and_in_quarantine_they_are_named_both_with_exi
     assert "warning: " in done.err.splitlines()[-1], "a class has no sample left"
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])
+def test_a_limit_of_pixels_is_that_of_all_verbs_that_decode_and_of_their_workers(run, tmp_path, workers):
+    """Pillow's own, lowered here so that the images may be small."""
+    for name in ("cat", "dog"):
+        save_image(tmp_path / "photos" / name / "1.png", np.zeros((20, 20, 3), np.uint8))
+        save_image(tmp_path / "photos" / name / "2.png", np.zeros((10, 10, 3), np.uint8))
+    options = ("--samples-per-shard", 2, "--workers", workers)
+    refused = run("shard", tmp_path / "photos", tmp_path / "out", *options, "--max-pixels", 399)
+    assert refused.code == 1
+    assert "Image size (400 pixels) exceeds limit of 399 pixels; if it is no bomb, allow it with --max-p" in refused.err
+    assert run("shard", tmp_path / "photos", tmp_path / "out", *options, "--max-pixels", 400, "--resume").code == 0
+    assert run("shard", tmp_path / "photos", tmp_path / "out-2", *options).code == 0, "it ends with the run"
+    few = ("--max-pixels", "150")
+    assert "400 pixels" in run("verify", tmp_path / "out", "--decode", *few).out
+    assert "400 pixels" in run("convert", tmp_path / "out", tmp_path / "webp", "--encode", "webp", *few).err
+    assert "400 pixels" in run("preview", tmp_path / "out", "--out", tmp_path / "a.png", *few).err
+    with pytest.raises(SystemExit):
+        run("verify", tmp_path / "out", "--max-pixels", "0")
+
+
+def test_finished_shards_that_git_lfs_has_not_fetched_are_named_with_the_remedy(run, tmp_path):
+    write_shards(ArraySource(np.zeros((2, 2, 2), np.uint8), [0, 1]), tmp_path / "out")
+    (tmp_path / "out" / "shard-000000.tar").write_bytes(LFS_POINTER)
+    message = "shard-000000.tar: a Git LFS pointer, not the file itself: git lfs pull"
+    assert message in run("preview", tmp_path / "out", "--out", tmp_path / "a.png").err
+    with pytest.raises(ShardError, match=message):
+        FDTLoader(tmp_path / "out", 2)
+    assert "a Git LFS pointer" in run("verify", tmp_path / "out").out
+
+
 def test_json_is_what_was_written_and_verify_names_every_problem(run, photos):
     out = photos.with_name("out")
     done = run("shard", photos, out, "--on-bad", "quarantine", "--samples-per-shard", 10, "--json")
@@ -235,11 +266,11 @@ def test_json_is_what_was_written_and_verify_names_every_problem(run, photos):
 def test_info_of_kept_files_says_which_sizes_and_formats_there_are_and_warnings_are_one_line(run, tmp_path):
     """A gray JPEG among those in color cannot be kept."""
     source, out = tmp_path / "source", tmp_path / "out"
-    (source / "cat").mkdir(parents=True)
-    for number, mode in enumerate(("RGB", "RGB", "L")):
-        Image.new(mode, (2 + number, 2)).save(source / "cat" / f"{number}.jpg")
+    for number, (name, mode) in enumerate((("cat", "RGB"), ("cat", "RGB"), ("dog", "L"))):
+        (source / name).mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (2 + number, 2)).save(source / name / f"{number}.jpg")
     (source / "cat" / "notes.txt").touch()
-    written = f"{out}: shards: 1, samples: 3, classes: 1, stored as: 2 jpg, 1 png\n"
+    written = f"{out}: shards: 1, samples: 3, classes: 2, stored as: 2 jpg, 1 png\n"
     warning = f"warning: {source}: ignored 1 files that are no images: cat/notes.txt\n"
     assert run("shard", source, out) == (0, written, warning)
     assert "  images    sizes differ, 3 channels, keep: 2 jpg, 1 png\n" in run("info", out).out

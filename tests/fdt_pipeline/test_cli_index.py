@@ -20,7 +20,7 @@ import pytest
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.shards.indexing import index_tar
 from fdt_pipeline.sources import ArraySource
-from tests.folders import names, parse_index
+from tests.folders import LFS_POINTER, names, parse_index
 from tests.peers import peer
 
 C_LOCALE = {**os.environ, "LC_ALL": "C"}  # in another one wds2idx fails for names that are not ASCII
@@ -148,11 +148,28 @@ def test_json_is_a_list_of_tars_and_of_many_problems_the_first(run):
     done = run("index", ".", "--json")
     assert done.code == 1
     whole, one, many = json.loads(done.out)
-    assert whole == {"tar": "a.tar", "num_samples": 4, "index": "written", "problems": []}
+    assert whole == {"tar": "a.tar", "num_samples": 4, "index": "written", "problems": [], "spellings": []}
     problems = ["sample 1: lacks .cls, which others have"]
-    assert one == {"tar": "b.tar", "num_samples": 3, "index": "none", "problems": problems}
+    assert one == {"tar": "b.tar", "num_samples": 3, "index": "none", "problems": problems, "spellings": []}
     assert many["problems"][9:] == ["sample x9: lacks .cls, which others have", "and 30 problems more"]
     assert many["num_samples"] == 90
+
+
+@pytest.mark.parametrize("spellings", [("JPG", "jpg"), ("jpeg", "jpg", "png")])
+def test_images_of_several_spellings_are_said_as_dalis_reader_takes_only_those_that_it_is_told_of(run, spellings):
+    members = [(f"{number}.{word}", b"1") for number, image in enumerate(spellings) for word in (image, "cls")]
+    write_tar("mixed.tar", members)
+    write_tar("same.tar", samples())
+    said = (
+        f"mixed.tar: its images end in {', '.join(spellings)}: name all to DALI's reader, ext=[\"{';'.join(spellings)}"
+    )
+    done = run("index", "mixed.tar", "same.tar")
+    assert (done.code, done.out.count("its images end in")) == (0, 1)
+    assert said in done.out
+    assert [tar["spellings"] for tar in json.loads(run("index", "mixed.tar", "same.tar", "--json").out)] == [
+        list(spellings),
+        [],
+    ]
 
 
 def damaged(damage):
@@ -193,6 +210,7 @@ def sparse(form):
         (lambda data: data[:2040], "cut at byte 2040, in or after 001.jpg"),
         (lambda data: data[:2560], "cut at byte 2560, in or after 001.cls: the end mark of the tar is missing"),
         (lambda data: data[:1040] + b"x" + data[1041:], "no header of a member at byte 1024, after 000.cls"),
+        (lambda data: LFS_POINTER, "a Git LFS pointer, not the file itself: git lfs pull"),
         (gzip.compress, "compressed with gzip: DALI reads plain tars alone"),
         (lambda data: b"PK" * 600, "not a tar: it begins with b'PKPK"),
         (lambda data: data + data, "there is more after its end, at byte 10240"),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fdt_pipeline.cli.preview import CHARACTER, Entry, Samples, page, superposed
-from fdt_pipeline.definition.superposition import FDT, Pool, draw_plan, superpose_images, superpose_targets
+from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.shards.conversion import OneShard
 from fdt_pipeline.sources import ArraySource

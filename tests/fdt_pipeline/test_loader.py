@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Power
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf, Power
+from fdt_pipeline.definition.mixing import is_led
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
 from fdt_pipeline.definition.superposition import (
     Pool,
@@ -19,7 +20,7 @@ from fdt_pipeline.definition.superposition import (
 )
 from fdt_pipeline.shards import load_shards, write_shards
 from fdt_pipeline.sources import open_source
-from tests.loading import MODES, PIXELS, assert_same, joined, numbers_of
+from tests.loading import MODES, PIXELS, assert_same, joined, numbers_of, of_partners
 from tests.numbered import LABELS, NUM_SAMPLES, image_numbers, numbered_images, ring_slots
 
 pytestmark = pytest.mark.dali
@@ -32,45 +33,78 @@ def engine(request, monkeypatch):
     return request.param
 
 
+SEVERAL = OneOf([(MixUp(0.8), 0.3), (CutMix(1.0), 0.3), (FDT(label_smoothing=0.2), 0.3), (None, 0.1)])
+
+
 @pytest.mark.parametrize("augment", [None, Augment(pad=2)])
 @pytest.mark.parametrize(
-    "fdt",
-    [FDT(), FDT(min_images=2, max_images=3, series=Power(2), anchor="epoch"), FDT(probability=0.5, targets="dominant")],
+    "mix",
+    [
+        FDT(),
+        FDT(min_images=2, max_images=3, series=Power(2), anchor="epoch"),
+        FDT(probability=0.5, targets="dominant"),
+        FDT(max_images=9, unique_classes=False, label_smoothing=0.1),
+        MixUp(0.4, partners="set"),
+        MixUp(1.0, unique_classes=True, targets="dominant", anchor="random"),
+        CutMix(1.0, label_smoothing=0.1),
+        CutMix(0.3, probability=0.5, unique_classes=True),
+        SEVERAL,
+    ],
 )
-def test_resident_outputs_are_the_definitions(numbered_shards, fdt, augment):
+def test_resident_outputs_are_the_definitions(numbered_shards, mix, augment):
     images, labels, _ = load_shards(numbered_shards)
     pool, epoch = Pool(labels, 7), 4
-    loader = FDTLoader(numbered_shards, 32, mix=fdt, augment=augment, mode="resident", seed=9)
+    loader = FDTLoader(numbered_shards, 32, mix=mix, augment=augment, mode="resident", seed=9)
     loader.set_epoch(epoch)
     mixed, targets = joined(loader)
     order = epoch_order(9, epoch, NUM_SAMPLES)
     assert mixed.shape == (NUM_SAMPLES, 3, 6, 5)
     for i in range(0, NUM_SAMPLES, 7):
-        leader = int(order[i]) if fdt.anchor == "epoch" else None
-        plan = draw_plan(9, epoch, i, pool, fdt, augment or Augment(0, False), leader)
+        leader = int(order[i]) if is_led(mix) else None
+        plan = draw_plan(9, epoch, i, pool, mix, augment or Augment(0, False), leader, (6, 5))
         expected = standardize(superpose_images(plan, images, augment.pad if augment else 0), (122, 117, 104), 256)
         assert np.abs(mixed[i].numpy() - expected.transpose(2, 0, 1)).max() < 2e-6
-        assert np.array_equal(targets[i].numpy(), superpose_targets(plan, 7, fdt.targets))
+        assert np.array_equal(targets[i].numpy(), superpose_targets(plan, 7, mix.targets))
 
 
-@pytest.mark.parametrize("fdt", [FDT(targets="dominant"), FDT(anchor="epoch", min_images=2)])
-def test_streaming_outputs_are_the_definitions_drawn_from_the_ring(numbered_shards, fdt):
+each_mix = pytest.mark.parametrize(
+    "mix",
+    [
+        FDT(targets="dominant", max_images=2),
+        FDT(anchor="epoch", min_images=2, max_images=2),
+        MixUp(0.4, label_smoothing=0.1),
+        CutMix(1.0),
+        OneOf([(MixUp(0.8), 0.5), (CutMix(1.0), 0.3), (None, 0.2)]),
+    ],
+)
+
+
+@each_mix
+def test_streaming_outputs_are_the_definitions_drawn_from_the_ring(numbered_shards, mix):
+    check_streaming(numbered_shards, of_partners(mix, "ring"), 58)
+
+
+@each_mix
+def test_streaming_outputs_are_the_definitions_drawn_from_their_batch(numbered_shards, mix):
+    check_streaming(numbered_shards, of_partners(mix, "batch"), None)
+
+
+def check_streaming(shards, mix, ring):
     """The order of the stream is read off plain training, which walks the same one."""
-    shared = {"mode": "streaming", "seed": 5, "augment": None, "ring": 58, **PIXELS}
-    stream = numbers_of(list(FDTLoader(numbered_shards, 20, mix=FDT(max_images=1, anchor="epoch"), **shared)))
-    mixed, targets = joined(FDTLoader(numbered_shards, 20, mix=fdt, **shared))
+    shared = {"mode": "streaming", "seed": 5, "augment": None, "ring": ring, **PIXELS}
+    stream = numbers_of(list(FDTLoader(shards, 20, mix=FDT(max_images=1, anchor="epoch"), **shared)))
+    mixed, targets = joined(FDTLoader(shards, 20, mix=mix, **shared))
     assert sorted(stream) == list(range(NUM_SAMPLES))
     images = numbered_images()
     for start in range(0, NUM_SAMPLES, 20):
         indices = np.arange(start, min(start + 20, NUM_SAMPLES))
-        slots, leaders = ring_slots(start, len(indices), 58)
-        ring = stream[slots]
-        plans = draw_plans(
-            5, 0, indices, Pool(LABELS[ring], 7), fdt, leaders=leaders if fdt.anchor == "epoch" else None
-        )
-        assert np.array_equal(targets[indices].numpy(), batch_targets(plans, 7, fdt.targets))
+        slots, places = ring_slots(start, len(indices), ring) if ring else (indices, indices - start)
+        there = stream[slots]
+        leaders = places if is_led(mix) else None
+        plans = draw_plans(5, 0, indices, Pool(LABELS[there], 7), mix, leaders=leaders, size=(6, 5))
+        assert np.array_equal(targets[indices].numpy(), batch_targets(plans, 7, mix.targets))
         for i in range(0, len(indices), 5):
-            expected = superpose_images(plans[i], images[ring]).transpose(2, 0, 1)
+            expected = superpose_images(plans[i], images[there]).transpose(2, 0, 1)
             assert np.abs(mixed[start + i].numpy() - expected).max() < 2e-6 * 256
 
 
@@ -141,8 +175,9 @@ def test_mixed_sizes_stream_when_a_size_is_given_and_are_refused_otherwise(tmp_p
     write_shards(open_source(tmp_path / "images"), tmp_path / "shards", encoding)
     with pytest.raises(ValueError, match=r"different sizes, which cannot be resident.*size=\(height, width\)"):
         FDTLoader(tmp_path / "shards", 4, mode="resident")
-    with pytest.raises(ValueError, match=r"different sizes: pass size"):
-        FDTLoader(tmp_path / "shards", 4)
+    for mix in (FDT(), CutMix(1.0)):  # whose box is in an image of one size
+        with pytest.raises(ValueError, match=r"different sizes: pass size"):
+            FDTLoader(tmp_path / "shards", 4, mix=mix)
     images, labels = joined(FDTLoader(tmp_path / "shards", 4, train=False, size=(8, 9), **PIXELS))
     assert images.shape == (12, 3, 8, 9)
     assert sorted(images[:, 0, 0, 0].round().int().tolist()) == list(range(12))
@@ -176,6 +211,16 @@ def test_auto_mode_is_resident_where_the_set_fits_and_streaming_where_not(number
     kept = NUM_SAMPLES * (6 * 5 + padded) * 3
     monkeypatch.setattr("fdt_pipeline.loader.memory.available_bytes", lambda device: 2 * kept + room)
     assert FDTLoader(numbered_shards, 8).mode == ("streaming" if room else "resident")
+
+
+@pytest.mark.parametrize("room", [0, 10**9])
+@pytest.mark.parametrize(("partners", "mode"), [("set", "resident"), ("ring", "streaming"), ("batch", "streaming")])
+def test_auto_mode_is_the_one_that_has_the_partners(numbered_shards, monkeypatch, partners, mode, room):
+    """Of a function of the epoch, those of epoch 0."""
+    monkeypatch.setattr("fdt_pipeline.loader.memory.available_bytes", lambda device: room)
+    mix = MixUp(0.2, partners=partners)
+    assert FDTLoader(numbered_shards, 8, mix=mix).mode == mode
+    assert FDTLoader(numbered_shards, 8, mix=lambda epoch: mix).mode == mode
 
 
 @dataclass(frozen=True)

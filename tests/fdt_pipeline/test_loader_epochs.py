@@ -4,7 +4,7 @@ import gc
 import os
 import time
 import weakref
-from itertools import islice
+from itertools import cycle, islice
 
 import fsspec
 import pytest
@@ -54,6 +54,39 @@ def test_ten_epochs_take_one_pipeline_and_one_pool(numbered_shards, monkeypatch,
     assert len(pools) == (mode == "resident")
     for number in (0, 1, 9):
         assert_same(epochs[number], fresh(numbered_shards, mode, number))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forever_goes_on_with_epochs_of_new_mixtures_where_a_cycle_repeats_the_first(numbered_shards, mode):
+    epochs = [fresh(numbered_shards, mode, number) for number in range(3)]
+    with loader_of(numbered_shards, mode) as loader:
+        assert_same(list(islice(loader.forever(), 25)), [batch for batches in epochs for batch in batches][:25])
+    with loader_of(numbered_shards, mode) as loader:
+        assert_same(list(islice(cycle(loader), 20)), epochs[0] * 2)
+    assert not torch.equal(epochs[0][0][1], epochs[1][0][1])
+
+
+@pytest.mark.parametrize("taken", [0, 7, 10, 11])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_taken_in_the_midst_of_forever_goes_on_there_with_10_batches_an_epoch(numbered_shards, mode, taken):
+    with loader_of(numbered_shards, mode) as first, loader_of(numbered_shards, mode) as second:
+        batches = first.forever()
+        list(islice(batches, taken))
+        second.load_state_dict(first.state_dict())
+        assert_same(list(islice(second.forever(), 14)), list(islice(batches, 14)))
+
+
+def test_what_is_set_during_forever_holds_from_the_next_epoch_on_and_close_ends_it(numbered_shards):
+    with loader_of(numbered_shards, "resident") as loader:
+        batches = loader.forever()
+        next(batches)
+        loader.mixing = False
+        loader.set_epoch(5)
+        found = list(islice(batches, 19))
+        assert_same(found[:9], fresh(numbered_shards, "resident", 0)[1:])
+        assert_same(found[9:], fresh(numbered_shards, "resident", 5, mix=None))
+    with pytest.raises(RuntimeError, match="this FDTLoader is closed"):
+        next(batches)
 
 
 def break_off(loader):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline import FDT, FDTLoader
+from fdt_pipeline import FDT, CutMix, FDTLoader, MixUp, OneOf
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import LEADER_FIRST, MODES, PIXELS, assert_same, global_batches, joined, numbers_of, ranks
@@ -16,7 +16,12 @@ from tests.numbered import LABELS, NUM_SAMPLES, numbered_images
 LAST = ("drop", "partial", "fill")
 # 9 whole global batches of 24 and 14 samples more, of which 8 ranks have one each at least.
 GLOBAL = 24
-MIXINGS = {"fdt": FDT(), "none": None, "anchor": FDT(anchor="epoch", min_images=2, probability=0.8)}
+MIXINGS = {
+    "fdt": FDT(),
+    "none": None,
+    "anchor": FDT(anchor="epoch", min_images=2, probability=0.8),
+    "one of": OneOf([(MixUp(0.8), 0.5), (CutMix(1.0, label_smoothing=0.1), 0.4), (None, 0.1)]),
+}
 
 # A rank's part of 230 samples in 7 classes is a small window.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*classes:UserWarning"), pytest.mark.dali]
@@ -36,7 +41,8 @@ RUNS = [("native", fdt, last_batch) for fdt in MIXINGS for last_batch in LAST]
 
 
 @pytest.mark.parametrize(
-    ("engine", "fdt", "last_batch"), [*RUNS, ("torch", "fdt", "partial"), ("torch", "anchor", "fill")]
+    ("engine", "fdt", "last_batch"),
+    [*RUNS, ("torch", "fdt", "partial"), ("torch", "anchor", "fill"), ("torch", "one of", "partial")],
 )
 def test_resident_global_batches_are_the_same_for_any_number_of_ranks(numbered_shards, engine, fdt, last_batch):
     """What fills up the last one is the epoch's first outputs."""
@@ -137,8 +143,11 @@ def test_evaluation_counts_every_sample_once_by_its_weight(sets_of_shards, mode,
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3"}
 
 
+LAUNCHED = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+
+
 def set_environment(monkeypatch, environment):
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", *LAUNCHED):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -182,6 +191,59 @@ def test_wrong_ranks_are_refused(numbered_shards, monkeypatch, environment, opti
     set_environment(monkeypatch, environment)
     with pytest.raises(ValueError, match=match):
         FDTLoader(numbered_shards, 5, **options)
+
+
+def begin_group(monkeypatch, rank, world_size):
+    """torch.distributed says that it is initialized."""
+    for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", world_size)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+
+
+@pytest.mark.parametrize("environment", [{}, {"SLURM_PROCID": "1"}, TORCHRUN])
+def test_a_loader_that_is_older_than_other_ranks_of_the_process_group_cannot_be_iterated(
+    numbered_shards, monkeypatch, environment
+):
+    """As one is that was built before Fabric launched: every process would see the same data."""
+    set_environment(monkeypatch, environment)
+    loader = FDTLoader(numbered_shards, 5)
+    iter(loader)
+    begin_group(monkeypatch, 1, 2)
+    message = f"for rank {loader.rank} of {loader.world_size}, and torch.distributed says rank 1 of 2: build it after"
+    with pytest.raises(RuntimeError, match=message):
+        iter(loader)
+    assert next(iter(FDTLoader(numbered_shards, 5, mix=None, rank=0, world_size=1)))[0].shape[0] == 5, "as it was asked"
+    later = FDTLoader(numbered_shards, 5)
+    assert (later.rank, later.world_size) == (1, 2)
+    next(iter(later))
+
+
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        (SLURM, 4),
+        (SLURM | {"RANK": "0"}, 4),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, 2),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ({"SLURM_NTASKS": "4"}, None),
+        (SLURM | TORCHRUN, None),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, 2),
+    ],
+)
+def test_tasks_of_a_launcher_without_a_rank_are_warned_of(numbered_shards, monkeypatch, environment, size):
+    """A warning that is not expected is an error."""
+    set_environment(monkeypatch, environment)
+    if size is None:
+        FDTLoader(numbered_shards, 5)
+        return
+    advice = rf"says that there are {size} tasks, .* all of the data: .* pass rank=int\(os.environ.*world_size={size} "
+    with pytest.warns(UserWarning, match=advice) as caught:
+        FDTLoader(numbered_shards, 5)
+    assert caught[0].filename == __file__
+    FDTLoader(numbered_shards, 5, rank=0, world_size=1)
 
 
 GROUP = """

@@ -112,7 +112,7 @@ def graph(pool):
     if pool is None:
         window = feed(lambda info: images[:8]), feed(lambda info: labels[:8] % 5)
         return tuple(fn.fdt.superpose(*window, ids, num_classes=10, pad=2, flip=True))
-    return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, pad=2, flip=True, anchor="epoch"))
+    return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, pad=2, flip=True, mix=FDT(anchor="epoch")))
 
 pool = load_arrays(images, labels, 10) if sys.argv[1] == "resident" else None
 pipeline = graph(pool)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Power
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf, Power
 from fdt_pipeline.loader import epoch
 from fdt_pipeline.loader.engines import SpanBatch
 from fdt_pipeline.shards import write_shards
@@ -211,6 +211,7 @@ SAME = {"mode": "streaming", "ring": 70, "seed": 1}
         ({"mode": "resident", "ring": None}, ["mode", "ring"]),
         ({"mix": None}, ["mix"]),
         ({"mix": FDT(series=Power(2))}, ["mix"]),
+        ({"mix": MixUp(0.2)}, ["mix"]),
         ({"augment": Augment(pad=2)}, ["augment"]),
         ({"batch_size": 20}, ["global_batch_size"]),
         ({"rank": 0, "world_size": 2}, ["global_batch_size"]),
@@ -398,13 +399,14 @@ def test_resident_resume_asks_for_the_outputs_from_there_on_alone(numbered_shard
     assert asked == list(range(8 * 23, NUM_SAMPLES))
 
 
-@pytest.mark.parametrize(("mix", "first"), [(None, 184), (FDT(), 161)])
+@pytest.mark.parametrize(("mix", "first"), [(None, 184), (MixUp(0.2, partners="batch"), 184), (MixUp(0.2), 161)])
 def test_streaming_resume_reads_no_sample_before_those_of_the_ring(numbered_shards, monkeypatch, mix, first):
     """After 184 of 230: with a ring of 46 the 23 before them, but no shard of 60 that has none of these."""
     asked, opened = [], []
     read, real = epoch.read_samples, LocalShardFiles.in_order
-    options = {"mode": "streaming", "ring": 46, "mix": mix}
+    options = {"mode": "streaming", "ring": 46}
     loader = FDTLoader(numbered_shards, 23, **options)
+    loader.mix = mix
     list(islice(loader, 8))
     resumed = after(loader.state_dict(), numbered_shards, 23, **options)
     monkeypatch.setattr(LocalShardFiles, "in_order", lambda self, shards: opened.append(shards) or real(self, shards))
@@ -416,25 +418,46 @@ def test_streaming_resume_reads_no_sample_before_those_of_the_ring(numbered_shar
     assert len(opened[0]) == 2  # what is opened later is the next epoch's
 
 
-def test_a_ring_is_as_it_was_after_a_resume_wherever_its_end_is(numbered_shards):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ring": 53, "mix": FDT(anchor="epoch", probability=0.8)},
+        {"ring": 53, "mix": OneOf({MixUp(0.8): 0.5, CutMix(1.0): 0.5})},
+        {"mix": OneOf({MixUp(0.8, partners="batch"): 0.5, CutMix(1.0, partners="batch"): 0.5})},
+    ],
+)
+def test_a_ring_is_as_it_was_after_a_resume_wherever_its_end_is(numbered_shards, options):
     """Sizes that divide nothing; the last batch is smaller, so more before it is in the ring than a batch less."""
-    options = {"mode": "streaming", "ring": 53, "seed": 1, "mix": FDT(anchor="epoch", probability=0.8)}
+    options |= {"mode": "streaming", "seed": 1}
     expected = list(FDTLoader(numbered_shards, 17, **options))
     loader = FDTLoader(numbered_shards, 17, **options)
     for number, _ in enumerate(loader):
         assert_same(list(after(loader.state_dict(), numbered_shards, 17, **options)), expected[number + 1 :])
 
 
+PARTNERS = {"resident": ("set", "set"), "streaming": ("ring", "batch")}
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mix_that_changes_with_the_epoch_is_that_of_each_epoch(numbered_shards, mode):
+def test_a_mix_that_changes_with_the_epoch_is_that_of_each_epoch(numbered_shards, mode, engine):
     """Given as a function, or set between epochs; a state within one keeps what that had."""
-    mixes = [FDT(), FDT(max_images=2), None, FDT(series=Power(2.5)), FDT()]
-    options = {"mode": mode, "seed": 3} | ({"ring": 60} if mode == "streaming" else {})
+    first, second = PARTNERS[mode]
+    mixes = [
+        FDT(),
+        FDT(max_images=2),
+        None,
+        MixUp(0.4, partners=first),
+        CutMix(1.0, partners=second),
+        OneOf([(MixUp(0.4), 0.5), (FDT(series=Power(2.5), label_smoothing=0.1), 0.3), (None, 0.2)]),
+        FDT(),
+    ]
+    options = {"mode": mode, "engine": engine, "seed": 3} | ({"ring": 60} if mode == "streaming" else {})
     by_function = FDTLoader(numbered_shards, 32, mix=lambda epoch: mixes[epoch], **options)
     by_hand = FDTLoader(numbered_shards, 32, **options)
     for number, mix in enumerate(mixes):
         by_hand.mix = mix
-        alone = FDTLoader(numbered_shards, 32, mix=mix, **options)
+        alone = FDTLoader(numbered_shards, 32, mix=lambda epoch, mix=mix: mix, **options)
         alone.set_epoch(number)
         expected = list(alone)
         assert_same(list(by_function), expected)
@@ -471,7 +494,7 @@ def test_a_state_of_a_mix_that_cannot_be_made_again_says_to_set_it(numbered_shar
 def test_a_function_of_the_epoch_that_fails_does_so_in_its_own_epoch(numbered_shards, mode):
     loader = FDTLoader(numbered_shards, 32, mode=mode, mix=lambda epoch: [FDT(), "none"][epoch])
     assert len(list(loader)) == len(loader)
-    with pytest.raises(ValueError, match=r"mix\(1\) must give an FDT or None, got 'none'"):
+    with pytest.raises(ValueError, match=r"mix\(1\) must give an FDT, MixUp, CutMix, OneOf or None, got 'none'"):
         list(loader)
 
 

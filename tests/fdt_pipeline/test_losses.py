@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdt_pipeline import FDTLoader
 from fdt_pipeline.losses import (
     check_eps,
     cross_entropy,
@@ -166,3 +168,25 @@ def test_targets_and_labels_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         wrong()
+
+
+def documented_loss(logits: torch.Tensor, targets: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The line that FDTLoader's docstring shows for class weights."""
+    (line,) = re.findall(r"^ *loss = (.*weight=w.*)$", FDTLoader.__doc__, re.MULTILINE)
+    return eval(line, {"cross_entropy": F.cross_entropy, "logits": logits, "targets": targets, "w": w})
+
+
+def test_the_documented_mean_with_class_weights_is_torchs_of_labels_on_one_hot_targets() -> None:
+    logits, labels = torch.randn(64, 5), torch.arange(64) % 4
+    w = torch.tensor([0.1, 1.0, 5.0, 20.0, 3.0])
+    one_hot = F.one_hot(labels, 5).float()
+    expected = F.cross_entropy(logits, labels, weight=w)
+    torch.testing.assert_close(documented_loss(logits, one_hot, w), expected)
+    assert F.cross_entropy(logits, one_hot, weight=w) > 4 * expected, "which is why it is documented"
+
+
+def test_the_documented_mean_depends_on_ratios_of_class_weights_alone_and_equal_ones_change_nothing() -> None:
+    logits, targets = torch.randn(64, 5), torch.rand(64, 5).softmax(1)
+    w = torch.tensor([0.1, 1.0, 5.0, 20.0, 3.0])
+    torch.testing.assert_close(documented_loss(logits, targets, 100 * w), documented_loss(logits, targets, w))
+    torch.testing.assert_close(documented_loss(logits, targets, torch.full((5,), 7.0)), cross_entropy(logits, targets))

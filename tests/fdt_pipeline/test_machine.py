@@ -1,9 +1,12 @@
 """CPUs and free memory within a process's cgroups, in made-up trees of /proc and /sys/fs/cgroup."""
 
 import os
+from functools import partial
 
 import pytest
+import torch
 
+from fdt_pipeline.loader.memory import choose_mode
 from fdt_pipeline.machine import available_cpus, available_memory, total_memory
 
 MIB = 2**20
@@ -27,20 +30,22 @@ def eight_cpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
 
 
-def v2(limit=None, used=0, inactive=0):
+def v2(limit=None, used=0, inactive=0, active=0):
     """memory.max and so on, in MiB."""
     return {
         "memory.max": "max" if limit is None else f"{limit * MIB}\n",
         "memory.current": f"{used * MIB}\n",
-        "memory.stat": f"anon {used * MIB}\nactive_file 7\ninactive_file {inactive * MIB}\n",
+        "memory.stat": f"anon {used * MIB}\nfile {99 * MIB}\nshmem {9 * MIB}\nactive_file {active * MIB}\n"
+        f"inactive_file {inactive * MIB}\n",
     }
 
 
-def v1(limit, used, inactive):
+def v1(limit, used, inactive, active=0):
     return {
         "memory.limit_in_bytes": f"{limit * MIB}\n",
         "memory.usage_in_bytes": f"{used * MIB}\n",
-        "memory.stat": f"inactive_file 5\ntotal_inactive_file {inactive * MIB}\n",
+        "memory.stat": f"inactive_file 5\nactive_file 7\ntotal_inactive_file {inactive * MIB}\n"
+        f"total_active_file {active * MIB}\n",
     }
 
 
@@ -68,15 +73,29 @@ def test_memory_is_the_least_that_any_level_of_the_path_leaves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "inactive", "free"),
-    [(400, 390, 250, 260), (100, 120, 0, 0)],
-    ids=["page cache that can be reclaimed is free", "more used than the limit"],
+    ("limit", "used", "inactive", "active", "free"),
+    [(400, 390, 250, 0, 260), (400, 400, 100, 250, 350), (100, 120, 0, 0, 0), (100, 50, 60, 10, 100)],
+    ids=[
+        "page cache that can be reclaimed is free",
+        "read twice",
+        "more used than the limit",
+        "counted a little later",
+    ],
 )
-def test_what_is_left_of_a_limit_is_free(tmp_path, limit, used, inactive, free):
-    files = under("a", v2(limit, used, inactive))
+def test_what_is_left_of_a_limit_is_free(tmp_path, limit, used, inactive, active, free):
+    files = under("a", v2(limit, used, inactive, active))
     assert available_memory(tree(tmp_path / "v2", "0::/a\n", **files)) == free * MIB
-    files = under("memory/a", v1(limit, used, inactive))
+    files = under("memory/a", v1(limit, used, inactive, active))
     assert available_memory(tree(tmp_path / "v1", "4:memory:/a\n", **files)) == free * MIB
+
+
+@pytest.mark.parametrize("files", [{}, {"inactive": 380}, {"active": 380}, {"inactive": 190, "active": 190}])
+def test_auto_is_resident_whether_or_not_the_page_cache_is_full_of_shards(tmp_path, monkeypatch, files):
+    """A pool of 180 of 400 MiB, in a container that has read them before, or has not."""
+    root = tree(tmp_path, "0::/\n", **v2(400, 10 + sum(files.values()), **files))
+    monkeypatch.setattr("fdt_pipeline.loader.memory.available_memory", partial(available_memory, root))
+    assert choose_mode("auto", 180, (1024, 1024, 1), 0, torch.device("cpu")) == "resident"
+    assert choose_mode("auto", 200, (1024, 1024, 1), 0, torch.device("cpu")) == "streaming"
 
 
 @pytest.mark.parametrize(

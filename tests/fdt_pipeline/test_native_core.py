@@ -13,17 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdt_pipeline.definition.mixing import FDT, PLAIN, CutMix, Mix, MixUp, OneOf, is_led
 from fdt_pipeline.definition.plans import draw_plans
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform, checked_weights
-from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, PLAIN, Augment, Pool, epoch_order
+from fdt_pipeline.definition.superposition import NO_AUGMENT, Augment, Pool, epoch_order
 from fdt_pipeline.native.arguments import series_argument
 from fdt_pipeline.native.pool import NativePool
+from tests.mixes import mixes
 from tests.native_pools import defined_outputs
 from tools.native_probe import SANITIZERS, Draw, ProbeOutput, build_probe, load_levels
 
 pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.compile]
 
-FIELDS = ("offsets", "images", "classes", "dy", "dx", "flip", "weights")
+FIELDS = ("offsets", "images", "classes", "dy", "dx", "flip", "weights", "boxes", "label_smoothing")
 BOUND = 2e-6  # of images, in units of pixel / 256
 PAPER = {1: (117.0,), 3: (122.0, 117.0, 104.0), 2: (122.0, 117.0), 4: (122.0, 117.0, 104.0, 90.0)}
 
@@ -41,12 +43,12 @@ def core(cores):
     return list(cores.values())[-1]
 
 
-def assert_same_plans(cores, pool, *arguments):
+def assert_same_plans(cores, pool, *arguments, size=(1, 1)):
     """Whether plans are those of `plans.draw_plans` in every field; arguments: a Draw's."""
     draw = Draw(*arguments)
-    expected = draw_plans(draw.seed, draw.epoch, draw.indices, pool, draw.fdt, draw.augment, draw.leaders)
+    expected = draw_plans(draw.seed, draw.epoch, draw.indices, pool, draw.mix, draw.augment, draw.leaders, size)
     for core in cores:
-        pixels = np.zeros((len(pool), 1, 1, 1), np.uint8)
+        pixels = np.zeros((len(pool), *size, 1), np.uint8)
         got = core.draw_plans(core.pool(pixels, pool.labels, pool.num_classes, 0), draw)
         for name in FIELDS:
             assert np.array_equal(getattr(got, name), getattr(expected, name)), name
@@ -88,23 +90,17 @@ def test_plans_are_the_definitions_bit_for_bit_for_any_number_of_classes(cores, 
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 19), min_size=1, max_size=60),
     st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20),
-    st.builds(
-        FDT,
-        min_images=st.integers(1, 20),
-        max_images=st.sampled_from([None, 20]),
-        probability=st.floats(0, 1),
-        series=st.sampled_from([Harmonic(), Power(2), Geometric(0.5), Uniform()]),
-        anchor=st.sampled_from(["random", "epoch"]),
-    ),
+    mixes(20),
     st.builds(Augment, pad=st.integers(0, 300), flip=st.booleans()),
     st.sampled_from([20, 21, 64, 127, 200, 2_000]),
+    st.sampled_from([(1, 1), (32, 32), (7, 224)]),
 )
 def test_plans_are_the_definitions_bit_for_bit_for_any_options(
-    core, seed, epoch, labels, indices, fdt, augment, num_classes
+    core, seed, epoch, labels, indices, mix, augment, num_classes, size
 ):
     pool = Pool(labels, num_classes)
-    leaders = np.array(indices) % len(pool) if fdt.anchor == "epoch" else None
-    assert_same_plans([core], pool, seed, epoch, indices, fdt, augment, leaders)
+    leaders = np.array(indices) % len(pool) if is_led(mix) else None
+    assert_same_plans([core], pool, seed, epoch, indices, mix, augment, leaders, size=size)
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ class Case:
     """A pool of random images, and what outputs 0.. of epoch 2 must be."""
 
     shape: tuple[int, int, int]
-    fdt: FDT = FDT()  # noqa: RUF009 (it is frozen)
+    mix: Mix = FDT()  # noqa: RUF009 (it is frozen)
     augment: Augment = NO_AUGMENT
     num_classes: int = 10
     n: int = 40
@@ -124,8 +120,8 @@ class Case:
 
     def draw(self):
         indices = np.arange(self.num_outputs)
-        leaders = indices * 3 % self.n if self.fdt.anchor == "epoch" else None
-        return Draw(7, 2, indices, self.fdt, self.augment, leaders)
+        leaders = indices * 3 % self.n if is_led(self.mix) else None
+        return Draw(7, 2, indices, self.mix, self.augment, leaders)
 
     def expected(self, mean):
         """f64[num_outputs h w c] and f32[num_outputs num_classes]"""
@@ -151,8 +147,14 @@ CASES += [
         FDT(series=Geometric(0.7), min_images=10),
         FDT(series=Uniform()),
         PLAIN,
+        FDT(unique_classes=False, label_smoothing=0.1),
+        MixUp(0.3),
+        MixUp(1, targets="dominant", label_smoothing=0.2),
+        CutMix(1, anchor="random", unique_classes=True),
+        OneOf({FDT(): 0.25, MixUp(0.8): 0.25, CutMix(1.0, label_smoothing=0.1): 0.25, None: 0.25}),
     )
 ]
+CASES += [Case(s, CutMix(1), a, num_outputs=4 if s[0] == 224 else 30) for s in SHAPES for a in AUGMENTS]
 CASES += [  # long sums: roundings of 5,000 in a row would be over the bound
     Case((3, 5, 1), FDT(min_images=5_000, series=series), Augment(1), 5_000, 6_000, num_outputs=2)
     for series in (Harmonic(), Uniform())
@@ -164,7 +166,7 @@ def test_images_are_within_the_bound_of_the_definition_and_targets_equal(cores, 
     channels = case.shape[2]
     images, targets = case.expected(PAPER[channels])
     for core in cores.values():
-        output = ProbeOutput(PAPER[channels], (256.0,) * channels, targets=case.fdt.targets)
+        output = ProbeOutput(PAPER[channels], (256.0,) * channels, targets=case.mix.targets)
         got, got_targets = case.run(core, output)
         assert np.abs(got - images.transpose(0, 3, 1, 2)).max() < BOUND
         assert np.array_equal(got_targets, targets)
@@ -248,8 +250,8 @@ def test_a_series_without_terms_goes_up_to_2048_images(core):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", 'series must be "harmonic", or what .*series_argument returns, got ""'),
-        ("linear" * 1_000, 'got "linearlinearlinearlinearlinearlinearline"$'),
+        ("", 'series must be "harmonic", or what native/arguments.py makes of one, got ""'),
+        ("linear" * 1_000, 'got "linearlinearlinearlinearlinearlinearline..'),
         ("terms:", "needs terms and sums"),
         ("terms:" + "0" * 16 + ":" + "0" * 15, "cut in the middle of a number"),
         ("table:0000803F", "expected hexadecimal digits"),

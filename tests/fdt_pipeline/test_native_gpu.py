@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 import torch
 
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.series import Geometric, Power
-from fdt_pipeline.definition.superposition import FDT, NO_AUGMENT, Augment, Pool
+from fdt_pipeline.definition.superposition import NO_AUGMENT, Augment, Pool
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming
 from fdt_pipeline.loader.memory import load_pool
 from fdt_pipeline.loader.options import Mixing, Output
@@ -51,8 +52,8 @@ def output_of(channels=3, **options):
 MIX, RGB = FDT(), output_of()
 
 
-def draw_of(indices, fdt=MIX, augment=NO_AUGMENT, leaders=None):
-    return Draw(SEED, EPOCH, indices, fdt, augment, leaders)
+def draw_of(indices, mix=MIX, augment=NO_AUGMENT, leaders=None):
+    return Draw(SEED, EPOCH, indices, mix, augment, leaders)
 
 
 @dataclass

@@ -9,7 +9,8 @@ import pytest
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Geometric, Power, Uniform, series_argument
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, Geometric, MixUp, OneOf, Power, Uniform, mix_argument
+from fdt_pipeline.definition.mixing import is_led
 from fdt_pipeline.definition.philox import Stream, random_words
 from fdt_pipeline.definition.superposition import NO_AUGMENT, Pool, epoch_order
 from tests.native_pools import defined_outputs, load_arrays
@@ -102,27 +103,38 @@ def assert_same(got, expected):
 OPTIONS = [
     (FDT(), NO_AUGMENT, {}),
     (FDT(), Augment(2), {"pad": 2, "flip": True}),
-    (FDT(min_images=3, max_images=4), Augment(5, flip=False), {"min_images": 3, "max_images": 4, "pad": 5}),
-    (FDT(probability=0.3), Augment(0), {"probability": 0.3, "flip": True}),
+    (FDT(min_images=3, max_images=4), Augment(5, flip=False), {"pad": 5}),
+    (FDT(probability=0.3), Augment(0), {"flip": True}),
     (FDT(targets="dominant"), NO_AUGMENT, {"targets": "dominant"}),
-    (FDT(series=Power(2.5)), NO_AUGMENT, {"series": series_argument(Power(2.5), 7)}),
-    (FDT(series=Geometric(0.5)), NO_AUGMENT, {"series": series_argument(Geometric(0.5), 7)}),
+    (FDT(series=Power(2.5)), NO_AUGMENT, {}),
+    (FDT(series=Geometric(0.5), unique_classes=False, label_smoothing=0.1), NO_AUGMENT, {}),
+    (MixUp(0.4, anchor="random"), Augment(2), {"pad": 2, "flip": True}),
+    (MixUp(1), NO_AUGMENT, {}),
+    (CutMix(1, anchor="random", unique_classes=True), NO_AUGMENT, {}),
+    (OneOf({MixUp(0.8): 0.5, CutMix(1.0): 0.3, None: 0.2}), Augment(1), {"pad": 1, "flip": True}),
 ]
 
 
-@pytest.mark.parametrize(("fdt", "augment", "options"), OPTIONS)
-def test_windows_and_pools_are_mixed_as_the_definition_says(pool, fdt, augment, options):
+@pytest.mark.parametrize(("mix", "augment", "options"), OPTIONS)
+def test_windows_and_pools_are_mixed_as_the_definition_says(pool, mix, augment, options):
     indices = np.arange(100, 100 + BATCH)
-    got = run(window(ids=[ids_of(3, indices)], plan_seed=9, **options, **PAPER))
-    assert_same(got, definition(IMAGES, CLASSES, indices, fdt, augment, 9, 3))
-    got = run(resident(pool, indices, epoch=3, plan_seed=9, **options, **PAPER))
-    assert_same(got, definition(ALL_IMAGES, LABELS, indices, fdt, augment, 9, 3))
+    places, order = (np.arange(BATCH), epoch_order(9, 3, NUM_SAMPLES)[indices]) if is_led(mix) else (None, None)
+    got = run(window(ids=[ids_of(3, indices)], plan_seed=9, mix=mix, **options, **PAPER))
+    assert_same(got, definition(IMAGES, CLASSES, indices, mix, augment, 9, 3, places))
+    got = run(resident(pool, indices, epoch=3, plan_seed=9, mix=mix, **options, **PAPER))
+    assert_same(got, definition(ALL_IMAGES, LABELS, indices, mix, augment, 9, 3, order))
+
+
+def test_without_a_mix_it_is_fdt(pool):
+    for graph in (window, lambda **options: resident(pool, **options)):
+        assert_equal(run(graph(plan_seed=9)), run(graph(plan_seed=9, mix=FDT())))
+        assert_equal(run(graph(plan_seed=9)), run(graph(plan_seed=9, mix=mix_argument(FDT(), 7))))
 
 
 def test_each_image_of_a_pool_leads_once_an_epoch(pool):
     """gpu_check.py compares the other anchors with the definition."""
     everything = np.arange(NUM_SAMPLES)
-    got = run(resident(pool, everything, epoch=5, plan_seed=8, anchor="epoch", **PAPER))
+    got = run(resident(pool, everything, epoch=5, plan_seed=8, mix=FDT(anchor="epoch"), **PAPER))
     leaders = epoch_order(8, 5, NUM_SAMPLES)
     assert_same(got, definition(ALL_IMAGES, LABELS, everything, FDT(anchor="epoch"), seed=8, epoch=5, leaders=leaders))
 
@@ -141,14 +153,15 @@ def last_bits(index):
 
 @pytest.mark.parametrize("probability", [0, 1, 0.0, 1 / 3, 1e-9, np.float64(0.7), *last_bits(0), *last_bits(7)])
 def test_a_probability_is_exact_to_its_last_bit(pool, probability):
-    got, fdt = run(window(probability=probability, **PAPER)), FDT(probability=probability)
+    got, fdt = run(window(mix=FDT(probability=probability), **PAPER)), FDT(probability=probability)
     assert_same(got, definition(IMAGES, CLASSES, np.arange(BATCH), fdt))
-    got = run(resident(pool, probability=probability, **PAPER))
+    got = run(resident(pool, mix=fdt, **PAPER))
     assert_same(got, definition(ALL_IMAGES, LABELS, np.arange(BATCH), fdt))
 
 
 def test_numbers_are_the_same_where_the_locale_has_a_decimal_comma(decimal_comma):
-    options = {"probability": 1 / 3, "mean": 9.5, "std": [64.25, 256.5, 3.0], "series": series_argument(Power(2.5), 7)}
+    mix = FDT(probability=1 / 3, label_smoothing=0.1, series=Power(2.5))
+    options = {"mix": mix, "mean": 9.5, "std": [64.25, 256.5, 3.0]}
     in_comma = run(window(**options))
     locale.setlocale(locale.LC_NUMERIC, "C")
     assert_equal(in_comma, run(window(**options)))
@@ -208,7 +221,7 @@ def test_a_checkpoint_keeps_the_count_of_samples_and_the_seed_that_dali_drew(poo
         options = {"plan_seed": None, "enable_checkpointing": True, **checkpoint}
         if kind == "window":
             return window_graph([IMAGES], [CLASSES], num_classes=7, **options)
-        return resident_graph(ids, pool=pool.name, anchor="epoch", **options)
+        return resident_graph(ids, pool=pool.name, mix=FDT(anchor="epoch"), **options)
 
     whole = graph()
     run(whole, taken)
@@ -276,12 +289,19 @@ def test_outputs_of_a_pool_do_not_depend_on_the_batch_size_threads_or_prefetch(p
 SPANS = [(0, 0, 60, 230), (0, 60, 60, 230), (0, 200, 60, 230), (1, 3, 17, 230), (2**32 - 1, 2**32 - 9, 9, 2**32)]
 
 
-@pytest.mark.parametrize("anchor", ["random", "epoch", "index"])
+LEADS = {
+    "random": {"mix": FDT()},
+    "epoch": {"mix": FDT(anchor="epoch")},
+    "in_order": {"mix": FDT(anchor="epoch"), "in_order": True},
+}
+
+
+@pytest.mark.parametrize("anchor", LEADS)
 def test_a_sample_may_be_many_outputs_of_a_pool_which_are_those_that_single_ids_give(pool, anchor):
     """Outputs behind the last one of `modulo` are the first ones again; samples may have different numbers of them."""
     spans = [span for span in SPANS if anchor == "random" or span[3] == 230]
     ids = [(epoch, (first + i) % modulo) for epoch, first, count, modulo in spans for i in range(count)]
-    options = {"pool": pool.name, "anchor": anchor, "pad": 2, "flip": True, "plan_seed": 3}
+    options = {"pool": pool.name, **LEADS[anchor], "pad": 2, "flip": True, "plan_seed": 3}
     single = run(resident_graph([np.array(ids)], batch_size=len(ids), **options))
     grouped = resident_graph([np.array(spans)], batch_size=len(spans), **options)
     grouped.build()
@@ -300,7 +320,7 @@ def test_a_sample_may_be_a_window_of_its_own(anchor, has_ids):
     sizes = [BATCH, 70]
     images, labels = [ALL_IMAGES[:BATCH], ALL_IMAGES[40:110]], [LABELS[:BATCH], LABELS[40:110]]
     ids = [np.array([(0, 0, BATCH, 2**32), (0, BATCH, 70, 2**32)])] if has_ids else None
-    options = {"num_classes": 7, "anchor": anchor, "pad": 2, "series": series_argument(Geometric(0.5), 7)}
+    options = {"num_classes": 7, "mix": FDT(anchor=anchor, series=Geometric(0.5)), "pad": 2}
     both = window_graph([images], [labels], ids, batch_size=2, **options)
     both.build()
     found = both.run()
@@ -318,7 +338,7 @@ def of_ring(position, fdt, augment, num=STEP):
     repeat."""
     slots, leaders = ring_slots(position, num, RING)
     number = slots % NUM_SAMPLES
-    chosen = leaders if fdt.anchor == "epoch" else None
+    chosen = leaders if is_led(fdt) else None
     indices = 1000 + position + np.arange(num)
     return definition(ALL_IMAGES[number], LABELS[number], indices, fdt, augment, 9, 3, chosen)
 
@@ -352,7 +372,8 @@ def ring_outputs(batches, **options):
     ("fdt", "augment", "options"),
     [
         (FDT(), Augment(2), {"pad": 2, "flip": True}),
-        (FDT(min_images=3, anchor="epoch"), NO_AUGMENT, {"min_images": 3, "anchor": "epoch"}),
+        (FDT(min_images=3, anchor="epoch"), NO_AUGMENT, {"mix": FDT(min_images=3, anchor="epoch")}),
+        (CutMix(0.7), Augment(2), {"mix": CutMix(0.7), "pad": 2, "flip": True}),
     ],
 )
 def test_outputs_of_a_ring_are_drawn_from_the_last_images_as_the_definition_says(fdt, augment, options, is_span):
@@ -427,9 +448,9 @@ def test_a_serialized_pipeline_is_the_same_pipeline_where_a_pool_of_its_name_is_
 
     @pipeline_def(device_id=None, **running)
     def graph():
-        options = {"plan_seed": -7, "series": series_argument(Uniform(), 7), "targets": "dominant", "pad": 1}
+        options = {"plan_seed": -7, "mix": FDT(anchor="epoch", series=Uniform()), "targets": "dominant", "pad": 1}
         ids = fn.external_source(name="ids")
-        return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, anchor="epoch", **options))
+        return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, **options))
 
     def outputs(pipeline):
         pipeline.build()
@@ -531,7 +552,7 @@ def test_ids_that_are_none_are_refused_by_both(pool, ids, match):
     ],
 )
 def test_spans_that_are_none_are_refused(pool, span, match):
-    refused(resident_graph([np.array([span])], pool=pool.name, anchor="epoch", batch_size=1), match)
+    refused(resident_graph([np.array([span])], pool=pool.name, mix=FDT(anchor="epoch"), batch_size=1), match)
 
 
 def test_a_window_in_a_sample_wants_a_span_of_its_size():
@@ -548,30 +569,40 @@ def test_ids_of_both_kinds_in_a_batch_are_refused(pool):
     refused(resident_graph(ids, pool=pool.name, batch_size=2), match)
 
 
-@pytest.mark.parametrize("anchor", ["epoch", "index"])
-def test_an_index_beyond_the_pool_cannot_lead(pool, anchor):
-    refused(
-        resident(pool, [0, NUM_SAMPLES], anchor=anchor),
-        f'anchor "{anchor}": index 230 is not below the number of images, 230',
-    )
+@pytest.mark.parametrize(("leads", "named"), [("epoch", 'anchor "epoch"'), ("in_order", "in_order")])
+def test_an_index_beyond_the_pool_cannot_lead(pool, leads, named):
+    match = f"{named}: index 230 is not below the number of images, 230"
+    refused(resident(pool, [0, NUM_SAMPLES], **LEADS[leads]), match)
     run(resident(pool, [0, NUM_SAMPLES]))
 
 
+TEXT = "sum 4294967296 4294967296 0 1 0.0 1 0 harmonic"
 BAD_OPTIONS = [
-    ({"min_images": 0}, "min_images must be 1 or more, got 0"),
-    ({"max_images": -1}, "max_images must be 0 or more, got -1"),
-    ({"min_images": 3, "max_images": 2}, "max_images 2 must not be below min_images 3"),
-    ({"min_images": 8}, "min_images 8 is over the number of classes, 7: each may be used once"),
-    ({"max_images": 8}, "max_images 8 is over the number of classes, 7"),
-    ({"probability": -0.1}, r"probability must be a number in \[0, 1\], got -0.1"),
-    ({"probability": float("nan")}, r"probability must be a number in \[0, 1\], got nan"),
-    ({"probability": "0,5"}, r"probability must be a number in \[0, 1\], got 0,5"),
-    ({"probability": ""}, r"probability must be a number in \[0, 1\], got "),
-    ({"series": "linear"}, 'series must be "harmonic", or what fdt_pipeline.series_argument returns, got "linear"'),
-    ({"series": "ä" * 30}, 'series must be "harmonic"'),
-    ({"series": series_argument(Uniform(), 6)}, "weights for sums of up to 6 images, but up to 7 are superposed"),
+    ({"mix": FDT(min_images=8)}, "min_images 8 is over the number of classes, 7: each may be used once"),
+    ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+    ({"mix": 0.2}, "mix must be an FDT, MixUp, CutMix or OneOf, got 0.2"),
+    *(
+        ({"mix": text}, "mix must be what fdt_pipeline.mix_argument returns, or")
+        for text in (
+            "",
+            "mixup",
+            "ä" * 30,
+            TEXT + ";;",
+            TEXT.replace("4294967296", "4294967295"),
+            TEXT.replace("sum", "max"),
+            TEXT.replace("0.0", "1.0"),
+            TEXT.replace("0.0", "0,5"),
+            TEXT.replace(" 1 0 ", " 0 0 "),
+            TEXT + " 1",
+            TEXT.replace(" 1 0 ", " 3 2 "),
+            mix_argument(MixUp(1), 7).replace(" 2 2 ", " 1 2 "),
+        )
+    ),
+    ({"mix": TEXT.replace("harmonic", "linear")}, 'series must be "harmonic", or what .* got "linear"'),
+    ({"mix": mix_argument(MixUp(1), 7)[:-8]}, "expected 4,096 quantiles of lambda"),
+    ({"mix": mix_argument(MixUp(1), 7)[:-8] + "ffffffff"}, "expected 4,096 quantiles of lambda"),
+    ({"mix": mix_argument(FDT(), 6)}, "weights for sums of up to 6 images, but up to 7 are superposed"),
     ({"targets": "hard"}, 'targets must be one of "dominant", "label", "soft", got "hard"'),
-    ({"anchor": "first"}, 'anchor must be one of "epoch".*"random", got "first"'),
     ({"pad": -1}, "pad must be 0 or more, got -1"),
     ({"pad": 40_000}, "pad must be 32767 or less, got 40000"),
     ({"mean": [1.0, 2.0]}, "mean must be one number or 3 of them, got 2"),
@@ -590,13 +621,16 @@ BAD_OPTIONS = [
 
 BAD_FOR_WINDOWS = [
     *(({"num_classes": n}, rf"num_classes must be in \[1, 65536\], got {n}") for n in (0, -1, 65_537, 2**40)),
-    ({"anchor": "index"}, 'anchor must be one of "epoch", "random", got "index"'),
 ]
+
+
+BAD_FOR_POOLS = [({"in_order": True}, 'in_order needs outputs that have a leader: pass a mix with anchor="epoch"')]
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "match"),
-    [("window", *bad) for bad in [*BAD_OPTIONS, *BAD_FOR_WINDOWS]] + [("resident", *bad) for bad in BAD_OPTIONS],
+    [("window", *bad) for bad in [*BAD_OPTIONS, *BAD_FOR_WINDOWS]]
+    + [("resident", *bad) for bad in [*BAD_OPTIONS, *BAD_FOR_POOLS]],
 )
 def test_bad_arguments_are_refused_with_what_was_expected(pool, kind, options, match):
     with pytest.raises((*ERRORS, TypeError, KeyError), match=match):
@@ -635,7 +669,7 @@ def test_a_pipeline_goes_on_after_others_have_failed():
 @pytest.mark.parametrize("operator", [fn.fdt.superpose, fn.fdt.superpose_resident])
 def test_help_says_shapes_ranges_and_errors(operator):
     text = operator.__doc__
-    for word in ("Errors:", "Outputs:", "(channels, h, w)", "num_classes", "K is uniform on", "min_images", "float32"):
+    for word in ("Errors:", "Outputs:", "(channels, h, w)", "num_classes", "K is uniform on", "MixUp", "float32"):
         assert word in text, word
 
 

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDT, Augment, FDTLoader, fdt_pipeline
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf, RandomResizedCrop, fdt_pipeline
+from fdt_pipeline.loader.options import checked_device
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.numbered import numbered_images
 
 RESIDENT, STREAMING = {"mode": "resident"}, {"mode": "streaming"}
+SET, RING, BATCH = (MixUp(0.2, partners=partners) for partners in ("set", "ring", "batch"))
+IN_MEMORY = r'partners="{}" are drawn from what is being read, and this set is in memory: pass mode="streaming"'
+STREAMED = 'partners="set" are drawn from a set in memory, and this one is streamed: pass mode="resident"'
 REFUSED = [
     ({"batch_size": 0}, "batch_size must be 1 or more"),
     ({"num_threads": 0}, "num_threads must be 1 or more"),
@@ -31,7 +35,22 @@ REFUSED = [
     ({"train": False, "mix": FDT()}, "leave mix out"),
     ({"train": False, "augment": Augment()}, "leave augment out"),
     ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
-    ({"mix": "harmonic"}, "mix must be an FDT, a function of the epoch that gives one, or None, got 'harmonic'"),
+    ({"mix": "harmonic"}, "mix must be an FDT, MixUp, CutMix or OneOf, a function of the epoch .*, got 'harmonic'"),
+    ({"mix": MixUp}, "mix must be an FDT, MixUp, CutMix or OneOf, .*, got the class MixUp"),
+    ({"mix": {MixUp(0.2): 1.0}}, r"mix must be an FDT, MixUp, CutMix or OneOf, .*, got \{MixUp"),
+    ({"mix": lambda epoch: CutMix}, r"mix\(0\) must give an FDT, MixUp, CutMix, OneOf or None, got the class CutMix"),
+    ({"mix": lambda epoch: OneOf({})}, "OneOf: expected 1 to 8 mixings"),
+    ({"mix": RING, **RESIDENT}, IN_MEMORY.format("ring")),
+    ({"mix": OneOf({BATCH: 1.0}), **RESIDENT}, IN_MEMORY.format("batch")),
+    ({"mix": lambda epoch: BATCH, **RESIDENT}, IN_MEMORY.format("batch")),
+    ({"mix": SET, **STREAMING}, STREAMED),
+    ({"mix": lambda epoch: SET, **STREAMING}, STREAMED),
+    ({"mix": SET, "augment": RandomResizedCrop(4)}, STREAMED),
+    ({"mix": SET, "ring": 10}, "ring is for streaming"),
+    ({"mix": BATCH, "ring": 10}, 'partners="batch" keeps no ring: leave ring=10 out, or pass partners="ring"'),
+    ({"mix": BATCH, "batch_size": 1}, "mixed within their batch, which has one: pass batch_size=2 or more"),
+    ({"mix": BATCH, "batch_size": 229}, 'and the last one of a rank has one alone: pass last_batch="drop" or "fill"'),
+    ({"mix": BATCH, "batch_size": 57, "rank": 1, "world_size": 2}, "the last one of a rank has one alone"),
     ({"augment": 4}, "augment must be an Augment, a RandomResizedCrop, a ResizeCrop or None, got 4"),
     ({"dtype": torch.float64}, "cast other types after"),
     ({"channels": 0}, "channels must be 1 or more"),
@@ -64,6 +83,11 @@ def test_a_loader_refuses_what_cannot_be(numbered_shards, options, match):
     ("options", "match"),
     [
         *[({name: value}, f"{name} must be") for name, value in (("batch_size", 0), ("mode", "lazy"), ("mix", "none"))],
+        ({"mix": lambda epoch: FDT()}, "a mix that is a function of the epoch is for FDTLoader: pass one mix"),
+        ({"mix": RING}, 'partners="ring" is for FDTLoader, as DALI mixes within its batch: pass partners="batch" here'),
+        ({"mix": SET, **STREAMING}, STREAMED),
+        ({"mix": BATCH, **RESIDENT}, IN_MEMORY.format("batch")),
+        ({"mix": MixUp(0.2), "batch_size": 1, **STREAMING}, "mixed within their batch, which has one"),
         ({"num_threads": 0}, "num_threads must be 1 or more, got 0"),
         ({"plan_seed": -1}, "plan_seed must be 0 or more"),
         ({"size": (8, 8), **RESIDENT}, "size resizes while streaming"),
@@ -110,6 +134,28 @@ def test_what_is_for_the_cpu_is_refused_on_a_gpu(numbered_shards, monkeypatch, o
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     with pytest.raises(ValueError, match=match):
         FDTLoader(numbered_shards, 8, device="cuda", **options)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "current", "count", "expected"),
+    [
+        ("2", 0, 4, 2),  # torchrun, and nobody has called set_device
+        ("2", 1, 4, 1),  # somebody has
+        ("2", 0, 1, 0),  # the launcher shows each rank a GPU of its own
+        ("0", 0, 4, 0),
+        (None, 0, 4, 0),
+        (None, 3, 4, 3),
+        ("x", 0, 4, 0),
+    ],
+)
+def test_a_bare_cuda_is_the_local_ranks_gpu_where_nobody_has_set_one(monkeypatch, local_rank, current, count, expected):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    for name, value in (("is_available", True), ("current_device", current), ("device_count", count)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert checked_device("cuda") == torch.device("cuda", expected)
+    assert checked_device("cuda:0") == torch.device("cuda", 0), "what is given stands"
 
 
 def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from nvidia.dali.plugin.pytorch import DALIClassificationIterator, DALIGenericIterator, LastBatchPolicy
 from PIL import Image
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Power, fdt_pipeline
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf, Power, fdt_pipeline
 from fdt_pipeline.loader import pipeline as pipeline_function
 from fdt_pipeline.loader.memory import read_pool
 from fdt_pipeline.shards import ShardError, write_shards
@@ -25,6 +25,7 @@ MIXINGS = {
     "power": {"mix": FDT(min_images=2, max_images=3, series=Power(2), probability=0.7), "augment": Augment(pad=2)},
     "anchor": {"mix": FDT(anchor="epoch", targets="dominant"), "augment": None},
     "none": {"mix": None},
+    "one of": {"mix": OneOf({MixUp(0.8, label_smoothing=0.1): 0.5, CutMix(1.0): 0.5})},
 }
 each_mixing = pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
 each_mode = pytest.mark.parametrize("mode", MODES)
@@ -115,8 +116,9 @@ def test_files_are_decoded_and_resized_as_by_the_loader(file_shards):
     epochs = [rest(iterator) for _ in range(2)]
     for epoch in epochs:
         assert_same(epoch, list(loader))
-    with pytest.raises(ValueError, match=r"holds images of different sizes: pass size=\(height, width\)"):
-        make(file_shards)
+    for mix in (FDT(), CutMix(1.0)):
+        with pytest.raises(ValueError, match=r"holds images of different sizes: pass size=\(height, width\)"):
+            make(file_shards, mix=mix)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -6,37 +6,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fdt_pipeline.definition.mixing import FDT, is_led
 from fdt_pipeline.definition.plans import batch_targets, draw_plans
-from fdt_pipeline.definition.series import Geometric, Power
-from fdt_pipeline.definition.superposition import FDT, Augment, Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.superposition import Augment, Pool, draw_plan, superpose_targets
+from tests.mixes import mixes
 
-FIELDS = ("images", "classes", "dy", "dx", "flip")
+FIELDS = ("images", "classes", "dy", "dx", "flip", "box", "label_smoothing")
 SIGNIFICANCE = 1e-4  # with fixed seeds: a law that holds fails never, a wrong one practically always
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 2**64 - 1),
     st.integers(0, 10**6),
     st.lists(st.integers(0, 11), min_size=1, max_size=50),
-    st.builds(
-        FDT,
-        min_images=st.integers(1, 4),
-        max_images=st.sampled_from([None, 4, 12]),
-        probability=st.sampled_from([0.0, 0.5, 1.0]),
-        series=st.sampled_from([Power(1), Geometric(0.5)]),
-        anchor=st.sampled_from(["random", "epoch"]),
-    ),
+    mixes(12),
     st.sampled_from([Augment(), Augment(pad=0), Augment(pad=7, flip=False)]),
+    st.sampled_from([(1, 1), (5, 8), (32, 32), (224, 176)]),
 )
-def test_plans_equal_the_definition_bit_for_bit(seed, epoch, labels, fdt, augment):
+def test_plans_equal_the_definition_bit_for_bit(seed, epoch, labels, mix, augment, size):
     pool = Pool(labels, 12)
     indices = np.array([0, 1, 17, 2**31, 2**32 - 1])
-    leaders = indices % len(pool) if fdt.anchor == "epoch" else None
-    plans = draw_plans(seed, epoch, indices, pool, fdt, augment, leaders)
+    leaders = indices % len(pool) if is_led(mix) else None
+    plans = draw_plans(seed, epoch, indices, pool, mix, augment, leaders, size)
     for i, index in enumerate(indices):
         leader = None if leaders is None else int(leaders[i])
-        expected = draw_plan(seed, epoch, int(index), pool, fdt, augment, leader)
+        expected = draw_plan(seed, epoch, int(index), pool, mix, augment, leader, size)
         for name in FIELDS:
             assert np.array_equal(getattr(plans[i], name), getattr(expected, name)), name
         assert np.array_equal(plans[i].weights.astype(np.float32), expected.weights.astype(np.float32))

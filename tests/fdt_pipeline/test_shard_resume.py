@@ -104,8 +104,9 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     url = url.format(tmp=tmp_path)
     photos, _ = fsspec.url_to_fs(url)
     place = photos._strip_protocol(url)
-    photos.makedirs(f"{place}/cat")
-    photos.pipe({f"{place}/cat/{index}.png": gray_png(index) for index in range(20)})
+    for name in ("cat", "dog"):
+        photos.makedirs(f"{place}/{name}")
+    photos.pipe({f"{place}/{('cat', 'dog')[index % 2]}/{index}.png": gray_png(index) for index in range(20)})
     real = ImageFolder.read_file
 
     def changed_behind(self, index):

@@ -33,7 +33,7 @@ def test_gray_images_get_a_channel_axis_and_strided_ones_become_contiguous():
         (IMAGES[0, 0], LABELS, None, r"images must have shape .*, got \[5, 3\]"),
         (IMAGES[:0], LABELS[:0], None, r"images must have shape .*, got \[0, 4, 5, 3\]"),
         (IMAGES, LABELS.astype(float), None, r"labels must be integers of shape \[n\], got float64"),
-        (IMAGES, LABELS[:, None], None, r"labels must be integers of shape \[n\], got int64 \[6, 1\]"),
+        (IMAGES, LABELS.reshape(3, 2), None, r"labels must be integers of shape \[n\], got int64 \[3, 2\]"),
         (IMAGES, LABELS[:5], None, "expected one label an image, got 6 images and 5 labels"),
         (IMAGES, LABELS, ["a", "b"], r"label 2 at index 2 is out of range: expected 0..1"),
         (IMAGES, LABELS - 1, None, r"label -1 at index 0 is out of range"),
@@ -56,6 +56,37 @@ def test_labels_of_any_integer_type_are_taken_unnamed_classes_may_be_many_and_a_
     n = 65_600
     assert len(ArraySource(np.zeros((n, 1, 1), np.uint8), np.arange(n)).classes) == n
     assert len(ArraySource(IMAGES, LABELS, ["a", "b", "c", "d"], split="test")) == 6
+
+
+def test_labels_of_shape_n_1_are_taken_from_memory_and_from_either_split_of_npz(tmp_path):
+    assert ArraySource(IMAGES, LABELS[:, None]).labels.tolist() == LABELS.tolist()
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=IMAGES, labels=LABELS[:, None])
+    source = open_source(tmp_path, split="test")
+    assert (source.labels.tolist(), source.classes) == (LABELS.tolist(), ("0", "1", "2"))
+
+
+def fifty_thousand(labels_of_one_severity):
+    return np.broadcast_to(IMAGES[0], (50_000, 4, 5, 3)), np.tile(labels_of_one_severity, 5)
+
+
+def test_five_severities_behind_each_other_are_said_and_nothing_is_guessed(tmp_path):
+    """CIFAR-10-C has such arrays, and one file of labels for all."""
+    images, labels = fifty_thousand(np.random.default_rng(0).integers(0, 10, 10_000))
+    message = r"five times the same 10,000, as CIFAR-10-C .* all 50,000 are taken: pass images\[20_000:30_000\]"
+    with pytest.warns(UserWarning, match=message):
+        assert len(ArraySource(images, labels)) == 50_000
+    assert len(ArraySource(images, np.sort(labels))) == 50_000, "which is an ordinary set, without a warning"
+    assert len(ArraySource(*fifty_thousand(np.arange(10_000) % 10))) == 50_000
+    np.save(tmp_path / "fog.npy", images[:, :1, :1])
+    np.save(tmp_path / "labels.npy", labels)
+    (tmp_path / "broken.npy").write_bytes(b"text")
+    found = r"fog.npy \(uint8 \[50000, 1, 1, 3\]\), labels.npy \(int64 \[50000\]\): .npy files do not say which rows"
+    for kind in (None, "npz"):
+        with pytest.raises(ValueError, match=rf"{found} are a set, and 50,000 rows may be five severities of 10,000"):
+            open_source(tmp_path, kind)
+    with pytest.raises(ValueError, match=r"labels.npy \(int64 \[50000\]\): .*numpy.savez"):
+        open_source(tmp_path / "labels.npy")
 
 
 def test_one_file_has_no_splits(tmp_path):

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import open_source, source_splits
 from tests.folders import COLOR, RAMP, save_image
 
@@ -136,6 +137,51 @@ def test_a_stranger_beside_splits_is_named_and_left_out(tmp_path, stranger, reas
     assert open_source(tmp_path, split="test").labels.tolist() == [0]
 
 
+@pytest.mark.parametrize("where", ["shards", "sets/train", "cat/shards"])
+def test_shards_below_a_source_are_named_and_left_out(tmp_path, where):
+    """As `shard photos photos/shards` would find them when it is given again."""
+    two_classes(tmp_path / "photos")
+    write_shards(open_source(tmp_path / "photos"), tmp_path / "photos" / where)
+    if where == "sets/train":
+        (tmp_path / "photos" / "sets" / "_info.json").touch()
+    labels = tmp_path / "labels.csv"
+    labels.write_text("cat/1.png,a\ndog/1.png,b\n")
+    shown = where.removesuffix("/train")
+    for options in ({}, {"kind": "folder"}, {"labels": labels}):
+        with pytest.warns(UserWarning, match=f"{tmp_path}/photos: left out {shown} .shards."):
+            source = open_source(tmp_path / "photos", **options)
+        assert [sample.key for sample in source] == ["cat/1.png", "dog/1.png"]
+        assert len(source.classes) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*left out .*shards:UserWarning", "ignore:.* files that are no images:UserWarning")
+def test_a_folder_with_images_beside_its_shards_is_not_left_out(tmp_path):
+    two_classes(tmp_path)
+    write_shards(open_source(tmp_path), tmp_path / "dog" / "more" / "shards")
+    save_image(tmp_path / "dog" / "more" / "2.png")
+    assert [sample.key for sample in open_source(tmp_path)] == ["cat/1.png", "dog/1.png", "dog/more/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        (["images/1", "images/2"], "give the folder that holds one subfolder for each class, or name .* with --labels"),
+        (["images/a/1", "images/a/2"], "give the folder that holds one subfolder for each class"),
+        (["images/0", "images/a/1", "images/b/1"], "if a, b in {0}/images are classes, give {0}/images as SOURCE"),
+        (["images/0", "images/in/1", "images/in/a/1", "images/in/b/1"], "if a, b in {0}/images/in are classes"),
+        (["train/images/1", "test/images/2"], "give the folder that holds one subfolder for each class"),
+    ],
+)
+def test_a_single_class_is_taken_with_a_warning_that_names_the_level_of_several(tmp_path, files, advice):
+    for name in files:
+        save_image(tmp_path / f"{name}.png")
+    is_split = "train" in files[0]
+    where = tmp_path / "train" if is_split else tmp_path
+    message = f"{where}: the only class is images, and one class cannot be mixed: {advice.format(tmp_path)}"
+    with pytest.warns(UserWarning, match=message):
+        assert open_source(tmp_path, split="train" if is_split else None).classes == ("images",)
+
+
 def test_folders_that_are_all_numbers_are_ordered_as_numbers(tmp_path):
     for number in range(12):
         save_image(tmp_path / str(number) / "1.png")
@@ -184,7 +230,8 @@ def test_other_files_are_counted_and_named_in_a_warning(tmp_path):
 def test_linked_folders_are_walked_and_loops_are_refused(tmp_path):
     two_classes(tmp_path / "real")
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "cat").symlink_to(tmp_path / "real" / "cat")
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "real" / name)
     assert open_source(tmp_path / "set")[0].key == "cat/1.png"
     (tmp_path / "real" / "cat" / "loop").symlink_to(tmp_path / "real" / "cat")
     with pytest.raises(ValueError, match="loop: the link leads back to a folder above it"):

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from fdt_pipeline.sources.image_pixels import decode_image, is_gray, plain_census, resized
+from fdt_pipeline.sources.image_pixels import decode_image, is_gray, pixel_limit, plain_census, resized
+from tests.folders import LFS_POINTER
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 SMOOTH = np.asarray(Image.fromarray(NOISE[:8, :8]).resize((48, 40)))
@@ -217,6 +218,7 @@ def test_exif_that_cannot_be_read_turns_nothing(form, exif):
     ("data", "message"),
     [
         (b"", "not an image: the file has zero bytes"),
+        (LFS_POINTER, "^a Git LFS pointer, not the file itself: git lfs pull$"),
         (b"<html>404 Not Found</html>", "not an image: it begins with b'<html>404 Not Fo'"),
         (b"\xff\xd8\xff", "not an image: it begins with"),
         (saved(NOISE.astype(np.float32)[..., 0], "TIFF"), "floating-point pixels have no fixed .*8 or 16 bits"),
@@ -264,6 +266,16 @@ def test_bombs_are_refused_before_they_are_decoded(side):
     finally:
         tracemalloc.stop()
     assert peak < 5e6
+
+
+def test_an_image_over_the_limit_of_pixels_is_taken_where_the_limit_is_raised_and_only_there():
+    data = png_bomb(12_000)
+    with pixel_limit(12_000**2):
+        assert decode_image(data, 1).pixels.shape == (12_000, 12_000, 1)
+    with pixel_limit(12_000**2 - 1), pytest.raises(ValueError, match=r"allow it with --max-pixels N .PIL.Image.MAX_IM"):
+        decode_image(data, 1)
+    with pytest.raises(ValueError, match="too large to decode"):
+        decode_image(data, 1)
 
 
 def test_a_text_that_unpacks_without_end_is_refused():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fdt_pipeline.sources import open_source, source_splits
+from tests.folders import LFS_POINTER
 
 SUBSET = "train/data/fashion_mnist_subset"
 
@@ -116,3 +117,24 @@ def test_a_download_that_fails_says_why(tmp_path, monkeypatch, kind, torchvision
         monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(error, match=message):
         open_source(tmp_path, kind, download=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("train-labels-idx1-ubyte", {"kind": "mnist", "split": "train"}),
+        ("data_batch_3.bin", {"kind": "cifar10", "split": "train"}),
+        ("data_batch_1", {"kind": "cifar10", "split": "train"}),
+        ("train_32x32.mat", {"kind": "svhn", "split": "train"}),
+        ("train.npz", {"kind": "npz", "split": "train"}),
+        ("labels.csv", {"labels": "{0}/labels.csv"}),
+    ],
+)
+def test_a_git_lfs_pointer_in_the_place_of_a_file_is_named_with_the_remedy(tmp_path, name, options):
+    for number in range(1, 6) if name.endswith(".bin") else ():
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(bytes(3073))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes.fromhex("00000803 00000001 00000001 00000001 00"))
+    Image.new("L", (2, 2)).save(tmp_path / "1.png")
+    (tmp_path / name).write_bytes(LFS_POINTER)
+    with pytest.raises(ValueError, match=f"{tmp_path}/{name}: a Git LFS pointer, not the file itself: git lfs pull"):
+        open_source(tmp_path, **{key: value.format(tmp_path) for key, value in options.items()})

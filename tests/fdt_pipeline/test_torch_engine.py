@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from fdt_pipeline.definition.mixing import FDT
 from fdt_pipeline.definition.plans import draw_plans
-from fdt_pipeline.definition.superposition import FDT, Augment, Pool, standardize, superpose_images
+from fdt_pipeline.definition.superposition import Augment, Pool, standardize, superpose_images
 from fdt_pipeline.loader.options import Output
 from fdt_pipeline.loader.torch_engine import ImagePool, superpose
 

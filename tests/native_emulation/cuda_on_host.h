@@ -91,6 +91,13 @@ inline void __syncwarp() { emulation::exchange(0xFFFFFFFFu, 0, "__syncwarp"); }
 inline uint32_t __shfl_sync(uint32_t mask, uint32_t word, uint32_t lane) {
   return emulation::exchange(mask, word, "__shfl_sync")[lane & 31];
 }
+inline float __shfl_sync(uint32_t mask, float value, uint32_t lane) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  word = __shfl_sync(mask, word, lane);
+  std::memcpy(&value, &word, sizeof word);
+  return value;
+}
 inline uint32_t __shfl_up_sync(uint32_t mask, uint32_t word, uint32_t distance) {
   const uint32_t lane = threadIdx.x & 31;
   return emulation::exchange(mask, word, "__shfl_up_sync")[lane < distance ? lane : lane - distance];
@@ -100,6 +107,13 @@ inline uint32_t __ballot_sync(uint32_t mask, bool bit) {
   uint32_t all = 0;
   for (uint32_t i = 0; i < 32; i++) all |= bits[i] << i;
   return all;
+}
+
+inline uint32_t __match_any_sync(uint32_t mask, uint32_t word) {
+  const uint32_t *words = emulation::exchange(mask, word, "__match_any_sync");
+  uint32_t same = 0;
+  for (uint32_t i = 0; i < 32; i++) same |= static_cast<uint32_t>(words[i] == word) << i;
+  return same;
 }
 
 inline uint32_t __ffs(int word) { return static_cast<uint32_t>(__builtin_ffs(word)); }

@@ -11,6 +11,7 @@ from tests.bench_results import contender, results, steady
 from tools.__main__ import main
 from tools.bench.report import _part, compare, rendered, report
 from tools.bench.results import estimate, paired_ratio, read_results
+from tools.bench.summary import summary
 
 ROOT = Path(__file__).parents[2]
 NOISY = [50, 60, 100, 100, 140, 150]
@@ -112,12 +113,38 @@ def test_with_a_step_tables_tell_how_evenly_batches_come_in_every_race():
     assert "classes, 7" in printed[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "tools/README.md"])
+@pytest.mark.parametrize("page", ["tools/README.md"])
 def test_the_blocks_of_our_pages_agree_with_the_committed_results(page):
     blocks = re.findall(r"<!-- bench (.+?) -->\n(.*?)<!-- /bench -->", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for files, block in blocks:
         assert block == rendered(files.split(), (ROOT / page).parent)
+
+
+def test_the_summary_has_a_row_a_loader_and_a_column_a_mixing(tmp_path):
+    """p99 is 30 ms and the most memory 450 MB; a loader without a mixing leaves its cell empty."""
+    found = results(
+        contender("ours, resident, native, FDT", steady(500), "fdt"),
+        contender("ours, resident, native, no FDT", steady(1000)),
+        contender("ours, streaming, native, FDT of at most 4", steady(300), "fdt in a ring"),
+        contender("timm, Mixup", steady(20), "mixup"),
+        contender("timm", [10, 30, 90, 200, 400, 900]),
+    )
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    rows = summary(["a.json"], tmp_path).splitlines()
+    assert rows[2:5] == [
+        "| ours, set in memory, 32 x 32 | 1,000 |  | 500 | 30 | 450 |",
+        "| ours, from shards, 32 x 32 |  |  | 300 (at most 4) | 30 | 450 |",
+        "| timm, 32 x 32 | too noisy | 20 |  | 30 | 450 |",
+    ]
+    assert rows[-1].endswith("batches of 256, medians of 6 rounds: [a.json](a.json).")
+
+
+def test_the_front_pages_table_is_the_summary_of_the_committed_results():
+    [(files, block)] = re.findall(
+        r"<!-- summary (.+?) -->\n(.*?)<!-- /summary -->", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert block == summary(files.split(), ROOT)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": 2, "contenders": [1]}', "[]"])

@@ -65,6 +65,7 @@ def add_parser(verbs: Any) -> None:
     option("--plot", type=Path, metavar="OUT.png", help="draw them")
     option("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two --json files; 1 on a regression")
     option("--bound", type=float, default=0.05, metavar="SHARE", help=f"of --compare {default}")
+    option("--summary", type=Path, nargs="+", metavar="FILE", help="print --json files as the front page's table")
     option("--render", type=Path, nargs="+", metavar="FILE", help="print --json files as Markdown")
     parser.set_defaults(run=_run)
 
@@ -86,6 +87,11 @@ def _run(arguments: argparse.Namespace) -> int:
         print("\n".join(describe_changes(before, after, changes, arguments.bound)))
         slower = any(change.verdict(arguments.bound) == "regression" for change in changes)
         return 1 if slower or lost(before, after) else 0
+    if arguments.summary:
+        from .summary import summary
+
+        print(summary(list(map(str, arguments.summary))), end="")
+        return 0
     if arguments.render:
         from .report import rendered
 

@@ -81,6 +81,7 @@ Workspace::Workspace(const Shape &given, int64_t padding)
   const int64_t margin = pad + 2 * kLanes;
   valid_.assign(static_cast<size_t>(2 * margin + row_floats), 0);
   std::fill_n(valid_.begin() + margin, shape.w, uint8_t{0xFF});
+  boxed_.resize(static_cast<size_t>(row_floats));
   sums_.resize(static_cast<size_t>(2 * shape.c * tile_rows * row_floats + kLanes));
   rows_.resize(static_cast<size_t>(kMostChannels * row_floats + kLanes));
   unshifted_ = valid_.data() + margin;

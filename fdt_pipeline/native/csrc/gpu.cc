@@ -50,25 +50,36 @@ void GpuPool::set_classes(const ClassIndex &classes) {
   labels = copy_of(classes.labels);
 }
 
-GpuSuperpose::GpuSuperpose(const PlanOptions &options, const WeightSeries &series, const Output &output,
+GpuSuperpose::GpuSuperpose(const PlanOptions &options, const MixWeights &weights, const Output &output,
                            Targets targets)
-    : options_(options),
-      output_(output),
-      targets_(targets),
-      terms_(copy_of(series.terms())),
-      sums_(copy_of(series.sums())),
-      weights_(copy_of(series.table())) {}
+    : options_(options), output_(output), targets_(targets) {
+  for (size_t i = 0; i < weights.size(); i++) {
+    const auto &[series, quantiles] = weights[i];
+    weights_.push_back({copy_of(series.terms()), copy_of(series.sums()), copy_of(series.table()), copy_of(quantiles)});
+  }
+}
 
 gpu::Parameters GpuSuperpose::parameters(const Shape &shape, const ClassIndex &classes) const {
   check_reach(shape, options_.pad);
   gpu::Parameters p{};
-  p.terms = terms_.as<const double>();
-  p.sums = sums_.as<const double>();
-  p.weights = weights_.as<const float>();
   p.seed = options_.seed;
-  p.mix_threshold = options_.mix_threshold;
-  p.lowest = options_.lowest(classes);
-  p.highest = options_.highest(classes);
+  for (size_t i = 0; i < options_.branches.size(); i++) {
+    const Branch &branch = options_.branches[i];
+    const Weights &weights = weights_[i];
+    p.branches[i] = {branch.mixed_end,
+                     branch.end,
+                     branch.kind,
+                     branch.led,
+                     branch.unique,
+                     branch.lowest(classes.num_distinct),
+                     branch.highest(classes.num_distinct),
+                     Smoothing(branch.label_smoothing, classes.num_classes),
+                     weights.terms.as<const double>(),
+                     weights.sums.as<const double>(),
+                     weights.table.as<const float>(),
+                     weights.quantiles.as<const uint32_t>()};
+  }
+  p.highest = options_.highest(classes.num_distinct);
   p.num_classes = classes.num_classes;
   p.pad = static_cast<int32_t>(options_.pad);
   p.h = static_cast<int32_t>(shape.h);
@@ -144,14 +155,16 @@ void GpuSuperpose::run_window(const uint8_t *const *pixels, const Shape &shape, 
   const std::vector<uint32_t> starts = bounds(classes);
   const size_t starts_at = upload_.add(starts.data(), starts.size() * sizeof(uint32_t));
   const size_t by_class_at = upload_.add(classes.by_class.data(), classes.size() * sizeof(uint32_t));
-  const bool leads = asked.leads != Leads::kDrawn;
-  const size_t labels_at = leads ? upload_.add(classes.labels.data(), classes.size() * sizeof(uint32_t)) : 0;
+  const auto repeats = [](const Branch &branch) { return !branch.unique; };
+  const bool need_labels = asked.leads != Leads::kDrawn ||
+                           std::any_of(options_.branches.begin(), options_.branches.end(), repeats);
+  const size_t labels_at = need_labels ? upload_.add(classes.labels.data(), classes.size() * sizeof(uint32_t)) : 0;
   const size_t table_at = contiguous ? 0 : upload_.add(pixels, classes.size() * sizeof(pixels[0]));
 
   const CudaPointer at = upload_.send(kernels, stream);
   set(p.starts, at, starts_at);
   set(p.by_class, at, by_class_at);
-  if (leads) set(p.labels, at, labels_at);
+  if (need_labels) set(p.labels, at, labels_at);
   if (contiguous)
     p.pixels = pixels[0];
   else

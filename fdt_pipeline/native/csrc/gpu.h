@@ -30,8 +30,8 @@ class GpuPool {
 // An operator's worth of it. Not for two threads at once.
 class GpuSuperpose {
  public:
-  // `series` must have weights for the longest sums, and an output as many channels as images, or copies of one.
-  GpuSuperpose(const PlanOptions &options, const WeightSeries &series, const Output &output, Targets targets);
+  // `weights` must be of options.branches, and an output have as many channels as images, or copies of one.
+  GpuSuperpose(const PlanOptions &options, const MixWeights &weights, const Output &output, Targets targets);
 
   // A batch of n outputs from a resident pool. images: f32 or f16 [n channels h w] or [n h w channels]; targets:
   // f32[n num_classes] or i64[n]; both on the GPU.
@@ -50,7 +50,10 @@ class GpuSuperpose {
   const PlanOptions options_;
   const Output output_;
   const Targets targets_;
-  GpuMemory terms_, sums_, weights_;
+  struct Weights {
+    GpuMemory terms, sums, table, quantiles;
+  };
+  std::vector<Weights> weights_;  // of each branch
   GpuUpload upload_, order_upload_;
   CudaPointer order_ = 0;       // on the GPU
   uint64_t order_version_ = 0;  // of what is there

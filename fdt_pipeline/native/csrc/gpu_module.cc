@@ -13,6 +13,7 @@
   extern "C" __attribute__((visibility("hidden"))) const char symbol[]
 
 FDT_EMBED(fdt_text_philox, "philox.h");
+FDT_EMBED(fdt_text_mixing, "mixing.h");
 FDT_EMBED(fdt_text_superpose_h, "superpose.h");
 FDT_EMBED(fdt_text_superpose_cu, "superpose.cu");
 
@@ -23,8 +24,9 @@ class Program {
  public:
   Program() = default;
   Program(const std::string &source, const std::string &arch) : Program() {  // destroyed where this throws
-    const char *headers[] = {fdt_text_philox, fdt_text_superpose_h}, *names[] = {"philox.h", "superpose.h"};
-    check(nvrtc().nvrtcCreateProgram(&program_, source.c_str(), "superpose.cu", 2, headers, names), "");
+    const char *headers[] = {fdt_text_philox, fdt_text_mixing, fdt_text_superpose_h};
+    const char *names[] = {"philox.h", "mixing.h", "superpose.h"};
+    check(nvrtc().nvrtcCreateProgram(&program_, source.c_str(), "superpose.cu", 3, headers, names), "");
     const std::string architecture = "--gpu-architecture=" + arch;
     const char *options[] = {architecture.c_str(), "--std=c++17"};
     const int error = nvrtc().nvrtcCompileProgram(program_, 2, options);

@@ -25,14 +25,20 @@ void sum_tile(const Workspace &space, const Source *sources, int64_t num, int64_
   const int64_t size = space.shape.c * space.tile_rows * space.row_floats;
   for (int64_t at = 0; at < num; at += kLongest) {
     const int64_t part = num - at < kLongest ? num - at : kLongest;
-    sum_images(space, sources + at, part, num - at - part + ahead, {tile.first, tile.last, nullptr, nullptr});
+    sum_images(space, sources + at, part, num - at - part + ahead, {tile.first, tile.last, nullptr, nullptr, nullptr});
     for (int64_t i = 0; i < size; i++) totals[i] = at ? totals[i] + sums[i] : sums[i];
   }
   std::memcpy(sums, totals, static_cast<size_t>(size) * sizeof(float));
 }
 
-void superpose(Workspace &space, const Output &output, const Source *sources, int64_t num, int64_t ahead, void *out) {
+void superpose(Workspace &space, const Output &output, const Source *sources, int64_t num, int64_t ahead,
+               const Box &box, void *out) {
   const Shape &shape = space.shape;
+  const Box *const shown = sources[0].part == Part::kAll ? nullptr : &box;
+  if (shown) {
+    std::memset(space.boxed(), 0, static_cast<size_t>(space.row_floats));
+    std::memset(space.boxed() + box.left, 0xFF, static_cast<size_t>(box.right - box.left));
+  }
   // The last pass writes where no value needs another place or form than it has in the sums.
   const bool direct =
       num <= kLongest && !output.half && !output.hwc && output.channels == shape.c && shape.w % kStep == 0;
@@ -40,7 +46,7 @@ void superpose(Workspace &space, const Output &output, const Source *sources, in
     ahead = 0;  // a few rows of a large image are summed at a time, and the next are its own
   for (int64_t first = 0; first < shape.h; first += space.tile_rows) {
     const int64_t last = first + space.tile_rows < shape.h ? first + space.tile_rows : shape.h;
-    sum_tile(space, sources, num, ahead, {first, last, &output, direct ? static_cast<float *>(out) : nullptr});
+    sum_tile(space, sources, num, ahead, {first, last, &output, shown, direct ? static_cast<float *>(out) : nullptr});
     if (direct) continue;
     if (output.half)
       write(space, output, first, last, static_cast<uint16_t *>(out));

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "mixing.h"
+
 namespace fdt {
 
 constexpr int kMostChannels = 4;
@@ -42,6 +44,9 @@ struct Output {
 constexpr int64_t kLanes = 16;
 FDT_INLINE int64_t guard_bytes(int64_t pad) { return pad + 4 * kLanes; }
 
+// Which pixels of the output an image counts for: all, or those outside or inside of a box.
+enum class Part : uint8_t { kAll, kOutside, kInside };
+
 // One image of a sum: row y, column x of the crop reads row y + dy, column x + dx, zero outside of it; the output is
 // the crop, or its mirror image.
 struct Source {
@@ -49,6 +54,7 @@ struct Source {
   int32_t dy, dx;
   float weight;
   bool flip;
+  Part part;
 };
 
 // Memory that a thread works in; made for one shape and padding.
@@ -62,12 +68,14 @@ class Workspace {
   const int64_t tile_rows;   // rows of every channel that are summed before they are written
   // Which bytes of a row are in the image, once it is shifted by dx pixels: 0xFF or 0.
   FDT_INLINE const uint8_t *valid(int64_t dx) const { return unshifted_ + dx; }
+  FDT_INLINE uint8_t *boxed() { return boxed_.data(); }  // the same of a row of a box: [row_floats]
+  FDT_INLINE const uint8_t *boxed() const { return boxed_.data(); }
   FDT_INLINE float *sums() const { return sums_at_; }                                       // [c tile_rows row_floats]
   FDT_INLINE float *totals() const { return sums_at_ + shape.c * tile_rows * row_floats; }  // as many
   FDT_INLINE float *rows() const { return rows_at_; }                                       // a row of every channel
 
  private:
-  std::vector<uint8_t> valid_;
+  std::vector<uint8_t> valid_, boxed_;
   std::vector<float> sums_, rows_;
   const uint8_t *unshifted_;
   float *sums_at_, *rows_at_;
@@ -84,9 +92,10 @@ struct ClassSums {
 struct Kernels {
   const char *name;
   // out: float or half [channels h w] or [h w channels]. sources: `num` images, 1 or more, those that are mirrored
-  // last; after them `ahead` images of later outputs, which are fetched ahead.
+  // last; after them `ahead` images of later outputs, which are fetched ahead. Where the box has an area there are two,
+  // one for what is outside of it and one for what is inside.
   void (*superpose)(Workspace &space, const Output &output, const Source *sources, int64_t num, int64_t ahead,
-                    void *out);
+                    const Box &box, void *out);
   // Words w of the blocks first .. first + n - 1: words[w * stride + i] of block first + i. They come in whole groups
   // of kPhiloxBlocks, and there must be room for that.
   void (*philox_blocks)(uint64_t seed, uint32_t stream, uint32_t epoch, uint32_t index, uint32_t first, uint32_t n,

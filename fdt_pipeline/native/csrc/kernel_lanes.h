@@ -27,6 +27,8 @@ inline Floats to_floats(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu
 using Mask = __mmask16;
 inline Mask to_mask(__m128i valid) { return _mm_movepi8_mask(valid); }
 inline Mask only_if(bool inside, Mask mask) { return static_cast<Mask>(mask & -static_cast<int>(inside)); }
+inline Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+inline Mask without(Mask a, Mask b) { return static_cast<Mask>(a & ~b); }
 inline Floats to_floats(Mask mask, __m128i bytes) {
   return _mm512_cvtepi32_ps(_mm512_maskz_cvtepu8_epi32(mask, bytes));
 }
@@ -49,6 +51,8 @@ inline Floats to_floats(__m128i bytes) { return _mm_cvtepi32_ps(_mm_cvtepu8_epi3
 using Mask = __m128i;
 inline Mask to_mask(__m128i valid) { return valid; }
 inline Mask only_if(bool inside, Mask mask) { return _mm_and_si128(mask, _mm_set1_epi32(-static_cast<int>(inside))); }
+inline Mask both(Mask a, Mask b) { return _mm_and_si128(a, b); }
+inline Mask without(Mask a, Mask b) { return _mm_andnot_si128(b, a); }
 inline Floats to_floats(Mask mask, __m128i bytes) { return to_floats(_mm_and_si128(mask, bytes)); }
 #endif
 constexpr int64_t kStep = sizeof(Floats) / sizeof(float);
@@ -66,6 +70,8 @@ inline uint8_t turned(uint8_t byte, bool) { return byte; }
 using Mask = uint8_t;
 inline Mask to_mask(uint8_t valid) { return valid; }
 inline Mask only_if(bool inside, Mask mask) { return inside ? mask : Mask{0}; }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline Mask without(Mask a, Mask b) { return static_cast<Mask>(a & ~b); }
 inline Floats to_floats(Mask mask, uint8_t byte) { return static_cast<float>(mask & byte); }
 #endif
 inline Floats all(float value) { return value - Floats{}; }  // x - 0 is x, and costs nothing

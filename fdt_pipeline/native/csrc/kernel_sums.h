@@ -69,15 +69,18 @@ inline void add_nothing(const Pass &pass, int64_t first, int64_t last) {
     keep<end>(pass, y, begin ? Floats{} : load(pass.sums + (y - pass.first) * pass.sums_row));
 }
 
-// Rows first .. last - 1 of a tile, all channels. out: null, or where the image begins if these are its last sources.
+// Rows first .. last - 1 of a tile, all channels. box: null, or what is inside of it has another source. out: null, or
+// where the image begins if these are its last sources.
 struct Tile {
   int64_t first, last;
   const Output *output;
+  const Box *box;
   float *out;
 };
 
-// Adds num images to the tile's sums[c tile_rows row_floats]; `next` are fetched meanwhile.
-template <int num, bool begin, bool turn, bool end>
+// Adds num images to the tile's sums[c tile_rows row_floats]; `next` are fetched meanwhile. boxed: each image counts for
+// its part of the tile, so that above and below the box, and beside it, there are other masks.
+template <int num, bool begin, bool turn, bool end, bool boxed = false>
 void add_images(const Workspace &space, const Source *given, const Source *next, const Tile &tile) {
   const Shape shape = space.shape;
   const int64_t first = tile.first, last = tile.last;
@@ -94,8 +97,10 @@ void add_images(const Workspace &space, const Source *given, const Source *next,
   const auto clamp = [](int64_t y, int64_t low, int64_t high) { return y < low ? low : y > high ? high : y; };
   const int64_t begin_any = clamp(-most, first, last), end_any = clamp(shape.h - least, begin_any, last);
   const int64_t inner = clamp(-least, begin_any, end_any), inner_end = clamp(shape.h - most, inner, end_any);
+  const int64_t top = boxed ? clamp(tile.box->top, first, last) : last;
+  const int64_t bottom = boxed ? clamp(tile.box->bottom, first, last) : last;
   const uint8_t *pixels[num], *fetched[num];
-  Mask masks[num];
+  Mask masks[num], in_box_rows[num];
   Pass pass{first, shape.h, shape.w, next ? fetched : nullptr, nullptr, nullptr, space.row_floats, {}, {}};
   for (int64_t x = 0; x < shape.w; x += kStep) {
     for (int j = 0; j < num; j++) {
@@ -104,6 +109,12 @@ void add_images(const Workspace &space, const Source *given, const Source *next,
       const auto valid = load_bytes(space.valid(sources[j].dx) + column);
       pixels[j] = sources[j].pixels + sources[j].dy * shape.w + sources[j].dx + column;
       masks[j] = to_mask(turn ? turned(valid, flip) : valid);
+      if (boxed) {
+        const Mask inside = to_mask(load_bytes(space.boxed() + x));
+        const bool is_inside = sources[j].part == Part::kInside;
+        in_box_rows[j] = is_inside ? both(masks[j], inside) : without(masks[j], inside);
+        masks[j] = only_if(!is_inside, masks[j]);
+      }
       if (next) fetched[j] = next[j].pixels + first * shape.w + x * (last - first);
     }
     for (int64_t channel = 0; channel < shape.c; channel++) {
@@ -113,11 +124,19 @@ void add_images(const Workspace &space, const Source *given, const Source *next,
         pass.mean = all(tile.output->mean[channel]);
         pass.inv_std = all(tile.output->inv_std[channel]);
       }
-      add_nothing<begin, end>(pass, first, begin_any);
-      add_rows<num, begin, turn, end, true>(pass, begin_any, inner, pixels, masks, weights, sources);
-      add_rows<num, begin, turn, end, false>(pass, inner, inner_end, pixels, masks, weights, sources);
-      add_rows<num, begin, turn, end, true>(pass, inner_end, end_any, pixels, masks, weights, sources);
-      add_nothing<begin, end>(pass, end_any, last);
+      const auto add = [&](int64_t from, int64_t to, const Mask *shown) {
+        const auto within = [&](int64_t y) { return boxed ? clamp(y, from, to) : y; };
+        add_nothing<begin, end>(pass, from, within(begin_any));
+        add_rows<num, begin, turn, end, true>(pass, within(begin_any), within(inner), pixels, shown, weights, sources);
+        add_rows<num, begin, turn, end, false>(pass, within(inner), within(inner_end), pixels, shown, weights, sources);
+        add_rows<num, begin, turn, end, true>(pass, within(inner_end), within(end_any), pixels, shown, weights, sources);
+        add_nothing<begin, end>(pass, within(end_any), to);
+      };
+      add(first, top, masks);
+      if (boxed) {
+        add(top, bottom, in_box_rows);
+        add(bottom, last, masks);
+      }
       for (int j = 0; j < num; j++) {
         pixels[j] += shape.plane();
         if (next) fetched[j] += shape.plane();
@@ -139,6 +158,11 @@ AddImages choose(bool begin, bool turn, bool end) {
                 : add_images<num, false, false, false>;
 }
 
+AddImages choose_boxed(bool turn, bool end) {
+  if (end) return turn ? add_images<2, true, true, true, true> : add_images<2, true, false, true, true>;
+  return turn ? add_images<2, true, true, false, true> : add_images<2, true, false, false, true>;
+}
+
 // What is to be fetched while sources[at] and on are summed: as many, kDistance further on, if there are so many.
 constexpr int64_t kDistance = 6;
 
@@ -151,7 +175,7 @@ void sum_images(const Workspace &space, const Source *sources, int64_t num, int6
     const bool begin = at == 0, end = tile.out && left == group;
     const bool turn = these[group - 1].flip;  // those that are mirrored come last
     const auto pick = group == 1 ? choose<1> : group == 2 ? choose<2> : group == 3 ? choose<3> : choose<4>;
-    pick(begin, turn, end)(space, these, next, tile);
+    (tile.box ? choose_boxed(turn, end) : pick(begin, turn, end))(space, these, next, tile);
     at += group;
   }
 }

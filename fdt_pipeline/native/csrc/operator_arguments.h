@@ -6,9 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <locale>
 #include <map>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -32,8 +30,6 @@ using fdt::Pool;
 using fdt::Shape;
 using fdt::Span;
 using fdt::Targets;
-
-enum class Anchor { kRandom, kEpoch, kIndex };
 
 // What is wrong, in words alone: DALI's own macro would put the condition's text before them.
 template <typename... Parts>
@@ -84,7 +80,6 @@ struct Arguments {
       : has_plan_seed(spec.HasArgument("plan_seed")),
         targets(one_of<Targets>(
             spec, "targets", {{"soft", Targets::kSoft}, {"dominant", Targets::kDominant}, {"label", Targets::kLabel}})),
-        series(spec.GetArgument<std::string>("series")),
         mean(spec.GetRepeatedArgument<float>("mean")),
         std(spec.GetRepeatedArgument<float>("std")),
         channels(at_least(spec, "channels", 0)),
@@ -92,11 +87,7 @@ struct Arguments {
         layout(spec.GetArgument<std::string>("output_layout")) {
     fdt::kernels();  // throws where $FDT_PIPELINE_ISA is wrong, and now, not with the first batch
     plans.seed = static_cast<uint64_t>(spec.GetArgument<int64_t>(has_plan_seed ? "plan_seed" : "seed"));
-    plans.min_images = static_cast<uint32_t>(std::min<int64_t>(at_least(spec, "min_images", 1), fdt::kMostClasses));
-    plans.max_images = static_cast<uint32_t>(std::min<int64_t>(at_least(spec, "max_images", 0), fdt::kMostClasses));
-    require(!plans.max_images || plans.max_images >= plans.min_images, "max_images ", plans.max_images,
-            " must not be below min_images ", plans.min_images);
-    plans.mix_threshold = mix_threshold(spec.GetArgument<std::string>("probability"));
+    plans.branches = fdt::read_mix(spec.GetArgument<std::string>("mix"));
     const auto pad = at_least(spec, "pad", 0);
     require(pad <= 32767, "pad must be 32767 or less, got ", pad);
     plans.pad = static_cast<uint32_t>(pad);
@@ -127,33 +118,22 @@ struct Arguments {
   void check_classes(int64_t num_classes) const {
     require(num_classes >= 1 && num_classes <= fdt::kMostClasses, "num_classes must be in [1, ", fdt::kMostClasses,
             "], got ", num_classes);
-    for (const auto &given :
-         {std::make_pair("min_images", plans.min_images), std::make_pair("max_images", plans.max_images)})
-      require(given.second <= num_classes, given.first, " ", given.second, " is over the number of classes, ",
-              num_classes, ": each may be used once");
+    for (const fdt::Branch &branch : plans.branches)
+      for (const auto &given :
+           {std::make_pair("min_images", branch.min_images), std::make_pair("max_images", branch.max_images)})
+        require(!branch.unique || branch.kind != fdt::Kind::kSum || given.second <= num_classes, given.first, " ",
+                given.second, " is over the number of classes, ", num_classes, ": each may be used once");
   }
 
   bool has_plan_seed;  // else plans.seed is DALI's own
   PlanOptions plans;
   Targets targets;
-  std::string series;
   std::vector<float> mean, std;
   int64_t channels;
   DALIDataType dtype;
   std::string layout;
 
  private:
-  // Out of the text that Python writes for a float, the shortest that is this one of 64 bits.
-  static uint64_t mix_threshold(const std::string &text) {
-    std::istringstream stream(text);
-    stream.imbue(std::locale::classic());  // a decimal point, whatever the process's locale has
-    double probability = -1;
-    stream >> std::noskipws >> probability;
-    require(!stream.fail() && stream.eof() && probability >= 0 && probability <= 1,
-            "probability must be a number in [0, 1], got ", fdt::printable(text));
-    return static_cast<uint64_t>(std::nearbyint(probability * 4294967296.0));
-  }
-
   static void fill(const char *name, const std::vector<float> &given, int64_t n, float *values) {
     require(given.size() == 1 || static_cast<int64_t>(given.size()) == n, name, " must be one number or ", n,
             " of them, got ", given.size());

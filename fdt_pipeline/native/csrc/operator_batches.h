@@ -168,19 +168,18 @@ Shape read_shape(const TensorList<Backend> &images, std::vector<int64_t> &counts
 // Which image of a pool leads each output. The order of an epoch is kept for the epoch that was last asked for.
 class Leaders {
  public:
-  // Of spans of one epoch.
-  void set(Anchor anchor, uint64_t seed, size_t n, fdt::Asked &asked) {
-    asked.leads = anchor == Anchor::kRandom ? Leads::kDrawn : Leads::kByIndex;
-    if (anchor == Anchor::kRandom) return;
+  // Of spans of one epoch. are_led: otherwise there are no leaders. in_order: output i is led by image i.
+  void set(bool are_led, bool in_order, uint64_t seed, size_t n, fdt::Asked &asked) {
+    asked.leads = are_led ? Leads::kByIndex : Leads::kDrawn;
+    if (!are_led) return;
     for (const Span &span : asked.spans) {
       const int64_t end = int64_t{span.first} + span.count,
                     most = span.modulo ? std::min<int64_t>(end, span.modulo) : end;
-      require(most <= static_cast<int64_t>(n), "anchor \"",
-              anchor == Anchor::kEpoch ? "epoch" : "index", "\": index ", most - 1,
+      require(most <= static_cast<int64_t>(n), in_order ? "in_order" : "anchor \"epoch\"", ": index ", most - 1,
               " is not below the number of images, ", n);
     }
     const uint32_t epoch = asked.spans[0].epoch;
-    if (anchor == Anchor::kIndex || (asked.order.size() == n && epoch == epoch_)) return;
+    if (in_order || (asked.order.size() == n && epoch == epoch_)) return;
     const std::vector<int64_t> order = fdt::epoch_order(seed, epoch_ = epoch, n);
     asked.order.assign(order.begin(), order.end());
     asked.order_version++;
@@ -223,16 +222,16 @@ class CpuSuperposers {
  public:
   // Outputs go to images[i] and targets[i]. is_new: of other images than before.
   void run(::dali::Workspace &ws, const Pool &pool, bool is_new, const Arguments &arguments,
-           const fdt::WeightSeries &series, const Output &output, const fdt::Asked &asked, void *const *images,
+           const fdt::MixWeights &weights, const Output &output, const fdt::Asked &asked, void *const *images,
            void *const *targets) {
     if (is_new || superposers_.empty()) {
       superposers_.resize(static_cast<size_t>(ws.GetThreadPool().NumThreads()));
       for (auto &superposer : superposers_) superposer.reset(pool, arguments.plans);
     }
     const std::vector<Id> ids = asked.ids();
-    const int64_t images_each = (arguments.plans.lowest(pool.classes) + arguments.plans.highest(pool.classes) + 1) / 2;
+    const int64_t images_each = arguments.plans.typical(pool.classes.num_distinct);
     share_out(ws, static_cast<int64_t>(ids.size()), images_each * pool.shape().size(), [&](int64_t first, int64_t last, int thread) {
-      superposers_[static_cast<size_t>(thread)].run(pool, series, output, arguments.targets, ids.data(), first, last,
+      superposers_[static_cast<size_t>(thread)].run(pool, weights, output, arguments.targets, ids.data(), first, last,
                                                     images, targets);
     });
   }

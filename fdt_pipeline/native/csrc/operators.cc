@@ -61,12 +61,11 @@ class Superpose : public Resumable<Backend> {
  public:
   explicit Superpose(const OpSpec &spec)
       : Resumable<Backend>(spec),
-        anchor_(one_of<Anchor>(spec, "anchor", {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}})),
         num_classes_(spec.GetArgument<int64_t>("num_classes")),
         ring_(static_cast<size_t>(at_least(spec, "ring", 0))) {
     arguments_.check_classes(num_classes_);
     require(ring_.capacity() < UINT32_MAX, "ring must be below 2^32 - 1, got ", ring_.capacity());
-    make_series(ring_.capacity() ? ring_.capacity() : static_cast<size_t>(spec.GetArgument<int>("max_batch_size")));
+    make_weights(ring_.capacity() ? ring_.capacity() : static_cast<size_t>(spec.GetArgument<int>("max_batch_size")));
   }
 
  protected:
@@ -106,15 +105,13 @@ class Superpose : public Resumable<Backend> {
   using Resumable<Backend>::arguments_;
   using Resumable<Backend>::counted_;
 
-  // Weights for sums of up to so many images.
-  void make_series(size_t num_images) {
-    const auto &plans = arguments_.plans;
-    const int64_t most =
-        std::min<int64_t>(plans.max_images ? plans.max_images : num_classes_, static_cast<int64_t>(num_images));
-    if (series_ && most <= most_images_) return;
-    most_images_ = most;
+  // For plans from so many images.
+  void make_weights(size_t num_images) {
+    const int64_t most = std::min<int64_t>(num_classes_, static_cast<int64_t>(num_images));
+    if (weights_ && most <= most_classes_) return;
+    most_classes_ = most;
     on_gpu_.reset();
-    series_ = std::make_unique<fdt::WeightSeries>(arguments_.series, static_cast<uint32_t>(most));
+    weights_ = std::make_unique<fdt::MixWeights>(arguments_.plans.branches, static_cast<uint32_t>(most));
   }
 
   std::vector<Step> steps(const ::dali::Workspace &ws) const {
@@ -153,14 +150,15 @@ class Superpose : public Resumable<Backend> {
 
   // What outputs are drawn from, and the images that lead them: those that come in, or all in the ring.
   void choose_pool(const Step &step) {
-    asked_.leads = anchor_ == Anchor::kEpoch ? Leads::kByPlace : Leads::kDrawn;
+    const bool are_led = arguments_.plans.is_led();
+    asked_.leads = are_led ? Leads::kByPlace : Leads::kDrawn;
     const int64_t *labels = &labels_[step.begin];
     size_t num = step.num;
     if (ring_.capacity()) {
       ring_.put(step.position, labels, num);
       if (step.spans.empty()) return;
       ring_.check_whole();
-      if (anchor_ == Anchor::kEpoch) {
+      if (are_led) {
         asked_.order.clear();
         for (size_t i = 0; i < step.num; i++)
           asked_.order.push_back(static_cast<uint32_t>(ring_.slot(step.position + i)));
@@ -169,7 +167,7 @@ class Superpose : public Resumable<Backend> {
       labels = ring_.labels().data();
       num = ring_.labels().size();
     }
-    make_series(num);
+    make_weights(num);
     pool_.classes.assign(labels, num, static_cast<uint32_t>(num_classes_));
   }
 
@@ -183,10 +181,9 @@ class Superpose : public Resumable<Backend> {
   void put(::dali::Workspace &ws, const Step &step);
   void superpose(::dali::Workspace &ws, const Step &step);
 
-  Anchor anchor_;
-  int64_t num_classes_, most_images_ = 0;
+  int64_t num_classes_, most_classes_ = 0;
   fdt::Ring ring_;  // of no capacity: there is none
-  std::unique_ptr<fdt::WeightSeries> series_;
+  std::unique_ptr<fdt::MixWeights> weights_;
   bool are_grouped_ = false;
   Shape shape_{0, 0, 0};
   Output output_;
@@ -215,7 +212,7 @@ template <>
 void Superpose<CPUBackend>::superpose(::dali::Workspace &ws, const Step &step) {
   const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
   const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
-  on_cpu_.run(ws, pool_, true, arguments_, *series_, output_, asked_, &images[step.begin], &targets[step.begin]);
+  on_cpu_.run(ws, pool_, true, arguments_, *weights_, output_, asked_, &images[step.begin], &targets[step.begin]);
 }
 
 template <>
@@ -242,7 +239,7 @@ void Superpose<GPUBackend>::put(::dali::Workspace &ws, const Step &step) {
 
 template <>
 void Superpose<GPUBackend>::superpose(::dali::Workspace &ws, const Step &step) {
-  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, *series_, output_, arguments_.targets);
+  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, *weights_, output_, arguments_.targets);
   std::vector<const uint8_t *> pixels(images_.begin() + static_cast<std::ptrdiff_t>(step.begin),
                                       images_.begin() + static_cast<std::ptrdiff_t>(step.begin + step.num));
   if (ring_.capacity()) {
@@ -260,14 +257,15 @@ class SuperposeResident : public Resumable<Backend> {
  public:
   explicit SuperposeResident(const OpSpec &spec)
       : Resumable<Backend>(spec),
-        anchor_(one_of<Anchor>(spec, "anchor",
-                               {{"random", Anchor::kRandom}, {"epoch", Anchor::kEpoch}, {"index", Anchor::kIndex}})),
+        in_order_(spec.GetArgument<bool>("in_order")),
         pool_(fdt::find_pool(
             spec.GetArgument<std::string>("pool"), arguments_.plans.pad,
             std::is_same<Backend, GPUBackend>::value ? spec.GetArgument<int>("device_id") : fdt::kHost)),
         output_(arguments_.output(pool_->shape().c)),
-        series_(arguments_.series, arguments_.plans.highest(pool_->classes)) {
+        weights_(arguments_.plans.branches, pool_->classes.num_distinct) {
     arguments_.check_classes(pool_->classes.num_classes);
+    require(!in_order_ || arguments_.plans.is_led(), "in_order needs outputs that have a leader: pass a mix with "
+            "anchor=\"epoch\"");
   }
 
  protected:
@@ -290,7 +288,7 @@ class SuperposeResident : public Resumable<Backend> {
       asked_.spans.clear();
       for (end = at; end < spans_.size() && spans_[end].epoch == spans_[at].epoch; end++)
         asked_.spans.push_back(spans_[end]);
-      leaders_.set(anchor_, arguments_.plans.seed, pool_->size(), asked_);
+      leaders_.set(arguments_.plans.is_led(), in_order_, arguments_.plans.seed, pool_->size(), asked_);
       superpose(ws, begin);
       for (const Span &span : asked_.spans) begin += span.count;
     }
@@ -302,10 +300,10 @@ class SuperposeResident : public Resumable<Backend> {
 
   void superpose(::dali::Workspace &ws, size_t begin);
 
-  Anchor anchor_;
+  bool in_order_;
   std::shared_ptr<const Pool> pool_;
   Output output_;
-  fdt::WeightSeries series_;
+  fdt::MixWeights weights_;
   Leaders leaders_;
   bool are_grouped_ = false;
   std::vector<int64_t> counts_;  // outputs of each sample
@@ -319,13 +317,13 @@ template <>
 void SuperposeResident<CPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
   const auto images = places_of(ws.Output<CPUBackend>(0), counts_);
   const auto targets = places_of(ws.Output<CPUBackend>(1), counts_);
-  on_cpu_.run(ws, *pool_, false, arguments_, series_, output_, asked_, &images[begin], &targets[begin]);
+  on_cpu_.run(ws, *pool_, false, arguments_, weights_, output_, asked_, &images[begin], &targets[begin]);
 }
 
 template <>
 void SuperposeResident<GPUBackend>::superpose(::dali::Workspace &ws, size_t begin) {
   // Here, and not when it is constructed: the CUDA context is current for certain.
-  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, series_, output_, arguments_.targets);
+  if (!on_gpu_) on_gpu_ = std::make_unique<fdt::GpuSuperpose>(arguments_.plans, weights_, output_, arguments_.targets);
   on_gpu_->run(pool_->on_gpu(), asked_, place_of(ws.Output<GPUBackend>(0), begin, counts_),
                place_of(ws.Output<GPUBackend>(1), begin, counts_), ws.stream());
 }
@@ -355,24 +353,15 @@ DALI_SCHEMA(fdt__SuperposeOptions)
 ``seed`` that DALI gives this operator: it follows from the pipeline's seed and the operator's place in the pipeline. A
 pipeline without a seed draws one when it is made; its checkpoints keep that, its serialized form does not.)",
         nullptr)
-    .AddOptionalArg("min_images",
-                    "The fewest images of a sum. K is uniform on {min_images, .., max_images}, both cut to the number "
-                    "of classes at hand.",
-                    int64_t{1})
-    .AddOptionalArg("max_images",
-                    "The most images of a sum; 0 stands for the number of classes. 1 gives single images.", int64_t{0})
-    .AddOptionalArg("probability",
-                    "Share of the outputs that are mixed, a number in [0, 1]; the others are one image each. It goes "
-                    "to the operator as text, so that it is exactly Python's.",
-                    std::string("1"))
     .AddOptionalArg(
-        "series", R"(The weights F_1, F_2, .. of a sum. ``"harmonic"``: F_i = (1/i) / H_K (Eq. 2 of the paper). Or what
-``fdt_pipeline.series_argument(series, max_images)`` returns for any other.)",
-        std::string("harmonic"))
+        "mix", R"(How images are mixed: ``FDT``, ``MixUp``, ``CutMix`` or ``OneOf`` of fdt_pipeline, by default
+``FDT()``. ``fn`` takes the object itself; elsewhere it is the text ``fdt_pipeline.mix_argument(mix, num_classes)``.)",
+        std::string("sum 4294967296 4294967296 0 1 0 1 0 harmonic"))
     .AddOptionalArg("targets",
-                    R"(* ``"soft"`` - float32 of shape (num_classes,): the weight of each image at its class, sum 1.
-* ``"dominant"`` - the same, one-hot at the class of the first image, which has the largest weight.
-* ``"label"`` - int64 scalar, the class of the first image.)",
+                    R"(* ``"soft"`` - float32 of shape (num_classes,): the weight of each image at its class, sum 1; then
+  smoothed, where the mix says so.
+* ``"dominant"`` - the same, one-hot at the class of the image with the largest weight.
+* ``"label"`` - int64 scalar, that class.)",
                     std::string("soft"))
     .AddOptionalArg(
         "pad", "Every image is shifted by up to so many pixels in both directions before it is summed; zeros come in.",
@@ -389,13 +378,13 @@ pipeline without a seed draws one when it is made; its checkpoints keep that, it
                     std::string("CHW"));
 
 DALI_SCHEMA(fdt__Superpose)
-    .DocStr(R"(Full Distribution Training (W. Fuhl 2021, Algorithm 2) from the images of a batch, or of a ring.
+    .DocStr(R"(Mixes images of a batch, or of a ring, and their labels: Full Distribution Training, MixUp, CutMix.
 
-Every sample of the batch is replaced by a sum of K images that are of pairwise different classes, with weights F_1 >=
-.. >= F_K of sum 1: sum_i F_i augment(I_i), minus ``mean``, divided by ``std``. They are drawn from the batch; with
-``ring``, from the last so many images that have come in, those of the batch among them. Classes are drawn without
-replacement, in proportion to the number of their images, then an image of the class uniformly. K is uniform on
-{``min_images``, .., ``max_images``}, both cut to the number of classes at hand.
+Every sample of the batch is replaced by a sum of K images with weights of sum 1, sum_i F_i augment(I_i), or with
+CutMix by one with a box of another; minus ``mean``, divided by ``std``. By default, Full Distribution Training (W. Fuhl
+2021, Algorithm 2), K is uniform on {1, .., number of classes at hand}, the classes are pairwise different, drawn in
+proportion to the number of their images, and F_i = (1/i) / H_K. Images are drawn from the batch; with ``ring``, from
+the last so many images that have come in, those of the batch among them.
 
 Outputs: images, FLOAT or FLOAT16 of shape (channels, h, w) or (h, w, channels), and targets (see ``targets``).
 
@@ -423,19 +412,17 @@ and DALI's checkpoints keep the count, but not a ring's images.)")
                     "Outputs are drawn from the last so many images, at least a batch, which are kept as they came, "
                     "uint8. 0: from those of their batch.",
                     int64_t{0})
-    .AddOptionalArg("anchor",
-                    R"(Which image comes first in a sum, with the largest weight. ``"random"``: any, as in the paper.
-``"epoch"``: the sample in the output's own place, so that each leads once.)",
-                    std::string("random"))
     .AddParent("fdt__SuperposeOptions");
 
 DALI_SCHEMA(fdt__SuperposeResident)
-    .DocStr(R"(Full Distribution Training (W. Fuhl 2021, Algorithm 2) from a whole data set in memory.
+    .DocStr(R"(Mixes images of a whole data set in memory, and their labels: Full Distribution Training, MixUp, CutMix.
 
-Output (epoch, index) is a sum of K images of the pool that are of pairwise different classes, with weights
-F_1 >= .. >= F_K of sum 1: sum_i F_i augment(I_i), minus ``mean``, divided by ``std``. It is a function of the ids, the
-arguments and the pool alone: not of batch size, threads, device, or what ran before. Classes are drawn without replacement,
-in proportion to the number of their images, then an image of the class uniformly.
+Output (epoch, index) is a sum of K images of the pool with weights of sum 1, sum_i F_i augment(I_i), or with CutMix
+one with a box of another; minus ``mean``, divided by ``std``. It is a function of the ids, the arguments and the pool
+alone: not of batch size, threads, device, or what ran before. By default, Full Distribution Training (W. Fuhl 2021,
+Algorithm 2), K is uniform on {1, .., number of classes}, the classes are pairwise different, drawn in proportion to the
+number of their images, and F_i = (1/i) / H_K. Where the mix has anchor="epoch", image 1 walks a permutation of the
+pool, a new one every epoch, so that each leads once.
 
 Outputs: images, FLOAT or FLOAT16 of shape (channels, h, w) or (h, w, channels), and targets (see ``targets``).
 
@@ -452,10 +439,7 @@ Errors: a pool that this process does not have, or that is in another device's m
 fdt_pipeline.load_pool(shards, pad=4)`` is kept until the pipeline is built. Any number of operators may share it. A
 pipeline that is deserialized in another process needs a pool of the same name there.)",
             DALI_STRING)
-    .AddOptionalArg("anchor",
-                    R"(Which image comes first in a sum, with the largest weight. ``"random"``: any, as in the paper.
-``"epoch"``: a permutation of the pool, a new one every epoch, so that each leads once. ``"index"``: image number index.)",
-                    std::string("random"))
+    .AddOptionalArg("in_order", "Output ``index`` is led by image number index, where the mix has leaders.", false)
     .AddParent("fdt__SuperposeOptions");
 
 DALI_REGISTER_OPERATOR(fdt__Superpose, fdt_operators::Superpose<CPUBackend>, CPU);

@@ -1,9 +1,10 @@
-// FDT on the GPU: plans as superposition.py draws them, bit for bit, and the sums, in one launch a batch.
+// All mixings on the GPU: plans as superposition.py draws them, bit for bit, and the sums, in one launch a batch.
 //
 // A block makes one output, or a tile of one where the image is large (every tile draws the whole plan: integers are
-// cheaper than a trip through memory). Its first warp draws, kPiece images at a time, while the others gather what it
-// has drawn before. Compiled at run time by NVRTC for the machine's own GPU, with no header but the two beside it; as
-// plain C++ by the tests (tests/native_emulation).
+// cheaper than a trip through memory). Its first warp draws, kPiece images at a time, and writes the target, while the
+// others gather what it has drawn before. Whether there is a box is one choice for the whole block: no pixel of a plain
+// sum asks. Compiled at run time by NVRTC for the machine's own GPU, with no header but the three beside it; as plain
+// C++ by the tests (tests/native_emulation).
 #include "superpose.h"
 
 #ifndef FDT_DYNAMIC_SHARED
@@ -65,7 +66,7 @@ __device__ uint32_t find_lane(uint32_t count, uint32_t &rank) {
 // An output's id (plan.h).
 struct OutputId {
   uint32_t epoch, index;
-  uint32_t leader = kNone;  // kNone: the first image is drawn too
+  uint32_t leader = kNone;  // of branches that are led; kNone: the first image is drawn too
 
   __device__ OutputId(const Parameters &p, uint32_t output) {
     const uint32_t count = p.spans[0].count;
@@ -78,7 +79,7 @@ struct OutputId {
   }
 };
 
-// One image of a sum (plan.h, Constituent), and its weight.
+// One image of an output (plan.h, Constituent).
 struct PlanEntry {
   uint32_t image, label;
   int32_t dy, dx;  // 0 .. 2 * pad
@@ -86,22 +87,30 @@ struct PlanEntry {
   float weight;
 };
 
-// Draws one plan: the whole warp calls everything. Unused images are counted in three levels: by lane (`upto`, kept as
-// prefix sums, so that a step needs one ballot and no scan), by leaves of 32 classes, and by class. Up to 32 classes a
-// lane is a class, up to 1,024 a leaf.
+// What the threads that gather know of a plan before its images.
+struct Outline {
+  uint32_t k;
+  Box box;
+};
+
+// Draws one plan: the whole warp calls everything. Where classes are not to repeat, unused images are counted in three
+// levels: by lane (`upto`, kept as prefix sums, so that a step needs one ballot and no scan), by leaves of 32 classes,
+// and by class. Up to 32 classes a lane is a class, up to 1,024 a leaf.
 struct Drawer {
   const Parameters &p;
-  const OutputId id;
+  OutputId id;
   uint32_t *const unused;  // shared, [leaves]: images of unused classes
   uint32_t *const used;    // shared, [leaves]: a bit a class
   const uint32_t lane;
   uint32_t span = 1;   // classes a lane stands for
   uint32_t upto = 0;   // unused images of the lanes up to this one
   uint32_t total = 0;  // of all
-  uint32_t k = 0, drawn = 0;
-  Words words;  // of block `drawn` / 32 * 32 + lane + 1
+  uint32_t number = 0;  // of the branch
+  uint32_t k = 1, drawn = 0;
+  float of_pair = 1;  // weight of the lane's image in MixUp and CutMix
+  Words words;        // of block `drawn` / 32 * 32 + lane + 1
 
-  __device__ Drawer(const Parameters &parameters, const OutputId &which, uint32_t *memory)
+  __device__ Drawer(const Parameters &parameters, const OutputId &which, uint32_t *memory, Outline &outline)
       : p(parameters),
         id(which),
         unused(memory),
@@ -112,13 +121,36 @@ struct Drawer {
     upto = start((lane + 1) * span);  // on their way while K is drawn
     total = start(p.num_classes);
     const Words first = random_words(p.seed, kStreamPlan, id.epoch, id.index, 0);
-    k = first.w[2] >= p.mix_threshold ? 1 : p.lowest + bounded64(first.w[0], first.w[1], p.highest - p.lowest + 1);
-    if (leaves == 1) return;
+    while (first.w[2] >= p.branches[number].end) number++;
+    const Mixed &mixed = branch();
+    if (first.w[2] < mixed.mixed_end)
+      k = mixed.lowest + bounded64(first.w[0], first.w[1], mixed.highest - mixed.lowest + 1);
+    const Box box = weigh_pair(first);
+    if (lane == 0) outline = {k, box};
+    if (!mixed.led) id.leader = kNone;
+    if (leaves == 1 || !mixed.unique) return;
     for (uint32_t leaf = lane; leaf < leaves; leaf += 32) {
       unused[leaf] = start(32 * leaf + 32) - start(32 * leaf);
       used[leaf] = 0;
     }
     __syncwarp();
+  }
+
+  __device__ const Mixed &branch() const { return p.branches[number]; }
+
+  // Sets of_pair. The box is without area where there is none.
+  __device__ Box weigh_pair(const Words &first) {
+    const Mixed &mixed = branch();
+    Box box{};
+    if (mixed.kind == Kind::kSum || k == 1) return box;
+    const uint32_t lambda = __ldg(mixed.quantiles + (first.w[0] >> (32 - kQuantileBits)));
+    if (mixed.kind == Kind::kCutMix) {
+      box = draw_box(first.w, lambda, p.h, p.w);
+      of_pair = area_weight(box, p.h, p.w, lane == 1);
+    } else {
+      of_pair = static_cast<float>(lane == 1 ? (1u << 24) - lambda : lambda) * kLambdaUnit;
+    }
+    return box;
   }
 
   __device__ uint32_t start(uint32_t label) const {
@@ -165,35 +197,56 @@ struct Drawer {
     __syncwarp();
   }
 
+  // Of the lane's image, which is the plan's i-th.
   __device__ float weight(uint32_t i) const {
-    if (p.weights) return p.weights[static_cast<uint64_t>(k) * (k - 1) / 2 + i];
-    return static_cast<float>(p.terms[i] / p.sums[k - 1]);
+    const Mixed &mixed = branch();
+    if (mixed.kind != Kind::kSum) return of_pair;
+    if (mixed.table) return mixed.table[static_cast<uint64_t>(k) * (k - 1) / 2 + i];
+    return static_cast<float>(mixed.terms[i] / mixed.sums[k - 1]);
+  }
+
+  __device__ bool is_led(uint32_t i) const { return i == 0 && id.leader != kNone; }
+
+  // Lane i: the i-th of the next images, of a class that is unused.
+  __device__ void draw_unused(uint32_t num, PlanEntry &mine) {
+    uint32_t place = 0;
+    for (uint32_t i = 0; i < num; i++) {
+      const uint32_t source = (drawn + i) & 31;
+      uint32_t rank =
+          bounded64(__shfl_sync(kAllLanes, words.w[0], source), __shfl_sync(kAllLanes, words.w[1], source), total);
+      const uint32_t found = is_led(drawn + i) ? p.labels[id.leader] : find_class(rank);
+      if (lane == i) {
+        mine.label = found;
+        place = rank;
+      }
+      take(found);
+    }
+    if (lane < num) mine.image = is_led(drawn + lane) ? id.leader : p.by_class[start(mine.label) + place];
+  }
+
+  // Lane i: the i-th of the next images, any of all.
+  __device__ void draw_any(uint32_t num, PlanEntry &mine) const {
+    const uint32_t source = (drawn + lane) & 31;
+    const uint32_t rank =
+        bounded64(__shfl_sync(kAllLanes, words.w[0], source), __shfl_sync(kAllLanes, words.w[1], source), total);
+    if (lane >= num) return;
+    mine.image = is_led(drawn + lane) ? id.leader : p.by_class[rank];
+    mine.label = p.labels[mine.image];
   }
 
   // Draws the next kPiece images, or those that are left, and returns their number; lane i holds the i-th.
   __device__ uint32_t draw(PlanEntry &mine) {
     const uint32_t left = k - drawn, num = left < kPiece ? left : kPiece;
     if (drawn % 32 == 0) words = random_words(p.seed, kStreamPlan, id.epoch, id.index, drawn + lane + 1);
-    uint32_t label = 0, place = 0;
-    for (uint32_t i = 0; i < num; i++) {
-      const uint32_t source = (drawn + i) & 31;
-      uint32_t rank =
-          bounded64(__shfl_sync(kAllLanes, words.w[0], source), __shfl_sync(kAllLanes, words.w[1], source), total);
-      const bool leads = drawn + i == 0 && id.leader != kNone;
-      const uint32_t found = leads ? p.labels[id.leader] : find_class(rank);
-      if (lane == i) {
-        label = found;
-        place = rank;
-      }
-      take(found);
-    }
+    mine = {};
+    if (branch().unique)
+      draw_unused(num, mine);
+    else
+      draw_any(num, mine);
     const uint32_t row = __shfl_sync(kAllLanes, words.w[2], (drawn + lane) & 31);
     const uint32_t column = __shfl_sync(kAllLanes, words.w[3], (drawn + lane) & 31);
     if (lane < num) {
-      const bool leads = drawn + lane == 0 && id.leader != kNone;
       const uint32_t shifts = 2 * static_cast<uint32_t>(p.pad) + 1;
-      mine.image = leads ? id.leader : p.by_class[start(label) + place];
-      mine.label = label;
       mine.dy = static_cast<int32_t>(bounded32(row, shifts));
       mine.dx = static_cast<int32_t>(bounded32(column, shifts));
       mine.flip = p.flip ? column & 1 : 0;
@@ -201,6 +254,69 @@ struct Drawer {
     }
     drawn += num;
     return num;
+  }
+};
+
+// The target of an output: the whole warp that draws calls everything. A row is zero before.
+struct Target {
+  const Parameters &p;
+  const uint32_t output;
+  float *const row;
+  float most = -1;  // the largest weight so far, and the class of the first image that has it
+  uint32_t heaviest = 0;
+
+  __device__ Target(const Parameters &parameters, uint32_t which)
+      : p(parameters),
+        output(which),
+        row(static_cast<float *>(p.targets) + static_cast<uint64_t>(which) * p.num_classes) {}
+
+  // Lane i < num holds the i-th image of the plan's next piece.
+  __device__ void add(uint32_t num, const PlanEntry &mine, bool unique) {
+    const uint32_t lane = threadIdx.x & 31;
+    if (p.target_kind != Targets::kSoft)
+      find_heaviest(num, mine);
+    else if (!unique)
+      add_up(num, mine);
+    else if (lane < num)
+      row[mine.label] = mine.weight;
+  }
+
+  __device__ void find_heaviest(uint32_t num, const PlanEntry &mine) {
+    for (uint32_t i = 0; i < num; i++) {
+      const float weight = __shfl_sync(kAllLanes, mine.weight, i);
+      const uint32_t label = __shfl_sync(kAllLanes, mine.label, i);
+      if (weight > most) {
+        most = weight;
+        heaviest = label;
+      }
+    }
+  }
+
+  // Of each class one lane, that of its first image, reads and writes the sum: in the order of the plan, and without a
+  // race. Those of the piece before are in the row, as all threads have met since.
+  __device__ void add_up(uint32_t num, const PlanEntry &mine) {
+    const uint32_t lane = threadIdx.x & 31;
+    const uint32_t same = __match_any_sync(kAllLanes, mine.label) & ((1u << num) - 1);
+    const bool is_first = lane < num && (same & ((1u << lane) - 1)) == 0;
+    float sum = is_first ? row[mine.label] : 0;
+    for (uint32_t i = 0; i < num; i++) {
+      const float weight = __shfl_sync(kAllLanes, mine.weight, i);
+      if ((same >> i) & 1) sum += weight;
+    }
+    if (is_first) row[mine.label] = sum;
+  }
+
+  // Once all images are added.
+  __device__ void finish(const Smoothing &smooth) const {
+    const uint32_t lane = threadIdx.x & 31;
+    if (p.target_kind == Targets::kLabel) {
+      if (lane == 0) static_cast<int64_t *>(p.targets)[output] = heaviest;
+      return;
+    }
+    if (p.target_kind == Targets::kDominant && lane == 0) row[heaviest] = 1;
+    if (smooth.share == 0) return;
+    __syncwarp();  // what other lanes have written
+    for (uint32_t i = lane; i < p.num_classes; i += 32) row[i] = smooth(row[i]);
   }
 };
 
@@ -268,7 +384,7 @@ struct Unit {
   // A byte b becomes a float as 2^23 + b less 2^23: exact, and faster than a conversion, of which a GPU does few at
   // once.
   template <bool flip>
-  __device__ void add(const Read &read, float weight) {
+  __device__ void add_turned(const Read &read, float weight) {
     float weights[kUnitPixels];
 #pragma unroll
     for (int i = 0; i < kUnitPixels; i++)
@@ -286,20 +402,34 @@ struct Unit {
     }
   }
 
+  __device__ void add(const Read &read, uint32_t flip, float weight) {
+    if (flip)
+      add_turned<true>(read, weight);
+    else
+      add_turned<false>(read, weight);
+  }
+
   __device__ void gather(const Source *sources, uint32_t num) {
     for (uint32_t at = 0; at < num; at += kInFlight) {
       Read reads[kInFlight];
 #pragma unroll
       for (uint32_t i = 0; i < kInFlight; i++) read(sources[at + i], reads[i]);
 #pragma unroll
-      for (uint32_t i = 0; i < kInFlight; i++) {
-        const float weight = sources[at + i].weight;
-        if (sources[at + i].flip)
-          add<true>(reads[i], weight);
-        else
-          add<false>(reads[i], weight);
-      }
+      for (uint32_t i = 0; i < kInFlight; i++) add(reads[i], sources[at + i].flip, sources[at + i].weight);
     }
+  }
+
+  // The second image inside of the box, the first outside.
+  __device__ void gather_pair(const Source *pair, const Box &box) {
+    Unit inside = *this;
+    Read reads[2];
+    read(pair[0], reads[0]);
+    read(pair[1], reads[1]);
+    add(reads[0], pair[0].flip, 1);
+    inside.add(reads[1], pair[1].flip, 1);
+#pragma unroll
+    for (int i = 0; i < kUnitPixels * c; i++)
+      if (box.holds(y, x + i / c)) sums[i] = inside.sums[i];
   }
 };
 
@@ -382,29 +512,15 @@ __device__ void write_unit(const Parameters &p, uint32_t output, const Unit<c> &
   }
 }
 
-// What image i of the plan adds to the target.
-__device__ void write_target(const Parameters &p, uint32_t output, uint32_t i, const PlanEntry &entry) {
-  if (p.target_kind == Targets::kLabel) {
-    if (i == 0) static_cast<int64_t *>(p.targets)[output] = entry.label;
-    return;
-  }
-  float *row = static_cast<float *>(p.targets) + static_cast<uint64_t>(output) * p.num_classes;
-  if (p.target_kind == Targets::kSoft)
-    row[entry.label] = entry.weight;
-  else if (i == 0)
-    row[entry.label] = 1.0f;
-}
-
 // The warp that draws: the next piece as sources, filled up to a multiple of kInFlight.
 template <int c>
-__device__ uint32_t draw_sources(const Parameters &p, Drawer &drawer, uint32_t output, bool first_tile, Source *piece) {
-  const uint32_t lane = threadIdx.x & 31, before = drawer.drawn;
+__device__ void draw_sources(const Parameters &p, Drawer &drawer, Target &target, bool first_tile, Source *piece) {
+  const uint32_t lane = threadIdx.x & 31;
   PlanEntry entry;
   const uint32_t num = drawer.draw(entry);
-  if (lane < num && first_tile) write_target(p, output, before + lane, entry);
+  if (first_tile) target.add(num, entry, drawer.branch().unique);
   // A piece is filled up with images of which every row is outside, so nothing is read.
   if (lane < kPiece) piece[lane] = lane < num ? source_of<c>(p, entry) : Source{nullptr, -1, 0, p.h, 0, 0, 0.0f};
-  return num;
 }
 
 // Grid (outputs, tiles), block kDrawThreads + up to kGatherThreads. c: channels of an image, channels: of an output.
@@ -412,7 +528,7 @@ template <int c, int channels>
 __device__ void superpose(const Parameters &p) {
   FDT_DYNAMIC_SHARED(memory);
   __shared__ Source pieces[2][kPiece];
-  __shared__ uint32_t shared_k;
+  __shared__ Outline outline;
   const uint32_t output = blockIdx.x;
   const bool draws = threadIdx.x < kDrawThreads, first_tile = blockIdx.y == 0;
   const uint32_t number = blockIdx.y * (blockDim.x - kDrawThreads) + (threadIdx.x - kDrawThreads);
@@ -426,20 +542,23 @@ __device__ void superpose(const Parameters &p) {
   }
   meet();  // zeros are written before weights are
   if (draws) {
-    Drawer drawer(p, id, memory);
-    if (threadIdx.x == 0) shared_k = drawer.k;
-    draw_sources<c>(p, drawer, output, first_tile, pieces[0]);
+    Drawer drawer(p, id, memory, outline);
+    Target target(p, output);
+    draw_sources<c>(p, drawer, target, first_tile, pieces[0]);
     for (uint32_t at = 0; at < drawer.k; at += kPiece) {
       meet();
-      if (at + kPiece < drawer.k) draw_sources<c>(p, drawer, output, first_tile, pieces[(at / kPiece + 1) & 1]);
+      if (at + kPiece < drawer.k) draw_sources<c>(p, drawer, target, first_tile, pieces[(at / kPiece + 1) & 1]);
     }
+    if (first_tile) target.finish(drawer.branch().smoothing);
     return;
   }
   const Aside aside{reinterpret_cast<float *>(memory + drawing_words(p.num_classes)) + threadIdx.x - kDrawThreads};
-  uint32_t k = 1;
+  meet();
+  const bool has_box = outline.box.area() > 0;
+  if (has_box && in_image) unit.gather_pair(pieces[0], outline.box);
+  const uint32_t k = has_box ? 0 : outline.k;  // images that are left to be summed
   for (uint32_t at = 0; at < k; at += kPiece) {
-    meet();
-    k = shared_k;
+    if (at) meet();
     const uint32_t left = k - at;
     if (in_image) unit.gather(pieces[(at / kPiece) & 1], left < kPiece ? left : kPiece);
     if (left >= kPiece && (at + kPiece) % kSetAside == 0) aside.put(unit, at < kSetAside);

@@ -2,12 +2,11 @@
 #ifndef FDT_SUPERPOSE_H_
 #define FDT_SUPERPOSE_H_
 
-#include "philox.h"
+#include "mixing.h"
 
 #ifdef __CUDACC_RTC__
 typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
-typedef int int32_t;
 #endif
 
 namespace fdt {
@@ -37,23 +36,34 @@ namespace gpu {
 constexpr uint32_t kNone = 0xFFFFFFFFu;
 constexpr uint32_t kMostSpans = 16;  // of a launch, which has them in its parameters
 
+// A branch (plan.h) and its weights.
+struct Mixed {
+  uint64_t mixed_end, end;
+  Kind kind;
+  uint32_t led, unique;
+  uint32_t lowest, highest;     // the range of K
+  Smoothing smoothing;
+  const double *terms, *sums;   // F_i(k) = float(terms[i - 1] / sums[k - 1])
+  const float *table;           // or row after row: F_1(1), F_1(2), F_2(2), ...
+  const uint32_t *quantiles;    // of lambda
+};
+
 // All pointers are the device's. Arrays that are not needed are null.
 struct Parameters {
   const uint8_t *pixels;        // u8[n h w c], or null where there is a table
   const uint8_t *const *table;  // [n] where each image is
   const uint32_t *starts;       // [num_classes + 1]: images of class j are by_class[starts[j] .. starts[j + 1] - 1]
   const uint32_t *by_class;     // [n]
-  const uint32_t *labels;       // [n], for leaders
-  const double *terms, *sums;   // F_i(k) = float(terms[i - 1] / sums[k - 1])
-  const float *weights;         // or row after row: F_1(1), F_1(2), F_2(2), ...
+  const uint32_t *labels;       // [n], for leaders and where classes may repeat
   const uint32_t *order;        // the images that lead, or null: image i is the i-th
   void *images;                 // f32 or f16 [outputs channels h w] or [outputs h w channels]
   void *targets;                // f32[outputs num_classes] or i64[outputs]
-  uint64_t seed, mix_threshold;
+  uint64_t seed;
+  Mixed branches[kMostBranches];
   Span spans[kMostSpans];  // of equal counts
   uint32_t first_place;    // of the launch's outputs in the batch
   Leads leads;
-  uint32_t lowest, highest;  // the range of K
+  uint32_t highest;  // the most images of an output
   uint32_t num_classes;
   int32_t pad, h, w;
   uint32_t flip, half, hwc;

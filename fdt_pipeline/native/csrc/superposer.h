@@ -27,21 +27,26 @@ void add_output(uint32_t epoch, uint32_t index, std::vector<Span> &spans);
 // One thread's worth of it: what it needs is kept from batch to batch.
 class Superposer {
  public:
-  // The pool must outlive it. `series` must have weights for sums of options.highest(pool.classes) images.
+  // The pool must outlive it. `weights` must be of options.branches, for the pool's classes.
   void reset(const Pool &pool, const PlanOptions &options);
   // Output i of first .. last - 1 begins at images[i], and its target at targets[i].
-  void run(const Pool &pool, const WeightSeries &series, const Output &output, Targets kind, const Id *ids,
+  void run(const Pool &pool, const MixWeights &weights, const Output &output, Targets kind, const Id *ids,
            int64_t first, int64_t last, void *const *images, void *const *targets);
 
  private:
-  void draw(const Pool &pool, const WeightSeries &series, Targets targets, const Id &id, void *target);
+  void draw(const Pool &pool, const MixWeights &weights, Targets targets, const Id &id, void *target);
+
+  struct Drawn {
+    int64_t k;
+    Box box;
+  };
 
   PlanDrawer drawer_;
   std::unique_ptr<Workspace> space_;
-  std::vector<Constituent> plan_;
+  Plan plan_;
   std::vector<Source> sources_;
   std::vector<uint32_t> places_;
-  std::vector<int64_t> drawn_;  // K of each output
+  std::vector<Drawn> drawn_;  // of each output
 };
 
 }  // namespace fdt
