@@ -23,7 +23,8 @@ def model_card(
     mean, std = (tuple(given[name]) for name in ("mean", "std"))
     shown = ", ".join(map(str, classes[:SHOWN_CLASSES])) + (", ..." if len(classes) > SHOWN_CLASSES else "")
     methods = ["tensor normalization"] * bool(recipe["tensor_norm"])
-    methods += ["Full Distribution Training"] * bool(recipe["fdt"])
+    mix = recipe["mix"] if "mix" in recipe else recipe["fdt"]  # as older versions called it
+    methods += ["Full Distribution Training"] * bool(mix)
     trained = f"with {' and '.join(methods)}" if methods else "without tensor normalization and FDT"
     folded = f"; {num_folded} sites of tensor normalization are folded into its weights" if num_folded else ""
     opened = "n is open" if is_own(recipe["model"]) else "n, h and w are open"

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.loader.options import checked_device
 from fdt_pipeline.losses import cross_entropy, multi_label_loss
-from fdt_pipeline.shards import write_shards
+from fdt_pipeline.shards import read_manifest, write_shards
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources import Source
 from fdt_pipeline.tensor_norm import insert_tensor_norm
 from models import build_model
-from train.controls import insert_positional_norm
+from train.controls import insert_positional_norm, loader_mix
 from train.ddp import share_of_batch, sum_over_ranks
 from train.precision import autocast, full_float32
 from train.recipes import Recipe
@@ -55,10 +55,9 @@ def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool)
     if not train:
         # Each rank has as many batches, with weight 0 for what only fills up the last one.
         return FDTLoader(shards, 200, train=False, last_batch="fill", weights=True, **common)
-    batch_size = share_of_batch(recipe)
-    return FDTLoader(
-        shards, batch_size, mix=recipe.fdt, augment=recipe.augment, seed=recipe.seed, last_batch="drop", **common
-    )
+    common |= {"augment": recipe.augment, "seed": recipe.seed, "last_batch": "drop"}
+    mix = loader_mix(recipe, len(read_manifest(shards).classes))
+    return FDTLoader(shards, share_of_batch(recipe), mix=mix, **common)
 
 
 def output_options(device: torch.device, channels: int | None, size: Sequence[int] | None) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from fdt_pipeline.losses import check_eps
 from train import ddp, files, setup
 from train.accelerate import Compiled, network_of_step
-from train.controls import make_batch_change
 from train.environment import hardware, versions
 from train.files import Log
 from train.precision import amp_dtype
@@ -110,7 +109,6 @@ class Run:
         if recipe.loss == "multi-label":
             check_eps(recipe.loss_eps, self.loader.num_classes)
         self.loss = setup.make_loss(recipe)
-        self.change = make_batch_change(recipe, self.loader.num_classes)
         torch.manual_seed(recipe.seed)
         self.model = setup.make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
         if setup.is_own(recipe.model):
@@ -161,7 +159,7 @@ class Run:
         for images, targets in self.loader:
             if progress.step >= self.num_steps:
                 break
-            waiting.append(self._step(images, targets))
+            waiting.append(self.step(images, targets))
             progress.step += 1
             bar.update()
             if len(waiting) == LOG_EVERY:
@@ -204,10 +202,6 @@ class Run:
             progress.best_epoch = progress.epoch - 1
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self._best_state = {"recipe": self.recipe.to_dict(), "model": weights, "epoch": progress.best_epoch}
-
-    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images, targets = self.change(images, targets, self.progress.step)
-        return self.step(images, targets)
 
     def config(self) -> dict[str, Any]:
         return {
