@@ -58,73 +58,91 @@ from fdt_pipeline.storage import open_folder
 
 
 class FDTLoader:
-    """Batches `(images, targets)` from a folder of shards.
+    """Batches `(images, targets)` from a folder of shards. Without `mix=` it mixes, by `FDT()`; `mix=None` does not.
 
-    shards: folder with manifest.json, made by `fdt-pipeline shard`; a path, or an fsspec URL (s3://, gs://,
+    An epoch of training has as many outputs as the set has samples; in evaluation it is every sample once, whole, in
+    the order of the shards. What comes out:
+
+    images: `dtype` [n c h w] on `device`, (pixel - mean) / std.
+    targets: f32 [n num_classes], rows with sum 1; in evaluation labels, i64 [n]. `sparse_targets` makes them (classes,
+        weights) where classes are many. With class weights w f32[num_classes] torch's mean of soft targets is over n,
+        and that of labels over the batch's weights; this is the latter for both, whatever the scale of w:
+            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
+    weights, with weights=True: f32 [n], 0 for an output that only fills up the last batch, or takes a bad sample's
+        place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
+
+    Which images (all arguments but the first two by name):
+
+    shards: folder with manifest.json, made by `fdt-pipeline shard` or `index`; a path, or an fsspec URL (s3://, gs://,
         http(s)://), whose shards are fetched ahead into a cache (storage/README.md) and checked there.
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
-    train=True: an epoch is as many outputs as the set has samples. mix mixes them (default `FDT()`, None gives whole
-        images, each once an epoch in a new order; or a function: epoch -> one of these, which is asked ahead, on any
-        thread, more than once, and must always give the same); augment is done to every
-        constituent (default `Augment()`, pad 4 and flip; None for none), or, while streaming, to every sample once an
-        epoch: `RandomResizedCrop(224)`, drawn from (seed, epoch, sample), of which no more is decoded.
-    train=False: every sample exactly once, whole, in the order of the shards; targets: i64 [n] labels.
-        augment=ResizeCrop(256, 224) resizes the shorter side and shows the middle.
-    preprocess: a function of DALI nodes, done to the images, u8[h w c], while streaming, once they are decoded, cropped
-        and resized and before they are mixed; it gives images of the same shape and type. What is a function of the
-        images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
+    train=True: False is evaluation, without mix and augment.
+    rank=None, world_size=None: torch.distributed's, or torchrun's environment, when the loader is built; iterating is
+        an error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use
+        takes rank=0, world_size=1.
+    seed=0: what every random decision depends on, beside epoch and number.
+    last_batch="partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
+        out; "fill" fills it up with outputs that the epoch has had already.
+
+    What is done to them:
+
+    mix=FDT(): or MixUp(alpha), CutMix(alpha), OneOf({..}), None for whole images, each once an epoch in a new order; or
+        a function of the epoch that gives one of these, which is asked ahead, on any thread, more than once, and must
+        always give the same. Their `partners` may ask for a mode.
+    augment=Augment(pad=4, flip=True): done to every constituent; None for none. Streaming takes
+        RandomResizedCrop(224), drawn for each sample once an epoch, from (seed, epoch, sample), of which no more is
+        decoded, and in evaluation ResizeCrop(256, 224): the shorter side is resized and the middle shown.
+    preprocess=None: a function of DALI nodes, done to the images, u8[h w c], while streaming, once they are decoded,
+        cropped and resized and before they are mixed; it gives images of the same shape and type. What is a function
+        of the images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
         [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
         pipeline: their numbers differ from run to run, after a resume, and between ranks.
-    targets: f32 [n num_classes], rows with sum 1; with `FDT(targets="dominant")` one-hot of the class with the largest
-        weight. `sparse_targets` makes them (classes, weights) where classes are many. With class weights w
-        f32[num_classes] torch's mean of soft targets is over n, and that of labels over the batch's weights; this is
-        the latter for both, whatever the scale of w:
-            loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
-    images: `dtype` (torch.float32, float16 or bfloat16) [n c h w], standardized to (pixel - mean) / std in units of
-        0..255; mean and std are a number or one a channel (default: the paper's (122, 117, 104) and 256; 117 for
-        gray); normalize="imagenet" stands for ImageNet's. channels=3 repeats gray images to three channels.
-        channels_last=True gives that memory format.
-    decode: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A GPU's
-        JPEG decoder gives other pixels than the CPU's, by a few grey levels.
-    device: "cpu" or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
-        LOCAL_RANK's. pin_memory: those of the host in pinned memory.
-    mode: "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch and
-        mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
+    mean=None, std=256: in units of 0..255, a number or one a channel; the mean is by default the paper's, (122, 117,
+        104), 117 for gray. normalize=None: "imagenet" stands for ImageNet's mean and std.
+    channels=None: 3 repeats gray images to three channels.
+    dtype=torch.float32: or float16, bfloat16. channels_last=False: that memory format.
+    size=None: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in
+        size, this or a RandomResizedCrop or ResizeCrop is needed.
+
+    How, and where:
+
+    device="cpu": or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
+        LOCAL_RANK's. pin_memory=False: tensors of the host in pinned memory.
+    mode="auto": "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch
+        and mixes the last `ring` samples; "auto" is resident where all images have one shape and the u8 set (in the
         torch engine twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
-    engine: "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does
-        it ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
+    engine="auto": "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does it
+        ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
-    ring: decoded samples that streaming keeps in memory, uint8, and draws each batch's sums from; it is empty when an
-        epoch begins. Default: 1,024, or 10 for each image of the largest sum (of the mix that the loader is made with;
-        of a function, all classes) where that is more, up to 2 GiB.
-    size: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in size,
-        this or a RandomResizedCrop or ResizeCrop is needed.
-    verify: streaming reads every byte of the shards to check their sha256 before it begins (resident does in any case);
-        otherwise each sample is checked by its CRC-32 when this process reads it first.
-    on_bad: of a sample that does not decode, or has changed since it was written, while streaming: "error" names shard
-        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in
-        `stats`; a batch without a good one is an error.
-    num_threads: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process may
-        use, but at most 4.
-    prefetch: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
+    ring=None: decoded samples that streaming keeps in memory, uint8, and draws each batch's outputs from; it is empty
+        when an epoch begins. By default 1,024, or 10 for each image of the largest sum (of the mix that the loader is
+        made with; of a function, all classes) where that is more, up to 2 GiB.
+    decode=None: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A
+        GPU's JPEG decoder gives other pixels than the CPU's, by a few grey levels.
+    verify=False: True reads every byte of the shards to check their sha256 before streaming begins (resident does in
+        any case); otherwise each sample is checked by its CRC-32 when this process reads it first.
+    on_bad="error": of a sample that does not decode, or has changed since it was written, while streaming, names shard
+        and key; "substitute" takes the next good sample of its batch instead, warns, and counts it in `stats`; a batch
+        without a good one is an error.
+    weights=False: True yields (images, targets, weights).
+    num_threads=None: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process
+        may use, but at most 4.
+    prefetch=2: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
         memory, so clone what you keep long or save. 0 makes each batch when it is asked for, on the caller's thread,
         which is faster where the training itself keeps the same cores busy.
-    last_batch: "partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
-        out; "fill" fills it up with outputs that the epoch has had already.
-    weights: yield (images, targets, weights), f32 [n] on the device: 0 for an output that fills up, or takes a bad
-        sample's place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
-    strict_state: `load_state_dict` refuses the state of a loader with other data or options; with False it begins the
-        epoch of such a state anew, and warns.
-    rank, world_size: default torch.distributed's, or torchrun's environment, when the loader is built; iterating is an
-        error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use takes
-        rank=0, world_size=1.
+    strict_state=True: `load_state_dict` refuses the state of a loader with other data or options; with False it begins
+        the epoch of such a state anew, and warns.
 
     Iterating goes through one epoch and moves on to the next; `set_epoch(e)` says which comes next; `forever()` has no
     end. `len()` is the number of batches of an epoch, the same on every rank. Breaking off is safe. Output i of epoch e
     depends on (seed, e, i) and the shards alone in resident mode, so global batches are the same for any number of
     ranks; in streaming on batch size, ring and ranks as well. `state_dict()` says how far the consumer is, and
     `load_state_dict()` goes on there, exactly. `mix = FDT(...)`, and `mixing = False`, which switches it off, take
-    effect with the next iteration; no other attribute can be set. `stats` says what was done so far.
+    effect with the next iteration; no other attribute can be set.
+    `shape` is (channels, height, width) of an image; `num_classes`, `classes`, `num_samples`, `mode`, `ring` and others
+    say what was chosen. `stats` says what was done so far: batches, images, wait_seconds (of the consumer), bad_samples
+    and bad (those that were replaced), images_per_output and images_per_output_of_all (in streaming, whether the ring
+    lacks classes).
     Errors: ValueError (ShardError where shards are broken) when the loader is built; ImportError without DALI.
     """
 

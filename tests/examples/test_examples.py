@@ -163,6 +163,38 @@ def test_accelerates_saved_state_goes_on_in_mid_epoch(few_shards, tmp_path):
     assert_same_run(fit("whole"), 8, stopped, resumed)
 
 
+def accumulated_losses(shards, size):
+    """The losses of each last batch before a step, of two epochs of 4 batches, in plain torch."""
+    loader = FDTLoader(shards / "train", 64, last_batch="drop")
+    torch.manual_seed(0)
+    model = runpy.run_path(EXAMPLES / "shared.py")["small_network"](loader.shape[0], loader.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        batches = list(loader)
+        for first in range(0, len(batches), size):
+            group = batches[first : first + size]
+            losses = [torch.nn.functional.cross_entropy(model(images), targets) for images, targets in group]
+            optimizer.zero_grad()
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+            yield losses[-1].item()
+
+
+@pytest.mark.peer
+def test_gradients_that_accelerate_accumulates_are_stepped_with_at_the_end_of_the_epoch(few_shards, tmp_path):
+    """Steps of 3 and 1 of an epoch's 4 batches: its own accumulate() would make them of 3, 3 and 2."""
+    needs("accelerate")
+
+    def fit(*arguments):
+        options = ("--epochs", 2, "--accumulate", 3, "--checkpoint")
+        return run_example("accelerate_fit", few_shards, tmp_path, *options, *arguments)
+
+    whole, stopped = fit("whole"), fit("parts", "--steps", 3)
+    assert list(whole.losses) == [1, 2, 3, 4]
+    assert [*whole.losses.values()] == pytest.approx([*accumulated_losses(few_shards, 3)], abs=1e-4)
+    assert_same_run(whole, 4, stopped, fit("parts"))
+
+
 @pytest.mark.peer
 def test_timm_trains_and_evaluates(few_shards, tmp_path):
     needs("timm")

@@ -1,13 +1,15 @@
 """What a trainer may ask of a loader: sparse targets, mixing off, statistics, profilers, closing, no pickling."""
 
 import copy
+import inspect
 import pickle
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
-from fdt_pipeline import FDT, Augment, FDTLoader, Uniform, sparse_targets
+from fdt_pipeline import FDT, Augment, FDTLoader, LoaderStats, Uniform, sparse_targets
 from tests.loading import MODES, PIXELS, assert_same, joined, numbers_of
 from tests.numbered import LABELS, NUM_SAMPLES
 
@@ -157,3 +159,16 @@ def test_epochs_out_of_range_and_closed_loaders_are_refused(numbered_shards):
     assert list(batches) == []
     with pytest.raises(RuntimeError, match="closed"):
         iter(loader)
+
+
+def test_help_names_every_argument_with_its_default_and_every_field_of_stats():
+    text = " ".join(FDTLoader.__doc__.split())
+    parameters = dict(inspect.signature(FDTLoader).parameters)
+    said = {"mix": "mix=FDT():", "augment": "augment=Augment(pad=4, flip=True):", "std": "std=256:"}
+    for name, parameter in parameters.items():
+        no_default = parameter.default is inspect.Parameter.empty
+        default = str(parameter.default) if name == "dtype" else repr(parameter.default).replace("'", '"')
+        assert said.get(name, f"{name}: " if no_default else f"{name}={default}") in text, name
+    for field in fields(LoaderStats):
+        assert f" {field.name}" in text, field.name
+    assert "Without `mix=` it mixes" in text

@@ -8,7 +8,7 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from fdt_pipeline import FDT, Augment, FDTLoader, load_pool
+from fdt_pipeline import FDT, Augment, FDTLoader, MixUp, OneOf, load_pool
 from fdt_pipeline.shards import ShardError, write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import PIXELS, joined, members_of, overwrite
@@ -79,6 +79,9 @@ def test_a_pool_that_cannot_be_is_refused(tmp_path, make, options, error, match)
         (6, FDT(max_images=6), 6),
         (6, FDT(max_images=2), None),  # 6 samples are of one class but once in 16,807 times
         (6, FDT(probability=0), None),
+        (6, FDT(unique_classes=False, max_images=6), None),
+        (6, MixUp(0.2), None),
+        (6, OneOf([(FDT(max_images=6), 0.5), (MixUp(0.2), 0.5)]), 6),
     ],
 )
 def test_a_ring_too_small_for_the_images_of_a_sum_warns(numbered_shards, ring, fdt, wanted):
@@ -91,6 +94,16 @@ def test_a_ring_too_small_for_the_images_of_a_sum_warns(numbered_shards, ring, f
     advice = f"ring of {ring} samples will often hold fewer than {wanted} classes.*ring={10 * wanted}"
     with pytest.warns(UserWarning, match=advice):
         assert (targets_of_an_epoch() > 0).sum(1).max() <= min(wanted, ring)
+
+
+def test_a_batch_too_small_for_the_images_of_a_sum_warns_where_images_are_mixed_within_it(numbered_shards):
+    advice = (
+        r"batch of 6 samples, .* often hold fewer than 7 classes.*: pass batch_size=70 or more, or partners=\"ring\""
+    )
+    with pytest.warns(UserWarning, match=advice):
+        FDTLoader(numbered_shards, 6, mix=FDT(partners="batch"))
+    for mix in (FDT(partners="ring"), MixUp(0.2, partners="batch")):
+        FDTLoader(numbered_shards, 6, mix=mix)  # a warning would be an error
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +127,30 @@ def test_rings_that_lack_classes_are_counted_and_warned_of_with_a_ring_that_does
     assert stats.images_per_output_of_all == 5.5
     assert 2 < stats.images_per_output < 5
     assert (targets > 0).sum(1).float().mean().item() == pytest.approx(stats.images_per_output, abs=0.6)
+
+
+def test_batches_that_lack_classes_are_warned_of_where_images_are_mixed_within_them(sorted_shards):
+    """Each of few classes. What was found with another mix before does not count."""
+    loader = FDTLoader(sorted_shards, 40, mode="streaming", ring=40, mix=MixUp(0.2))
+    list(loader)
+    assert loader.stats.images_per_output == loader.stats.images_per_output_of_all == 2
+    loader.mix = FDT(partners="batch")
+    advice = r"the batch of 40 samples lacks classes: .* pass batch_size=44 or partners=\"ring\", and shuffle the set"
+    with pytest.warns(UserWarning, match=advice) as caught:
+        list(loader)
+    assert len(caught) == 1
+    assert loader.stats.images_per_output_of_all == (2 + 5.5) / 2
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [
+        (MixUp(0.2), 2),
+        (MixUp(0.2, probability=0.25, partners="batch"), 1.25),
+        (OneOf([(MixUp(0.2), 0.5), (FDT(max_images=3, min_images=2), 0.25), (None, 0.25)]), 1.875),
+    ],
+)
+def test_statistics_say_how_many_images_an_output_is_made_of(numbered_shards, mix, expected):
+    loader = FDTLoader(numbered_shards, 46, mode="streaming", mix=mix)
+    list(loader)
+    assert loader.stats.images_per_output == loader.stats.images_per_output_of_all == expected
