@@ -132,6 +132,11 @@ class Run:
         return min(whole, self.recipe.max_steps or whole)
 
     @property
+    def precision(self) -> str:
+        """That a step computes in."""
+        return str(amp_dtype(self.device, self.mixed) or torch.float32).removeprefix("torch.")
+
+    @property
     def finished(self) -> bool:
         return self.progress.epoch >= self.recipe.epochs or self.progress.step >= self.num_steps
 
@@ -228,7 +233,7 @@ class Run:
             "mode": self.loader.mode,
             "ranks": ddp.this_rank().world_size,
             "compiled": self.compiled,
-            "precision": str(amp_dtype(self.device, self.mixed) or torch.float32).removeprefix("torch."),
+            "precision": self.precision,
             "hardware": hardware(self.device),
             "versions": versions(),
         }
@@ -237,6 +242,7 @@ class Run:
         return {
             "recipe": self.recipe.to_dict(),
             "shards": self._fingerprint(),
+            "precision": self.precision,
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -246,9 +252,11 @@ class Run:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """ValueError, naming the fields, where the checkpoint is of another recipe or other shards."""
+        """ValueError, naming the fields, where the checkpoint is of another recipe, precision or other shards."""
         files.check_same("recipe", state["recipe"], self.recipe.to_dict())
         files.check_same("shards", state["shards"], self._fingerprint())
+        if "precision" in state:  # older checkpoints lack it
+            files.check_same("precision", {"precision": state["precision"]}, {"precision": self.precision})
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
