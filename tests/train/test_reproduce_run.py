@@ -210,6 +210,7 @@ def test_a_table_does_not_go_on_with_another_configuration_or_other_shards(undis
             "--model is for --scale medium, got small64 at the full scale",
         ),
         (["table1", "--data", "x", "--autoattack", "1", "1"], "expected different radii of AutoAttack"),
+        (["table1", "--data", "x", "--autoattack-images", "9"], "--autoattack-images is of --autoattack R"),
         (["table1", "--only", "mnist"], "--only mnist names no row"),
         (["table1", "--report", "--data", "x"], "leave out --data"),
         (["table1", "--report", "--epochs", "3", "--no-clip"], "leave out --epochs, --no-clip"),

@@ -36,12 +36,13 @@ SWEEP_HELP = """Train and attack controls that separate the causes of FDT's and 
     python -m train sweep --data shards/cifar10 --out runs/sweep --seeds 3
     python -m train sweep --data shards/cifar10 --out runs/sweep --scale medium --only plain fdt 'mixup*'
 
-The paper's five columns, label smoothing as soft as FDT's targets, mixup, two images a sum, weights i^-gamma for
-gamma 0.5 to 4, TN with its exact gradient, and PONO in TN's place. The same command goes on where it was stopped.
+The paper's five columns; what people mix by (label smoothing, MixUp, CutMix, either, zeta-mixup); FDT with fewer
+images, other weights, each image leading once, half of the outputs, or not in the last epochs; TN with its exact
+gradient, and PONO in its place (PAPER.md). The same command goes on where it was stopped.
 """
 # Thirty runs and attacks took 56 minutes on two slow cores (results/table1-small); 40 epochs would have taken 75.
 SMALL_EPOCHS, SMALL_IMAGES = 25, 500
-SWEEP_IMAGES = 1000
+SWEEP_IMAGES = AUTOATTACK_IMAGES = 1000
 MEDIUM = {"epochs": 150, "attack_images": 1000}  # the paper's epochs
 SEEDS, SEEDS_OF_SWEEP = 3, 1
 MEDIUM_SEEDS = {"cifar10": 3, "fashion-mnist": 1}
@@ -98,11 +99,8 @@ def _add_common(parser: Any, instead: Any, only: str, data: str, seeds: str, ima
         ("--images", {"type": int, "metavar": "N", "help": f"attack the first N test images (default: {images})"}),
         ("--steps", {"type": int, "default": 40, "help": "of the attack, each eps / 30 (default: %(default)s)"}),
         ("--eps", {"type": float, "nargs": "+", "help": "radii in input units (default: the paper's four)"}),
-        (
-            "--autoattack",
-            {"type": float, "nargs": "+", "metavar": "R", "help": "AutoAttack too, at R of 255 grey levels"},
-        ),
-        ("--autoattack-images", {"type": int, "default": 1000, "metavar": "N", "help": "default: %(default)s"}),
+        ("--autoattack", {"type": float, "nargs": "+", "metavar": "R", "help": "at R of 255 grey levels, too"}),
+        ("--autoattack-images", {"type": int, "metavar": "N", "help": f"the first N (default: {AUTOATTACK_IMAGES:,})"}),
         ("--no-clip", {"action": "store_true", "help": "let the attack leave the pixel range"}),
         ("--retry-diverged", {"action": "store_true", "help": "train again what has diverged"}),
         ("--mixed-precision", {"action": "store_true", "help": "train in bfloat16 on a CPU too (a GPU always does)"}),
@@ -197,10 +195,12 @@ def _run(
     from train.reproduce.running import Runner
     from train.setup import pick_device
 
-    device, levels = pick_device(arguments.device), arguments.autoattack
-    autoattack = AutoAttack(tuple(levels), arguments.autoattack_images) if levels else None
-    how = (arguments.mixed_precision, autoattack, arguments.retry_diverged)
-    runner = Runner(settings, arguments.out, folder_of, device, *how)
+    levels, images = arguments.autoattack, arguments.autoattack_images
+    if images is not None and not levels:
+        raise ValueError("--autoattack-images is of --autoattack R: add it, or leave both out")
+    autoattack = AutoAttack(tuple(levels), AUTOATTACK_IMAGES if images is None else images) if levels else None
+    how = (pick_device(arguments.device), arguments.mixed_precision, autoattack, arguments.retry_diverged)
+    runner = Runner(settings, arguments.out, folder_of, *how)
     runner.plan(rows, missing)  # which says what does not fit before anything is measured
     cost = cost_of_rows(runner, rows, seeds_of, missing)
     if cost is not None:
