@@ -242,7 +242,7 @@ class Run:
         return {
             "recipe": self.recipe.to_dict(),
             "shards": self._fingerprint(),
-            "precision": self.precision,
+            "precision_on_cpu": self.precision if self.device.type == "cpu" else None,
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -255,8 +255,9 @@ class Run:
         """ValueError, naming the fields, where the checkpoint is of another recipe, precision or other shards."""
         files.check_same("recipe", state["recipe"], self.recipe.to_dict())
         files.check_same("shards", state["shards"], self._fingerprint())
-        if "precision" in state:  # older checkpoints lack it
-            files.check_same("precision", {"precision": state["precision"]}, {"precision": self.precision})
+        began_in = state.get("precision_on_cpu")  # a GPU has no choice, and older checkpoints do not say
+        if began_in and self.device.type == "cpu":
+            files.check_same("precision", {"precision": began_in}, {"precision": self.precision})
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])

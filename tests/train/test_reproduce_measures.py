@@ -12,7 +12,7 @@ from train.files import read_json, write_json
 from train.recipes import make_recipe
 from train.reproduce import cost, measures
 from train.reproduce.cost import Cost, NetworkCost, cost_of_rows
-from train.reproduce.measures import AUTOATTACK, AutoAttack, autoattacks_of, run_autoattack
+from train.reproduce.measures import AutoAttack, autoattacks_of, run_autoattack
 from train.reproduce.mixings import wilson_interval
 from train.reproduce.paper import Row
 from train.reproduce.record import read_records
@@ -60,49 +60,52 @@ def run(trained, tmp_path):
 
 
 def attack(run, levels, num_images, batch_size=25, seed=0):
+    """-> {radius: content of its file}, but for the time it took."""
     saved = open_run(run, CPU)
-    asked = AutoAttack(levels, num_images)
-    run_autoattack(saved, saved.test_loader(batch_size=batch_size), asked, run / AUTOATTACK, seed)
-    content = read_json(run / AUTOATTACK)
-    del content["seconds"]
-    return content
+    run_autoattack(saved, saved.test_loader(batch_size=batch_size), AutoAttack(levels, num_images), run, seed)
+    contents = {path.stem: read_json(path) for path in sorted(run.glob("autoattack-*.json"))}
+    for content in contents.values():
+        del content["seconds"]
+    return contents
 
 
 def test_autoattack_that_was_stopped_goes_on_and_gives_the_counts_of_one_that_was_not(run, attacks):
-    assert attack(run, (2, 1), 50)["num_images"] == 50
-    assert attacks == [1, 2] * 2
+    attack(run, (2, 1), 50)
+    assert attacks == [1, 1, 2, 2]
     attacks.clear()
     further = attack(run, (1, 2), 75)
-    assert attacks == [1, 2], "only the batch that was missing"
-    assert attack(run, (1, 2), 25) == further, "what is there of more images stays"
-    (run / AUTOATTACK).unlink()
+    assert attacks == [1, 2], "only the batches that were missing"
+    assert attack(run, (1,), 25) == further, "what is there of more images and other radii stays"
+    for path in run.glob("autoattack-*.json"):
+        path.unlink()
     assert attack(run, (1, 2), 75) == further
-    counts = [list(radius["correct"].values()) for radius in further["radii"]]
-    assert all(clean >= first >= last for clean, first, last in counts)
-    assert counts[0][2] > counts[1][2]
+    (clean, first, last), (_, _, last_of_larger) = (content["correct"].values() for content in further.values())
+    assert clean >= first >= last > last_of_larger
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 20}, {"levels": (1,)}, {"seed": 1}, {"weights": "0" * 64}])
-def test_autoattack_is_made_again_for_other_weights_radii_or_batches(run, attacks, change, capsys):
-    attack(run, (1, 2), 25)
+@pytest.mark.parametrize("change", [{"batch_size": 20}, {"seed": 1}, {"weights": "0" * 64}])
+def test_autoattack_is_made_again_for_other_weights_or_batches(run, attacks, change, capsys):
+    attack(run, (1,), 25)
+    path = run / "autoattack-1.json"
     if "weights" in change:
-        content = read_json(run / AUTOATTACK)
-        write_json(run / AUTOATTACK, {**content, "made_from": {**content["made_from"], "weights": change["weights"]}})
+        content = read_json(path)
+        write_json(path, {**content, "made_from": {**content["made_from"], "weights": change["weights"]}})
         change = {}
     attacks.clear()
-    attack(run, **{"levels": (1, 2), "num_images": 25, **change})
+    attack(run, **{"levels": (1,), "num_images": 25, **change})
     assert attacks
     assert "attacking again" in capsys.readouterr().err
 
 
 def test_figures_of_autoattack_are_shares_at_each_radius_smallest_first(run, attacks):
-    content, training = attack(run, (8, 0.5), 50), read_json(run / "results.json")
+    contents, training = attack(run, (8, 0.5), 50), read_json(run / "results.json")
     found = autoattacks_of(run, training)
     assert [each["eps"] for each in found] == pytest.approx([0.5 * SPAN / 255, 8 * SPAN / 255])
-    assert [each["accuracy"] for each in found] == [radius["correct"]["Square"] / 50 for radius in content["radii"]]
-    with pytest.raises(ValueError, match=r"autoattack\.json is of other weights or other samples"):
+    shares = [contents[f"autoattack-{levels}"]["correct"]["Square"] / 50 for levels in ("0.5", "8")]
+    assert [each["accuracy"] for each in found] == shares
+    with pytest.raises(ValueError, match=r"autoattack-.*\.json is of other weights or other samples"):
         autoattacks_of(run, {**training, "weights": "0" * 64})
-    write_json(run / AUTOATTACK, {"radii": []})
+    write_json(run / "autoattack-8.json", {})
     with pytest.raises(ValueError, match="holds no figures of AutoAttack that can be read"):
         autoattacks_of(run, training)
 

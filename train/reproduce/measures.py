@@ -23,7 +23,7 @@ from train.calibration import NUM_BINS, calibration_error
 from train.files import read_json, write_json
 from train.saved_run import CHECKS, SavedRun, first_samples
 
-AUTOATTACK = "autoattack.json"  # of a run: the counts so far
+AUTOATTACK = "autoattack"  # of a run: autoattack-R.json has the counts so far at a radius of R grey levels
 LAST_STAGE = "Square"  # each of the four attacks is on what the ones before have left
 DEPTH = 255  # grey levels from black to white
 
@@ -49,30 +49,36 @@ def measure_calibration(run: SavedRun, loader: FDTLoader) -> dict[str, Any]:
     return {"error": error, "bins": NUM_BINS, "num_images": loader.num_samples, "weights": run.weights}
 
 
-def run_autoattack(run: SavedRun, loader: FDTLoader, asked: AutoAttack, kept: Path, seed: int = 0) -> None:
-    """The standard version on the first test samples at each radius; the counts are left in `kept`.
+def run_autoattack(run: SavedRun, loader: FDTLoader, asked: AutoAttack, folder: Path, seed: int = 0) -> None:
+    """The standard version on the first test samples; folder/autoattack-R.json gets the counts at radius R.
 
-    "correct" counts, at each radius, the images that are right clean and after each of its attacks. The attack goes on
-    from what `kept` has of these weights, samples, radii and batches; what is there of more images stays.
+    "correct" counts the images that are right clean and after each of its attacks. An attack goes on from what is there
+    of these weights, samples and batches; what is there of more images stays.
     """
-    bounds, levels = PixelBounds.from_normalization(loader.mean, loader.std), sorted(asked.grey_levels)
-    batch_size, num_images = loader.batch_size, asked.num_images
-    made_from = {**run.made_from(loader), "batch_size": batch_size, "grey_levels": levels, "seed": seed}
+    for grey_levels in sorted(asked.grey_levels):
+        _run_radius(run, loader, grey_levels, asked.num_images, folder / f"{AUTOATTACK}-{grey_levels:g}.json", seed)
+
+
+def _run_radius(run: SavedRun, loader: FDTLoader, grey_levels: float, num_images: int, kept: Path, seed: int) -> None:
+    bounds, batch_size = PixelBounds.from_normalization(loader.mean, loader.std), loader.batch_size
+    made_from = {**run.made_from(loader), "batch_size": batch_size, "grey_levels": grey_levels, "seed": seed}
     content = _counts_so_far(kept, made_from)
     done, seen = content["num_images"], 0
-    with tqdm(desc=f"AutoAttack on {run.name}", total=num_images, initial=min(done, num_images), unit="image") as bar:
+    bar = {"total": num_images, "initial": min(done, num_images), "unit": "image"}
+    with tqdm(desc=f"AutoAttack {grey_levels:g}/255 on {run.name}", **bar) as progress:
         for images, labels in first_samples(loader, num_images):
             seen += len(labels)
             if seen <= done:
                 continue
             start = time.perf_counter()
             target = Target(run.model, images, labels, bounds, batch_size, seed)
-            found = [_radius(target, level, len(loader.classes)) for level in levels]
-            radii = [_sum(a, b) for a, b in zip(content["radii"], found, strict=True)] if done else found
+            eps = grey_levels * target.span / DEPTH
+            correct, before = _correct(target, eps, len(loader.classes)), content["correct"]
+            correct = {stage: count + before.get(stage, 0) for stage, count in correct.items()}
             done, seconds = seen, content["seconds"] + time.perf_counter() - start
-            content = {"made_from": made_from, "num_images": done, "seconds": seconds, "radii": radii}
+            content = {"made_from": made_from, "eps": eps, "num_images": done, "correct": correct, "seconds": seconds}
             write_json(kept, content)
-            bar.update(len(labels))
+            progress.update(len(labels))
 
 
 def _counts_so_far(kept: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,51 +87,43 @@ def _counts_so_far(kept: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
         if content.get("made_from") == made_from:
             return dict(content)
         print(f"{kept} is of other weights, samples or settings: attacking again", file=sys.stderr)
-    return {"num_images": 0, "seconds": 0.0, "radii": []}
+    return {"num_images": 0, "seconds": 0.0, "correct": {}}
 
 
-def _radius(target: Target, grey_levels: float, num_classes: int) -> dict[str, Any]:
+def _correct(target: Target, eps: float, num_classes: int) -> dict[str, int]:
     """How many of the images are right, clean and after each attack on what the ones before have left."""
-    eps = grey_levels * target.span / DEPTH
     right, stages = answers_right(target.model, target, target.x), AutoAttackStages(target, eps, num_classes)
     correct = {"clean": int(right.sum())}
     for stage in stages.stages():
         right = stages.survivors(stage, right)
         correct[stage] = int(right.sum())
-    return {"grey_levels": grey_levels, "eps": eps, "correct": correct}
-
-
-def _sum(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the same radius on other images."""
-    return {**a, "correct": {stage: count + b["correct"][stage] for stage, count in a["correct"].items()}}
+    return correct
 
 
 def autoattacks_of(run: Path, training: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What RUN/autoattack.json and RUN/checks.json (of `python -m train checks`) have found, by rising radius.
+    """What RUN/autoattack-R.json and RUN/checks.json (of `python -m train checks`) have found, by rising radius.
 
     -> {"accuracy", "num_images", "eps" in input units, "masked": whether any of the checks shows masked gradients, None
     without checks, "weights": their sha256}. training is results.json. ValueError for figures of other weights than
     the final ones, or of other samples than the test shards.
     """
-    found = {each["eps"]: each for path in (AUTOATTACK, CHECKS) for each in _found(run / path, training)}
+    paths = [*run.glob(f"{AUTOATTACK}-*.json"), *run.glob(CHECKS)]
+    found = {each["eps"]: each for path in paths for each in _found(path, training)}
     return [found[eps] for eps in sorted(found)]
 
 
 def _found(path: Path, training: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
     content = read_json(path)
     try:
         made_from = {name: content["made_from"][name] for name in ("weights", "shards")}
         _check_made_from(path, made_from, training)
         each = {"num_images": content["num_images"], "weights": made_from["weights"]}
-        if path.name == AUTOATTACK:
-            counts = [(radius["eps"], radius["correct"][LAST_STAGE]) for radius in content["radii"]]
-            figures, masked = [(eps, count / each["num_images"]) for eps, count in counts], None
-        else:
-            attacks = [check for check in content["checks"] if check["name"] == "AutoAttack"]
-            figures, masked = [(check["eps"], check["figures"][LAST_STAGE]) for check in attacks], content["masked"]
-        return [{"accuracy": share, "eps": eps, "masked": masked, **each} for eps, share in figures]
+        if path.name != CHECKS:
+            share = content["correct"][LAST_STAGE] / each["num_images"]
+            return [{"accuracy": share, "eps": content["eps"], "masked": None, **each}]
+        each["masked"] = content["masked"]
+        attacks = [check for check in content["checks"] if check["name"] == "AutoAttack"]
+        return [{"accuracy": check["figures"][LAST_STAGE], "eps": check["eps"], **each} for check in attacks]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no figures of AutoAttack that can be read ({error}): make it again") from error
 

@@ -13,7 +13,7 @@ import torch
 from fdt_pipeline.shards import read_manifest
 from train.files import CHECKPOINT, check_folder, read_json
 from train.reproduce import record as records
-from train.reproduce.measures import AUTOATTACK, AutoAttack, autoattacks_of, measure_calibration, run_autoattack
+from train.reproduce.measures import AutoAttack, autoattacks_of, measure_calibration, run_autoattack
 from train.reproduce.paper import Row
 from train.reproduce.record import RECORDS, record_name
 from train.reproduce.settings import Settings, recipe_of
@@ -136,7 +136,7 @@ class Runner:
             loader = saved.test_loader(data, BATCH_SIZE[self.device.type])
             content["calibration"] = measure_calibration(saved, loader)
             if self.autoattack:
-                run_autoattack(saved, loader, self.autoattack, run / AUTOATTACK)
+                run_autoattack(saved, loader, self.autoattack, run)
         content["autoattack"] = autoattacks_of(run, training) or content["autoattack"]
         if content != record.content:
             records.write_record(self.out, content)
