@@ -79,6 +79,10 @@ def test_autoattack_that_was_stopped_goes_on_and_gives_the_counts_of_one_that_wa
     for path in run.glob("autoattack-*.json"):
         path.unlink()
     assert attack(run, (1, 2), 75) == further
+    in_one_batch = attack(run, (1, 2), 75, batch_size=75)
+    assert [content["correct"] for content in in_one_batch.values()] == [
+        content["correct"] for content in further.values()
+    ]
     (clean, first, last), (_, _, last_of_larger) = (content["correct"].values() for content in further.values())
     assert clean >= first >= last > last_of_larger
 
@@ -116,7 +120,10 @@ def test_radii_and_counts_that_cannot_be_are_refused(levels, count):
         AutoAttack(levels, count)
 
 
-def test_a_record_of_an_older_version_gets_what_its_run_can_still_give(few_shards, trained, tmp_path, attacks):
+@pytest.mark.parametrize("autoattack", [None, AutoAttack((1,), 100)])
+def test_a_record_of_an_older_version_gets_what_its_run_can_still_give(
+    few_shards, trained, tmp_path, attacks, autoattack
+):
     """And one whose run is gone stays as it is."""
     rows = [Row(few_shards.name, "small", column) for column in ("plain", "fdt")]
     training = read_json(trained / "results.json")
@@ -127,13 +134,13 @@ def test_a_record_of_an_older_version_gets_what_its_run_can_still_give(few_shard
     settings = Settings("table1", "small", epochs=2, attack_images=1000, attack_steps=5)
     out = write_table(tmp_path / "t", records, settings)
     shutil.copytree(trained, out / "runs" / rows[0].key / "seed0")
-    runner = Runner(settings, out, lambda _: few_shards, CPU, autoattack=AutoAttack((1,), 100))
+    runner = Runner(settings, out, lambda _: few_shards, CPU, autoattack=autoattack)
     runner.run_rows(rows, lambda _: (0,), {})
     gone, kept = read_records(out)
     assert (gone.autoattacks, gone.calibration_error) == ([], None)
     assert kept.content["calibration"]["num_images"] == 100
     assert 0 < kept.calibration_error < 1
-    assert [found["num_images"] for found in kept.autoattacks] == [100]
+    assert [found["num_images"] for found in kept.autoattacks] == [100] * (autoattack is not None)
 
 
 def test_the_cost_is_that_of_what_is_left_to_run(few_shards, tmp_path, monkeypatch):
