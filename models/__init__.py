@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from models.resnet import Stem, resnet, resnet18, resnet34, resnet50, resnet152,
 from models.wide_resnet import wide_resnet, wrn28_10
 
 __all__ = [
+    "SMALL_WIDTHS",
     "Stem",
     "build_model",
     "resnet",
@@ -24,7 +26,11 @@ __all__ = [
 ]
 
 _WITH_STEM = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet152": resnet152}
-_WITHOUT_STEM: dict[str, Callable[..., nn.Module]] = {"wrn28_10": wrn28_10, "small": small_resnet}
+SMALL_WIDTHS = {"small": 16, "small32": 32, "small64": 64}  # of `small_resnet`
+_WITHOUT_STEM: dict[str, Callable[..., nn.Module]] = {
+    "wrn28_10": wrn28_10,
+    **{name: partial(small_resnet, width=width) for name, width in SMALL_WIDTHS.items()},
+}
 
 
 def build_model(

@@ -10,9 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from train import trainer
 from train.ddp import is_first_rank
 from train.recipes import make_recipe
-from train.trainer import Run, fit
 
 
 class BrokenOffError(Exception):
@@ -25,25 +25,27 @@ def train(shards, out, dtype, name, batch_size, epochs, break_off=0):
     break_off: neither this step, counted from 1, nor any after it is taken. A run that is there already goes on.
     """
     kept = []
-    step, previous = Run._step, torch.get_default_dtype()
+    step, previous = trainer.TrainStep, torch.get_default_dtype()
 
-    def keeping(run, *batch):
-        if len(kept) + 1 == break_off:
-            raise BrokenOffError
-        if not kept:
-            run.model.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
-        figures = step(run, *batch)
-        kept.append({key: value.grad.clone() for key, value in run.model.named_parameters()})
-        return figures
+    class Keeping(step):
+        def __call__(self, *batch):
+            if len(kept) + 1 == break_off:
+                raise BrokenOffError
+            model = getattr(self.network, "module", self.network)
+            if not kept:
+                model.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
+            figures = super().__call__(*batch)
+            kept.append({key: value.grad.clone() for key, value in model.named_parameters()})
+            return figures
 
-    Run._step = keeping
+    trainer.TrainStep = Keeping
     torch.set_default_dtype(dtype)
     try:
-        fit(make_recipe(name, batch_size=batch_size, epochs=epochs), shards, out, True, "cpu")
+        trainer.fit(make_recipe(name, batch_size=batch_size, epochs=epochs), shards, out, True, "cpu")
     except BrokenOffError:
         pass
     finally:
-        Run._step = step
+        trainer.TrainStep = step
         torch.set_default_dtype(previous)
     return kept
 

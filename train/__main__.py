@@ -144,6 +144,7 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="torch.compile, in one process (default: long runs on a GPU)",
     )
+    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 on a CPU too (a GPU always takes it)")
     _device_option(parser)
 
 
@@ -159,7 +160,13 @@ def _fit(arguments: argparse.Namespace) -> int | str:
     recipe = make_recipe(arguments.recipe, **changes, size=tuple(arguments.size) if arguments.size else None)
     recipe = replace(recipe, augment=None) if arguments.no_augment else recipe
     results = fit(
-        recipe, arguments.data, arguments.out, arguments.resume, arguments.device, compile_it=arguments.compile
+        recipe,
+        arguments.data,
+        arguments.out,
+        arguments.resume,
+        arguments.device,
+        compile_it=arguments.compile,
+        mixed=arguments.mixed_precision,
     )
     if not is_first_rank():
         return 0

@@ -1,8 +1,7 @@
-"""Controls that separate the causes of FDT's and TN's effects: label smoothing, mixup, and PONO in TN's place.
+"""Controls that separate the causes of FDT's and TN's effects: label smoothing, and PONO in TN's place.
 
 FDT does two things at once, it mixes images and it softens targets. Smoothing the labels of whole images until they
-have the mean entropy of FDT's targets does the second alone; mixup is the mixing that came before it. Both change a
-batch of clean images before the step.
+have the mean entropy of FDT's targets does the second alone.
 
 Positional normalization (PONO) takes from each pixel its mean over the channels, as TN does, and divides by their
 deviation. It stands after every ReLU, with the exact gradient, without the moment shortcut of its paper: B. Li, F. Wu,
@@ -12,7 +11,6 @@ K. Weinberger, S. Belongie, "Positional Normalization", NeurIPS 2019, arXiv 1907
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,29 +18,23 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.loader.mixes import MixArgument
 from train.recipes import Recipe
 
-BatchChange = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 PONO_EPS = 1e-5  # added to the variance, as its authors' code does
 
 
-def make_batch_change(recipe: Recipe, num_classes: int) -> BatchChange:
-    """(images f32[n c h w], targets f32[n C], step) -> both as the recipe trains on them; as they are without controls.
-
-    Mixup draws from (seed, step) alone, so a resumed run draws what an undisturbed one does.
-    """
-    alpha, smoothing = recipe.mixup, None
-    if recipe.label_smoothing == "fdt-entropy":
-        smoothing = smoothing_with_entropy(mean_target_entropy(FDT(), num_classes), num_classes)
-
-    def change(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        if smoothing is not None:
-            targets = smooth_targets(targets, smoothing)
-        if alpha is not None:
-            images, targets = mix_pairs(images, targets, alpha, np.random.default_rng([recipe.seed, step]))
-        return images, targets
-
-    return change
+def loader_mix(recipe: Recipe, num_classes: int) -> MixArgument:
+    """What `FDTLoader` is told: the recipe's mix, in the epochs that have it, and the smoothing of whole images."""
+    mix: MixArgument = recipe.mix
+    if recipe.label_smoothing is not None:
+        smoothing = recipe.label_smoothing
+        if smoothing == "fdt-entropy":
+            smoothing = smoothing_with_entropy(mean_target_entropy(FDT(), num_classes), num_classes)
+        mix = FDT(probability=0.0, anchor="epoch", label_smoothing=smoothing)  # mixes nothing, and smooths
+    if recipe.mixed_epochs in (0, recipe.epochs):
+        return mix
+    return lambda epoch: recipe.mix if epoch < recipe.mixed_epochs else None
 
 
 def mean_target_entropy(fdt: FDT, num_classes: int) -> float:
@@ -63,21 +55,6 @@ def smoothing_with_entropy(entropy: float, num_classes: int) -> float:
         return _entropy(spread) - entropy
 
     return float(brentq(excess, 0.0, 1.0, xtol=1e-12)) if excess(1.0) > 0 else 1.0
-
-
-def smooth_targets(targets: Tensor, smoothing: float) -> Tensor:
-    """f32[n C] -> f32[n C]: (1 - s) t + s / C; rows keep their sum of 1."""
-    return (1 - smoothing) * targets + smoothing / targets.shape[1]
-
-
-def mix_pairs(images: Tensor, targets: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mixup: lambda x + (1 - lambda) x[order], and the targets likewise, with one lambda ~ Beta(alpha, alpha)."""
-    weight = rng.beta(alpha, alpha)
-    order = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    return (
-        weight * images + (1 - weight) * images[order],
-        weight * targets + (1 - weight) * targets[order.to(targets.device)],
-    )
 
 
 def _entropy(weights: np.ndarray) -> float:

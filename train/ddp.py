@@ -87,8 +87,6 @@ def share_of_batch(recipe: Recipe) -> int:
             f"a batch of {recipe.batch_size} cannot be shared out evenly among {world_size} ranks: "
             f"pass a --batch-size that {world_size} divides, or start another number of processes"
         )
-    if world_size > 1 and recipe.mixup is not None:
-        raise ValueError("mixup pairs the images of a whole batch, which no rank has: train it in one process")
     return recipe.batch_size // world_size
 
 

@@ -22,8 +22,7 @@ def model_card(
     height, width = given["size"]
     mean, std = (tuple(given[name]) for name in ("mean", "std"))
     shown = ", ".join(map(str, classes[:SHOWN_CLASSES])) + (", ..." if len(classes) > SHOWN_CLASSES else "")
-    methods = ["tensor normalization"] * bool(recipe["tensor_norm"])
-    methods += ["Full Distribution Training"] * bool(recipe["fdt"])
+    methods = methods_of(recipe)
     trained = f"with {' and '.join(methods)}" if methods else "without tensor normalization and FDT"
     folded = f"; {num_folded} sites of tensor normalization are folded into its weights" if num_folded else ""
     opened = "n is open" if is_own(recipe["model"]) else "n, h and w are open"
@@ -90,6 +89,19 @@ model.eval()
 
 {_training(recipe, results[RESULTS])}
 """
+
+
+def methods_of(recipe: Mapping[str, Any]) -> list[str]:
+    """What is not plain about the training, from the recipe of config.json, this version's or an older one's."""
+    methods = ["tensor normalization"] * bool(recipe["tensor_norm"])
+    if "mix" not in recipe:
+        return methods + ["Full Distribution Training"] * bool(recipe["fdt"]) + ["MixUp"] * bool(recipe.get("mixup"))
+    mix = recipe["mix"]
+    if mix is None:
+        return methods
+    choices = [choice for choice, _ in mix["choices"]] if mix["kind"] == "OneOf" else [mix]
+    kinds = [choice["kind"] if choice else "whole images" for choice in choices]
+    return [*methods, " or ".join("Full Distribution Training" if kind == "FDT" else kind for kind in kinds)]
 
 
 def _accuracy(run: SavedRun, training: Mapping[str, Any] | None) -> str:

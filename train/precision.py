@@ -1,7 +1,7 @@
 """The number formats that training, evaluation and attacks compute in.
 
-Training on a GPU is in mixed precision. Evaluation is in full float32: without autocast and without TF32. Attacks on a
-GPU are made with a compromise.
+Training on a GPU is in mixed precision, and on a CPU where it is asked for. Evaluation is in full float32: without
+autocast and without TF32. Attacks on a GPU are made with a compromise.
 
 On GPUs since Ampere, torch's convolutions round their inputs to TF32 by default: 11 significant bits, so values in
 [0.25, 0.5) move in steps of 2.4e-4. An attack of radius 1e-4 would be rounded away before the model sees it. Only its
@@ -20,16 +20,18 @@ from torch import nn
 Precision = Literal["float32", "tf32"]
 
 
-def amp_dtype(device: torch.device) -> torch.dtype | None:
-    """Mixed precision is for GPUs: bfloat16 where it is native, else float16 with a scaled loss."""
+def amp_dtype(device: torch.device, mixed: bool = False) -> torch.dtype | None:
+    """On a GPU bfloat16 where it is native, else float16 with a scaled loss. On a CPU None, with `mixed` bfloat16: on
+    one thread of an EPYC with avx512_bf16 the small network's step took 21.3 ms for 27.9, with TN 32.4 for 31.7.
+    """
     if device.type != "cuda":
-        return None
+        return torch.bfloat16 if mixed else None
     native = torch.cuda.get_device_capability(device)[0] >= 8  # is_bf16_supported() counts emulation as support
     return torch.bfloat16 if native else torch.float16
 
 
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    dtype = amp_dtype(device)
+def autocast(device: torch.device, mixed: bool = False) -> AbstractContextManager[Any]:
+    dtype = amp_dtype(device, mixed)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 

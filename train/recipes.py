@@ -8,10 +8,10 @@ separate their causes: soft targets without mixing, mixing of other kinds, other
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.mixing import FDT, CutMix, Mix, MixUp, OneOf
 from fdt_pipeline.definition.series import Power
 from fdt_pipeline.definition.superposition import Augment
 
@@ -26,8 +26,10 @@ class Recipe:
     size: (height, width) to resize images to, needed where they differ in size; they are then streamed.
     tensor_norm: None, "straight-through" (the paper's backward pass) or "exact". loss_eps: Algorithm 4's threshold.
     norm: "pono" takes TN's place after every ReLU (mean and deviation per pixel, arXiv 1907.04312).
-    label_smoothing: "fdt-entropy" spreads a share of a target over all classes: as soft as FDT's targets on average.
-    mixup: a of its weight ~ Beta(a, a), one a batch (arXiv 1710.09412). Both are for whole images, without fdt.
+    mix: what the loader mixes, None for whole images. mix_share: the share of the epochs that are mixed, in (0, 1]; the
+    others come last, and are of whole images.
+    label_smoothing: of whole images, without mix: the share of a target that is spread over all classes;
+    "fdt-entropy" is the one that makes targets as soft as FDT's are on average. A mixing has its own.
     """
 
     name: str
@@ -35,9 +37,9 @@ class Recipe:
     stem: Literal["cifar", "cifar-pool", "imagenet"] = "cifar"
     tensor_norm: Literal["straight-through", "exact"] | None = None
     norm: Literal["pono"] | None = None
-    fdt: FDT | None = None
-    label_smoothing: Literal["fdt-entropy"] | None = None
-    mixup: float | None = None
+    mix: Mix | None = None
+    mix_share: float = 1.0
+    label_smoothing: float | Literal["fdt-entropy"] | None = None
     augment: Augment | None = field(default_factory=Augment)
     loss: Literal["cross-entropy", "multi-label"] = "cross-entropy"
     loss_eps: float = 1e-6
@@ -69,43 +71,74 @@ class Recipe:
         if self.norm is not None and (self.norm != "pono" or self.tensor_norm is not None):
             raise ValueError(f'norm must be "pono" without tensor_norm, got {self.norm!r} with {self.tensor_norm!r}')
         smoothing = self.label_smoothing
-        if smoothing not in (None, "fdt-entropy"):
-            raise ValueError(f'label_smoothing must be "fdt-entropy" or None, got {smoothing!r}')
-        if self.mixup is not None and not self.mixup > 0:
-            raise ValueError(f"mixup must be above 0, the a of Beta(a, a), got {self.mixup}")
-        if self.fdt is not None and (smoothing is not None or self.mixup is not None):
-            raise ValueError("label_smoothing and mixup are controls on whole images: leave out fdt, or them")
+        if smoothing is not None and smoothing != "fdt-entropy" and not 0 < smoothing < 1:
+            raise ValueError(f'label_smoothing must be in (0, 1), "fdt-entropy" or None, got {smoothing!r}')
+        if self.mix is not None and smoothing is not None:
+            raise ValueError("label_smoothing is for whole images: leave it out, and give the mix its own")
+        if not 0 < self.mix_share <= 1:
+            raise ValueError(f"mix_share must be in (0, 1], got {self.mix_share}")
+        if self.mix is None and self.mix_share != 1:
+            raise ValueError(f"mix_share is of what is mixed, got {self.mix_share} without mix: leave it out")
+
+    @property
+    def mixed_epochs(self) -> int:
+        """How many epochs, from the first on, have the mix; the others are of whole images."""
+        return 0 if self.mix is None else max(1, round(self.mix_share * self.epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values that tell two recipes apart; a series is named with its parameters."""
-        values = asdict(self)
-        values["size"] = list(self.size) if self.size else None
-        if self.fdt is not None:
-            values["fdt"]["series"] = repr(self.fdt.series)
-        return values
+        return asdict(self) | {"mix": _described(self.mix), "size": list(self.size) if self.size else None}
 
 
-_FDT: dict[str, Any] = {"fdt": FDT(), "loss": "multi-label"}
+def _described(mix: Mix | None) -> dict[str, Any] | None:
+    if mix is None:
+        return None
+    if isinstance(mix, OneOf):
+        return {"kind": "OneOf", "choices": [[_described(choice), share] for choice, share in mix.choices]}
+    values = {option.name: getattr(mix, option.name) for option in fields(mix)}
+    series = {"series": repr(values["series"])} if "series" in values else {}
+    return {"kind": type(mix).__name__, **values, **series}
+
+
+_FDT: dict[str, Any] = {"mix": FDT(), "loss": "multi-label"}
 # The paper's columns, as changes to the recipe of a network.
 COLUMNS: dict[str, dict[str, Any]] = {
     "plain": {},  # whole images, cross entropy (Algorithm 3)
-    "ov": {"fdt": FDT(targets="dominant")},  # overlays: FDT's images, but one hard label, the dominant image's class
+    "ov": {"mix": FDT(targets="dominant")},  # overlays: FDT's images, but one hard label, the dominant image's class
     "fdt": _FDT,  # Full Distribution Training with the multi-label loss (Algorithms 2 and 4)
     "tn": {"tensor_norm": "straight-through"},  # tensor normalization after every ReLU (Algorithm 1)
     "tn_fdt": {**_FDT, "tensor_norm": "straight-through"},
 }
-GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup (arXiv 2204.03323)
+# What people mix by, and label smoothing: rows of "which mixing should I take?" (README.md).
+MIXINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "mixup0.2": {"mix": MixUp(0.2)},
+    "mixup": {"mix": MixUp(1.0)},  # any weight is as likely; the authors' choice for CIFAR (arXiv 1710.09412)
+    "cutmix": {"mix": CutMix(1.0)},
+    "mixup_cutmix": {"mix": OneOf({MixUp(0.8): 0.5, CutMix(1.0): 0.5})},  # timm's and DeiT's
+    "fdt": _FDT,
+    "fdt_max2": {**_FDT, "mix": FDT(max_images=2)},  # half of the outputs are clean images
+    "zeta": {**_FDT, "mix": FDT(min_images=2, series=Power(2.8))},  # zeta-mixup (arXiv 2204.03323)
+    "mixup_unique": {"mix": MixUp(1.0, unique_classes=True)},  # FDT of two images with MixUp's random weights
+}
+GAMMAS = (0.5, 2.0, 2.8, 4.0)  # 1 is fdt itself, 2.8 the default of zeta-mixup
 CONTROLS: dict[str, dict[str, Any]] = {
+    **{name: changes for name, changes in MIXINGS.items() if name not in COLUMNS},
     "label_smoothing": {"label_smoothing": "fdt-entropy"},  # as soft as FDT on clean images: what is left is the mixing
-    "mixup": {"mixup": 1.0},  # two images a sum, random weights, classes may meet; a = 1, as its paper takes for CIFAR
-    "fdt_k2": {**_FDT, "fdt": FDT(min_images=2, max_images=2)},  # always two images, 2/3 and 1/3, never a clean one
+    "fdt_k2": {**_FDT, "mix": FDT(min_images=2, max_images=2)},  # always two images, 2/3 and 1/3, never a clean one
+    "fdt_epoch": {**_FDT, "mix": FDT(anchor="epoch")},  # each image leads once an epoch
+    "fdt_half": {**_FDT, "mix": FDT(probability=0.5)},  # every other output is a clean image
+    "fdt_clean10": {**_FDT, "mix_share": 14 / 15},  # clean images in the last 10 of 150 epochs
+    "fdt_clean30": {**_FDT, "mix_share": 0.8},  # in the last 30
     "tn_exact": {"tensor_norm": "exact"},  # the gradient of what TN computes, in place of the straight-through one
     "pono": {"norm": "pono"},  # positional normalization in TN's place
     # Weights i**-gamma (over their sum) in place of 1/i.
-    **{f"fdt_gamma{gamma:g}": {**_FDT, "fdt": FDT(series=Power(gamma))} for gamma in GAMMAS},
+    **{f"fdt_gamma{gamma:g}": {**_FDT, "mix": FDT(series=Power(gamma))} for gamma in GAMMAS},
 }
 
 
+SMALL_MODELS = ("small", "small32", "small64")  # one network at width 16, 32 and 64
 BASES = {
     # Table 1. The paper on CIFAR-10: plain 92.52, ov 92.13, fdt 93.13, tn 93.69, tn_fdt 93.77 % clean.
     "resnet34": Recipe("resnet34", "resnet34"),
@@ -114,7 +147,7 @@ BASES = {
     "wrn28_10": Recipe("wrn28_10", "wrn28_10"),
     # Not in the paper: the same schedule on a network of half the cost, and a network that 2 CPU cores can train.
     "resnet18": Recipe("resnet18", "resnet18"),
-    "small": Recipe("small", "small", epochs=20, lr_drop_every=8),
+    **{name: Recipe(name, name, epochs=20, lr_drop_every=8) for name in SMALL_MODELS},
     # `python -m train`: 5,000 images; plain trains in 33 s, tn_fdt in 36 s on two CPU cores (results/demo).
     "demo": Recipe("demo", "small", epochs=40, lr_drop_every=16),
 }

@@ -26,7 +26,7 @@ class TrainStep:
     """(images f32[n c h w], targets f32[n C]) -> (loss f32[], KL f32[]) in nats, of the weights before the update.
 
     `network` is what is called, in the mode that it is in. With `graph` the first few steps run as they are, then one
-    is recorded and replayed: no decision in `network` may depend on values.
+    is recorded and replayed: no decision in `network` may depend on values. mixed: see `amp_dtype`.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class TrainStep:
         scaler: torch.amp.GradScaler,
         device: torch.device,
         graph: bool,
+        mixed: bool = False,
     ) -> None:
+        self.mixed = mixed
         self.network, self.loss, self.optimizer, self.scaler, self.device = network, loss, optimizer, scaler, device
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._pass = GraphedPass(self._forward_and_back, parameters, device) if graph else self._forward_and_back
@@ -51,7 +53,7 @@ class TrainStep:
 
     def _forward_and_back(self, images: Tensor, targets: Tensor) -> Tensor:
         """-> f32[2]; the gradients are in the parameters."""
-        with autocast(self.device):
+        with autocast(self.device, self.mixed):
             logits = self.network(images)
         loss = self.loss(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from fdt_pipeline.losses import check_eps
 from train import ddp, files, setup
 from train.accelerate import Compiled, network_of_step
-from train.controls import make_batch_change
 from train.environment import hardware, versions
 from train.files import Log
+from train.precision import amp_dtype
 from train.recipes import Recipe
 from train.step import (
     TrainStep,
@@ -61,10 +61,12 @@ def fit(
     resume: bool = False,
     device: str | None = None,
     compile_it: bool | None = None,
+    mixed: bool = False,
 ) -> dict[str, Any]:
     """Train `recipe` on data/train, evaluate on data/test after every epoch; returns (and writes) results.json.
 
-    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see accelerate.py.
+    Under torchrun one run of all its processes (ddp.py), whose first one writes. compile_it: see accelerate.py. mixed:
+    bfloat16 on a CPU too (precision.py).
     ValueError for an `out` that holds a run already (unless resume), or the run of another recipe or other shards, and
     for compile_it on several ranks.
     NonFiniteLossError, naming the step, where the loss is no longer a number.
@@ -73,7 +75,7 @@ def fit(
     if compile_it and ddp.this_rank().world_size > 1:
         raise ValueError("--compile is for one process: leave it out under torchrun")
     with ddp.process_group(setup.pick_device(device)) as device_of_rank:
-        run = Run(recipe, data, out, device_of_rank, compile_it)
+        run = Run(recipe, data, out, device_of_rank, compile_it, mixed)
         checkpoint = out / files.CHECKPOINT
         if checkpoint.exists() and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
@@ -92,16 +94,21 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, data: Path, out: Path, device: torch.device, compile_it: bool | None = None
+        self,
+        recipe: Recipe,
+        data: Path,
+        out: Path,
+        device: torch.device,
+        compile_it: bool | None = None,
+        mixed: bool = False,
     ) -> None:
-        self.recipe, self.data, self.out, self.device = recipe, data, out, device
+        self.recipe, self.data, self.out, self.device, self.mixed = recipe, data, out, device, mixed
         self.loader = setup.make_loader(recipe, setup.train_folder(data), device, train=True)
         tests = setup.test_folder(data)
         self.test_loader = setup.make_loader(recipe, tests, device, train=False) if tests else None
         if recipe.loss == "multi-label":
             check_eps(recipe.loss_eps, self.loader.num_classes)
         self.loss = setup.make_loss(recipe)
-        self.change = make_batch_change(recipe, self.loader.num_classes)
         torch.manual_seed(recipe.seed)
         self.model = setup.make_model(recipe.to_dict(), self.loader.num_classes, self.loader.shape[0], device)
         if setup.is_own(recipe.model):
@@ -114,7 +121,7 @@ class Run:
         called = network_of_step(self.model, device, self.num_steps, compile_it) if alone else self.network
         self.compiled = isinstance(called, Compiled)
         graph = device.type == "cuda" and alone
-        self.step = TrainStep(called, self.loss, self.optimizer, self.scaler, device, graph)
+        self.step = TrainStep(called, self.loss, self.optimizer, self.scaler, device, graph, mixed)
         self.progress = Progress()
         self._best_state: dict[str, Any] | None = None  # not written yet
         self._written = time.perf_counter()
@@ -123,6 +130,11 @@ class Run:
     def num_steps(self) -> int:
         whole = self.recipe.epochs * len(self.loader)
         return min(whole, self.recipe.max_steps or whole)
+
+    @property
+    def precision(self) -> str:
+        """That a step computes in."""
+        return str(amp_dtype(self.device, self.mixed) or torch.float32).removeprefix("torch.")
 
     @property
     def finished(self) -> bool:
@@ -152,7 +164,7 @@ class Run:
         for images, targets in self.loader:
             if progress.step >= self.num_steps:
                 break
-            waiting.append(self._step(images, targets))
+            waiting.append(self.step(images, targets))
             progress.step += 1
             bar.update()
             if len(waiting) == LOG_EVERY:
@@ -163,7 +175,7 @@ class Run:
         check_weights(self.model, progress.step)
         progress.epoch += 1
         if self.test_loader:
-            accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished)
+            accuracy, loss = setup.evaluate(self.model, self.test_loader, precise=self.finished, mixed=self.mixed)
             check_finite(progress.step, "test loss after", loss)
             log("test", progress.step, progress.epoch - 1, accuracy=accuracy, loss=loss)
             self._keep_best(accuracy)
@@ -196,10 +208,6 @@ class Run:
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self._best_state = {"recipe": self.recipe.to_dict(), "model": weights, "epoch": progress.best_epoch}
 
-    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images, targets = self.change(images, targets, self.progress.step)
-        return self.step(images, targets)
-
     def config(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.to_dict(),
@@ -225,6 +233,7 @@ class Run:
             "mode": self.loader.mode,
             "ranks": ddp.this_rank().world_size,
             "compiled": self.compiled,
+            "precision": self.precision,
             "hardware": hardware(self.device),
             "versions": versions(),
         }
@@ -233,6 +242,7 @@ class Run:
         return {
             "recipe": self.recipe.to_dict(),
             "shards": self._fingerprint(),
+            "precision_on_cpu": self.precision if self.device.type == "cpu" else None,
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -242,9 +252,12 @@ class Run:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """ValueError, naming the fields, where the checkpoint is of another recipe or other shards."""
+        """ValueError, naming the fields, where the checkpoint is of another recipe, precision or other shards."""
         files.check_same("recipe", state["recipe"], self.recipe.to_dict())
         files.check_same("shards", state["shards"], self._fingerprint())
+        began_in = state.get("precision_on_cpu")  # a GPU has no choice, and older checkpoints do not say
+        if began_in and self.device.type == "cpu":
+            files.check_same("precision", {"precision": began_in}, {"precision": self.precision})
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])

@@ -28,6 +28,8 @@ def macs(model, image):
         ("resnet152", 58_156_618, 151),
         ("wrn28_10", 36_479_194, 25),
         ("small", 78_042, 7),
+        ("small32", 308_650, 7),
+        ("small64", 1_227_594, 7),
     ],
 )
 def test_every_network_has_the_parameters_sites_classes_and_channels_that_it_should(name, parameters, sites):

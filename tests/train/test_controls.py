@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fdt_pipeline import FDT
@@ -13,14 +14,11 @@ from tests.train.made_up import assert_equal_weights
 from train.controls import (
     PositionalNorm,
     insert_positional_norm,
-    make_batch_change,
     mean_target_entropy,
-    mix_pairs,
-    smooth_targets,
     smoothing_with_entropy,
 )
 from train.recipes import CONTROLS, make_recipe
-from train.setup import make_model
+from train.setup import make_loader, make_model
 from train.trainer import fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,50 +41,37 @@ def test_the_entropy_is_that_of_drawn_targets():
 def test_smoothing_gives_the_entropy_that_is_asked_for(num_classes, share):
     entropy = share * math.log(num_classes)
     smoothing = smoothing_with_entropy(entropy, num_classes)
-    target = smooth_targets(torch.eye(num_classes, dtype=torch.float64)[:1], smoothing)
+    target = (1 - smoothing) * torch.eye(num_classes, dtype=torch.float64)[0] + smoothing / num_classes
     assert float(torch.special.entr(target).sum()) == pytest.approx(entropy, abs=1e-6)
     with pytest.raises(ValueError, match=rf"in \[0, log {num_classes}\] nats, got"):
         smoothing_with_entropy(1.01 * math.log(num_classes), num_classes)
 
 
-def test_label_smoothing_is_as_soft_as_fdt_on_clean_images():
-    recipe = make_recipe("small_label_smoothing")
-    images, targets = torch.rand(6, 3, 4, 4), torch.eye(10)[[0, 0, 1, 2, 9, 9]]
-    same, soft = make_batch_change(recipe, 10)(images, targets, 0)
-    assert same is images
-    assert recipe.fdt is None
-    torch.testing.assert_close(torch.special.entr(soft).sum(1), torch.full((6,), 1.3314), atol=5e-5, rtol=0)
-    torch.testing.assert_close(soft.argmax(1), targets.argmax(1))
+@pytest.mark.parametrize(("column", "entropy"), [("label_smoothing", 1.3314), ("smoothing", 0.5003)])
+def test_smoothed_labels_are_as_soft_as_asked_for_on_whole_images_each_once_an_epoch(few_shards, column, entropy):
+    recipe = make_recipe(f"small_{column}", augment=None, batch_size=30)
+    loader = make_loader(recipe, few_shards / "train", torch.device("cpu"), train=True)
+    plain = make_loader(replace(recipe, label_smoothing=None), few_shards / "train", torch.device("cpu"), train=True)
+    batches, whole = list(loader), list(plain)
+    targets = torch.cat([targets for _, targets in batches])
+    torch.testing.assert_close(torch.special.entr(targets).sum(1), torch.full((300,), entropy), atol=5e-5, rtol=0)
+    pixels = [
+        torch.cat([images for images, _ in found]).flatten(1).double().sum(1).sort() for found in (batches, whole)
+    ]
+    torch.testing.assert_close(pixels[0].values, pixels[1].values)
+    classes = torch.cat([targets for _, targets in whole]).argmax(1)
+    torch.testing.assert_close(targets.argmax(1)[pixels[0].indices], classes[pixels[1].indices])
 
 
-@settings(max_examples=50)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 2**31), st.floats(0.2, 4))
-def test_mixup_mixes_targets_as_it_mixes_images_where_classes_repeat(labels, seed, alpha):
-    images = torch.tensor(labels, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 2)  # a pixel is its class
-    mixed, targets = mix_pairs(images, torch.eye(4)[labels], alpha, np.random.default_rng(seed))
-    torch.testing.assert_close(mixed[:, 0, 0, 0], (targets * torch.arange(4.0)).sum(1))
-    torch.testing.assert_close(targets.sum(1), torch.ones(len(labels)))
-
-
-def test_mixups_weights_have_the_law_of_beta():
-    images, targets = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), torch.ones(2, 1)
-    drawn = [float(mix_pairs(images, targets, 0.5, np.random.default_rng([7, step]))[0][0]) for step in range(3000)]
-    assert np.mean([0 < value < 1 for value in drawn]) == pytest.approx(0.5, abs=0.05)  # else paired with itself
-    inside = [value for value in drawn if value < 1]
-    assert np.mean(inside) == pytest.approx(0.5, abs=0.04)
-    assert np.var(inside) == pytest.approx(0.125, abs=0.01)  # 1 / (4 (2 a + 1))
-
-
-def test_mixup_draws_from_seed_and_step_alone_and_their_streams_do_not_meet():
-    images, targets = torch.rand(20, 1, 2, 2), torch.eye(20)
-    draws = {}
-    for seed in range(3):
-        change = make_batch_change(make_recipe("small_mixup", seed=seed), 20)
-        for step in range(3):
-            draws[seed, step] = change(images, targets, step)[1]
-            torch.testing.assert_close(draws[seed, step], change(images, targets, step)[1], rtol=0, atol=0)
-    values = list(draws.values())
-    assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
+@pytest.mark.parametrize("column", ["fdt_clean30", "fdt", "plain", "mixup_cutmix"])
+def test_the_last_epochs_are_of_whole_images_where_the_recipe_says_so(column, few_shards):
+    recipe = make_recipe(f"small_{column}", epochs=5)
+    loader = make_loader(recipe, few_shards / "train", torch.device("cpu"), train=True)
+    is_mixed = []
+    for epoch in range(5):
+        loader.set_epoch(epoch)
+        is_mixed.append(any(bool((targets.max(1).values < 1).any()) for _, targets in loader))
+    assert is_mixed == [epoch < recipe.mixed_epochs for epoch in range(5)]
 
 
 @pytest.mark.soak

@@ -95,13 +95,11 @@ def ranks(monkeypatch):
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(ranks):
-    assert ddp.share_of_batch(make_recipe("small_mixup")) == 100
+    assert ddp.share_of_batch(make_recipe("small_plain")) == 100
     ranks(0, 3)
     assert ddp.share_of_batch(make_recipe("small_plain", batch_size=99)) == 33
     with pytest.raises(ValueError, match="a batch of 100 cannot be shared out evenly among 3 ranks"):
         ddp.share_of_batch(make_recipe("small_plain"))
-    with pytest.raises(ValueError, match="mixup pairs the images of a whole batch"):
-        ddp.share_of_batch(make_recipe("small_mixup", batch_size=99))
 
 
 @pytest.mark.parametrize(("precise", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
@@ -110,7 +108,7 @@ def test_evaluation_has_the_precision_asked_for_and_counts_by_weight(precise, dt
         device, num_samples = CPU, 3
 
     images, labels, weights = torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 1, 1, 0])
-    monkeypatch.setattr("train.precision.amp_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("train.precision.amp_dtype", lambda device, mixed: torch.bfloat16)
     seen, model = [], nn.Linear(2, 3)
     model.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
     accuracy, _ = evaluate(model, Loader([(images, labels, weights)]), precise)

@@ -7,12 +7,15 @@ import sys
 import pytest
 import torch
 
+from fdt_pipeline import FDT, OneOf
 from models import build_model
 from tests.peers import needs
 from tests.train.made_up import as_if_trained
 from train.__main__ import main
 from train.export import CARD, ONNX, WEIGHTS, export_run, largest_difference, to_onnx
+from train.export_card import methods_of
 from train.files import CONFIG, read_json, write_json
+from train.recipes import Recipe, make_recipe
 from train.saved_run import open_run
 
 CPU = torch.device("cpu")
@@ -93,6 +96,23 @@ def test_the_card_has_the_runs_figures(measured, exported):
     assert "- Square: PGD 50.00, Square 25.00. Square finds more than PGD." in card
     assert "6 sites of tensor normalization are folded" in card
     assert {path.name for path in exported.iterdir()} == {WEIGHTS, ONNX, CONFIG, CARD}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "methods"),
+    [
+        (make_recipe("small_plain").to_dict(), []),
+        (make_recipe("small_tn_fdt").to_dict(), ["tensor normalization", "Full Distribution Training"]),
+        (make_recipe("small_mixup_cutmix").to_dict(), ["MixUp or CutMix"]),
+        (Recipe("half", "small", mix=OneOf([(FDT(), 0.5), (None, 0.5)])).to_dict(),
+         ["Full Distribution Training or whole images"]),
+        ({"tensor_norm": None, "fdt": {"min_images": 1}, "mixup": None}, ["Full Distribution Training"]),
+        ({"tensor_norm": None, "fdt": None, "mixup": 1.0}, ["MixUp"]),
+        ({"tensor_norm": None, "fdt": None}, []),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_the_images_were_mixed_by_in_recipes_of_older_versions_too(recipe, methods):
+    assert methods_of(recipe) == methods
 
 
 def test_what_was_not_measured_is_said(trained, tmp_path):

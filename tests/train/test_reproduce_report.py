@@ -57,13 +57,15 @@ def test_rows_are_chosen_by_part_or_pattern():
     assert len(select_rows(rows, ["ov", "cifar100-*"])) == 4 + 5 - 1
     assert select_rows(rows, None) == list(rows)
     sweep = select_rows([small(column) for column in ALL_COLUMNS], ["fdt*", "pono"])
-    assert [row.column for row in sweep[:3]] == ["fdt", "fdt_k2", "pono"]
+    assert [row.column for row in sweep[:3]] == ["fdt", "fdt_max2", "fdt_k2"]
     with pytest.raises(ValueError, match=r"--only cifar11 names no row; rows: cifar10-resnet34-plain"):
         select_rows(rows, ["cifar10", "cifar11"])
 
 
 def test_a_data_set_is_done_seed_by_seed_with_the_most_telling_rows_first():
-    order = [(row.key, seed) for row, seed in in_order(table_rows("table1"), (0, 1), {"cifar100": "not there"})]
+    order = [
+        (row.key, seed) for row, seed in in_order(table_rows("table1"), lambda _: (0, 1), {"cifar100": "not there"})
+    ]
     assert order[:2] == [("cifar10-resnet34-plain", 0), ("cifar10-resnet34-tn_fdt", 0)]
     assert order[5] == ("cifar10-resnet34-plain", 1)
     assert order[10] == ("fashion-mnist-resnet34-plain", 0)
@@ -76,10 +78,10 @@ def test_recipes_are_the_papers_but_for_the_switches():
     assert swept.augment == Augment()
     switched = Settings("table1", stem="cifar-pool", tensor_norm="exact", max_images=3, anchor="epoch", epochs=15)
     recipe = recipe_of(Row("cifar10", "resnet34", "tn_fdt"), switched, 0)
-    assert (recipe.stem, recipe.tensor_norm, recipe.fdt.max_images) == ("cifar-pool", "exact", 3)
-    assert (recipe.fdt.anchor, recipe.lr_drop_every) == ("epoch", 3)
+    assert (recipe.stem, recipe.tensor_norm, recipe.mix.max_images) == ("cifar-pool", "exact", 3)
+    assert (recipe.mix.anchor, recipe.lr_drop_every) == ("epoch", 3)
     assert recipe_of(Row("cifar100", "wrn28_10", "plain"), switched, 0).stem == "cifar"  # it has but one
-    k2 = recipe_of(small("fdt_k2"), switched, 0).fdt
+    k2 = recipe_of(small("fdt_k2"), switched, 0).mix
     assert (k2.min_images, k2.max_images, k2.anchor) == (2, 2, "epoch")
     assert Settings.from_dict(switched.to_dict()) == switched
 
@@ -196,3 +198,68 @@ def test_a_folder_without_a_table_or_with_another_one_is_refused(tmp_path):
         write_report(out, "table2")
     with pytest.raises(ValueError, match="holds table1, not sweep"):
         write_sweep_report(out)
+
+
+def row_of(text, mixing):
+    (line,) = [line for line in cells(text, mixing) if line[1].startswith("`")]
+    return line
+
+
+ASKED = Settings("sweep", epochs=150, attack_images=1000, attack_steps=5)
+
+
+def test_the_table_of_mixings_has_every_figure_beside_its_argument_and_says_what_was_not_run(tmp_path):
+    attacked = [
+        {"accuracy": share, "num_images": 200, "eps": n / 256, "masked": None} for n, share in ((1, 0.4), (2, 0.1))
+    ]
+    calibration = {"error": 0.1234, "bins": 15, "num_images": 10_000}
+    records = [
+        made_up_record(small("plain"), clean=0.9, settings=ASKED, autoattack=attacked, calibration=calibration),
+        made_up_record(small("mixup"), clean=0.8, settings=ASKED, calibration=None),
+    ]
+    out = write_table(tmp_path / "t", records, ASKED)
+    write_sweep_report(out)
+    text = (out / "report.md").read_text()
+    plain, mixup = row_of(text, "plain"), row_of(text, "MixUp 1.0")
+    low, high = scipy.stats.binomtest(9000, 10_000).proportion_ci(0.95, method="wilson")
+    assert plain[1:3] == ["`None`", f"90.00 [{100 * low:.1f}, {100 * high:.1f}]"]
+    assert plain[-3:] == ["40.00 [33.5, 46.9]", "10.00 [6.6, 14.9]", "12.34"]
+    assert mixup[1] == "`MixUp(alpha=1.0)`"
+    assert mixup[-3:] == ["not run", "not run", "not measured"]
+    assert row_of(text, "CutMix 1.0")[2] == "not run"
+    assert "AutoAttack 1/255" in text
+    assert "AutoAttack: 1 run, on 200 images at eps = 0.00390625 (1 grey levels)." in text
+
+
+def test_an_older_versions_mixup_is_not_a_row_of_the_table_of_mixings(tmp_path):
+    record = made_up_record(small("mixup"), settings=ASKED)
+    record["training"]["recipe"]["mixup"] = 1.0
+    out = write_table(tmp_path / "t", [record], ASKED)
+    write_sweep_report(out)
+    assert row_of((out / "report.md").read_text(), "MixUp 1.0")[2] == "not run"
+
+
+@pytest.mark.parametrize("write", [write_report, write_sweep_report])
+def test_accuracy_is_drawn_against_width_where_two_widths_have_been_run(tmp_path, write):
+    settings = ASKED if write is write_sweep_report else Settings("table1", "medium", epochs=150, attack_images=100)
+    records = [
+        made_up_record(Row("cifar10", model, column), seed, settings=settings)
+        for model, seed in (("small", 0), ("small32", 0), ("small32", 1))
+        for column in ("plain", "tn_fdt")
+    ]
+    write(write_table(tmp_path / "one", records[:2], settings))
+    assert not (tmp_path / "one" / "cifar10-width.png").exists()
+    out = write_table(tmp_path / "two", records, settings)
+    write(out)
+    assert (np.asarray(Image.open(out / "cifar10-width.png").convert("L")) < 200).mean() > 0.01
+    assert "](cifar10-width.png)" in (out / "report.md").read_text()
+
+
+def test_the_medium_scale_says_how_far_it_is_from_the_paper_and_stands_beside_it(tmp_path):
+    settings = Settings("table1", "medium", epochs=150, attack_images=100)
+    text = write_report(write_table(tmp_path / "t", [made_up_record(small("fdt"), settings=settings)], settings))
+    report = (tmp_path / "t" / "report.md").read_text()
+    assert "at a medium scale" in report.splitlines()[0]
+    assert "a network of 78,042 parameters in place of the paper's ResNet-34" in report
+    assert cells(text, "FDT")[0][1:3] == ["paper, Eq. 7", "93.13 ± 0.19"]
+    assert "A group tests 17 claims, each at 95 % on its own" in report

@@ -1,5 +1,6 @@
 """Training and attacking the rows of a table: what is left on disk, and going on after a stop."""
 
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.train.made_up import SMALLER, interrupt_attack, run_killed
 from train import saved_run
 from train.__main__ import main
 from train.files import CHECKPOINT, read_json, write_json
+from train.reproduce import running
 from train.reproduce import settings as table_settings
 from train.reproduce.record import read_records
 from train.reproduce.running import ATTACK
@@ -67,6 +69,42 @@ def test_a_table_leaves_a_record_a_seed_and_a_report_that_lists_what_is_missing(
     assert (undisturbed / "cifar10-small-paths.png").is_file()
 
 
+def test_hours_and_gb_are_said_before_anything_is_trained(root, tmp_path, monkeypatch, capsys):
+    said = []
+
+    def fit(*_, **__):
+        said.append(capsys.readouterr().err)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.reproduce.running.fit", fit)
+    assert main([*TABLE, "--data", str(root), "--out", str(tmp_path / "t")]) == 130
+    assert re.search(r"4 runs to train and attack: about \S+ (min|hours) .*, \S+ GB of disk, and \S+ GB", said[0])
+
+
+def test_the_medium_scale_is_the_papers_epochs_on_all_images_with_one_seed_of_fashion_mnist(
+    few_shards, tmp_path, monkeypatch
+):
+    for name in ("cifar10", "fashion-mnist"):
+        (tmp_path / name).symlink_to(few_shards)
+    runs = []
+
+    def run_rows(runner, *asked):
+        runs.append((runner.settings, [(row.key, seed) for row, seed in running.in_order(*asked)]))
+        return []
+
+    monkeypatch.setattr(running.Runner, "run_rows", run_rows)
+    monkeypatch.setattr("train.reproduce.cost.cost_of_rows", lambda *_: None)
+    command = ["reproduce", "table1", "--scale", "medium", "--data", str(tmp_path), "--device", "cpu"]
+    main([*command, "--out", str(tmp_path / "a")])
+    main([*command, "--out", str(tmp_path / "b"), "--model", "small", "--only", "fdt"])
+    (settings, rows), (_, others) = runs
+    assert (settings.epochs, settings.attack_images, settings.scale) == (150, 1000, "medium")
+    assert [seed for key, seed in rows if key == "cifar10-small32-plain"] == [0, 1, 2]
+    assert [seed for key, seed in rows if key == "fashion-mnist-small32-plain"] == [0]
+    assert len(rows) == 5 * (3 + 1)
+    assert others == [*(("cifar10-small-fdt", seed) for seed in (0, 1, 2)), ("fashion-mnist-small-fdt", 0)]
+
+
 def test_the_same_command_shows_the_same_table_and_runs_nothing(undisturbed, root, monkeypatch, shown):
     monkeypatch.setattr("train.reproduce.running.fit", None)
     monkeypatch.setattr(saved_run, "evaluate_robustness", None)
@@ -104,12 +142,12 @@ def test_autoattack_that_was_run_later_is_added_to_the_record(undisturbed, root,
     shown(*command)
     record = next(r for r in read_records(out) if r.name == "cifar10-small-plain-seed0.json")
     found = {"accuracy": 0.3, "num_images": 10, "eps": 8 / 256, "masked": True, "weights": training["weights"]}
-    assert record.content["autoattack"] == found
+    assert record.content["autoattack"] == [found]
     for name in ("weights", "shards"):
         write_json(run / "checks.json", {**content, "made_from": {**made_from, name: "0" * 64}})
         assert "make it again without --weights and --data" in refused(*command)
     write_json(run / "checks.json", {})
-    assert "is not a report of `python -m train checks`" in refused(*command)
+    assert "holds no figures of AutoAttack that can be read" in refused(*command)
 
 
 def test_a_run_that_diverges_is_reported_and_trained_again_only_if_asked(root, tmp_path, monkeypatch, capsys):
@@ -166,6 +204,13 @@ def test_a_table_does_not_go_on_with_another_configuration_or_other_shards(undis
         (["table1", "--data", "no/root"], "cifar10: no shards in cifar10/train of --data"),
         (["table1"], "cifar10: no --data was given"),
         (["table2", "--scale", "small"], "--scale small is for table1"),
+        (["table2", "--scale", "medium"], "--scale medium is for table1"),
+        (
+            ["table1", "--data", "x", "--model", "small64"],
+            "--model is for --scale medium, got small64 at the full scale",
+        ),
+        (["table1", "--data", "x", "--autoattack", "1", "1"], "expected different radii of AutoAttack"),
+        (["table1", "--data", "x", "--autoattack-images", "9"], "--autoattack-images is of --autoattack R"),
         (["table1", "--only", "mnist"], "--only mnist names no row"),
         (["table1", "--report", "--data", "x"], "leave out --data"),
         (["table1", "--report", "--epochs", "3", "--no-clip"], "leave out --epochs, --no-clip"),
@@ -179,7 +224,7 @@ def test_a_table_does_not_go_on_with_another_configuration_or_other_shards(undis
         (["sweep", "--data", "no/shards"], "no/shards"),
         (["sweep", "--report", "--data", "x"], "leave out --data"),
         (["sweep", "--data", "x/cifar10", "--model", "resnet3"], "there is no recipe 'resnet3_plain'"),
-        (["sweep", "--data", "x/cifar10", "--only", "cutmix"], "--only cutmix names no row; rows: "),
+        (["sweep", "--data", "x/cifar10", "--only", "cutout"], "--only cutout names no row; rows: "),
     ],
 )
 def test_bad_input_exits_2(root, tmp_path, arguments, message, refused):

@@ -12,7 +12,7 @@ from fdt_pipeline.losses import cross_entropy, kl_to_target
 from models import build_model
 from tests.train.made_up import assert_equal_weights
 from train.accelerate import FEWEST_STEPS, Compiled, GraphedPass, network_of_step
-from train.step import TrainStep, load_optimizer, make_optimizer
+from train.step import TrainStep, load_optimizer, make_optimizer, make_scaler
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,16 @@ def test_a_step_is_forward_backward_and_sgd_of_the_textbook():
         assert torch.equal(loss, expected.detach())
         assert torch.equal(kl, kl_to_target(logits.detach(), targets))
     assert_equal_weights(model.state_dict(), reference.state_dict())
+
+
+@pytest.mark.parametrize(("mixed", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_mixed_precision_on_a_cpu_is_bfloat16_and_only_where_it_is_asked_for(mixed, dtype):
+    model, seen = tiny_model(), []
+    model.fc.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    optimizer, scaler = make_optimizer(model, 0.1, 0.9, 5e-4, CPU), make_scaler(CPU)
+    loss, _ = TrainStep(model, cross_entropy, optimizer, scaler, CPU, False, mixed)(*next(batches(1)))
+    assert seen == [dtype]
+    assert loss.dtype == model.fc.weight.dtype == model.fc.weight.grad.dtype == torch.float32
 
 
 class RecordOnCpu:

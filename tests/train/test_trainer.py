@@ -117,8 +117,8 @@ def test_a_weight_or_statistic_that_is_no_number_is_noticed(name):
 def test_a_checkpoint_of_another_recipe_or_of_other_shards_is_refused_with_its_fields(
     trained, few_shards, fashion_shards, tmp_path
 ):
-    other = replace(TN_FDT, lr=0.2, fdt=None)
-    with pytest.raises(ValueError, match=r"another recipe: fdt was .* is now None; lr was 0\.1 and is now 0\.2"):
+    other = replace(TN_FDT, lr=0.2, mix=None)
+    with pytest.raises(ValueError, match=r"another recipe: lr was 0\.1 and is now 0\.2; mix was .* is now None"):
         run(other, few_shards, trained, resume=True)
     with pytest.raises(ValueError, match="another shards: test was"):
         run(TN_FDT, fashion_shards, trained, resume=True)
@@ -127,6 +127,14 @@ def test_a_checkpoint_of_another_recipe_or_of_other_shards_is_refused_with_its_f
     files.write_checkpoint(out / BEST, {**best, "recipe": {**best["recipe"], "seed": 7}})
     with pytest.raises(ValueError, match="another recipe: seed was 7 and is now 0"):
         open_run(out, torch.device("cpu"), "best")
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(few_shards, tmp_path):
+    recipe, out = make_recipe("small_plain", max_steps=1), tmp_path / "run"
+    assert fit(recipe, few_shards, out, device="cpu", mixed=True)["precision"] == "bfloat16"
+    with pytest.raises(ValueError, match="precision was 'bfloat16' and is now 'float32'"):
+        fit(recipe, few_shards, out, resume=True, device="cpu")
+    assert fit(recipe, few_shards, out, resume=True, device="cpu", mixed=True)["steps"] == 1
 
 
 def test_a_file_that_is_no_checkpoint_of_a_run_is_named(trained, few_shards, tmp_path):

@@ -18,17 +18,35 @@ from train.recipes import GAMMAS
 from train.reproduce.paper import COLUMNS, DATASETS, Row
 from train.reproduce.record import Record
 
-Kind = Literal["clean", "mean", "last", "worst", "autoattack"]
-NETWORKS = {"resnet34": "ResNet-34", "resnet152": "ResNet-152", "wrn28_10": "WRN-28-10", "small": "small ResNet"}
+Kind = Literal["clean", "mean", "last", "worst", "autoattack", "calibration"]
+NETWORKS = {
+    "resnet34": "ResNet-34",
+    "resnet152": "ResNet-152",
+    "wrn28_10": "WRN-28-10",
+    "small": "small ResNet",
+    "small32": "small ResNet, width 32",
+    "small64": "small ResNet, width 64",
+}
 LABELS = {
     "plain": "plain",
     "ov": "OV",
     "fdt": "FDT",
     "tn": "TN",
     "tn_fdt": "TN+FDT",
-    "label_smoothing": "label smoothing",
-    "mixup": "mixup",
+    "label_smoothing": "label smoothing as FDT",
+    "smoothing": "label smoothing 0.1",
+    "mixup0.2": "MixUp 0.2",
+    "mixup": "MixUp 1.0",
+    "cutmix": "CutMix 1.0",
+    "mixup_cutmix": "MixUp 0.8 or CutMix 1.0",
+    "fdt_max2": "FDT, K <= 2",
+    "zeta": "zeta-mixup",
+    "mixup_unique": "FDT of 2, random weights",
     "fdt_k2": "FDT, K = 2",
+    "fdt_epoch": "FDT, anchor epoch",
+    "fdt_half": "FDT, probability 0.5",
+    "fdt_clean10": "FDT, last 1/15 clean",
+    "fdt_clean30": "FDT, last 1/5 clean",
     "tn_exact": "TN, exact gradient",
     "pono": "PONO",
     **{f"fdt_gamma{gamma:g}": f"FDT, gamma = {gamma:g}" for gamma in GAMMAS},
@@ -42,7 +60,7 @@ KEEPS_WITHIN = 0.5
 
 @dataclass(frozen=True)
 class Measure:
-    """`eps` is None for what has no radius of the table: clean, and AutoAttack, which has its own."""
+    """`eps` is None for what has no radius: clean, and the calibration error. AutoAttack has radii of its own."""
 
     kind: Kind
     eps: float | None = None
@@ -50,13 +68,15 @@ class Measure:
     def of(self, record: Record) -> float | None:
         """Percent, None where it was not measured."""
         if self.eps is None:
-            share = record.clean if self.kind == "clean" else record.autoattack
+            share = record.clean if self.kind == "clean" else record.calibration_error
+        elif self.kind == "autoattack":
+            share = record.under_autoattack(self.eps)
         else:
             share = getattr(record.robustness.at(self.eps), self.kind)
         return None if share is None else 100 * share
 
 
-CLEAN, AUTOATTACK = Measure("clean"), Measure("autoattack")
+CLEAN, CALIBRATION = Measure("clean"), Measure("calibration")
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,12 @@ class Results:
     def run(self) -> dict[str, tuple[Record, ...]]:
         """The columns that have records."""
         return {column: records for column, records in self.columns.items() if records}
+
+    @property
+    def autoattacks(self) -> list[Measure]:
+        """AutoAttack at each radius that any record has, the smallest first."""
+        found = {each["eps"] for records in self.run.values() for record in records for each in record.autoattacks}
+        return [Measure("autoattack", eps) for eps in sorted(found)]
 
     def row(self, column: str) -> Row:
         return Row(self.dataset, self.model, column)
@@ -153,8 +179,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """ours, last, autoattack: the difference in the claim's measure, at the attack's last iterate, under AutoAttack;
-    None where a column has no figure. paper: the printed difference. word: by the 95 % interval of ours."""
+    """ours, last, autoattack: the difference in the claim's measure, at the attack's last iterate, under AutoAttack at
+    its smallest radius; None where a column has no figure. paper: the printed difference. word: by the 95 % interval of
+    ours."""
 
     claim: Claim
     paper: float | None
@@ -199,7 +226,8 @@ def judge(results: Results, eps_values: Sequence[float]) -> list[Verdict]:
             ours, last, attacked = results.difference(*pair, claim.measure), None, None
             if claim.measure != CLEAN:
                 last = results.difference(*pair, Measure("last", claim.measure.eps))
-                attacked = results.difference(*pair, AUTOATTACK)
+                attacks = results.autoattacks
+                attacked = results.difference(*pair, attacks[0]) if attacks else None
             paper = results.paper_difference(*pair, claim.measure)
             verdicts.append(Verdict(claim, paper, ours, last, attacked, verdict(ours, claim.margin)))
     return verdicts

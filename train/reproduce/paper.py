@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from train.recipes import SMALL_MODELS
 from train.robustness import EPS_VALUES
 
 COLUMNS = ("plain", "ov", "fdt", "tn", "tn_fdt")
@@ -13,8 +14,10 @@ DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion-mnist": "Fa
 # The two ends of the paper's claim first, then what separates them.
 BY_WORTH = ("plain", "tn_fdt", "fdt", "tn", "ov")
 TABLES = ("table1", "table2")
-SMALL_DATASETS = ("fashion-mnist", "cifar10")
-SMALL_MODEL = "small"
+SCALES = ("full", "medium", "small")
+# By scale, the one that is worth more first.
+SCALED_DATASETS = {"medium": ("cifar10", "fashion-mnist"), "small": ("fashion-mnist", "cifar10")}
+SCALED_MODEL = {"medium": "small32", "small": "small"}
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,23 @@ class Row:
     @property
     def paper(self) -> PaperRow | None:
         """What the paper has for it; a small network is set beside ResNet-34's."""
-        model = "resnet34" if self.model == SMALL_MODEL else self.model
+        model = "resnet34" if self.model in SMALL_MODELS else self.model
         return PAPER.get((self.dataset, model, self.column))
 
 
-def table_rows(table: str, scale: str = "full") -> tuple[Row, ...]:
-    """All rows of `table1` or `table2`; the small scale has Table 1's columns alone, on two data sets."""
+def table_rows(table: str, scale: str = "full", model: str | None = None) -> tuple[Row, ...]:
+    """All rows of `table1` or `table2`; the other scales have Table 1's columns alone, on two data sets.
+
+    model: one of SMALL_MODELS in place of the medium scale's own. ValueError for it elsewhere, and for another table.
+    """
+    if model is not None and scale != "medium":
+        raise ValueError(f"--model is for --scale medium, got {model} at the {scale} scale: leave it out")
     if table == "table1":
-        datasets, model = (DATASETS, "resnet34") if scale == "full" else (SMALL_DATASETS, SMALL_MODEL)
-        return tuple(Row(dataset, model, column) for dataset in datasets for column in BY_WORTH)
-    if scale == "small":
-        raise ValueError("table2 is about two large networks: --scale small is for table1")
+        datasets = SCALED_DATASETS.get(scale, tuple(DATASETS))
+        chosen = model or SCALED_MODEL.get(scale, "resnet34")
+        return tuple(Row(dataset, chosen, column) for dataset in datasets for column in BY_WORTH)
+    if scale != "full":
+        raise ValueError(f"table2 is about two large networks: --scale {scale} is for table1")
     return tuple(
         Row("cifar100", model, column) for model in ("resnet152", "wrn28_10") for column in ("plain", "tn_fdt")
     )

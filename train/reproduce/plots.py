@@ -12,8 +12,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from models import SMALL_WIDTHS
 from train.plots import save_figure
-from train.reproduce.claims import LABELS, Kind, Measure, Results, deviation
+from train.reproduce.claims import CLEAN, LABELS, Kind, Measure, Results, deviation
+from train.reproduce.paper import DATASETS
 from train.reproduce.tables import largest_radii
 
 # The paper's columns, then the controls; told apart by shape as well (MARKERS), as there are more than hues.
@@ -34,6 +36,7 @@ COLORS = {
     "fdt_gamma4": "#08306b",
 }
 MARKERS = {"tn_exact": "s", "pono": "s", "label_smoothing": "D", "mixup": "D", "fdt_k2": "D"}
+WIDENED = ("plain", "fdt", "tn", "tn_fdt")  # asked for at each width
 KINDS: tuple[tuple[Kind, str], ...] = (("mean", "Eq. 7 mean"), ("last", "last iterate"))
 
 
@@ -146,4 +149,31 @@ def draw_weight_series(
     panel.grid(alpha=0.3)
     panel.set_title(f"{results.title}: accuracy against the weight series", fontsize=11)
     figure.legend(loc="outside right upper", frameon=False)
+    save_figure(figure, path)
+
+
+def draw_widths(groups: Sequence[Results], eps_values: Sequence[float], path: Path) -> None:
+    """Clean accuracy and Eq. 7 at the largest radii against the width of the small network; bars as everywhere.
+
+    groups: of one data set, each of another width. Columns are the paper's, as far as they have been run.
+    """
+    groups = sorted(groups, key=lambda group: SMALL_WIDTHS[group.model])
+    measures = [(CLEAN, "clean"), *((Measure("mean", eps), f"Eq. 7, eps {eps:g}") for eps in largest_radii(eps_values))]
+    figure = Figure(figsize=(3.9 * len(measures), 3.9), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for panel, (measure, text) in zip(panels, measures, strict=True):
+        for column in WIDENED:
+            run = [(SMALL_WIDTHS[group.model], group.values(column, measure)) for group in groups]
+            run = [(width, values) for width, values in run if values]
+            if run:
+                widths, errors = [width for width, _ in run], [deviation(values) or 0 for _, values in run]
+                means, look = [fmean(values) for _, values in run], {"marker": "o", "markersize": 4}
+                panel.errorbar(widths, means, errors, color=COLORS[column], label=LABELS[column], **look)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(list(SMALL_WIDTHS.values()), list(map(str, SMALL_WIDTHS.values())))
+        panel.set_xlabel("width of the first stage, channels")
+        panel.set_ylabel(f"{text}, %")
+        panel.grid(alpha=0.3)
+    title = DATASETS.get(groups[0].dataset, groups[0].dataset)
+    _legend(figure, panels[0], f"{title}, small ResNet: does width close the gap?")
     save_figure(figure, path)

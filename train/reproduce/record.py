@@ -49,10 +49,20 @@ class Record:
         return Robustness.from_dict(self.content["robustness"])
 
     @property
-    def autoattack(self) -> float | None:
-        """Accuracy under AutoAttack, None where it was not run."""
-        result = self.content["autoattack"]
-        return None if result is None else float(result["accuracy"])
+    def autoattacks(self) -> list[dict[str, Any]]:
+        """AutoAttack at each radius that was run, the smallest first (measures.py); older records have one or None."""
+        found = self.content["autoattack"] or []
+        return [found] if isinstance(found, dict) else found
+
+    def under_autoattack(self, eps: float) -> float | None:
+        """Accuracy, None where it was not run at this radius."""
+        return next((float(found["accuracy"]) for found in self.autoattacks if found["eps"] == eps), None)
+
+    @property
+    def calibration_error(self) -> float | None:
+        """None in records of older versions."""
+        found = self.content.get("calibration")
+        return None if found is None else float(found["error"])
 
 
 def record_name(row: Row, seed: int) -> str:
@@ -60,7 +70,7 @@ def record_name(row: Row, seed: int) -> str:
 
 
 def make_record(row: Row, seed: int, settings: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    """parts: training (results.json), precision, curves, robustness, attack_seconds, autoattack."""
+    """parts: training (results.json), precision, curves, robustness, attack_seconds, calibration, autoattack."""
     return {"format": FORMAT, "row": asdict(row), "seed": seed, "settings": settings, **parts}
 
 
@@ -172,7 +182,7 @@ def check_mixable(records: Sequence[tuple[str, Record]]) -> list[Record]:
             where, known = first.setdefault(scope, (name, part))
             what = "one row and seed has two results" if scope == record.name else "results of different configurations"
             _refuse_differences(what, known, part, where, name)
-        if record.name not in kept or kept[record.name].autoattack is None:  # the same figures, and perhaps more
+        if record.name not in kept or len(kept[record.name].autoattacks) < len(record.autoattacks):  # it knows more
             kept[record.name] = record
     return list(kept.values())
 
@@ -189,10 +199,11 @@ def _parts(record: Record) -> dict[str, dict[str, Any]]:
     """What must agree, by the records among which: of a table, of a data set, of a row, of a row and seed."""
     content, training = record.content, record.content["training"]
     recipe = {name: value for name, value in training["recipe"].items() if name != "seed"}
-    attacked = content["autoattack"]
-    more = {"autoattack": {"autoattack": {name: attacked[name] for name in ("eps", "num_images")}}} if attacked else {}
+    attacked = {
+        f"AutoAttack at eps {found['eps']:g}": {"num_images": found["num_images"]} for found in record.autoattacks
+    }
     return {
-        **more,
+        **{name: {name: part} for name, part in attacked.items()},
         "table": {
             "settings": content["settings"],
             "precision": content["precision"],

@@ -15,15 +15,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fdt_pipeline.definition.superposition import FDT
 from fdt_pipeline.shards import load_shards, read_manifest
 from fdt_pipeline.sources import ArraySource, Source, open_source
 from train.attack import PGD
-from train.recipes import Recipe, make_recipe
+from train.recipes import SMALL_MODELS, Recipe, make_recipe
 from train.reproduce.paper import TABLES, Row
 from train.robustness import EPS_VALUES
 from train.setup import FASHION_SUBSET, SPLITS, shard_once
 
-ONE_STEM = ("small", "demo", "wrn28_10")
+ONE_STEM = (*SMALL_MODELS, "demo", "wrn28_10")
 PER_CLASS = {"train": 500, "test": 100}  # of the small scale
 BUNDLED = {"fashion-mnist": FASHION_SUBSET}
 
@@ -39,7 +40,7 @@ class Settings:
     """
 
     table: str
-    scale: Literal["full", "small"] = "full"
+    scale: Literal["full", "medium", "small"] = "full"
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -61,8 +62,8 @@ class Settings:
             raise ValueError(f"expected one or more different eps, got {list(self.eps_values)}")
         for eps in self.eps_values:
             PGD(eps, self.attack_steps)  # says what is wrong with either
-        if self.scale == "small" and self.stem != "cifar":
-            raise ValueError(f"the small scale's network has one stem only, got {self.stem!r}: leave --stem out")
+        if self.scale != "full" and self.stem != "cifar":
+            raise ValueError(f"the {self.scale} scale's network has one stem only, got {self.stem!r}: leave --stem out")
         if self.attack_images is not None and self.attack_images < 1:
             raise ValueError(f"expected 1 or more images to attack, got {self.attack_images}")
 
@@ -92,12 +93,12 @@ def recipe_of(row: Row, settings: Settings, seed: int) -> Recipe:
         changes["loss_eps"] = settings.loss_eps
     if recipe.tensor_norm == "straight-through":
         changes["tensor_norm"] = settings.tensor_norm
-    if recipe.fdt is not None:
+    if isinstance(recipe.mix, FDT):
         mixing: dict[str, Any] = {"probability": settings.mix_probability, "anchor": settings.anchor}
-        if recipe.fdt.min_images != recipe.fdt.max_images:  # fdt_k2 is about its two images
+        if recipe.mix.min_images != recipe.mix.max_images:  # fdt_k2 is about its two images
             mixing |= {"min_images": settings.min_images, "max_images": settings.max_images}
         given = {name: value for name, value in mixing.items() if value is not None}
-        changes["fdt"] = replace(recipe.fdt, **given)
+        changes["mix"] = replace(recipe.mix, **given)
     return replace(recipe, **changes)
 
 
@@ -115,7 +116,7 @@ def missing_data(root: Path | None, dataset: str, scale: str) -> str | None:
 
 def data_folder(root: Path | None, dataset: str, scale: str, out: Path) -> Path:
     """The folder with train/ and test/; at the small scale its subsets are drawn into out/data first, once."""
-    if scale == "full":
+    if scale != "small":
         assert root is not None  # else the data is missing
         return root / dataset
     folder = out / "data" / dataset

@@ -7,7 +7,6 @@ from statistics import fmean
 
 from train.recipes import GAMMAS
 from train.reproduce.claims import (
-    AUTOATTACK,
     CLEAN,
     CONFIDENCE_TEXT,
     KEEPS_WITHIN,
@@ -30,9 +29,12 @@ COMPARED = (
     ("fdt", "plain"),
     ("label_smoothing", "plain"),
     ("label_smoothing", "fdt"),
-    ("mixup", "plain"),
+    ("smoothing", "plain"),
+    *((mixing, "plain") for mixing in ("mixup0.2", "mixup", "cutmix", "mixup_cutmix")),
     ("mixup", "fdt"),
-    ("fdt_k2", "fdt"),
+    *((kind, base) for kind in ("fdt_max2", "zeta", "mixup_unique") for base in ("plain", "fdt")),
+    *((kind, "fdt") for kind in ("fdt_k2", "fdt_epoch", "fdt_half")),
+    *((kind, base) for kind in ("fdt_clean10", "fdt_clean30") for base in ("plain", "fdt")),
     *((f"fdt_gamma{gamma:g}", "fdt") for gamma in GAMMAS),
     ("tn", "plain"),
     ("tn_exact", "tn"),
@@ -52,27 +54,36 @@ READING = [
 
 def comparison_table(results: Results, eps_values: Sequence[float], beside_paper: bool = True) -> str:
     """Four lines a column: the paper's, if they are wanted and there, then ours."""
-    header = ["column", "figure", "clean", *(f"eps {eps:g}" for eps in eps_values), "AutoAttack"]
+    header = ["column", "figure", "clean", *(f"eps {eps:g}" for eps in eps_values), *autoattack_names(results)]
     lines = [line for column in results.columns for line in _column_lines(results, column, eps_values, beside_paper)]
     return "\n".join(markdown_table(header, lines))
 
 
 def _column_lines(results: Results, column: str, eps_values: Sequence[float], beside_paper: bool) -> list[list[str]]:
     lines, paper = [], results.row(column).paper if beside_paper else None
+    not_attacked = [""] * len(autoattack_names(results))
     if paper:
         eq7 = [_paper_cell(paper.figure(eps), (results.dataset, column, eps)) for eps in eps_values]
         clean = f"{paper.clean:.2f}" + (f" ± {paper.std:.2f}" if paper.std is not None else "")
-        lines.append([LABELS[column], "paper, Eq. 7", clean, *eq7, ""])
+        lines.append([LABELS[column], "paper, Eq. 7", clean, *eq7, *not_attacked])
     name, num_seeds = "" if paper else LABELS[column], len(results.columns[column])
     if not num_seeds:
-        return [*lines, [name, "ours", "not run", *("" for _ in eps_values), ""]]
+        return [*lines, [name, "ours", "not run", *("" for _ in eps_values), *not_attacked]]
     for kind, text in FIGURES:
-        line = [text, "", *(over_seeds(results.values(column, Measure(kind, eps))) for eps in eps_values), ""]
+        line = [text, "", *(over_seeds(results.values(column, Measure(kind, eps))) for eps in eps_values)]
         if kind == "mean":
             line[:2] = f"{text}, {num_seeds} seed{'s' * (num_seeds > 1)}", over_seeds(results.values(column, CLEAN))
-            line[-1] = over_seeds(results.values(column, AUTOATTACK)) or "not run"
-        lines.append([name if kind == "mean" else "", *line])
+            attacked = [over_seeds(results.values(column, measure)) or "not run" for measure in results.autoattacks]
+            line += attacked or ["not run"]
+        lines.append([name if kind == "mean" else "", *line, *(not_attacked if kind != "mean" else [])])
     return lines
+
+
+def autoattack_names(results: Results) -> list[str]:
+    """Of the columns; 255 grey levels are 255/256 of the network's input."""
+    return [f"AutoAttack {256 * measure.eps:.3g}/255" for measure in results.autoattacks if measure.eps] or [
+        "AutoAttack"
+    ]
 
 
 def _paper_cell(value: float | None, place: tuple[str, str, float]) -> str:
@@ -101,14 +112,14 @@ def over_seeds(values: Sequence[float]) -> str:
 
 def seeds_table(results: Results, eps_values: Sequence[float]) -> str:
     """One line a seed: clean, and mean / last / worst at each radius."""
-    header = ["column", "seed", "clean", *(f"eps {eps:g}" for eps in eps_values), "AutoAttack"]
+    header = ["column", "seed", "clean", *(f"eps {eps:g}" for eps in eps_values), *autoattack_names(results)]
     lines = []
     for column, records in results.columns.items():
         for record in records:
             cells = [" / ".join(f"{Measure(kind, eps).of(record):.2f}" for kind, _ in FIGURES) for eps in eps_values]
-            attacked = AUTOATTACK.of(record)
-            shown = "not run" if attacked is None else f"{attacked:.2f}"
-            lines.append([LABELS[column], str(record.seed), f"{CLEAN.of(record):.2f}", *cells, shown])
+            attacked = [measure.of(record) for measure in results.autoattacks] or [None]
+            shown = ["not run" if share is None else f"{share:.2f}" for share in attacked]
+            lines.append([LABELS[column], str(record.seed), f"{CLEAN.of(record):.2f}", *cells, *shown])
     return "\n".join(markdown_table(header, lines)) if lines else "No seed was run."
 
 
