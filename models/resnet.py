@@ -71,8 +71,9 @@ def small_resnet(
     """f[n in_channels h w] -> logits f[n num_classes]; 7 TN sites. At width 16 2.61 MMAC for 3x28x28.
 
     Small enough to train and attack on two CPU cores: torchvision's BasicBlock, one a stage, of width, 2 width and 4
-    width channels. Parameters with 10 classes: 78,042 at width 16, 308,650 at 32, 1,227,594 at 64. The stem's stride is 2: one of stride 1 costs 9.6 MMAC and ran 3.0 to 3.5 times slower
-    (channels_last, batch 100, two cores). Initial weights are as in `resnet`.
+    width channels. Parameters with 10 classes: 78,042 at width 16, 308,650 at 32, 1,227,594 at 64. The stem's stride is
+    2: one of stride 1 costs 9.6 MMAC and ran 3.0 to 3.5 times slower (channels_last, batch 100, two cores). Initial
+    weights are as in `resnet`.
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
