@@ -111,7 +111,7 @@ class FDT(_Options):
 
     def check_classes(self, num_classes: int) -> None:
         """ValueError unless these options fit a data set of num_classes classes."""
-        if num_classes < 2:
+        if self.unique_classes and num_classes < 2:
             raise ValueError(f"FDT mixes images of different classes and needs 2 or more of them, got {num_classes}")
         for name, value in (("min_images", self.min_images), ("max_images", self.max_images)):
             if self.unique_classes and value is not None and value > num_classes:

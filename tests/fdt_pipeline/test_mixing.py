@@ -121,6 +121,7 @@ def test_choices_that_are_none_are_refused(choices, match):
 @pytest.mark.parametrize("pair", [MixUp, CutMix])
 def test_a_single_class_is_refused_only_where_classes_must_differ(pair):
     pair(1.0).check_classes(1)
+    FDT(unique_classes=False).check_classes(1)
     with pytest.raises(ValueError, match="unique_classes=True mixes images of different classes and needs 2 or more"):
         pair(1.0, unique_classes=True).check_classes(1)
     with pytest.raises(ValueError, match="needs 2 or more"):
