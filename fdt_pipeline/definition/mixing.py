@@ -25,10 +25,10 @@ MOST_CHOICES = 8  # of OneOf
 _ALL = 2**32  # odds are shares of the values of a random word
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
+def _check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high:
+    if value < low or value > high or (math.isfinite(high) and value != value):
         raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
 
 
@@ -83,7 +83,7 @@ class _Options:
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class FDT(_Options):
     """Full Distribution Training: K images with the weights F_1 >= .. >= F_K of a series. The defaults are the paper's.
 
@@ -97,8 +97,8 @@ class FDT(_Options):
     min_images: int = 1
     max_images: int | None = None
     series: Series = field(default_factory=Harmonic)
-    anchor: Literal["random", "epoch"] = field(default="random", kw_only=True)
-    unique_classes: bool = field(default=True, kw_only=True)
+    anchor: Literal["random", "epoch"] = "random"
+    unique_classes: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +116,8 @@ class FDT(_Options):
         for name, value in (("min_images", self.min_images), ("max_images", self.max_images)):
             if self.unique_classes and value is not None and value > num_classes:
                 raise ValueError(
-                    f"FDT: {name} {value} is over the number of classes, {num_classes}: each may be used once"
+                    f"FDT: {name} {value} is over the number of classes, {num_classes}: each may be used once, so pass "
+                    f"{name}={num_classes} or less"
                 )
         most = self.most_images(num_classes)
         for k in {*range(1, min(most, 256) + 1), most}:
@@ -140,9 +141,10 @@ class _Pair(_Options):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        _check_number(f"{name}: alpha", self.alpha, 0, math.inf)
+        _check_number(f"{name}: alpha", self.alpha)
         if not 0 < self.alpha < math.inf:
-            raise ValueError(f"{name}: alpha must be above 0 and finite, got {self.alpha}")
+            hint = "; for no mixing pass mix=None" if self.alpha == 0 else ""
+            raise ValueError(f"{name}: alpha must be above 0 and finite, got {self.alpha}{hint}")
         object.__setattr__(self, "alpha", float(self.alpha))
         super().__post_init__()
 
@@ -218,7 +220,8 @@ class OneOf:
             _check_number(f"OneOf: the share of {mixing!r}", share, 0, 1)
         total = math.fsum(share for _, share in self.choices)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"OneOf: the shares must sum to 1, got {total:g}: add None for whole images")
+            hint = "add None for whole images" if total < 0.95 else f"divide them by {total:g}"
+            raise ValueError(f"OneOf: the shares must sum to 1, got {total:g}: {hint}")
         mixings = self.mixings()
         if not mixings:
             raise ValueError("OneOf: None alone mixes nothing: pass mix=None")
@@ -226,7 +229,8 @@ class OneOf:
             values = {getattr(mixing, name) for mixing in mixings}
             if len(values) > 1:
                 raise ValueError(
-                    f"OneOf: all mixings must have the same {name}, got {', '.join(sorted(map(repr, values)))}"
+                    f"OneOf: all mixings must have the same {name}, got {', '.join(sorted(map(repr, values)))}: "
+                    "give it to each of them or to none"
                 )
 
     def mixings(self) -> list[Single]:

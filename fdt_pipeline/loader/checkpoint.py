@@ -112,7 +112,8 @@ def check_same_config(
         if name not in ignored and theirs.get(name) != ours.get(name)
     ]
     if differing:
-        raise OtherLoaderError(f"the state is of another loader: {'; '.join(differing)}")
+        shards = " (shards: the sha256 of the set's manifest)" if theirs.get("shards") != ours.get("shards") else ""
+        raise OtherLoaderError(f"the state is of another loader: {'; '.join(differing)}{shards}")
 
 
 def _shown(config: Mapping[str, Any], name: str) -> str:

@@ -60,13 +60,14 @@ from fdt_pipeline.storage import open_folder
 class FDTLoader:
     """Batches `(images, targets)` from a folder of shards. Without `mix=` it mixes, by `FDT()`; `mix=None` does not.
 
-    An epoch of training has as many outputs as the set has samples; in evaluation it is every sample once, whole, in
-    the order of the shards. What comes out:
+    An epoch of training has as many outputs as the set has samples, in an order of its own (under FDT a sample may be
+    in several of them or in none; under MixUp and CutMix each leads one); in evaluation it is every sample once, whole,
+    in the order of the shards. What comes out:
 
     images: `dtype` [n c h w] on `device`, (pixel - mean) / std.
     targets: f32 [n num_classes], rows with sum 1; in evaluation labels, i64 [n]. `sparse_targets` makes them (classes,
-        weights) where classes are many. With class weights w f32[num_classes] torch's mean of soft targets is over n,
-        and that of labels over the batch's weights; this is the latter for both, whatever the scale of w:
+        weights) where classes are many. With class weights w f32[num_classes] torch divides the loss of soft targets by
+        n, but that of labels by the sum of their weights. This divides by the latter, for soft targets as for labels:
             loss = cross_entropy(logits, targets, weight=w, reduction="sum") / (targets * w).sum()
     weights, with weights=True: f32 [n], 0 for an output that only fills up the last batch, or takes a bad sample's
         place in evaluation, else 1. Metrics weighted so count every sample once, over any number of ranks.
@@ -78,18 +79,18 @@ class FDTLoader:
     batch_size: of this rank; a global batch is batch_size * world_size outputs.
     train=True: False is evaluation, without mix and augment.
     rank=None, world_size=None: torch.distributed's, or torchrun's environment, when the loader is built; iterating is
-        an error where torch.distributed has begun since and says otherwise. A loader that one rank alone is to use
-        takes rank=0, world_size=1.
-    seed=0: what every random decision depends on, beside epoch and number.
+        an error if torch.distributed was initialised after that and has other ranks. A loader that one rank alone is to
+        use takes rank=0, world_size=1.
+    seed=0: every random decision is a function of it, the epoch, and the place in the epoch.
     last_batch="partial" shares out what the last global batch has evenly, so its batches are smaller; "drop" leaves it
         out; "fill" fills it up with outputs that the epoch has had already.
 
     What is done to them:
 
-    mix=FDT(): or MixUp(alpha), CutMix(alpha), OneOf({..}), None for whole images, each once an epoch in a new order; or
-        a function of the epoch that gives one of these, which is asked ahead, on any thread, more than once, and must
-        always give the same. Their options are documented there; `partners` says what images are mixed with: "set"
-        (resident mode), "ring" or "batch", an output's own (streaming), or None, what the mode has.
+    mix=FDT(): or MixUp(alpha), CutMix(alpha), OneOf({..}), which chooses for each output, None for whole images, each
+        once an epoch in a new order; or a function of the epoch that gives one of these. It must be pure: it is called
+        ahead, on any thread, more than once. Their options are documented there; `partners` says what images are mixed
+        with: "set" (resident mode), "ring" or "batch", an output's own (streaming), or None, what the mode has.
     augment=Augment(pad=4, flip=True): done to every constituent; None for none. Streaming takes
         RandomResizedCrop(224), drawn for each sample once an epoch, from (seed, epoch, sample), of which no more is
         decoded, and in evaluation ResizeCrop(256, 224): the shorter side is resized and the middle shown.
@@ -98,8 +99,8 @@ class FDTLoader:
         of the images alone keeps every promise; so does `preprocess(images, random)`, whose random f32[16], uniform on
         [0, 1), is drawn for each sample from (seed, epoch, sample). DALI's own random operators begin anew with each
         pipeline: their numbers differ from run to run, after a resume, and between ranks.
-    mean=None, std=256: in units of 0..255, a number or one a channel; the mean is by default the paper's, (122, 117,
-        104), 117 for gray. normalize=None: "imagenet" stands for ImageNet's mean and std.
+    mean=None, std=256: in units of 0..255, a number or one a channel; by default the paper's mean, (122, 117, 104), 117
+        for gray. normalize=None: "imagenet" stands for ImageNet's mean and std, which pretrained networks want.
     channels=None: 3 repeats gray images to three channels.
     dtype=torch.float32: or float16, bfloat16. channels_last=False: that memory format.
     size=None: (height, width) that streaming stretches whole images to, whatever their shape. Where images differ in
@@ -118,8 +119,8 @@ class FDTLoader:
         wherever it can be had, and warns where it cannot. Plans and targets are the same, images within 2e-6.
     ring=None: decoded samples that streaming keeps in memory, uint8, and draws each batch's outputs from; it is empty
         when an epoch begins, and there is none where nothing is mixed, or with partners="batch". By default 1,024, or
-        10 for each image of the largest sum (of the mix that the loader is made with; of a function, all classes) where
-        that is more, up to 2 GiB.
+        where that is more 10 for each image of the largest sum: 10,000 for FDT() with 1,000 classes, and where the mix
+        is a function; up to 2 GiB.
     decode=None: where streaming decodes, crops, resizes and preprocesses, "gpu" or "cpu"; by default on `device`. A
         GPU's JPEG decoder gives other pixels than the CPU's, by a few grey levels.
     verify=False: True reads every byte of the shards to check their sha256 before streaming begins (resident does in
@@ -130,7 +131,7 @@ class FDTLoader:
     weights=False: True yields (images, targets, weights).
     num_threads=None: of DALI (where it mixes on a GPU, of reading and decoding); by default the CPUs that this process
         may use, but at most 4.
-    prefetch=2: batches that DALI works ahead, at least. Up to 16 are made together, or 64 MiB of images; they share
+    prefetch=2: DALI works so many batches ahead, or more, as up to 16 (64 MiB of images) are made together. These share
         memory, so clone what you keep long or save. 0 makes each batch when it is asked for, on the caller's thread,
         which is faster where the training itself keeps the same cores busy.
     strict_state=True: `load_state_dict` refuses the state of a loader with other data or options; with False it begins
@@ -352,7 +353,8 @@ class FDTLoader:
         """The next iteration goes on where the state was taken, at once: the rest of that epoch, which is empty if its
         last batch had been given. Device, engine, threads and the number of ranks may be others (with the same global
         batch). A loader made with mode="auto" takes the state's mode; if that is the other one, it reads the shards
-        anew. ValueError, naming every field that differs, for the state of another loader."""
+        anew. The mix that was set there holds here. ValueError, naming every field that differs, for the state of
+        another loader."""
         leg = self._leg()
         try:
             mode = mode_of(state)

@@ -124,6 +124,12 @@ def _holds_shards(folder: Folder) -> bool:
 
 def _no_manifest(folder: Folder) -> ValueError:
     if not folder.exists():
+        above = os.path.dirname(folder.url.rstrip("/"))
+        if above and open_folder(above).size(MANIFEST_NAME) is not None:
+            return ValueError(
+                f"{folder.url}: no such folder, but {above} is a set without splits: pass {above}, or shard images "
+                "that have folders train and test above their classes"
+            )
         return ValueError(f"{folder.url}: no such folder; make one with fdt-pipeline shard SOURCE {folder.url}")
     if STAGING_NAME in folder.subfolders():
         return ShardError(
@@ -139,6 +145,8 @@ def _no_manifest(folder: Folder) -> ValueError:
         return ValueError(f"{folder.url}: no shards here, but in its subfolders: choose one of {', '.join(sets)}")
     if any(name.endswith(".tar") for name in folder.names()):
         return ValueError(f"{folder.url}: tars without {MANIFEST_NAME}: make one with {_indexing(folder)}")
+    if folder.subfolders() or folder.names():  # images, perhaps, which shards must not lie among
+        return ValueError(f"{folder.url}: no shards here; if these are images: run fdt-pipeline shard {folder.url} OUT")
     return ValueError(f"{folder.url}: no shards here: run fdt-pipeline shard SOURCE {folder.url}")
 
 

@@ -68,6 +68,11 @@ def test_it_counts_what_is_stored_as_what_and_other_counts_are_a_problem(tmp_pat
     ("make", "message"),
     [
         (lambda path: None, "set: no such folder; make one with fdt-pipeline shard SOURCE"),
+        (
+            lambda path: (path.parent / "manifest.json").touch(),
+            "no such folder, but .* is a set without splits: pass",
+        ),
+        (lambda path: (path / "cat").mkdir(parents=True), "if these are images: run fdt-pipeline shard .*set OUT"),
         (Path.mkdir, "no shards here: run fdt-pipeline shard SOURCE"),
         (Path.touch, "set: is a file, expected a folder; choose a folder of shards"),
     ],
