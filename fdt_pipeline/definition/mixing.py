@@ -11,6 +11,7 @@ What they mean is said by `superposition.draw_plan`, which draws plans of all of
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import lru_cache
@@ -22,14 +23,31 @@ import numpy.typing as npt
 from fdt_pipeline.definition.series import Harmonic, Series, checked_weights
 
 MOST_CHOICES = 8  # of OneOf
+MOST_ALPHA = 1e300  # beyond it, and below its inverse, quantiles of Beta cannot be computed
 _ALL = 2**32  # odds are shares of the values of a random word
 
 
-def _check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+def _check_is_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if value < low or value > high or (math.isfinite(high) and value != value):
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    _check_is_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def _checked_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return operator.index(value)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    if not isinstance(value, str | None) or value not in choices:
+        wanted = " or ".join(f'"{choice}"' if choice else "None" for choice in choices)
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _is_default(mixing: Any, option: Field[Any]) -> bool:
@@ -62,16 +80,13 @@ class _Options:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        _check_number(f"{name}: probability", self.probability, 0, 1)
-        _check_number(f"{name}: label_smoothing", self.label_smoothing, 0, 1)
+        _check_share(f"{name}: probability", self.probability)
+        _check_share(f"{name}: label_smoothing", self.label_smoothing)
         if self.label_smoothing == 1:
             raise ValueError(f"{name}: label_smoothing must be below 1, where targets would say nothing, got 1")
-        for option, choices in (("anchor", ("random", "epoch")), ("targets", ("soft", "dominant"))):
-            if getattr(self, option) not in choices:
-                wanted = " or ".join(f'"{choice}"' for choice in choices)
-                raise ValueError(f"{name}: {option} must be {wanted}, got {getattr(self, option)!r}")
-        if self.partners not in (None, "set", "ring", "batch"):
-            raise ValueError(f'{name}: partners must be "set", "ring", "batch" or None, got {self.partners!r}')
+        _check_choice(f"{name}: anchor", self.anchor, ("random", "epoch"))
+        _check_choice(f"{name}: targets", self.targets, ("soft", "dominant"))
+        _check_choice(f"{name}: partners", self.partners, ("set", "ring", "batch", None))
         if not isinstance(self.unique_classes, bool):
             raise ValueError(f"{name}: unique_classes must be True or False, got {self.unique_classes!r}")
 
@@ -91,7 +106,8 @@ class FDT(_Options):
         Where fewer classes are at hand (a small ring), both are cut to their number, unless classes may repeat.
     series: the weights F_i, any object with `weights(k) -> f64[k]`.
     The other options are those of every mixing; the defaults of anchor and unique_classes are the paper's.
-    zeta-mixup (K. Abhishek et al., arXiv 2204.03323) is `FDT(series=Power(2.8), min_images=2)`.
+    `FDT(series=Power(2.8), min_images=2)` has the weights of zeta-mixup (K. Abhishek et al., arXiv 2204.03323), which
+        sums as many images as a batch has.
     """
 
     min_images: int = 1
@@ -102,11 +118,14 @@ class FDT(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "min_images", _checked_count("FDT: min_images", self.min_images))
+        if self.max_images is not None:
+            object.__setattr__(self, "max_images", _checked_count("FDT: max_images", self.max_images))
         if self.min_images < 1:
             raise ValueError(f"FDT: min_images must be 1 or more, got {self.min_images}")
         if self.max_images is not None and self.max_images < self.min_images:
             raise ValueError(f"FDT: max_images {self.max_images} must not be below min_images {self.min_images}")
-        if not isinstance(self.series, Series):
+        if isinstance(self.series, type) or not isinstance(self.series, Series):
             raise ValueError(f"FDT: series must have a method weights(k) -> f64[k], got {self.series!r}")
 
     def check_classes(self, num_classes: int) -> None:
@@ -141,10 +160,13 @@ class _Pair(_Options):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        _check_number(f"{name}: alpha", self.alpha)
-        if not 0 < self.alpha < math.inf:
+        _check_is_number(f"{name}: alpha", self.alpha)
+        if not 1 / MOST_ALPHA <= self.alpha <= MOST_ALPHA:
             hint = "; for no mixing pass mix=None" if self.alpha == 0 else ""
-            raise ValueError(f"{name}: alpha must be above 0 and finite, got {self.alpha}{hint}")
+            raise ValueError(
+                f"{name}: alpha must be above 0 and finite (from {1 / MOST_ALPHA:g} to {MOST_ALPHA:g}), got "
+                f"{self.alpha}{hint}"
+            )
         object.__setattr__(self, "alpha", float(self.alpha))
         super().__post_init__()
 
@@ -161,7 +183,7 @@ class _Pair(_Options):
         return min(2, num_classes) if self.unique_classes else 2
 
     def least_images(self, num_classes: int) -> int:
-        """The same."""
+        """As many: K of a pair is no range."""
         return self.most_images(num_classes)
 
 
@@ -209,7 +231,7 @@ class OneOf:
         self._check()
 
     def __repr__(self) -> str:
-        return f"OneOf({{{', '.join(f'{mixing!r}: {share:g}' for mixing, share in self.choices)}}})"
+        return f"OneOf({{{', '.join(f'{mixing!r}: {float(share)!r}' for mixing, share in self.choices)}}})"
 
     def _check(self) -> None:
         if not 1 <= len(self.choices) <= MOST_CHOICES:
@@ -217,7 +239,7 @@ class OneOf:
         for mixing, share in self.choices:
             if mixing is not None and not isinstance(mixing, Single):
                 raise ValueError(f"OneOf: expected FDT, MixUp, CutMix or None, got {mixing!r}")
-            _check_number(f"OneOf: the share of {mixing!r}", share, 0, 1)
+            _check_share(f"OneOf: the share of {mixing!r}", share)
         total = math.fsum(share for _, share in self.choices)
         if abs(total - 1) > 1e-6:
             hint = "add None for whole images" if total < 0.95 else f"divide them by {total:g}"
@@ -239,12 +261,12 @@ class OneOf:
 
     @property
     def partners(self) -> Literal["set", "ring", "batch"] | None:
-        """Of all of them."""
+        """Where the other images come from, for all of the mixings."""
         return self.mixings()[0].partners
 
     @property
     def targets(self) -> Literal["soft", "dominant"]:
-        """Of all of them."""
+        """What targets are, for all of the mixings."""
         return self.mixings()[0].targets
 
     def check_classes(self, num_classes: int) -> None:
@@ -253,7 +275,7 @@ class OneOf:
             mixing.check_classes(num_classes)
 
     def most_images(self, num_classes: int) -> int:
-        """Of an output, where so many classes are at hand."""
+        """The most images of an output, where so many classes are at hand."""
         return max(mixing.most_images(num_classes) for mixing in self.mixings())
 
 
@@ -276,7 +298,8 @@ class Branch(NamedTuple):
 def branches(mix: Mix) -> list[Branch]:
     """In the order of their words, from 0 to 2**32."""
     choices = mix.choices if isinstance(mix, OneOf) else ((mix, 1.0),)
-    ends = [round(math.fsum(share for _, share in choices[: i + 1]) * _ALL) for i in range(len(choices))]
+    upto = [math.fsum(share for _, share in choices[: i + 1]) for i in range(len(choices))]
+    ends = [min(round(share * _ALL), _ALL) for share in upto]
     ends[-1] = _ALL
     found, begin = [], 0
     for (given, _), end in zip(choices, ends, strict=True):

@@ -83,7 +83,12 @@ class Uniform(_OfTerms):
 
 def checked_weights(series: Series, k: int) -> F64:
     """`series.weights(k)`, or a ValueError that says what is wrong with them."""
-    weights = np.asarray(series.weights(k), np.float64)
+    try:
+        weights = np.asarray(series.weights(k), np.float64)
+    except Exception as error:
+        raise ValueError(
+            f"{series!r}.weights({k}) failed ({error!r}): it must give weights for sums of up to max_images"
+        ) from error
     if weights.shape != (k,):
         raise ValueError(f"{series!r}.weights({k}) must have shape ({k},), got {weights.shape}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and abs(weights.sum() - 1) < 1e-9):

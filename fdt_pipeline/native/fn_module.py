@@ -46,17 +46,32 @@ def _with_mix(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(operator)
     def superpose(*inputs: Any, mix: Any = None, **arguments: Any) -> Any:
-        from fdt_pipeline.native.arguments import mix_argument
-        from fdt_pipeline.native.pool import num_classes_of
-
         if mix is not None and not isinstance(mix, str):
-            if not isinstance(mix, Mix):
-                raise ValueError(f"mix must be an FDT, MixUp, CutMix or OneOf, got {mix!r}")
-            num_classes = arguments.get("num_classes") or num_classes_of(arguments.get("pool"))
-            mix = mix_argument(mix, num_classes)
-        return operator(*inputs, **arguments, **({} if mix is None else {"mix": mix}))
+            arguments = _arguments_of(mix, is_resident="pool" in arguments, **arguments)
+        elif mix is not None:
+            arguments["mix"] = mix
+        return operator(*inputs, **arguments)
 
     return superpose
+
+
+def _arguments_of(mix: Any, is_resident: bool, **arguments: Any) -> dict[str, Any]:
+    """The operator's own arguments, with what the mixing says: how to mix, and what targets are where that is not
+    given."""
+    from fdt_pipeline.native.arguments import mix_argument
+    from fdt_pipeline.native.pool import num_classes_of
+
+    if not isinstance(mix, Mix):
+        raise ValueError(f"mix must be an FDT, MixUp, CutMix or OneOf, got {mix!r}")
+    drawn_from = "set" if is_resident else "ring" if arguments.get("ring") else "batch"
+    if mix.partners not in (None, drawn_from):
+        raise ValueError(
+            f'partners="{mix.partners}", but this operator draws from the {drawn_from}: "set" is for '
+            'superpose_resident, "ring" for superpose with ring=N, "batch" for superpose without'
+        )
+    num_classes = arguments.get("num_classes") or num_classes_of(arguments.get("pool"))
+    text = {} if num_classes is None else {"mix": mix_argument(mix, num_classes)}  # without its pool it is refused
+    return {"targets": mix.targets, **arguments, **text}
 
 
 class _AfterImport(MetaPathFinder):

@@ -38,10 +38,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 _named: WeakValueDictionary[str, NativePool] = WeakValueDictionary()
 
 
-def num_classes_of(name: str | None) -> int:
-    """How many classes the pool of this name has; 1 where this process has none, which its operator then says."""
+def num_classes_of(name: str | None) -> int | None:
+    """How many classes the pool of this name has; None where this process has no such pool."""
     pool = _named.get(name or "")
-    return pool.labels.num_classes if pool is not None and pool.labels is not None else 1
+    return pool.labels.num_classes if pool is not None and pool.labels is not None else None
 
 
 class NativePool:

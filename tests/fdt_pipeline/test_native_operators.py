@@ -125,6 +125,25 @@ def test_windows_and_pools_are_mixed_as_the_definition_says(pool, mix, augment, 
     assert_same(got, definition(ALL_IMAGES, LABELS, indices, mix, augment, 9, 3, order))
 
 
+def test_targets_are_what_the_mix_says_unless_they_are_passed(pool):
+    for graph in (window, lambda **options: resident(pool, **options)):
+        dominant = run(graph(plan_seed=9, mix=MixUp(1, targets="dominant")))[1]
+        assert np.array_equal(dominant.max(1), np.ones(BATCH))
+        assert_equal(
+            run(graph(plan_seed=9, mix=MixUp(1, targets="dominant"), targets="soft")),
+            run(graph(plan_seed=9, mix=MixUp(1))),
+        )
+
+
+@pytest.mark.parametrize(("partners", "ring"), [("set", 0), ("set", 50), ("ring", 0), ("batch", 50)])
+def test_partners_that_an_operator_does_not_have_are_refused(pool, partners, ring):
+    with pytest.raises(ValueError, match=f'partners="{partners}", but this operator draws from the '):
+        window(mix=MixUp(1, partners=partners), ring=ring)
+    if partners != "set":
+        with pytest.raises(ValueError, match="draws from the set"):
+            resident(pool, mix=MixUp(1, partners=partners))
+
+
 def test_without_a_mix_it_is_fdt(pool):
     for graph in (window, lambda **options: resident(pool, **options)):
         assert_equal(run(graph(plan_seed=9)), run(graph(plan_seed=9, mix=FDT())))
@@ -580,6 +599,7 @@ TEXT = "sum 4294967296 4294967296 0 1 0.0 1 0 harmonic"
 BAD_OPTIONS = [
     ({"mix": FDT(min_images=8)}, "min_images 8 is over the number of classes, 7: each may be used once"),
     ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
+    ({"mix": FDT(max_images=70_000, unique_classes=False)}, "operators sum up to 65,536 images"),
     ({"mix": 0.2}, "mix must be an FDT, MixUp, CutMix or OneOf, got 0.2"),
     *(
         ({"mix": text}, "mix must be what fdt_pipeline.mix_argument returns, or")

@@ -122,6 +122,12 @@ GOLDEN = ([32, 16, 42, 45, 31], [3, 8, 6, 8, 4], [5, 2, 1, 7, 6], [False, True, 
         ({"probability": 1.1}, "probability"),
         ({"probability": float("nan")}, "probability"),
         ({"series": "harmonic"}, "series"),
+        ({"series": Harmonic}, "series must have a method weights"),
+        ({"min_images": 2.5}, "min_images must be a whole number, got 2.5"),
+        ({"min_images": True}, "min_images must be a whole number, got True"),
+        ({"min_images": "2"}, "min_images must be a whole number, got '2'"),
+        ({"max_images": float("nan")}, "max_images must be a whole number, got nan"),
+        ({"anchor": np.array([1, 2])}, "anchor must be"),
         ({"anchor": "first"}, "anchor"),
         ({"targets": "hard"}, "targets"),
     ],
@@ -129,6 +135,11 @@ GOLDEN = ([32, 16, 42, 45, 31], [3, 8, 6, 8, 4], [5, 2, 1, 7, 6], [False, True, 
 def test_options_out_of_range_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         FDT(**options)
+
+
+class EndsAtThree(Harmonic):
+    def weights(self, k):
+        return [None, [1.0], [0.6, 0.4], [0.5, 0.3, 0.2]][k]
 
 
 class WrongAtThree(Harmonic):
@@ -141,6 +152,10 @@ class WrongAtThree(Harmonic):
     [
         (FDT(max_images=11), "max_images 11 is over the number of classes, 10"),
         (FDT(min_images=11), "min_images 11 is over"),
+        (
+            FDT(series=EndsAtThree()),
+            r"weights\(4\) failed \(IndexError.*: it must give weights for",
+        ),
         (FDT(series=WrongAtThree()), r"weights\(3\) must be 0 or more with sum 1"),
     ],
 )

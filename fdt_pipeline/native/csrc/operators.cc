@@ -356,7 +356,7 @@ pipeline without a seed draws one when it is made; its checkpoints keep that, it
     .AddOptionalArg(
         "mix", R"(How images are mixed: ``FDT``, ``MixUp``, ``CutMix`` or ``OneOf`` of fdt_pipeline, by default
 ``FDT()``. ``fn`` takes the object itself; elsewhere it is the text ``fdt_pipeline.mix_argument(mix, num_classes)``.)",
-        std::string("sum 4294967296 4294967296 0 1 0 1 0 harmonic"))
+        std::string("fdt"))
     .AddOptionalArg("targets",
                     R"(* ``"soft"`` - float32 of shape (num_classes,): the weight of each image at its class, sum 1; then
   smoothed, where the mix says so.

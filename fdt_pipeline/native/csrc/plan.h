@@ -49,7 +49,7 @@ struct Branch {
   uint32_t highest(uint32_t num_distinct) const;
 };
 
-// What native/arguments.py (mix_argument) makes of a mixing. std::invalid_argument for anything else.
+// What native/arguments.py (mix_argument) makes of a mixing, or "fdt", the paper's. std::invalid_argument for anything else.
 std::vector<Branch> read_mix(const std::string &text);
 
 struct PlanOptions {
