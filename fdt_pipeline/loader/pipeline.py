@@ -40,7 +40,7 @@ from fdt_pipeline.loader.options import (
     chosen_mix,
     chosen_normalization,
 )
-from fdt_pipeline.loader.order import Batching, EpochOrder, epoch_order, find_ranks
+from fdt_pipeline.loader.order import Batching, EpochOrder, check_ranks, epoch_order, find_ranks
 from fdt_pipeline.loader.prefetch import Prefetcher
 from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.reading import Samples, first_positions, read_samples
@@ -135,7 +135,7 @@ def fdt_pipeline(
     _load_operators()
     if chosen == "resident":
         pool = _pool(folder, manifest, options)
-        ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
+        ids = fn.external_source(source=IdSource(batching, epoch, pool, rank is None), batch_info=True, **graphs.IDS)
         return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
     if mixing.mix.most_images(mixing.num_classes) > 1 and options.batch_size == 1:
         context.check_batches()  # but a last batch of one image is left whole
@@ -149,7 +149,7 @@ def fdt_pipeline(
     decoding = options.decoding(manifest)
     if preprocess is not None:
         check_preprocess(preprocess, (height, width, manifest.channels))
-    source = SampleSource(files, manifest, decoding, mixing.seed, batching, epoch, depth)
+    source = SampleSource(files, manifest, decoding, mixing.seed, batching, epoch, depth, rank is None)
     image, label, ids, *numbers = fn.external_source(
         source=source, batch_info=True, num_outputs=3 + len(decoding.input_names), **graphs.batch_inputs(decoding)
     )
@@ -161,11 +161,13 @@ def fdt_pipeline(
 class IdSource:
     """-> i64[n 2], the (epoch, index) of every output of a batch."""
 
-    def __init__(self, batching: Batching, first_epoch: int, pool: object) -> None:
-        self.batching, self.first_epoch = batching, first_epoch
+    def __init__(self, batching: Batching, first_epoch: int, pool: object, checks_ranks: bool) -> None:
+        self.batching, self.first_epoch, self.checks_ranks = batching, first_epoch, checks_ranks
         self.pool = pool  # kept here until the operator, which DALI makes when it builds, has found it
 
     def __call__(self, info: Any) -> I64:
+        if self.checks_ranks:  # with every batch, as the first ones may be made before the ranks are known
+            check_ranks(self.batching.ranks)
         if info.iteration >= self.batching.num_batches:
             raise StopIteration
         return _ids(self.first_epoch + info.epoch_idx, self.batching.span(info.iteration).numbers())
@@ -188,16 +190,19 @@ class SampleSource:
         batching: Batching,
         first_epoch: int,
         depth: int,
+        checks_ranks: bool,
     ) -> None:
         self.files, self.manifest, self.seed, self.batching = files, manifest, seed, batching
         self.decoding, self.starts = decoding, first_positions(manifest)
-        self.first_epoch, self.depth = first_epoch, depth
+        self.first_epoch, self.depth, self.checks_ranks = first_epoch, depth, checks_ranks
         self._samples: Iterator[Samples] = iter(())
         self._next: tuple[int, int] | None = None  # epoch and number of the batch that _samples gives next
         self._first = 0  # the index of this rank's first output of the epoch
         self._close: Callable[[], object] = lambda: None
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
+        if self.checks_ranks:
+            check_ranks(self.batching.ranks)
         epoch, number = self.first_epoch + info.epoch_idx, info.iteration
         if number >= self.batching.num_batches:
             self._close()

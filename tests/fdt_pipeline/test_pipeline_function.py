@@ -150,6 +150,18 @@ def numbers_of(batches):
 
 
 @each_mode
+def test_ranks_that_are_known_late_end_a_pipeline_that_was_made_for_all_of_the_data(
+    numbered_shards, monkeypatch, mode
+):
+    given, iterator = (iterate(numbered_shards, mode=mode, **ranks) for ranks in ({"rank": 0, "world_size": 1}, {}))
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    assert len(rest(given)) == 5, "as it was asked"
+    with pytest.raises(RuntimeError, match="built for rank 0 of 1, and torch.distributed says rank 1 of 2"):
+        rest(iterator)
+
+
+@each_mode
 def test_a_last_batch_that_is_not_full_is_dropped_or_filled(numbered_shards, mode):
     options = {"mode": mode, "mix": None, "augment": None, **PIXELS}
     partial, drop, fill = (
