@@ -43,8 +43,8 @@ class RestoreLoaders(Callback):
             return
         if len(states) != len(loaders):
             raise ValueError(
-                f"the checkpoint has the states of {len(states)} training loaders, and this run has {len(loaders)} that "
-                "keep one: pass the same loaders, in the same order, as the run that saved it, or fit without ckpt_path"
+                f"the checkpoint has the states of {len(states)} training loaders, and this run has {len(loaders)} "
+                "that keep one: pass the loaders of the run that saved it, in the same order, or fit without ckpt_path"
             )
         for loader, state in zip(loaders, states, strict=True):
             if isinstance(loader, FDTLoader) and loader.state_dict() != state:
