@@ -148,7 +148,7 @@ def test_a_series_that_holds_an_array_goes_on_from_epoch_to_epoch(numbered_shard
 
 
 @pytest.mark.filterwarnings("ignore:the .* lacks classes:UserWarning")
-def test_a_series_without_terms_for_too_many_classes_is_refused_when_it_is_set(each_its_own, engine, monkeypatch):
+def test_a_series_without_terms_for_too_many_classes_is_refused_when_it_is_set(each_its_own, monkeypatch):
     """The torch engine takes it. The ring, or the batch, may hold few enough of them."""
     for module in ("fdt_pipeline.native.arguments", "fdt_pipeline.loader.mixes"):
         monkeypatch.setattr(f"{module}.MAX_TABLE_IMAGES", 20)
@@ -161,7 +161,7 @@ def test_a_series_without_terms_for_too_many_classes_is_refused_when_it_is_set(e
     for mode, options in (("resident", {}), ("streaming", {}), ("streaming", {"ring": 20})):
         loader = FDTLoader(each_its_own, 12, mode=mode, mix=MixUp(0.4), **options)
         loader.mix = few
-        if engine == "native" and not options:
+        if loader.engine == "native" and not options:
             with pytest.raises(ValueError, match=r"has no terms.* for up to 20 images, got 60: set max_images=20"):
                 loader.mix = many
             assert loader.mix is few
