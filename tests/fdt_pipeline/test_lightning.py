@@ -83,7 +83,7 @@ def test_a_checkpoint_that_was_read_to_validate_does_not_move_a_later_training(f
 
 def test_another_number_of_loaders_than_of_states_is_refused(fit, tmp_path):
     fit(tmp_path / "run.ckpt", 3)
-    with pytest.raises(ValueError, match=r"states of 1 training loaders, and this run has 2 .*: pass the same loaders"):
+    with pytest.raises(ValueError, match=r"states of 1 training loaders, and this run has 2 .*: pass the loaders of"):
         fit(resume=tmp_path / "run.ckpt", seeds=(3, 4))
 
 

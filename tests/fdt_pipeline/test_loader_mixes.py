@@ -69,6 +69,14 @@ def test_outputs_that_are_mixed_within_their_batch_are_of_its_images_alone(each_
         assert (found == [12] * 5) == is_within
 
 
+@pytest.mark.filterwarnings("ignore:.* (lacks|fewer than .*) classes:UserWarning")
+@pytest.mark.parametrize("batch_size", [2, 12, 20])
+def test_sums_within_a_batch_are_of_its_classes_also_where_the_set_has_more(each_its_own, batch_size):
+    """Up to 16 batches are made together."""
+    for _, targets in FDTLoader(each_its_own, batch_size, mix=FDT(anchor="epoch", partners="batch")):
+        assert int((targets.sum(0) > 0).sum()) == batch_size
+
+
 @pytest.mark.parametrize(
     "mix",
     [MixUp(1.0, partners="set"), FDT(min_images=2, max_images=2, anchor="epoch", unique_classes=False, partners="set")],
