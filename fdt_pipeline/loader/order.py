@@ -53,8 +53,8 @@ def check_ranks(built_for: Ranks) -> None:
     now = _of_process_group() or built_for
     if now != built_for:
         raise RuntimeError(
-            f"this loader or pipeline was built for rank {built_for.rank} of {built_for.world_size}, and torch.distributed says "
-            f"rank {now.rank} of {now.world_size}: build it after init_process_group() (with Fabric after launch(), in "
+            f"this loader or pipeline was built for rank {built_for.rank} of {built_for.world_size}, and "
+            f"torch.distributed says rank {now.rank} of {now.world_size}: build it after init_process_group() (with Fabric after launch(), in "
             "Lightning in train_dataloader()), or pass rank and world_size"
         )
 
