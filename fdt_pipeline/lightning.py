@@ -27,6 +27,8 @@ class RestoreLoaders(Callback):
         self._states: list[dict[str, Any]] | None = None  # None where no checkpoint was read
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":  # validate() and test() read a checkpoint too, and train nothing
+            return
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         self._states = loop.get("state_dict", {}).get("combined_loader", [])
 
@@ -39,6 +41,11 @@ class RestoreLoaders(Callback):
         if not states:
             warnings.warn("the checkpoint has no states of loaders, so they begin with their first epoch", stacklevel=2)
             return
+        if len(states) != len(loaders):
+            raise ValueError(
+                f"the checkpoint has the states of {len(states)} training loaders, and this run has {len(loaders)} "
+                "that keep one: pass the loaders of the run that saved it, in the same order, or fit without ckpt_path"
+            )
         for loader, state in zip(loaders, states, strict=True):
             if isinstance(loader, FDTLoader) and loader.state_dict() != state:
                 loader.load_state_dict(state)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fdt_pipeline.definition.mixing import Mix
-from fdt_pipeline.loader.mixes import MixSchedule, describe_mix, described_mix
+from fdt_pipeline.loader.mixes import MixSchedule, are_equal, describe_mix, described_mix
 from fdt_pipeline.loader.order import Leg
 
 VERSION = 3
@@ -32,6 +32,9 @@ class Cursor:
     @property
     def batches_before(self) -> int:
         return sum(leg.batches for leg in self.legs)
+
+    def is_same(self, other: Cursor) -> bool:
+        return replace(self, mix=None) == replace(other, mix=None) and are_equal(self.mix, other.mix)
 
     def with_leg(self, current: Leg) -> tuple[Leg, ...]:
         """All legs, with the current one as far as it has come; current's own `batches` does not count."""

@@ -145,7 +145,8 @@ class NativeStreaming:
     def run(self, inputs: Iterator[list[Incoming]], mix: Mix | None) -> Made[list[Incoming]]:
         """As `StreamingEngine` has it."""
         ring = self.ring if keeps_ring(mix) else 0
-        arguments, device = streaming_arguments(self.mixing.of(mix), ring or self.batch_size), dali_device(self.device)
+        most = ring or max(self.batch_size, self.together)  # without a ring the operator wants weights for DALI's batch
+        arguments, device = streaming_arguments(self.mixing.of(mix), most), dali_device(self.device)
         arguments["ring"] = ring
         if self.decoding is None:
             pipeline = batches_pipeline(arguments, device, **self.dali.arguments(self.together))

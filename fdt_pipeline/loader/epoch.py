@@ -27,7 +27,7 @@ from fdt_pipeline.loader.engines import (
     grouped,
 )
 from fdt_pipeline.loader.memory import SHUFFLED
-from fdt_pipeline.loader.mixes import MixSchedule, keeps_ring
+from fdt_pipeline.loader.mixes import MixSchedule, are_equal, keeps_ring
 from fdt_pipeline.loader.order import Batching, EpochOrder, Leg, epoch_order
 from fdt_pipeline.loader.prefetch import prefetched
 from fdt_pipeline.loader.reading import KnownBad, first_positions, read_samples
@@ -72,9 +72,10 @@ class EpochChain:
         """What is left of an epoch, and where the chain goes on, all epochs behind it. make: cursor -> these parts."""
         foreseen, parts = self._kept or (None, None)
         self._kept = None
-        if parts is not None and foreseen != cursor:
+        if parts is not None and not (foreseen and foreseen.is_same(cursor)):
             parts.close()
-        if parts is None or foreseen != cursor:
+            parts = None
+        if parts is None:
             parts = make(cursor)
         try:
             yield parts
@@ -105,7 +106,7 @@ class EpochChain:
             mix = self.schedule.of(epoch)
         except Exception:  # of a user's function: raised again when that epoch begins
             return None
-        return Cursor(epoch, mix=mix) if mix == cursor.mix else None
+        return Cursor(epoch, mix=mix) if are_equal(mix, cursor.mix) else None
 
     def cursors(self, cursor: Cursor | None) -> Iterator[Cursor]:
         """This one, and the beginnings of the epochs behind it that the same pipeline makes."""

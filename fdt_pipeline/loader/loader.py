@@ -18,21 +18,14 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.mixing import FDT, Mix
 from fdt_pipeline.definition.superposition import Pool
 from fdt_pipeline.loader.checkpoint import Cursor, OtherLoaderError, epoch_of, mode_of, pack_state, unpack_state
 from fdt_pipeline.loader.decoding import Preprocess, preprocess_name
 from fdt_pipeline.loader.engines import NativeResident, NativeStreaming, ResidentEngine, StreamingEngine, choose_engine
 from fdt_pipeline.loader.epoch import EpochChain, Part, ResidentEpochs, StreamingEpochs
-from fdt_pipeline.loader.memory import (
-    SAMPLES_PER_CLASS,
-    choose_mode,
-    choose_ring,
-    is_small_ring,
-    read_pool,
-    small_ring_warning,
-)
-from fdt_pipeline.loader.mixes import MixArgument, MixContext, MixSchedule, classes_wanted, describe_mix, keeps_ring
+from fdt_pipeline.loader.memory import choose_mode, choose_ring, read_pool, warn_of_small_ring
+from fdt_pipeline.loader.mixes import MixArgument, MixContext, MixSchedule, describe_mix, keeps_ring
 from fdt_pipeline.loader.options import (
     PAPER_STD,
     Augmentation,
@@ -247,8 +240,9 @@ class FDTLoader:
 
     @property
     def ring(self) -> int | None:
-        """Images in streaming's ring, in epochs that have one; None in resident mode."""
-        return self._epochs.ring if isinstance(self._epochs, StreamingEpochs) else None
+        """Images in streaming's ring, in epochs that have one; None in resident mode, and where `mix` keeps none."""
+        has_ring = callable(self.mix) or keeps_ring(self.mix)
+        return self._epochs.ring if has_ring and isinstance(self._epochs, StreamingEpochs) else None
 
     @property
     def device(self) -> torch.device:
@@ -506,7 +500,12 @@ class FDTLoader:
         }
 
     def _context(self, mode: str) -> MixContext:
-        return MixContext(self.num_classes, mode, self.batch_size, self.batching.smallest_batch)
+        smallest = self.batching.smallest_batch
+        if self.engine == "torch":
+            return MixContext(self.num_classes, mode, self.batch_size, smallest)
+        in_memory = sum(map(bool, self.manifest.samples_per_class))
+        at_hand = in_memory if mode == "resident" else min(self.num_classes, self._ring(), self._most_samples())
+        return MixContext(self.num_classes, mode, self.batch_size, smallest, at_hand)
 
     def _resident(self, schedule: MixSchedule) -> ResidentEpochs:
         engine: ResidentEngine
@@ -532,7 +531,10 @@ class FDTLoader:
 
     def _streaming(self, schedule: MixSchedule) -> StreamingEpochs:
         options, manifest = self.options, self.manifest
-        ring, is_small = self._checked_ring()
+        ring, mix = self._ring(), self._mix_of_ring
+        kind: Literal["ring", "batch"] = "ring" if mix is None or keeps_ring(mix) else "batch"
+        size = ring if kind == "ring" else self.batch_size
+        is_small = warn_of_small_ring(kind, mix, size, self._samples_of_rank(), self.num_classes, stacklevel=4)
         decoding, on_gpu = options.decoding(manifest), options.decodes_on_gpu
         if options.preprocess is not None:
             check_preprocess(
@@ -569,20 +571,15 @@ class FDTLoader:
         """The same with those that fill up the last batch."""
         return self._samples_of_rank() + self.batch_size
 
-    def _checked_ring(self) -> tuple[int, bool]:
-        """-> (images in the ring, whether that, or a batch where they are mixed within it, is too few)."""
-        mix = FDT() if callable(self.options.mix) else self.options.mix
+    @property
+    def _mix_of_ring(self) -> Mix | None:
+        """What the ring is chosen for."""
+        return FDT() if callable(self.options.mix) else self.options.mix
+
+    def _ring(self) -> int:
+        """Images in streaming's ring. ValueError if what was asked is too few."""
         least = self.batch_size if self.options.train else 1
-        ring = choose_ring(self.options.ring, least, mix, self.num_classes, self.shape)
-        enough = SAMPLES_PER_CLASS * (wanted := classes_wanted(mix, self.num_classes))
-        num, where, advice = ring, f"a ring of {ring} samples", f"ring={enough} or more, memory allowing"
-        if mix is not None and not keeps_ring(mix):
-            num, where = self.batch_size, f"a batch of {self.batch_size} samples, within which it mixes,"
-            advice = f'batch_size={enough} or more, or partners="ring"'
-        is_small = is_small_ring(mix, num, self._samples_of_rank(), self.num_classes)
-        if is_small:
-            warnings.warn(small_ring_warning(where, wanted, advice), stacklevel=5)
-        return ring, is_small
+        return choose_ring(self.options.ring, least, self._mix_of_ring, self.num_classes, self.shape)
 
 
 def _close(chains: list[EpochChain]) -> None:

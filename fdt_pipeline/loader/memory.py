@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
+from typing import Literal
 
 import numpy as np
 import torch
@@ -89,11 +91,32 @@ def choose_ring(asked: int | None, least: int, mix: Mix | None, num_classes: int
     return max(least, min(max(RING_SAMPLES, SAMPLES_PER_CLASS * most), fitting))
 
 
-def small_ring_warning(where: str, wanted: int, advice: str) -> str:
-    """The text of a warning, where `is_small_ring`. where: the ring or batch, and its size; wanted: classes."""
-    return (
-        f"{where} will often hold fewer than {wanted} classes, so fewer images are superposed than asked: pass {advice}"
-    )
+_LARGER = {
+    "ring": "ring={} or more, memory allowing",
+    "batch": 'batch_size={} or more, or partners="ring"',
+    "DALI batch": 'batch_size={} or more, or mode="resident"',
+}
+
+
+def warn_of_small_ring(
+    kind: Literal["ring", "batch", "DALI batch"],
+    mix: Mix | None,
+    size: int,
+    num_samples: int,
+    num_classes: int,
+    stacklevel: int,
+) -> bool:
+    """Warn where `is_small_ring`, and say whether it is. kind: what outputs are drawn from; size: of it."""
+    is_small = is_small_ring(mix, size, num_samples, num_classes)
+    if is_small:
+        wanted = classes_wanted(mix, num_classes)
+        within = "" if kind == "ring" else ", within which it mixes,"
+        warnings.warn(
+            f"a {kind} of {size} samples{within} will often hold fewer than {wanted} classes, so fewer images are "
+            f"superposed than asked: pass {_LARGER[kind].format(SAMPLES_PER_CLASS * wanted)}",
+            stacklevel=stacklevel + 1,
+        )
+    return is_small
 
 
 def load_pool(

@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
 from fdt_pipeline.definition.mixing import FDT, CutMix, Mix, MixUp, OneOf, Single, branches
 from fdt_pipeline.definition.series import Geometric, Harmonic, Power, Uniform
+from fdt_pipeline.native.arguments import MAX_TABLE_IMAGES, series_argument
 
 MixArgument = Mix | Callable[[int], Mix | None] | None  # one for all epochs, or a function of the epoch
 
@@ -24,7 +26,7 @@ _SERIES_ROWS = 64  # sums of up to so many images tell one series from another
 
 def checked_mix(mix: Any) -> MixArgument:
     """ValueError for what is no mix."""
-    if mix is None or isinstance(mix, Mix) or (callable(mix) and not isinstance(mix, type)):
+    if mix is None or isinstance(mix, Mix) or (callable(mix) and not isinstance(mix, type | torch.nn.Module)):
         return mix
     raise ValueError(
         "mix must be an FDT, MixUp, CutMix or OneOf, a function of the epoch that gives one, or None, got "
@@ -33,17 +35,33 @@ def checked_mix(mix: Any) -> MixArgument:
 
 
 def _named(mix: Any) -> str:
+    if isinstance(mix, torch.nn.Module):  # such as torchvision's MixUp, which is callable, but of batches
+        return f"the torch module {mix!r}"
     return f"the class {mix.__name__}" if isinstance(mix, type) else repr(mix)
 
 
 def mix_of(mix: MixArgument, epoch: int) -> Mix | None:
-    """What that epoch has; None: whole images. ValueError for what a function gives that is no mix."""
+    """What that epoch has; None: whole images. ValueError for what a function gives that is no mix, or if it fails."""
     if mix is None or isinstance(mix, Mix):
         return mix
-    given = mix(epoch)
+    try:
+        given = mix(epoch)
+    except Exception as error:
+        raise ValueError(
+            f"mix({epoch}) failed ({type(error).__name__}: {error}): a mix is an FDT, MixUp, CutMix, OneOf, or a "
+            "function of the epoch that gives one"
+        ) from error
     if given is not None and not isinstance(given, Mix):
         raise ValueError(f"mix({epoch}) must give an FDT, MixUp, CutMix, OneOf or None, got {_named(given)}")
     return given
+
+
+def are_equal(one: Mix | None, other: Mix | None) -> bool:
+    """False also where it cannot be said, as of two series that hold arrays."""
+    try:
+        return bool(one == other)
+    except Exception:
+        return False
 
 
 def keeps_ring(mix: Mix | None) -> bool:
@@ -66,32 +84,49 @@ def classes_wanted(mix: Mix | None, num_classes: int) -> int:
     return max((one.most_images(num_classes) for one in mixed if one.most_images(1) == 1), default=1)
 
 
+_BY_FIRST = ' (mode="auto" goes by the mix of epoch 0 alone)'
+
+
 @dataclass(frozen=True)
 class MixContext:
-    """What the mixes of a loader must fit. batch_size: of this rank; smallest_batch: of any rank in an epoch."""
+    """What the mixes of a loader must fit. batch_size: of this rank; smallest_batch: of any rank in an epoch.
+    classes_at_hand: the most that the native engine finds in the set or in its ring; None where it is not used."""
 
     num_classes: int
     mode: str
     batch_size: int
     smallest_batch: int
+    classes_at_hand: int | None = None
 
-    def check(self, mix: Mix) -> None:
-        """ValueError where it does not fit."""
+    def check(self, mix: Mix, in_batch: bool = False) -> None:
+        """ValueError where it does not fit. in_batch: partners=None means those of the batch, but then a last batch of
+        one image is left whole."""
         mix.check_classes(self.num_classes)
         if mix.partners == "set" and self.mode == "streaming":
             raise ValueError(
                 'partners="set" needs the set in memory, but it is streamed: pass mode="resident", which takes images '
-                "of one size, uncropped and without preprocess, or leave partners out"
+                f"of one size, uncropped and without preprocess{_BY_FIRST}, or leave partners out"
             )
         if mix.partners in ("ring", "batch") and self.mode == "resident":
             raise ValueError(
-                f'partners="{mix.partners}" needs streaming, but the set is in memory: pass mode="streaming", or leave '
-                "partners out"
+                f'partners="{mix.partners}" needs streaming, but the set is in memory: pass mode="streaming"'
+                f"{_BY_FIRST}, or leave partners out"
             )
-        if mix.partners == "batch":
-            self.check_batches()
+        if mix.partners == "batch" or (in_batch and self.batch_size == 1 and mix.most_images(self.num_classes) > 1):
+            self._check_batches()
+        if self.classes_at_hand is not None:
+            self._check_tables(mix, self.classes_at_hand if keeps_ring(mix) else self.batch_size)
 
-    def check_batches(self) -> None:
+    @staticmethod
+    def _check_tables(mix: Mix, num_classes: int) -> None:
+        """ValueError for a series that the native engine cannot be told for images of so many classes."""
+        for one in (branch.mixing for branch in branches(mix)):
+            if isinstance(one, FDT) and getattr(one.series, "terms", None) is None:
+                most = one.most_images(num_classes)
+                if most > MAX_TABLE_IMAGES:  # else it would make the table
+                    series_argument(one.series, most)
+
+    def _check_batches(self) -> None:
         """ValueError where a batch has no other image to be mixed with."""
         if self.batch_size == 1:
             raise ValueError("images are mixed within their batch, but a batch has one: pass batch_size=2 or more")

@@ -53,8 +53,8 @@ def check_ranks(built_for: Ranks) -> None:
     now = _of_process_group() or built_for
     if now != built_for:
         raise RuntimeError(
-            f"this loader was built for rank {built_for.rank} of {built_for.world_size}, and torch.distributed says "
-            f"rank {now.rank} of {now.world_size}: build it after init_process_group() (with Fabric after launch(), in "
+            f"this loader or pipeline was built for rank {built_for.rank} of {built_for.world_size}, and "
+            f"torch.distributed says rank {now.rank} of {now.world_size}: build it after init_process_group() (with Fabric after launch(), in "
             "Lightning in train_dataloader()), or pass rank and world_size"
         )
 
@@ -69,6 +69,7 @@ def _of_process_group() -> Ranks | None:
 _LAUNCHERS = {
     "SLURM": (("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID"),
     "mpirun": (("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": (("PMI_SIZE",), "PMI_RANK"),  # of MPICH and Intel MPI
 }
 
 
@@ -82,6 +83,7 @@ def _warn_of_launchers(environment: Mapping[str, str]) -> None:
                 f"rank=int(os.environ[{rank!r}]) and world_size={size} (rank=0 and world_size=1 if that is meant)",
                 stacklevel=5,
             )
+            return
 
 
 def _of_environment(environment: Mapping[str, str]) -> Ranks:

@@ -8,7 +8,6 @@ next.
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -24,8 +23,8 @@ from fdt_pipeline.loader import graphs
 from fdt_pipeline.loader.decoding import Decoding, Preprocess
 from fdt_pipeline.loader.engines import check_native_classes
 from fdt_pipeline.loader.graphs import fn, pipeline_def
-from fdt_pipeline.loader.memory import SAMPLES_PER_CLASS, choose_mode, is_small_ring, read_pool, small_ring_warning
-from fdt_pipeline.loader.mixes import MixContext, classes_wanted
+from fdt_pipeline.loader.memory import choose_mode, read_pool, warn_of_small_ring
+from fdt_pipeline.loader.mixes import MixContext
 from fdt_pipeline.loader.options import (
     PAPER_STD,
     Augmentation,
@@ -40,7 +39,7 @@ from fdt_pipeline.loader.options import (
     chosen_mix,
     chosen_normalization,
 )
-from fdt_pipeline.loader.order import Batching, EpochOrder, epoch_order, find_ranks
+from fdt_pipeline.loader.order import Batching, EpochOrder, check_ranks, epoch_order, find_ranks
 from fdt_pipeline.loader.prefetch import Prefetcher
 from fdt_pipeline.loader.preprocessing import check_preprocess
 from fdt_pipeline.loader.reading import Samples, first_positions, read_samples
@@ -130,16 +129,16 @@ def fdt_pipeline(
     height, width = checked_image_size(manifest.shape, folder.url, chosen, options.image_size)
     context = MixContext(mixing.num_classes, chosen, batching.batch_size, batching.smallest_batch)
     if options.mix is not None:
-        context.check(options.mix)
+        context.check(options.mix, in_batch=chosen == "streaming")
     check_native_classes(mixing.num_classes)
     _load_operators()
     if chosen == "resident":
         pool = _pool(folder, manifest, options)
-        ids = fn.external_source(source=IdSource(batching, epoch, pool), batch_info=True, **graphs.IDS)
+        ids = fn.external_source(source=IdSource(batching, epoch, pool, rank is None), batch_info=True, **graphs.IDS)
         return graphs.resident(ids, graphs.resident_arguments(mixing, pool), device)
-    if mixing.mix.most_images(mixing.num_classes) > 1 and options.batch_size == 1:
-        context.check_batches()  # but a last batch of one image is left whole
-    _warn_of_small_batches(options.mix, batching, mixing.num_classes)
+    of_rank = batching.total // ranks.world_size
+    window = min(batching.batch_size, of_rank)
+    warn_of_small_ring("DALI batch", options.mix, window, of_rank, mixing.num_classes, stacklevel=3)
     files = files_of(folder, manifest)
     if verify and isinstance(files, LocalShardFiles):
         with progress_bar(f"check {folder.url}", "shards", delay=2) as progress:
@@ -149,7 +148,7 @@ def fdt_pipeline(
     decoding = options.decoding(manifest)
     if preprocess is not None:
         check_preprocess(preprocess, (height, width, manifest.channels))
-    source = SampleSource(files, manifest, decoding, mixing.seed, batching, epoch, depth)
+    source = SampleSource(files, manifest, decoding, mixing.seed, batching, epoch, depth, rank is None)
     image, label, ids, *numbers = fn.external_source(
         source=source, batch_info=True, num_outputs=3 + len(decoding.input_names), **graphs.batch_inputs(decoding)
     )
@@ -161,11 +160,13 @@ def fdt_pipeline(
 class IdSource:
     """-> i64[n 2], the (epoch, index) of every output of a batch."""
 
-    def __init__(self, batching: Batching, first_epoch: int, pool: object) -> None:
-        self.batching, self.first_epoch = batching, first_epoch
+    def __init__(self, batching: Batching, first_epoch: int, pool: object, checks_ranks: bool) -> None:
+        self.batching, self.first_epoch, self.checks_ranks = batching, first_epoch, checks_ranks
         self.pool = pool  # kept here until the operator, which DALI makes when it builds, has found it
 
     def __call__(self, info: Any) -> I64:
+        if self.checks_ranks:  # with every batch, as the first ones may be made before the ranks are known
+            check_ranks(self.batching.ranks)
         if info.iteration >= self.batching.num_batches:
             raise StopIteration
         return _ids(self.first_epoch + info.epoch_idx, self.batching.span(info.iteration).numbers())
@@ -188,16 +189,19 @@ class SampleSource:
         batching: Batching,
         first_epoch: int,
         depth: int,
+        checks_ranks: bool,
     ) -> None:
         self.files, self.manifest, self.seed, self.batching = files, manifest, seed, batching
         self.decoding, self.starts = decoding, first_positions(manifest)
-        self.first_epoch, self.depth = first_epoch, depth
+        self.first_epoch, self.depth, self.checks_ranks = first_epoch, depth, checks_ranks
         self._samples: Iterator[Samples] = iter(())
         self._next: tuple[int, int] | None = None  # epoch and number of the batch that _samples gives next
         self._first = 0  # the index of this rank's first output of the epoch
         self._close: Callable[[], object] = lambda: None
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
+        if self.checks_ranks:
+            check_ranks(self.batching.ranks)
         epoch, number = self.first_epoch + info.epoch_idx, info.iteration
         if number >= self.batching.num_batches:
             self._close()
@@ -266,13 +270,3 @@ def _checked_device(device: str, device_id: int | None) -> torch.device:
     if device_id is None or device_id < 0:
         raise ValueError(f'device="gpu" needs the number of one: pass device_id=0, got device_id={device_id}')
     return torch.device("cuda", device_id)
-
-
-def _warn_of_small_batches(mix: Mix | None, batching: Batching, num_classes: int) -> None:
-    num_samples = batching.total // batching.ranks.world_size
-    size = min(batching.batch_size, num_samples)
-    if is_small_ring(mix, size, num_samples, num_classes):
-        wanted = classes_wanted(mix, num_classes)
-        advice = f'batch_size={SAMPLES_PER_CLASS * wanted} or more, or mode="resident"'
-        where = f"a DALI batch of {size} samples, within which it mixes,"
-        warnings.warn(small_ring_warning(where, wanted, advice), stacklevel=4)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fdt_pipeline.definition.mixing import Mix
-from fdt_pipeline.loader.mixes import keeps_ring, mean_images
+from fdt_pipeline.loader.mixes import are_equal, keeps_ring, mean_images
 from fdt_pipeline.sources.source import I64
 
 _NAMED = 100  # bad samples that are kept by name
@@ -93,7 +93,7 @@ class ClassWatch:
         stats.images_per_output_of_all += (of_all - stats.images_per_output_of_all) / self._mixed
         if keeps_ring(mix) and self._end < min(self.ring, self._num_samples):
             return
-        if mix != self._mix:
+        if not are_equal(mix, self._mix):
             self._mix, self._full, self._mean_of_full = mix, 0, 0.0
         self._full += 1
         self._mean_of_full += (found - self._mean_of_full) / self._full

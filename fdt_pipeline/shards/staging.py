@@ -62,13 +62,15 @@ class Staging:
             if name.startswith(".") and name.endswith(".tmp"):
                 self.folder.remove(name)
 
-    def finished(self, plan: Plan, quarantine: bool) -> dict[int, Record]:
-        """The records of the tasks whose source files and tars are still what they were; without `quarantine`, those
-        without bad samples."""
+    def finished(self, plan: Plan, quarantine: bool, max_pixels: int | None) -> dict[int, Record]:
+        """The records of the tasks whose source files and tars are still what they were; those with bad samples with
+        `quarantine` alone, and under this limit of pixels, as another may find other samples bad."""
         names, found = set(self.folder.names()), {}
         for number in range(plan.num_tasks):
             record = self._record(number) if record_name(number) in names else None
-            if record and (quarantine or not record.quarantine) and self._holds(record, plan, names):
+            if not record or (record.quarantine and not (quarantine and record.max_pixels == max_pixels)):
+                continue
+            if self._holds(record, plan, names):
                 found[number] = record
         return found
 

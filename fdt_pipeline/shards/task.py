@@ -80,7 +80,7 @@ def record_name(task: int) -> str:
 class Record:
     """What a task has written. plan: fingerprint of the plan it belongs to. state: of the files that it was made of.
     parts: its tars, by their names in the staging folder. shapes: two of them where sizes differ. pixel_counts:
-    [c 256], how many pixels have which value; None if there are none."""
+    [c 256], how many pixels have which value; None if there are none. max_pixels: the limit that images had to keep."""
 
     task: int
     plan: str
@@ -92,6 +92,7 @@ class Record:
     keys: dict[str, str] = field(default_factory=dict)
     parts: list[Shard] = field(default_factory=list)
     quarantine: list[Quarantined] = field(default_factory=list)
+    max_pixels: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -116,7 +117,7 @@ def run_task(task: Task, work: Work) -> Record:
     """Write tars and indexes, then the record. BadSampleError if a sample is bad and there is no quarantine;
     SourceError if reading fails for another reason; OSError if writing does."""
     state = source_state(task)  # before they are read: a file that changes meanwhile has then changed since
-    record = Record(task.number, work.plan, state, [0] * len(task.source.classes))
+    record = Record(task.number, work.plan, state, [0] * len(task.source.classes), max_pixels=work.max_pixels)
     try:
         with pixel_limit(work.max_pixels):
             record.parts = list(_written_parts(task, work, _samples(task, work, record)))

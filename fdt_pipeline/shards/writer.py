@@ -85,7 +85,7 @@ def _written(plan: Plan, staging: Staging, run: RunOptions) -> Manifest:
             staging.publish(manifest, staging.records(plan.num_tasks))
             return manifest
         staging.tidy()
-        finished = staging.finished(plan, run.on_bad == "quarantine")
+        finished = staging.finished(plan, run.on_bad == "quarantine", Image.MAX_IMAGE_PIXELS)
     elif run.resume and staging.out.size(MANIFEST_NAME) is not None:
         manifest = _finished_set(plan, staging.out)
         staging.folder.remove_tree()  # what a run may have left that was killed while it tidied up

@@ -35,6 +35,9 @@ def fit(lightning, numbered_shards):
                 self.seen.append((images.clone(), targets.clone()))
             return sum(cross_entropy(self.network(images), targets) for images, targets in batch.values())
 
+        def validation_step(self, *_):
+            pass
+
         def on_train_batch_end(self, *_):
             if self.save and self.global_step == self.steps:
                 self.trainer.save_checkpoint(self.save)
@@ -46,13 +49,15 @@ def fit(lightning, numbered_shards):
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    def run(save=None, steps=None, resume=None, asks=True, callbacks=(RestoreLoaders,), seeds=(3,)):
+    def run(save=None, steps=None, resume=None, asks=True, callbacks=(RestoreLoaders,), seeds=(3,), validate=None):
         loaders = {f"seed {seed}": FDTLoader(numbered_shards, 46, seed=seed) for seed in seeds}
         model = Model(asks, save, steps)
         trainer = lightning.Trainer(
             accelerator="cpu", max_epochs=EPOCHS, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[kind() for kind in callbacks],
         )  # fmt: skip
+        if validate:
+            trainer.validate(model, torch.utils.data.DataLoader([0]), ckpt_path=validate, verbose=False)
         trainer.fit(model, loaders, ckpt_path=resume)
         return model.seen
 
@@ -69,6 +74,17 @@ def test_a_run_that_asks_for_its_number_of_steps_resumes_with_the_batches_that_f
 def test_a_checkpoint_that_was_saved_without_the_callback_and_several_loaders_are_restored(fit, tmp_path):
     whole = fit(tmp_path / "run.ckpt", 3, callbacks=(), seeds=(3, 4))
     assert_same(fit(resume=tmp_path / "run.ckpt", seeds=(3, 4)), whole[6:])
+
+
+def test_a_checkpoint_that_was_read_to_validate_does_not_move_a_later_training(fit, tmp_path):
+    whole = fit(tmp_path / "run.ckpt", 3)
+    assert_same(fit(validate=tmp_path / "run.ckpt"), whole)
+
+
+def test_another_number_of_loaders_than_of_states_is_refused(fit, tmp_path):
+    fit(tmp_path / "run.ckpt", 3)
+    with pytest.raises(ValueError, match=r"states of 1 training loaders, and this run has 2 .*: pass the loaders of"):
+        fit(resume=tmp_path / "run.ckpt", seeds=(3, 4))
 
 
 def test_the_state_of_another_loader_is_refused_and_not_dropped(fit, tmp_path):

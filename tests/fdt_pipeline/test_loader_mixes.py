@@ -1,12 +1,13 @@
 """Mixes of every kind through a loader: what their outputs are made of, and mixes that are changed or cannot be had."""
 
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf
+from fdt_pipeline import FDT, Augment, CutMix, FDTLoader, MixUp, OneOf, Uniform
 from fdt_pipeline.shards import write_shards
 from fdt_pipeline.sources import ArraySource
 from tests.loading import MODES, assert_same, joined, of_partners, ranks
@@ -68,6 +69,14 @@ def test_outputs_that_are_mixed_within_their_batch_are_of_its_images_alone(each_
         assert (found == [12] * 5) == is_within
 
 
+@pytest.mark.filterwarnings("ignore:.* (lacks|fewer than .*) classes:UserWarning")
+@pytest.mark.parametrize("batch_size", [2, 12, 20])
+def test_sums_within_a_batch_are_of_its_classes_also_where_the_set_has_more(each_its_own, batch_size):
+    """Up to 16 batches are made together."""
+    for _, targets in FDTLoader(each_its_own, batch_size, mix=FDT(anchor="epoch", partners="batch")):
+        assert int((targets.sum(0) > 0).sum()) == batch_size
+
+
 @pytest.mark.parametrize(
     "mix",
     [MixUp(1.0, partners="set"), FDT(min_images=2, max_images=2, anchor="epoch", unique_classes=False, partners="set")],
@@ -116,6 +125,72 @@ def test_a_mix_that_cannot_be_had_is_refused_when_it_is_set_or_its_epoch_begins(
     assert_same(list(by_function), list(loader))
     with pytest.raises(ValueError, match=match):
         list(by_function)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A series that holds an array, so that two of them cannot be compared."""
+
+    rows: np.ndarray
+
+    def weights(self, k):
+        return self.rows[k - 1, :k]
+
+
+def table():
+    return Table(np.tril(1 / np.arange(1.0, 8)[:, None].repeat(7, 1)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_series_that_holds_an_array_goes_on_from_epoch_to_epoch(numbered_shards, mode):
+    """Given by a function of the epoch, and set between epochs."""
+    options = {"mode": mode, "seed": 3}
+    plain = FDTLoader(numbered_shards, 46, mix=FDT(series=Uniform()), **options)
+    by_function = FDTLoader(numbered_shards, 46, mix=lambda epoch: FDT(series=table()), **options)
+    is_set = FDTLoader(numbered_shards, 46, mix=FDT(series=table()), **options)
+    for _ in range(3):
+        expected = list(plain)
+        assert_same(list(by_function), expected)
+        assert_same(list(is_set), expected)
+        is_set.mix = FDT(series=table())
+
+
+@pytest.mark.filterwarnings("ignore:the .* lacks classes:UserWarning")
+def test_a_series_without_terms_for_too_many_classes_is_refused_when_it_is_set(each_its_own, monkeypatch):
+    """The torch engine takes it. The ring, or the batch, may hold few enough of them."""
+    for module in ("fdt_pipeline.native.arguments", "fdt_pipeline.loader.mixes"):
+        monkeypatch.setattr(f"{module}.MAX_TABLE_IMAGES", 20)
+
+    class OfMany:
+        def weights(self, k):
+            return np.full(k, 1 / k)
+
+    few, many = FDT(series=OfMany(), max_images=20), FDT(series=OfMany())
+    for mode, options in (("resident", {}), ("streaming", {}), ("streaming", {"ring": 20})):
+        loader = FDTLoader(each_its_own, 12, mode=mode, mix=MixUp(0.4), **options)
+        loader.mix = few
+        if loader.engine == "native" and not options:
+            with pytest.raises(ValueError, match=r"has no terms.* for up to 20 images, got 60: set max_images=20"):
+                loader.mix = many
+            assert loader.mix is few
+        else:
+            loader.mix = many
+        assert len(list(loader)) == 5
+        if mode == "streaming":
+            loader.mix = of_partners(many, "batch")
+            assert len(list(loader)) == 5
+
+
+def test_a_ring_is_named_where_the_mix_has_one(numbered_shards):
+    loader = FDTLoader(numbered_shards, 46, mode="streaming", mix=MixUp(0.2))
+    for mix, ring in (
+        (MixUp(0.2, partners="batch"), None),
+        (PAIRS, 1024),
+        (None, None),
+        (lambda epoch: MixUp(0.2, partners="batch"), 1024),
+    ):
+        loader.mix = mix
+        assert loader.ring == ring
 
 
 def test_a_state_whose_batches_would_be_of_one_image_on_more_ranks_is_refused(numbered_shards):

@@ -143,7 +143,10 @@ def test_evaluation_counts_every_sample_once_by_its_weight(sets_of_shards, mode,
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3"}
 
 
-LAUNCHED = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+LAUNCHED = (
+    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK",
+    "PMI_SIZE",
+)  # fmt: skip
 
 
 def set_environment(monkeypatch, environment):
@@ -231,6 +234,8 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
         ({"SLURM_NTASKS": "4"}, None),
         (SLURM | TORCHRUN, None),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 2),
+        (SLURM | {"PMI_RANK": "3", "PMI_SIZE": "4"}, 4),  # srun with MPICH says both: one warning
     ],
 )
 def test_tasks_of_a_launcher_without_a_rank_are_warned_of(numbered_shards, monkeypatch, environment, size):
@@ -242,7 +247,7 @@ def test_tasks_of_a_launcher_without_a_rank_are_warned_of(numbered_shards, monke
     advice = rf"says that there are {size} tasks, .* all of the data: .* pass rank=int\(os.environ.*world_size={size} "
     with pytest.warns(UserWarning, match=advice) as caught:
         FDTLoader(numbered_shards, 5)
-    assert caught[0].filename == __file__
+    assert [one.filename for one in caught] == [__file__]
     FDTLoader(numbered_shards, 5, rank=0, world_size=1)
 
 

@@ -12,8 +12,10 @@ from tests.numbered import numbered_images
 
 RESIDENT, STREAMING = {"mode": "resident"}, {"mode": "streaming"}
 SET, RING, BATCH = (MixUp(0.2, partners=partners) for partners in ("set", "ring", "batch"))
-IN_MEMORY = 'partners="{}" needs streaming, but the set is in memory: pass mode="streaming"'
-STREAMED = 'partners="set" needs the set in memory, but it is streamed: pass mode="resident"'
+IN_MEMORY = (
+    r'partners="{}" needs streaming, but the set is in memory: pass mode="streaming" \(mode="auto" goes by the mix of'
+)
+STREAMED = r'partners="set" needs the set in memory, but it is streamed: pass mode="resident".* \(mode="auto" goes by'
 REFUSED = [
     ({"batch_size": 0}, "batch_size must be 1 or more"),
     ({"num_threads": 0}, "num_threads must be 1 or more"),
@@ -39,7 +41,12 @@ REFUSED = [
     ({"mix": MixUp}, "mix must be an FDT, MixUp, CutMix or OneOf, .*, got the class MixUp"),
     ({"mix": {MixUp(0.2): 1.0}}, r"mix must be an FDT, MixUp, CutMix or OneOf, .*, got \{MixUp"),
     ({"mix": lambda epoch: CutMix}, r"mix\(0\) must give an FDT, MixUp, CutMix, OneOf or None, got the class CutMix"),
-    ({"mix": lambda epoch: OneOf({})}, "OneOf: expected 1 to 8 mixings"),
+    ({"mix": lambda epoch: OneOf({})}, r"mix\(0\) failed \(ValueError: OneOf: expected 1 to 8 mixings"),
+    (
+        {"mix": lambda: MixUp(1)},
+        r"mix\(0\) failed \(TypeError: .*\): a mix is an FDT, MixUp, CutMix, OneOf, or a function",
+    ),
+    ({"mix": torch.nn.Identity()}, r"a function of the epoch .*, or None, got the torch module Identity\(\)"),
     ({"mix": RING, **RESIDENT}, IN_MEMORY.format("ring")),
     ({"mix": OneOf({BATCH: 1.0}), **RESIDENT}, IN_MEMORY.format("batch")),
     ({"mix": lambda epoch: BATCH, **RESIDENT}, IN_MEMORY.format("batch")),

@@ -88,6 +88,18 @@ def test_batches_take_every_form_that_the_loaders_do(numbered_shards, few_shards
     assert_same(rest(iterate(**form)), list(load(**form)))
 
 
+@pytest.mark.parametrize("partners", [None, "batch"])
+def test_a_smaller_last_batch_is_mixed_within_itself_and_all_full_ones_are_the_loaders(numbered_shards, partners):
+    for last_batch, num_same in (("partial", 3), ("drop", 3), ("fill", 4)):
+        options = {"batch_size": 64, "mode": "streaming", "last_batch": last_batch}
+        found = rest(iterate(numbered_shards, mix=MixUp(0.8, partners=partners), **options))
+        expected = list(load(numbered_shards, mix=MixUp(0.8), **options))
+        assert_same(found[:num_same], expected[:num_same])
+        for (images, _), (others, _) in zip(found[num_same:], expected[num_same:], strict=True):
+            assert len(images) == len(others) == 38
+            assert not torch.equal(images, others)
+
+
 @each_mode
 def test_channels_last_is_dalis_hwc(numbered_shards, mode):
     found = rest(iterate(numbered_shards, mode=mode, channels_last=True))
@@ -147,6 +159,16 @@ def test_a_rank_streams_what_the_loader_of_that_rank_does(numbered_shards, mixin
 
 def numbers_of(batches):
     return [image_numbers(images).tolist() for images, _ in batches]
+
+
+@each_mode
+def test_ranks_that_are_known_late_end_a_pipeline_that_was_made_for_all_of_the_data(numbered_shards, monkeypatch, mode):
+    given, iterator = (iterate(numbered_shards, mode=mode, **ranks) for ranks in ({"rank": 0, "world_size": 1}, {}))
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    assert len(rest(given)) == 5, "as it was asked"
+    with pytest.raises(RuntimeError, match=r"built for rank 0 of 1, and torch\.distributed says rank 1 of 2"):
+        rest(iterator)
 
 
 @each_mode

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fdt_pipeline.shards import BadSampleError, WorkerError, verify_shards, write_shards
 from fdt_pipeline.sources import ArraySource, open_source
-from tests.folders import content, names
+from tests.folders import content, names, stop_after
 from tests.numbered import PlainSource
 
 SUBSET = "train/data/fashion_mnist_subset"
@@ -97,6 +97,23 @@ def test_quarantine_can_be_asked_for_when_a_run_has_stopped(tmp_path, folder):
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     with pytest.raises(ValueError, match="holds shards already"):
         write_shards(open_source(folder), tmp_path / "out", samples_per_shard=4)
+
+
+def test_a_run_that_goes_on_with_a_larger_limit_of_pixels_takes_up_the_images_that_were_too_large(
+    tmp_path, monkeypatch
+):
+    for number in range(8):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40) if number in (2, 5) else (4, 4)).save(path)
+    options = {"samples_per_shard": 2, "on_bad": "quarantine", "resume": True}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(open_source(tmp_path / "photos"), tmp_path / "out", progress=stop_after(6), **options)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    for name in ("out", "whole"):
+        assert write_shards(open_source(tmp_path / "photos"), tmp_path / name, **options).num_samples == 8
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_a_set_of_bad_samples_alone_is_an_error(tmp_path):
