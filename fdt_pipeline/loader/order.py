@@ -54,8 +54,8 @@ def check_ranks(built_for: Ranks) -> None:
     if now != built_for:
         raise RuntimeError(
             f"this loader or pipeline was built for rank {built_for.rank} of {built_for.world_size}, and "
-            f"torch.distributed says rank {now.rank} of {now.world_size}: build it after init_process_group() (with Fabric after launch(), in "
-            "Lightning in train_dataloader()), or pass rank and world_size"
+            f"torch.distributed says rank {now.rank} of {now.world_size}: build it after init_process_group() (with "
+            "Fabric after launch(), in Lightning in train_dataloader()), or pass rank and world_size"
         )
 
 
