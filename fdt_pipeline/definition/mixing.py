@@ -302,8 +302,8 @@ def branches(mix: Mix) -> list[Branch]:
     ends = [min(round(share * _ALL), _ALL) for share in upto]
     ends[-1] = _ALL
     found, begin = [], 0
-    for (given, _), end in zip(choices, ends, strict=True):
-        mixing = given or PLAIN
+    for number, (given, _) in enumerate(choices):  # DALI's conditional execution, which reads this, has no strict zip
+        mixing, end = given or PLAIN, ends[number]
         mixed_end = begin + round(mixing.probability * (end - begin))
         found.append(Branch(mixing, begin, mixed_end, end))
         begin = end

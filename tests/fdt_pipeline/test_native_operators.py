@@ -144,6 +144,17 @@ def test_partners_that_an_operator_does_not_have_are_refused(pool, partners, rin
             resident(pool, mix=MixUp(1, partners=partners))
 
 
+def test_mixings_are_taken_under_conditional_execution(pool):
+    mix = OneOf({MixUp(0.8): 0.5, CutMix(1.0): 0.3, FDT(series=Geometric(0.5)): 0.2})
+
+    @pipeline_def(batch_size=BATCH, num_threads=2, device_id=None, enable_conditionals=True)
+    def graph():
+        ids = feed([ids_of(0, np.arange(BATCH))])
+        return tuple(fn.fdt.superpose_resident(ids, pool=pool.name, plan_seed=9, mix=mix))
+
+    assert_equal(run(graph()), run(resident(pool, plan_seed=9, mix=mix)))
+
+
 def test_without_a_mix_it_is_fdt(pool):
     for graph in (window, lambda **options: resident(pool, **options)):
         assert_equal(run(graph(plan_seed=9)), run(graph(plan_seed=9, mix=FDT())))

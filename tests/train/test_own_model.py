@@ -83,7 +83,7 @@ def test_it_is_exported_at_the_size_of_its_images(few_shards, tmp_path, shown):
         ("many_logits", "plain", "expected logits f32[2 10] of the model for two images, got f32[2, 11]"),
         ("other_sizes", "plain", "the model cannot take images f32[n 3 28 28]"),
         ("my_networks:", "plain", "expected --model MODULE:FUNCTION, got 'my_networks:'"),
-        ("tiny", "small_tn_fdt", "with --model, --recipe is one of plain, ov, fdt, tn, tn_fdt, label_smoothing"),
+        ("tiny", "small_tn_fdt", "with --model, --recipe is one of plain, ov, fdt, tn, tn_fdt, smoothing, mixup"),
         ("tiny", "plain --stem imagenet", "stems are of the ResNets here, got stem 'imagenet' with my_networks:tiny"),
     ],
 )
