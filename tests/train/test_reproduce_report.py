@@ -22,7 +22,8 @@ from train.reproduce.settings import Settings, recipe_of
 from train.reproduce.tables import summary_table
 from train.robustness import EPS_VALUES
 
-COMMITTED = sorted(path.parent for path in (Path(__file__).parents[2] / "train" / "results").glob("*/plan.json"))
+RESULTS = Path(__file__).parents[2] / "train" / "results"
+COMMITTED = sorted(path.parent for path in RESULTS.glob("*/plan.json"))
 
 
 def small(column, dataset="cifar10"):
@@ -263,3 +264,11 @@ def test_the_medium_scale_says_how_far_it_is_from_the_paper_and_stands_beside_it
     assert "a network of 78,042 parameters in place of the paper's ResNet-34" in report
     assert cells(text, "FDT")[0][1:3] == ["paper, Eq. 7", "93.13 ± 0.19"]
     assert "A group tests 17 claims, each at 95 % on its own" in report
+
+
+def test_the_pages_table_of_mixings_and_its_notes_are_those_of_the_committed_records():
+    report = (RESULTS / "medium" / "report.md").read_text()
+    table = report.split("### Which mixing?\n\n")[1].split("\n\n")[:3]
+    assert table[0].splitlines()[2].split("|")[1].strip() == "plain"
+    page = (RESULTS.parent / "README.md").read_text()
+    assert "\n\n".join(table) in page
