@@ -1,4 +1,4 @@
-"""Full Distribution Training (FDT) in the data loader: superposed images and soft targets for any PyTorch trainer.
+"""Mixed images and soft targets for any PyTorch trainer, in the loader: Full Distribution Training, MixUp, CutMix.
 
     from fdt_pipeline import FDT, FDTLoader
 

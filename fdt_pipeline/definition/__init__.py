@@ -1,1 +1,1 @@
-"""What an output is: Full Distribution Training in NumPy alone, obvious and slow (the paper's Algorithm 2)."""
+"""What an output is: the mixings in NumPy alone, obvious and slow (FDT is the paper's Algorithm 2)."""
