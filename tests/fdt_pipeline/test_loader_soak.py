@@ -99,6 +99,7 @@ OPERATORS = """
 import sys
 import numpy as np
 from nvidia.dali import fn, pipeline_def
+from fdt_pipeline import FDT
 from tests.native_pools import load_arrays
 
 images, labels = np.zeros((400, 8, 8, 3), np.uint8), np.arange(400) % 10

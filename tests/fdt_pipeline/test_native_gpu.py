@@ -217,7 +217,7 @@ def test_outputs_of_any_mixing_are_the_definitions(gpu, mix, targets, num_classe
 def test_weights_of_a_class_that_repeats_add_up_in_the_order_of_the_plan(gpu, k):
     """Of 3 classes, so in every piece of 8 images some are of one class; another order gives other last bits."""
     labels, pixels = Pool(np.arange(30) % 3, 3), noise(30, (5, 4, 1), np.random.default_rng(1))
-    mix = FDT(k, k, Power(1.5), unique_classes=False, label_smoothing=0.1)
+    mix = FDT(min_images=k, max_images=k, series=Power(1.5), unique_classes=False, label_smoothing=0.1)
     assert_definition(gpu, pixels, labels, draw_of(np.arange(30), mix), output_of(1))
 
 
