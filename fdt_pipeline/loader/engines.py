@@ -32,8 +32,9 @@ from fdt_pipeline.loader.preprocessing import conditionals
 from fdt_pipeline.loader.reading import Samples
 from fdt_pipeline.loader.running import DaliOptions, Outputs, run_pipeline
 from fdt_pipeline.native import NativeUnavailable
+from fdt_pipeline.native.arguments import MOST_CLASSES
 from fdt_pipeline.native.load import load
-from fdt_pipeline.native.pool import MOST_CLASSES, NativePool, prepare_gpu
+from fdt_pipeline.native.pool import NativePool, prepare_gpu
 from fdt_pipeline.native.recipe import check_level
 
 

@@ -22,7 +22,6 @@ from fdt_pipeline.native.load import symbols
 
 U8 = npt.NDArray[np.uint8]
 HOST = -1  # in the place of a GPU's number
-MOST_CLASSES = 65_536  # kMostClasses of plan.h
 
 _POINTER, _I64, _I32, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
