@@ -242,7 +242,8 @@ class OneOf:
             _check_share(f"OneOf: the share of {mixing!r}", share)
         total = math.fsum(share for _, share in self.choices)
         if abs(total - 1) > 1e-6:
-            hint = "add None for whole images" if total < 0.95 else f"divide them by {total:g}"
+            missing = "add None for whole images (a dict keeps one of equal mixings: give pairs)"
+            hint = missing if total < 0.95 else f"divide them by {total:g}"
             raise ValueError(f"OneOf: the shares must sum to 1, got {total:g}: {hint}")
         mixings = self.mixings()
         if not mixings:
