@@ -103,7 +103,7 @@ HALF = {MixUp(0.8): 0.5, CutMix(1.0): 0.5}
         ({MixUp(1.0): 0.5, CutMix(1.0): 0.6}, "the shares must sum to 1, got 1.1: divide them by 1.1"),
         (
             {MixUp(1.0): 0.5},
-            r"the shares must sum to 1, got 0.5: add None for whole images \(a dict keeps one of equal mixings: give pairs",
+            r"the shares must sum to 1, got 0.5: add None for whole images \(a dict keeps one of equal mixings",
         ),
         ({MixUp(1.0): 1.5, CutMix(1.0): -0.5}, r"share of MixUp\(alpha=1.0\) must be in \[0, 1\], got 1.5"),
         ({CutMix(1.0): -0.5, MixUp(1.0): 1.5}, r"share of CutMix\(alpha=1.0\) must be in \[0, 1\], got -0.5"),
