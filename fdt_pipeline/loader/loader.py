@@ -371,6 +371,10 @@ class FDTLoader:
     def __len__(self) -> int:
         return self.batching.num_batches
 
+    def __getitem__(self, index: object) -> NoReturn:
+        """What a torch DataLoader would ask of its data set."""
+        raise TypeError("FDTLoader gives whole batches: iterate over it, in the place of a DataLoader, not inside one")
+
     def __iter__(self) -> Generator[Any, None, None]:
         if self._epochs is None:
             raise RuntimeError("this FDTLoader is closed: make a new one")

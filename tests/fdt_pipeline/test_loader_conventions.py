@@ -108,6 +108,13 @@ def test_statistics_count_what_the_consumer_was_given(numbered_shards):
     assert stats.images_per_output == stats.images_per_output_of_all == 4
 
 
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_a_loader_inside_of_a_data_loader_says_that_it_takes_its_place(numbered_shards, batch_size):
+    loader = torch.utils.data.DataLoader(FDTLoader(numbered_shards, 2), batch_size=batch_size)
+    with pytest.raises(TypeError, match="gives whole batches: iterate over it, in the place of a DataLoader"):
+        next(iter(loader))
+
+
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_a_loader_cannot_be_pickled_or_copied_and_says_why(numbered_shards, duplicate):
     with pytest.raises(TypeError, match=r"cannot be pickled or copied: .* checkpoint keeps state_dict\(\)"):
