@@ -229,7 +229,7 @@ def test_the_table_of_mixings_has_every_figure_beside_its_argument_and_says_what
     assert mixup[-3:] == ["not run", "not run", "not measured"]
     assert row_of(text, "CutMix 1.0")[2] == "not run"
     assert "AutoAttack 1/255" in text
-    assert "AutoAttack: 1 run, on 200 images at eps = 0.00390625 (1 grey levels)." in text
+    assert "AutoAttack: 1 run, on 200 images at eps = 0.00390625 (1 grey level)." in text
 
 
 def test_an_older_versions_mixup_is_not_a_row_of_the_table_of_mixings(tmp_path):

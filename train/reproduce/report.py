@@ -206,7 +206,7 @@ def _autoattack_part(records: Sequence[Record]) -> str:
         return "AutoAttack: not run."
     lines = []
     for eps, results in sorted(radii.items()):
-        images, levels = f"{results[0]['num_images']:,} images", f"{256 * eps:.3g} grey levels"
+        images, levels = f"{results[0]['num_images']:,} images", f"{256 * eps:.3g} grey level{'s' * (256 * eps != 1)}"
         text = f"{len(results)} run{'s' * (len(results) > 1)}, on {images} at eps = {eps:g} ({levels})"
         checked = [result["masked"] for result in results if result["masked"] is not None]
         if checked:
