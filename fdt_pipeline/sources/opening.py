@@ -117,10 +117,18 @@ def _recognise(path: Path, where: str) -> Found:
             raise ValueError(f"{where}: could be any of {names}: say which with --source KIND")
         if found:
             return found[0]
-    if reason := npz.npy_files(path) or folder_layout.flat_images(files_at(str(path)), where):
+    if reason := npz.npy_files(path) or folder_layout.flat_images(files_at(str(path)), where) or _tars(path, where):
         raise ValueError(f"{where}: {reason}")
     looked_for = "; ".join(f"{kind}: {form.looks_for}" for kind, form in _FORMATS.items())
     raise ValueError(f"{where}: no data set that is known; choose with --source KIND; looked for {looked_for}")
+
+
+def _tars(path: Path, where: str) -> str | None:
+    tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar")) or sorted(path.glob("*/*.tar"))
+    if not tars:
+        return None
+    folder = f"{where}/{tars[0].parent.name}" if tars[0].parent.parent == path else where
+    return f"tars: webdataset's need no sharding, run fdt-pipeline index {folder} --out OUT; unpack any others"
 
 
 def download_source(path: Path, kind: str | None) -> None:

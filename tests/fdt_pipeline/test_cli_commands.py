@@ -92,6 +92,9 @@ def test_a_wrong_usage_exits_with_2(arguments, capsys):
         (("shard", SUBSET, "{tmp}/out", "--seed", "-1"), "seed must be in"),
         (("shard", "{tmp}/new", "{tmp}/out", "--download"), "to download, say what"),
         (("shard", "{tmp}/empty", "{tmp}/out"), "no data set that is known"),
+        (("shard", "{tmp}/test", "{tmp}/out"), "run fdt-pipeline index {tmp}/test --out OUT"),
+        (("shard", "{tmp}/sets", "{tmp}/out"), "run fdt-pipeline index {tmp}/sets/train --out OUT"),
+        (("shard", "{tmp}/test/shard-000000.tar", "{tmp}/out"), "tars: webdataset's need no sharding"),
         (("shard", "{tmp}/splits", "{tmp}/out"), "splits/test: no image in it"),
         (("shard", SUBSET, "{tmp}"), "test: holds shards already"),
         (("shard", "{tmp}/splits", "{tmp}/splits/shards"), "splits/shards: lies in SOURCE, where the shards would be"),
@@ -113,13 +116,14 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, tmp_p
         save_image(tmp_path / "splits" / "train" / name / "1.png")
     (tmp_path / "splits" / "test").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "splits")
-    write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), tmp_path / "test")
+    for name in ("test", "sets/train"):
+        write_shards(ArraySource(np.zeros((1, 2, 2), np.uint8), [0]), tmp_path / name)
     before = content(tmp_path)
     done = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert (done.code, done.out) == (2, "")
     [line] = done.err.splitlines()
     assert line.startswith("error: ")
-    assert message in line
+    assert message.format(tmp=tmp_path) in line
     assert content(tmp_path) == before
 
 
