@@ -106,6 +106,11 @@ class Run:
         self.loader = setup.make_loader(recipe, setup.train_folder(data), device, train=True)
         tests = setup.test_folder(data)
         self.test_loader = setup.make_loader(recipe, tests, device, train=False) if tests else None
+        if self.test_loader and self.test_loader.classes != self.loader.classes:
+            raise ValueError(
+                f"{tests} has other classes than {setup.train_folder(data)}, so their labels differ in meaning: make "
+                "it again beside that folder, whose classes it then takes"
+            )
         if recipe.loss == "multi-label":
             check_eps(recipe.loss_eps, self.loader.num_classes)
         self.loss = setup.make_loss(recipe)

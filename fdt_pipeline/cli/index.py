@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import stored_as
-from fdt_pipeline.shards import BadTarsError, InPlace, LabelField, index_in_place, label_field, read_classes
+from fdt_pipeline.shards import (
+    BadTarsError,
+    InPlace,
+    LabelField,
+    classes_beside,
+    index_in_place,
+    label_field,
+    read_classes,
+    read_manifest,
+)
 from fdt_pipeline.shards.indexing import index_tar
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.sources.source import few
@@ -22,7 +32,8 @@ the sample's key, all other tars get theirs, and the exit code is 1.
 
 With --out DIR, make a set of them that FDTLoader, info, verify, preview and convert read where it lies: DIR gets a
 manifest and the indexes. The tars stay as they are; they may be read-only, and tars, DIR and FILE may be URLs. Each tar
-is read once, and each image decoded. Samples without an image or a label are named and left out; a broken tar
+is read once, and each image decoded. Classes are FILE's, or those of the folder train beside DIR, or found in the
+labels. Samples without an image or a label are named and left out; a broken tar ends it, with exit code 1 and nothing
 ends it, with exit code 1 and nothing written, as do tars of which no sample is left."""
 _EXAMPLE = """example:
   fdt-pipeline index runs/shards/train
@@ -72,10 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _set(arguments: argparse.Namespace, label: LabelField) -> int:
     tars = [tar for place in arguments.tars for tar in _tars(place)]
-    classes = read_classes(arguments.classes) if arguments.classes else None
     out = open_folder(arguments.out)
+    classes = read_classes(arguments.classes) if arguments.classes else classes_beside(arguments.out)
+    whose = "from the list" if arguments.classes else "those of the folder train beside it"
+    before = _tars_indexed(out)
     with progress_bar(f"index {out.url}", "tars") as progress:
         made = index_in_place(tars, out, classes, label, not arguments.no_decode, progress)
+    if gone := sorted(before - _tars_indexed(out)):
+        print(f"warning: {out.url}: no longer in its index: {few(gone)}", file=sys.stderr)
     report = _report(out, made)
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -84,8 +99,16 @@ def _set(arguments: argparse.Namespace, label: LabelField) -> int:
         print(f"left out: {bad['sample']}: {bad['reason']}")
     if len(report["left_out"]) > _SHOWN:
         print(f"left out: {len(report['left_out']) - _SHOWN} more, which --json lists")
-    print("\n".join(_lines(report, made, bool(classes))))
+    print("\n".join(_lines(report, made, whose if classes else "")))
     return 0
+
+
+def _tars_indexed(out: Folder) -> set[str]:
+    """None where there is no manifest that can be read."""
+    try:
+        return {shard.name for shard in read_manifest(out).shards}
+    except ValueError:
+        return set()
 
 
 def _report(out: Folder, made: InPlace) -> dict[str, Any]:
@@ -105,12 +128,12 @@ def _report(out: Folder, made: InPlace) -> dict[str, Any]:
     }
 
 
-def _lines(report: dict[str, Any], made: InPlace, classes_given: bool) -> list[str]:
+def _lines(report: dict[str, Any], made: InPlace, whose: str) -> list[str]:
     """The same for people to read."""
     manifest = made.manifest
     size = " x ".join(map(str, manifest.shape)) if manifest.shape else "sizes differ"
     names = f"{manifest.classes[0]} to {manifest.classes[-1]}"
-    source = "from the list" if classes_given else f"found in the labels, {names}; --classes FILE names them"
+    source = whose or f"found in the labels, {names}; --classes FILE names them"
     empty = sum(not count for count in manifest.samples_per_class)
     lines = [
         f"{report['out']}: {manifest.num_samples} samples in {len(manifest.shards)} tars, "

@@ -20,6 +20,7 @@ from fdt_pipeline.shards import (
     Manifest,
     ShardingOptions,
     check_vacant,
+    classes_beside,
     convert_shards,
     read_manifest,
     shard_sets,
@@ -29,7 +30,7 @@ from fdt_pipeline.shards.manifest import TIMM_INFO_NAME, timm_info_json
 from fdt_pipeline.shards.plan import planned
 from fdt_pipeline.shards.progress import progress_bar
 from fdt_pipeline.shards.staging import Staging
-from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits
+from fdt_pipeline.sources import KINDS, Source, download_source, open_source, source_splits, with_classes
 from fdt_pipeline.storage import is_url, open_folder
 
 _SHARD = """Write SOURCE as shards to OUT: every image checked, shuffled, indexed and hashed.
@@ -113,6 +114,10 @@ def _shard(arguments: argparse.Namespace) -> int:
         out: open_source(arguments.source, arguments.kind, split, labels=arguments.labels)
         for split, out in outs.items()
     }
+    for out, source in sources.items():
+        train = f"{out.rstrip('/').rpartition('/')[0]}/train"
+        if train not in sources and (classes := classes_beside(out)):
+            sources[out] = with_classes(source, classes, train)
     if arguments.dry_run:
         return _print_plans(arguments, sources)
     writers = {

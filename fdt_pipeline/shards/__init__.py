@@ -2,7 +2,7 @@
 
 from .codec import EXTENSIONS, ShardingOptions
 from .conversion import convert_shards
-from .folder import check_shards, read_manifest, shard_sets, webdataset_files
+from .folder import check_shards, classes_beside, read_manifest, shard_sets, webdataset_files
 from .in_place import BadTarsError, InPlace, index_in_place
 from .labels import LabelField, label_field, read_classes
 from .manifest import Manifest, Quarantined, Shard, ShardError
@@ -30,6 +30,7 @@ __all__ = [
     "check_hashes",
     "check_shards",
     "check_vacant",
+    "classes_beside",
     "convert_shards",
     "index_in_place",
     "iterate_shards",

@@ -112,6 +112,16 @@ def shard_sets(location: Location) -> tuple[Folder, ...]:
     return tuple(sets) if sets and not shard_files(folder) else (folder,)
 
 
+def classes_beside(location: str) -> tuple[str, ...] | None:
+    """The classes of the set in the folder `train` beside this one, if there is one: labels of a data set's splits are
+    numbers of the same classes, also where one of them has no sample of some."""
+    above, slash, name = location.rstrip("/").rpartition("/")
+    if name == "train" or above.endswith(":/"):
+        return None
+    train = open_folder(f"{above}{slash}train")
+    return read_manifest(train).classes if train.size(MANIFEST_NAME) is not None else None
+
+
 def _sets_below(folder: Folder) -> list[Folder]:
     names = sorted(folder.subfolders(), key=lambda name: (name != "train", name))
     return [below for name in names if _holds_shards(below := folder.folder(name))]
@@ -130,6 +140,8 @@ def _no_manifest(folder: Folder) -> ValueError:
                 f"{folder.url}: no such folder, but {above} is a set without splits: pass {above}, or shard images "
                 "that have folders train and test above their classes"
             )
+        if beside := ", ".join(found.url for found in _sets_below(open_folder(above))) if above else "":
+            return ValueError(f"{folder.url}: no such folder: choose one of {beside}")
         return ValueError(f"{folder.url}: no such folder; make one with fdt-pipeline shard SOURCE {folder.url}")
     if STAGING_NAME in folder.subfolders():
         return ShardError(

@@ -3,7 +3,7 @@
 from .arrays import ArraySource
 from .dataset import DatasetSource
 from .opening import KINDS, download_source, open_source, source_splits
-from .source import Sample, Source
+from .source import Sample, Source, with_classes
 
 __all__ = [
     "KINDS",
@@ -14,4 +14,5 @@ __all__ = [
     "download_source",
     "open_source",
     "source_splits",
+    "with_classes",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,19 @@ def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
     if all(re.fullmatch(r"-?\d{1,18}", name) for name in different):
         different.sort(key=int)
     return tuple(different)
+
+
+def with_classes(source: Source, classes: tuple[str, ...], where: str) -> Source:
+    """The same samples, their labels as numbers of these classes: those of another split, which lies at `where`."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    if unknown := [name for name in source.classes if name not in numbers]:
+        raise ValueError(
+            f"expected only the {len(classes)} classes of {where}, got {few(unknown)} as well: splits of a data set "
+            "share their classes; for another data set choose a folder that is not beside it"
+        )
+    other: Any = copy.copy(source)
+    other.classes, other.labels = classes, np.array([numbers[name] for name in source.classes])[source.labels]
+    return cast(Source, other)
 
 
 def few(names: Sequence[str]) -> str:

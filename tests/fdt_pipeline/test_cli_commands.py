@@ -15,7 +15,7 @@ from PIL import Image
 
 from fdt_pipeline import FDTLoader
 from fdt_pipeline.cli import main
-from fdt_pipeline.shards import ShardError, read_manifest, verify_shards, write_shards
+from fdt_pipeline.shards import ShardError, load_shards, read_manifest, verify_shards, write_shards
 from fdt_pipeline.shards.task import run_task
 from fdt_pipeline.sources import ArraySource
 from tests.folders import LFS_POINTER, content, names, save_image
@@ -125,6 +125,32 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, tmp_p
     assert line.startswith("error: ")
     assert message.format(tmp=tmp_path) in line
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["folders", "labels", "npz"])
+def test_a_set_beside_train_has_its_classes_and_no_others(run, tmp_path, kind):
+    """Also where it has no sample of the first: its numbers are to mean what train's do."""
+
+    def shard(split, classes, out):
+        folder = source = tmp_path / split
+        for name in classes:
+            save_image(folder / (f"{name}/1.png" if kind == "folders" else f"{name}.png"))
+        table, labels = tmp_path / f"{split}.csv", np.arange(len(classes))
+        table.write_text("\n".join(["file,label", *(f"{name}.png,{name}" for name in classes)]))
+        if kind == "npz":
+            source = folder / "some.npz"
+            np.savez(source, images=np.zeros((len(classes), 2, 2), np.uint8), labels=labels, classes=classes)
+        return run("shard", source, out, *(["--labels", table] if kind == "labels" else []))
+
+    sets = tmp_path / "sets"
+    assert shard("train", ["cat", "dog", "yak"], sets / "train").code == 0
+    assert shard("test", ["dog", "yak"], sets / "test").code == 0
+    manifest = read_manifest(sets / "test")
+    assert (manifest.classes, manifest.samples_per_class) == (("cat", "dog", "yak"), (0, 1, 1))
+    assert sorted(load_shards(sets / "test")[1].tolist()) == [1, 2]
+    refused = shard("other", ["dog", "eel"], sets / "other")
+    assert refused.code == 2
+    assert f"expected only the 3 classes of {sets}/train, got eel as well" in refused.err
 
 
 def test_all_splits_are_written_verified_and_described(run, tmp_path):

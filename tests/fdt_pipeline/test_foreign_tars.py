@@ -510,6 +510,30 @@ def test_shards_of_our_own_are_not_replaced_and_a_set_of_tars_is(tmp_path, capsy
     assert indexed(tmp_path / "set", tmp_path / "x.tar").num_samples == 2
 
 
+def test_a_set_beside_train_has_its_classes_and_no_others(tmp_path, capsys):
+    """Also where it has no sample of the first: its numbers are to mean what train's do."""
+    for split, labels in (("train", ["cat", "dog", "yak"]), ("test", ["yak", "dog"]), ("other", ["dog", "eel"])):
+        members = (member for number, name in enumerate(labels) for member in sample(number, cls=name))
+        write_tar(tmp_path / split / "x.tar", members)
+    indexed(tmp_path / "sets" / "train", tmp_path / "train")
+    manifest = indexed(tmp_path / "sets" / "test", tmp_path / "test")
+    assert (manifest.classes, manifest.samples_per_class) == (("cat", "dog", "yak"), (0, 1, 1))
+    assert "those of the folder train beside it; 1 without samples" in capsys.readouterr().out
+    assert index(tmp_path / "other", "--out", tmp_path / "sets" / "other") == 2
+    assert "label 'eel' is none of the 3 classes" in capsys.readouterr().err
+    assert indexed(tmp_path / "elsewhere" / "test", tmp_path / "test").classes == ("dog", "yak")
+
+
+def test_tars_that_leave_an_index_are_named(tmp_path, capsys):
+    for name in "xy":
+        write_tar(tmp_path / f"{name}.tar", sample(0))
+    indexed(tmp_path / "set", tmp_path / "x.tar")
+    indexed(tmp_path / "set", tmp_path / "x.tar", tmp_path / "y.tar")
+    assert "no longer" not in capsys.readouterr().err
+    indexed(tmp_path / "set", tmp_path / "y.tar")
+    assert f"warning: {tmp_path}/set: no longer in its index: ../x.tar" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--classes", "f"], ["--label", "txt"], ["--no-decode"]])
 def test_options_of_a_set_need_a_folder_for_it(tmp_path, capsys, option):
     write_tar(tmp_path / "x.tar", sample(0))

@@ -89,6 +89,8 @@ def test_a_folder_of_sets_names_them(tmp_path):
     write_shards(SOURCE, tmp_path / "test")
     with pytest.raises(ValueError, match=f"in its subfolders: choose one of {tmp_path}/train, {tmp_path}/test"):
         read_manifest(tmp_path)
+    with pytest.raises(ValueError, match=f"val: no such folder: choose one of {tmp_path}/train, {tmp_path}/test"):
+        read_manifest(tmp_path / "val")
     assert [folder.local for folder in shard_sets(tmp_path)] == [tmp_path / "train", tmp_path / "test"]
     assert [folder.local for folder in shard_sets(tmp_path / "test")] == [tmp_path / "test"]
 

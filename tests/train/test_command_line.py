@@ -70,7 +70,7 @@ def test_images_of_different_sizes_are_trained_on_and_attacked_at_one_size(tmp_p
     shards, run = tmp_path / "shards", tmp_path / "run"
     assert cli(["shard", str(tmp_path / "photos"), str(shards)]) == 0
     fit = ["fit", "--recipe", "small_tn_fdt", "--data", shards, "--batch-size", 20, "--epochs", 2]
-    assert "different sizes" in refused(*fit, "--out", tmp_path / "unsized")
+    assert "different sizes: pass --size H W" in refused(*fit, "--out", tmp_path / "unsized")
     shown(*fit, "--out", run, "--size", 32, 32)
     assert "on 12 images" in shown("robustness", run, "--steps", 2, "--eps", 0.01)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fdt_pipeline.shards import read_manifest
 from tests.train.made_up import assert_equal_weights, fit_command, log_of, run_killed
 from train import files, setup, trainer
 from train.files import BEST, CHECKPOINT, CONFIG, LOG, RESULTS, read_checkpoint, read_json, run_log
@@ -179,6 +180,14 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_checkpoint(tmp_path / CHECKPOINT) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_test_shards_whose_labels_mean_other_classes_are_refused(few_shards, tmp_path):
+    data = shutil.copytree(few_shards, tmp_path / "data")
+    manifest = read_manifest(data / "test")
+    (data / "test" / "manifest.json").write_text(replace(manifest, classes=manifest.classes[::-1]).to_json())
+    with pytest.raises(ValueError, match=r"test has other classes than .*train, so their labels differ in meaning"):
+        run(TN_FDT, data, tmp_path / "run")
 
 
 def test_shards_without_a_test_split_train_without_an_accuracy(few_shards, tmp_path):
