@@ -149,7 +149,7 @@ def _samples_per_class(places: Sequence[str], read: Sequence[ForeignTar], classe
         try:
             counts[class_number(label)] += 1
         except ValueError as error:
-            raise ValueError(f"{where}: {error}; fix the label, or the list of classes") from None
+            raise ValueError(f"{where}: {error}; fix the label, or the classes (--classes FILE)") from None
     return tuple(counts)
 
 

@@ -101,6 +101,8 @@ def with_classes(source: Source, classes: tuple[str, ...], where: str) -> Source
             f"expected only the {len(classes)} classes of {where}, got {few(unknown)} as well: splits of a data set "
             "share their classes; for another data set choose a folder that is not beside it"
         )
+    if source.classes == classes:
+        return source
     other: Any = copy.copy(source)
     other.classes, other.labels = classes, np.array([numbers[name] for name in source.classes])[source.labels]
     return cast(Source, other)
