@@ -34,7 +34,7 @@ With --out DIR, make a set of them that FDTLoader, info, verify, preview and con
 manifest and the indexes. The tars stay as they are; they may be read-only, and tars, DIR and FILE may be URLs. Each tar
 is read once, and each image decoded. Classes are FILE's, or those of the folder train beside DIR, or found in the
 labels. Samples without an image or a label are named and left out; a broken tar ends it, with exit code 1 and nothing
-ends it, with exit code 1 and nothing written, as do tars of which no sample is left."""
+written, as do tars of which no sample is left."""
 _EXAMPLE = """example:
   fdt-pipeline index runs/shards/train
   fdt-pipeline index imagenet-000000.tar imagenet-000001.tar --json

@@ -82,6 +82,8 @@ class _Options:
         name = type(self).__name__
         _check_share(f"{name}: probability", self.probability)
         _check_share(f"{name}: label_smoothing", self.label_smoothing)
+        for share in ("probability", "label_smoothing"):  # NumPy's numbers may be of 16 bits
+            object.__setattr__(self, share, float(getattr(self, share)))
         if self.label_smoothing == 1:
             raise ValueError(f"{name}: label_smoothing must be below 1, where targets would say nothing, got 1")
         _check_choice(f"{name}: anchor", self.anchor, ("random", "epoch"))
@@ -96,6 +98,9 @@ class _Options:
             f"{option.name}={getattr(self, option.name)!r}" for option in fields(self) if not _is_default(self, option)
         )
         return f"{type(self).__name__}({', '.join(given)})"
+
+
+MOST_IMAGES = 65_536  # of an output where classes may repeat: kMostClasses of plan.h
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -139,6 +144,8 @@ class FDT(_Options):
                     f"{name}={num_classes} or less"
                 )
         most = self.most_images(num_classes)
+        if most > max(MOST_IMAGES, num_classes):
+            raise ValueError(f"FDT: an output is a sum of up to {MOST_IMAGES:,} images, got {self!r}")
         for k in {*range(1, min(most, 256) + 1), most}:
             checked_weights(self.series, k)
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from fdt_pipeline.definition.mixing import Mix
+from fdt_pipeline.definition.mixing import PLAIN, Mix
 
 _FN = "nvidia.dali.fn"
 OPERATORS = ("superpose", "superpose_resident")
@@ -45,10 +45,10 @@ def _with_mix(operator: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with `mix` as an object of this package in place of its text."""
 
     @functools.wraps(operator)
-    def superpose(*inputs: Any, mix: Any = None, **arguments: Any) -> Any:
-        if mix is not None and not isinstance(mix, str):
-            arguments = _arguments_of(mix, is_resident="pool" in arguments, **arguments)
-        elif mix is not None:
+    def superpose(*inputs: Any, mix: Any = "fdt", **arguments: Any) -> Any:
+        if not isinstance(mix, str):
+            arguments = _arguments_of(PLAIN if mix is None else mix, is_resident="pool" in arguments, **arguments)
+        else:
             arguments["mix"] = mix
         return operator(*inputs, **arguments)
 
@@ -62,7 +62,7 @@ def _arguments_of(mix: Any, is_resident: bool, **arguments: Any) -> dict[str, An
     from fdt_pipeline.native.pool import num_classes_of
 
     if not isinstance(mix, Mix):
-        raise ValueError(f"mix must be an FDT, MixUp, CutMix or OneOf, got {mix!r}")
+        raise ValueError(f"mix must be an FDT, MixUp, CutMix, OneOf or None, got {mix!r}")
     drawn_from = "set" if is_resident else "ring" if arguments.get("ring") else "batch"
     if mix.partners not in (None, drawn_from):
         raise ValueError(

@@ -126,6 +126,19 @@ def test_choices_that_are_none_are_refused(choices, match):
         OneOf(choices)
 
 
+@pytest.mark.parametrize("option", ["probability", "label_smoothing"])
+def test_shares_of_16_bits_are_floats_of_python(option):
+    share = getattr(MixUp(1, **{option: np.float16(0.3)}), option)
+    assert type(share) is float
+    assert share == float(np.float16(0.3))
+
+
+@pytest.mark.parametrize("options", [{"max_images": 2**31}, {"min_images": 65_537}])
+def test_a_sum_of_too_many_images_is_refused_before_its_weights_are_made(options):
+    with pytest.raises(ValueError, match="FDT: an output is a sum of up to 65,536 images, got FDT"):
+        FDT(**options, unique_classes=False).check_classes(10)
+
+
 @pytest.mark.parametrize("pair", [MixUp, CutMix])
 def test_a_single_class_is_refused_only_where_classes_must_differ(pair):
     pair(1.0).check_classes(1)

@@ -161,6 +161,12 @@ def test_without_a_mix_it_is_fdt(pool):
         assert_equal(run(graph(plan_seed=9)), run(graph(plan_seed=9, mix=mix_argument(FDT(), 7))))
 
 
+def test_a_mix_that_is_none_gives_whole_images(pool):
+    for graph in (window, lambda **options: resident(pool, **options)):
+        _, targets = run(graph(plan_seed=9, mix=None))[:2]
+        assert set(np.unique(targets)) == {0, 1}
+
+
 def test_each_image_of_a_pool_leads_once_an_epoch(pool):
     """gpu_check.py compares the other anchors with the definition."""
     everything = np.arange(NUM_SAMPLES)
@@ -611,7 +617,7 @@ BAD_OPTIONS = [
     ({"mix": FDT(min_images=8)}, "min_images 8 is over the number of classes, 7: each may be used once"),
     ({"mix": FDT(max_images=8)}, "max_images 8 is over the number of classes, 7"),
     ({"mix": FDT(max_images=70_000, unique_classes=False)}, "operators sum up to 65,536 images"),
-    ({"mix": 0.2}, "mix must be an FDT, MixUp, CutMix or OneOf, got 0.2"),
+    ({"mix": 0.2}, "mix must be an FDT, MixUp, CutMix, OneOf or None, got 0.2"),
     *(
         ({"mix": text}, "mix must be what fdt_pipeline.mix_argument returns, or")
         for text in (
