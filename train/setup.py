@@ -52,13 +52,14 @@ def shard_once(open_images: Callable[[], Source], folder: Path, name: str, seed:
 def make_loader(recipe: Recipe, shards: Path, device: torch.device, train: bool) -> FDTLoader:
     """Training batches as the recipe asks for them, or the samples in order; channels_last, as convolutions want it."""
     common = output_options(device, recipe.channels, recipe.size)
-    if recipe.size is None and read_manifest(shards).shape is None:
+    manifest = read_manifest(shards)
+    if recipe.size is None and manifest.shape is None:
         raise ValueError(f"{shards} holds images of different sizes: pass --size H W, to which they are stretched")
     if not train:
         # Each rank has as many batches, with weight 0 for what only fills up the last one.
         return FDTLoader(shards, 200, train=False, last_batch="fill", weights=True, **common)
     common |= {"augment": recipe.augment, "seed": recipe.seed, "last_batch": "drop"}
-    mix = loader_mix(recipe, len(read_manifest(shards).classes))
+    mix = loader_mix(recipe, len(manifest.classes))
     return FDTLoader(shards, share_of_batch(recipe), mix=mix, **common)
 
 

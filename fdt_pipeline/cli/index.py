@@ -89,7 +89,7 @@ def _set(arguments: argparse.Namespace, label: LabelField) -> int:
     before = _tars_indexed(out)
     with progress_bar(f"index {out.url}", "tars") as progress:
         made = index_in_place(tars, out, classes, label, not arguments.no_decode, progress)
-    if gone := sorted(before - _tars_indexed(out)):
+    if gone := sorted(before - {shard.name for shard in made.manifest.shards}):
         print(f"warning: {out.url}: no longer in its index: {few(gone)}", file=sys.stderr)
     report = _report(out, made)
     if arguments.json:

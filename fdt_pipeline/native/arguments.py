@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fdt_pipeline.definition.mixing import FDT, Branch, CutMix, Mix, beta_quantiles, branches
+from fdt_pipeline.definition.mixing import FDT, MOST_IMAGES, Branch, CutMix, Mix, beta_quantiles, branches
 from fdt_pipeline.definition.series import Series, checked_weights
 
 # A table of the weights of up to 2,048 images is 8 MB. Series with terms have no such bound.
 MAX_TABLE_IMAGES = 2048
-MOST_CLASSES = 65_536  # and images of an output: kMostClasses of plan.h
+MOST_CLASSES = MOST_IMAGES  # kMostClasses of plan.h bounds both
 
 
 def mix_argument(mix: Mix, num_classes: int) -> str:
@@ -27,8 +27,8 @@ def _branch(branch: Branch, num_classes: int) -> str:
     mixing = branch.mixing
     if isinstance(mixing, FDT):
         kind, lowest, highest = "sum", mixing.min_images, mixing.max_images or 0
-        if max(lowest, highest) > MOST_CLASSES:
-            raise ValueError(f"the native operators sum up to {MOST_CLASSES:,} images, got {mixing!r}")
+        if max(lowest, highest) > MOST_IMAGES:
+            raise ValueError(f"the native operators sum up to {MOST_IMAGES:,} images, got {mixing!r}")
         weights = series_argument(mixing.series, mixing.most_images(num_classes))
     else:
         kind, lowest, highest = "cutmix" if isinstance(mixing, CutMix) else "mixup", 2, 2
