@@ -134,7 +134,7 @@ def _lines(report: dict[str, Any], made: InPlace, whose: str) -> list[str]:
     size = " x ".join(map(str, manifest.shape)) if manifest.shape else "sizes differ"
     names = f"{manifest.classes[0]} to {manifest.classes[-1]}"
     source = whose or f"found in the labels, {names}; --classes FILE names them"
-    empty = sum(not count for count in manifest.samples_per_class)
+    empty = len(manifest.classes) - manifest.num_populated_classes
     lines = [
         f"{report['out']}: {manifest.num_samples} samples in {len(manifest.shards)} tars, "
         f"{len(manifest.quarantine)} left out",

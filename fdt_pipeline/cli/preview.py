@@ -15,10 +15,11 @@ import numpy as np
 
 from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import describe
-from fdt_pipeline.definition.mixing import FDT
-from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.mixing import FDT, CutMix, Mix, MixUp
+from fdt_pipeline.definition.superposition import NO_BOX, Pool, draw_plan, superpose_targets
 from fdt_pipeline.shards import Manifest, ShardError, check_shards, read_manifest, shard_sets
 from fdt_pipeline.shards.conversion import OneShard, ShardSource
+from fdt_pipeline.sources.image_pixels import resized
 from fdt_pipeline.sources.source import I64, U8
 from fdt_pipeline.storage import Folder
 from fdt_pipeline.storage.atomic import atomic_file
@@ -28,11 +29,19 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Draw samples of every class of the set in OUT, or of the first of its subfolders (train), as a PNG.
 
-With --superpose, 12 superposed outputs with their soft targets. Single samples are read, so a set may have any size."""
+With --superpose, 12 mixed outputs with their soft targets: of FDT(), MixUp(1.0) or CutMix(1.0), of single samples,
+so that a set may have any size. Images that differ in size are resized and cropped to 224 x 224."""
 _EXAMPLE = """example:
   fdt-pipeline preview runs/shards --out sheet.png
-  fdt-pipeline preview runs/shards/test --out superposed.png --superpose --seed 1"""
+  fdt-pipeline preview runs/shards/test --out superposed.png --superpose --seed 1
+  fdt-pipeline preview runs/shards --out cut.png --superpose cutmix"""
 MAX_CLASSES, NUM_OUTPUTS = 100, 12
+_SIDE = 224  # of mixed outputs, where images differ in size
+_MIXES: dict[str, Mix] = {
+    "fdt": FDT(),
+    "mixup": MixUp(1.0, anchor="random"),
+    "cutmix": CutMix(1.0, anchor="random"),
+}
 _MAX_SHARDS = 8  # from which superposed images are drawn; each holds the classes in their proportions
 _GAP, _MARGIN = 4, 16  # pixels between two images, and around the page
 _DPI = 100
@@ -51,7 +60,9 @@ def add_parsers(verbs: Any) -> None:
     parser = verb_parser(verbs, "preview", "draw samples of a set of shards", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("shards", metavar="OUT", type=location, help="folder of the shards, or of train/ and test/")
     parser.add_argument("--out", required=True, type=Path, metavar="PNG", help="file to draw to")
-    parser.add_argument("--superpose", action="store_true", help="draw superposed outputs with their soft targets")
+    parser.add_argument(
+        "--superpose", nargs="?", const="fdt", choices=_MIXES, help="draw mixed outputs with their soft targets (fdt)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other samples (default: %(default)s)")
     add_max_pixels(parser)
     parser.set_defaults(run=_preview)
@@ -69,8 +80,9 @@ def _preview(arguments: argparse.Namespace) -> int:
     check_shards(folder, manifest)
     samples, num_classes = Samples(folder, manifest), len(manifest.classes)
     if arguments.superpose:
-        entries, columns, side, characters = superposed_entries(samples, arguments.seed), 3, 160, 36
-        contents = f"{NUM_OUTPUTS} superpositions by FDT(), {num_classes} classes"
+        mix = _MIXES[arguments.superpose]
+        entries, columns, side, characters = superposed_entries(samples, mix, arguments.seed), 3, 160, 36
+        contents = f"{NUM_OUTPUTS} outputs of {mix!r}, {num_classes} classes"
     else:
         num_shown = min(num_classes, MAX_CLASSES)
         entries = class_entries(samples, num_shown, 8 if num_shown <= 20 else 4, arguments.seed)
@@ -97,35 +109,40 @@ def class_entries(samples: Samples, num_shown: int, per_class: int, seed: int) -
     return entries
 
 
-def superposed_entries(samples: Samples, seed: int) -> list[Entry]:
-    """Superposed outputs, each with its K and the largest weights of its target."""
+def superposed_entries(samples: Samples, mix: Mix, seed: int) -> list[Entry]:
+    """Mixed outputs, each with its K and the largest weights of its target."""
     classes, entries = samples.manifest.classes, []
-    for image, target in superposed(samples, NUM_OUTPUTS, seed):
+    for image, target, k in superposed(samples, mix, NUM_OUTPUTS, seed):
         order = [int(label) for label in np.argsort(-target, kind="stable") if target[label]]
         lines = [f"{100 * target[label]:5.1f} %  {classes[label]}" for label in order[:6]]
         if rest := order[6:]:
             lines.append(f"{100 * target[rest].sum():5.1f} %  in {len(rest)} more")
-        entries.append(Entry([image], "\n".join([f"K = {len(order)}", *lines])))
+        entries.append(Entry([image], "\n".join([f"K = {k}", *lines])))
     return entries
 
 
-def superposed(samples: Samples, num_outputs: int, seed: int) -> list[tuple[U8, np.ndarray]]:
-    """Outputs (u8[h w c], target f32[num_classes]); ValueError if images differ in size, or there is one class."""
+def superposed(samples: Samples, mix: Mix, num_outputs: int, seed: int) -> list[tuple[U8, np.ndarray, int]]:
+    """(u8[h w c], target f32[num_classes], K) of a mix without a leader; ValueError if the set has too few classes."""
     manifest = samples.manifest
-    if manifest.shape is None:
-        raise ValueError(f"{samples.url}: images differ in size: only one can be superposed; shard with --size N")
-    FDT().check_classes(len(manifest.classes))
+    num_classes = len(manifest.classes)
+    mix.check_classes(num_classes)
+    height, width, _ = manifest.shape or (_SIDE, _SIDE, None)
     numbers = np.sort(np.random.default_rng(seed).permutation(len(manifest.shards))[:_MAX_SHARDS]).tolist()
     labels = [samples.labels(number) for number in numbers]
     places = [(number, at) for number, some in zip(numbers, labels, strict=True) for at in range(len(some))]
-    pool, outputs = Pool(np.concatenate(labels), len(manifest.classes)), []
+    pool, outputs = Pool(np.concatenate(labels), num_classes), []
     for index in range(num_outputs):
-        plan = draw_plan(seed, 0, index, pool, FDT())
+        plan = draw_plan(seed, 0, index, pool, mix, size=(height, width))
         # One image is in memory at a time: a plan may have a thousand, and large ones.
-        total = sum(
-            weight * samples.image(places[image]) for weight, image in zip(plan.weights, plan.images, strict=True)
-        )
-        outputs.append((np.rint(total).clip(0, 255).astype(np.uint8), superpose_targets(plan, len(manifest.classes))))
+        images = (samples.image(places[image], None if manifest.shape else _SIDE) for image in plan.images)
+        if plan.box == NO_BOX:
+            total = sum(weight * image for weight, image in zip(plan.weights, images, strict=True))
+        else:
+            total, other = map(np.copy, images)
+            top, left, bottom, right = plan.box
+            total[top:bottom, left:right] = other[top:bottom, left:right]
+        pixels = np.rint(total).clip(0, 255).astype(np.uint8)
+        outputs.append((pixels, superpose_targets(plan, num_classes), len(plan.images)))
     return outputs
 
 
@@ -140,11 +157,12 @@ class Samples:
         """The labels of shard `number`, i64[number of samples]."""
         return self._read(number, lambda shard: shard.labels, "labels")
 
-    def image(self, place: Place) -> U8:
-        """u8[h w c]"""
+    def image(self, place: Place, side: int | None = None) -> U8:
+        """u8[h w c]; side: resized and cropped to it."""
         number, position = place
         key = self._shard(number).key(position)
-        return self._read(number, lambda shard: shard[position].image, f"sample {key}")
+        pixels: U8 = self._read(number, lambda shard: shard[position].image, f"sample {key}")
+        return pixels if side is None else resized(pixels, side)
 
     def _read(self, number: int, read: Callable[[OneShard], Any], what: str) -> Any:
         """What `read` takes of a shard, whose file is closed then; what: how an error names it."""

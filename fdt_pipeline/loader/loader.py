@@ -504,12 +504,11 @@ class FDTLoader:
         }
 
     def _context(self, mode: str) -> MixContext:
-        smallest = self.batching.smallest_batch
-        if self.engine == "torch":
-            return MixContext(self.num_classes, mode, self.batch_size, smallest)
-        in_memory = sum(map(bool, self.manifest.samples_per_class))
-        at_hand = in_memory if mode == "resident" else min(self.num_classes, self._ring(), self._most_samples())
-        return MixContext(self.num_classes, mode, self.batch_size, smallest, at_hand)
+        populated, smallest, at_hand = self.manifest.num_populated_classes, self.batching.smallest_batch, None
+        if self.engine == "native":
+            of_stream = mode == "streaming"
+            at_hand = min(self.num_classes, self._ring(), self._most_samples()) if of_stream else populated
+        return MixContext(self.num_classes, populated, mode, self.batch_size, smallest, at_hand)
 
     def _resident(self, schedule: MixSchedule) -> ResidentEpochs:
         engine: ResidentEngine

@@ -89,10 +89,12 @@ _BY_FIRST = ' (mode="auto" goes by the mix of epoch 0 alone)'
 
 @dataclass(frozen=True)
 class MixContext:
-    """What the mixes of a loader must fit. batch_size: of this rank; smallest_batch: of any rank in an epoch.
+    """What the mixes of a loader must fit. populated: how many of the classes have images; batch_size: of this rank;
+    smallest_batch: of any rank in an epoch.
     classes_at_hand: the most that the native engine finds in the set or in its ring; None where it is not used."""
 
     num_classes: int
+    populated: int
     mode: str
     batch_size: int
     smallest_batch: int
@@ -102,6 +104,11 @@ class MixContext:
         """ValueError where it does not fit. in_batch: partners=None means those of the batch, but then a last batch of
         one image is left whole."""
         mix.check_classes(self.num_classes)
+        if self.populated < 2 and classes_wanted(mix, self.num_classes) > 1:
+            raise ValueError(
+                f"only one of the {self.num_classes} classes has images, so that {mix!r} would mix none: see how many "
+                "each class has with `fdt-pipeline info`, or pass mix=None"
+            )
         if mix.partners == "set" and self.mode == "streaming":
             raise ValueError(
                 'partners="set" needs the set in memory, but it is streamed: pass mode="resident", which takes images '

@@ -127,7 +127,9 @@ def fdt_pipeline(
     asked = _mode_of_checkpoint(pipeline) or options.asked_mode(mixing.mix.partners) if mode == "auto" else mode
     chosen = choose_mode(asked, manifest.num_samples, manifest.shape, 0, options.device, ranks.world_size)
     height, width = checked_image_size(manifest.shape, folder.url, chosen, options.image_size)
-    context = MixContext(mixing.num_classes, chosen, batching.batch_size, batching.smallest_batch)
+    context = MixContext(
+        mixing.num_classes, manifest.num_populated_classes, chosen, batching.batch_size, batching.smallest_batch
+    )
     if options.mix is not None:
         context.check(options.mix, in_batch=chosen == "streaming")
     check_native_classes(mixing.num_classes)

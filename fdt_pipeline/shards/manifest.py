@@ -110,6 +110,11 @@ class Manifest:
                 raise ValueError(f"shards must be in order: expected {shard_name(index)}, got {shard.name}")
 
     @property
+    def num_populated_classes(self) -> int:
+        """How many of the classes have images."""
+        return sum(map(bool, self.samples_per_class))
+
+    @property
     def in_place(self) -> bool:
         """Whether the tars are another program's, which stay as they are."""
         return any(shard.index for shard in self.shards)

@@ -23,7 +23,8 @@ _NAME_HEADERS = (
     *("file", "filename", "filepath", "path"),
     *("image", "imagefile", "imagefilename", "imageid", "imagename", "imagepath", "img"),
 )
-_LABEL_HEADERS = ("label", "class", "classid", "classname", "category", "target")
+_BOXES_HEADER = "predictionstring"  # in ImageNet's LOC_val_solution.csv: of each box the class and four coordinates
+_LABEL_HEADERS = ("label", "class", "classid", "classname", "category", "target", _BOXES_HEADER)
 Rows = list[list[str]]
 
 
@@ -83,7 +84,7 @@ def _columns(file: LabelFile, rows: Rows, root: str, images: Sequence[str]) -> t
         if not all(1 <= number <= len(first) for number in numbers):
             raise _unclear(file, f"no columns {' and '.join(file.columns)}", first)
         return rows, numbers[0] - 1, numbers[1] - 1
-    headers = [re.sub(r"[\W_]", "", field.lower()) for field in first]
+    headers = [_header(field) for field in first]
     named, labelled = (
         [column for column, header in enumerate(headers) if header in known]
         for known in (_NAME_HEADERS, _LABEL_HEADERS)
@@ -154,7 +155,17 @@ def _read_rows(file: LabelFile) -> Rows:
             raise ValueError(
                 f"{file.url}: expected {len(rows[0])} fields as in the first row, got {row} in row {number}"
             )
+    for column in [column for column, field in enumerate(rows[0]) if _header(field) == _BOXES_HEADER]:
+        for row in rows[1:]:
+            words = row[column].split()
+            if len(words) % 5 or len(set(words[::5])) > 1:
+                raise ValueError(f"{file.url}: expected boxes of one class, CLASS X Y X Y CLASS ..., got {row}")
+            row[column] = "".join(words[:1])
     return rows
+
+
+def _header(field: str) -> str:
+    return re.sub(r"[\W_]", "", field.lower())
 
 
 def _fields(text: str) -> Iterable[list[str]]:

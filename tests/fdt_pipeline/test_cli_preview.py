@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fdt_pipeline.cli.preview import CHARACTER, Entry, Samples, page, superposed
-from fdt_pipeline.definition.mixing import FDT
+from fdt_pipeline.definition.mixing import FDT, CutMix, MixUp
 from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_images, superpose_targets
 from fdt_pipeline.shards import load_shards, read_manifest, write_shards
 from fdt_pipeline.shards.conversion import OneShard
 from fdt_pipeline.sources import ArraySource
+from fdt_pipeline.sources.image_pixels import resized
 from fdt_pipeline.storage import open_folder
 from tests.folders import names
 from tests.numbered import MixedSizes
@@ -116,20 +117,32 @@ def test_images_keep_their_aspect_and_fill_a_side_and_text_is_never_wider_than_i
 
 
 @pytest.mark.parametrize(("encoding", "channels"), [("raw", 1), ("png", 3)])
-def test_superposed_outputs_are_those_of_the_definition(tmp_path, encoding, channels):
+@pytest.mark.parametrize("mix", [FDT(), MixUp(1.0, anchor="random"), CutMix(1.0, anchor="random")], ids=repr)
+def test_superposed_outputs_are_those_of_the_definition(tmp_path, encoding, channels, mix):
     noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, channels), np.uint8)
     write_shards(ArraySource(noise, np.arange(60) % 6), tmp_path / "set", encoding, samples_per_shard=20)
     images, labels, _ = load_shards(tmp_path / "set")
-    for index, (image, target) in enumerate(superposed(samples_of(tmp_path / "set"), 12, 5)):
-        plan = draw_plan(5, 0, index, Pool(labels, 6), FDT())
+    for index, (image, target, k) in enumerate(superposed(samples_of(tmp_path / "set"), mix, 12, 5)):
+        plan = draw_plan(5, 0, index, Pool(labels, 6), mix, size=(32, 32))
+        assert k == len(plan.images)
         assert np.abs(image - superpose_images(plan, images)).max() <= 0.5 + 1e-6
         np.testing.assert_array_equal(target, superpose_targets(plan, 6))
+
+
+@pytest.mark.parametrize("mix", ["fdt", "mixup", "cutmix"])
+def test_images_of_different_sizes_are_mixed_at_224_pixels(run, here, mix):
+    assert run("preview", "mixed", "--out", "sheet.png", "--superpose", mix).code == 0
+    samples = samples_of(here / "mixed")
+    first, *_ = superposed(samples, FDT(max_images=1), 1, 0)
+    assert first[0].shape == (224, 224, samples.manifest.channels)
+    [image] = draw_plan(0, 0, 0, Pool(samples.labels(0), len(samples.manifest.classes)), FDT(max_images=1)).images
+    np.testing.assert_array_equal(first[0], resized(samples.image((0, int(image))), 224))
 
 
 def test_a_folder_of_splits_shows_train(run, tmp_path):
     for split in ("test", "train"):
         write_shards(colours(20, 2), tmp_path / "set" / split)
-    for options in ([], ["--superpose"]):
+    for options in ([], ["--superpose"], ["--superpose", "cutmix"]):
         done = run("preview", tmp_path / "set", "--out", tmp_path / "sheet.png", *options)
         assert done.out.endswith(f"of {tmp_path}/set/train\n")
 
@@ -151,7 +164,6 @@ def here(tmp_path, monkeypatch):
         ("set --out nowhere/sheet.png", "there is no folder nowhere"),
         ("set --out sheet.png --seed -1", "--seed must be 0 or more"),
         ("nothing --out sheet.png", "nothing: no such folder"),
-        ("mixed --out sheet.png --superpose", "images differ in size"),
         ("one --out sheet.png --superpose", "needs 2 or more of them, got 1"),
     ],
 )

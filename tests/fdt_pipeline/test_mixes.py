@@ -17,7 +17,7 @@ from tests.loading import of_partners
 from tests.mixes import mixes
 
 NUM_CLASSES = 5
-CONTEXT = MixContext(NUM_CLASSES, "streaming", batch_size=8, smallest_batch=8)
+CONTEXT = MixContext(NUM_CLASSES, NUM_CLASSES, "streaming", batch_size=8, smallest_batch=8)
 
 
 def own_is_none():
@@ -62,7 +62,7 @@ def test_mixings_that_differ_are_described_differently(one, other):
 )  # fmt: skip
 def test_an_fdt_is_described_as_before_there_were_others_so_that_old_states_are_loaded(mix, described):
     assert describe_mix(mix, 7) == described
-    assert described_mix(described, MixContext(7, "resident", 8, 8), own_is_none) == mix
+    assert described_mix(described, MixContext(7, 7, "resident", 8, 8), own_is_none) == mix
 
 
 @dataclass(frozen=True)

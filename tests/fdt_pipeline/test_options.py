@@ -170,3 +170,14 @@ def test_one_class_cannot_be_mixed_but_can_be_read(tmp_path):
     with pytest.raises(ValueError, match="needs 2 or more of them, got 1"):
         FDTLoader(tmp_path / "one", 3)
     assert len(list(FDTLoader(tmp_path / "one", 3, mix=None))) == 3
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_a_set_with_images_of_one_class_alone_is_not_mixed_by_class(tmp_path, mode):
+    source = ArraySource(numbered_images(9), np.ones(9, np.int64), ["a", "b", "c"], split="test")
+    write_shards(source, tmp_path / "one")
+    for mix in (FDT(), OneOf({MixUp(0.2): 0.5, MixUp(0.2, unique_classes=True): 0.5})):
+        with pytest.raises(ValueError, match=r"only one of the 3 classes has images, so that .* would mix none"):
+            FDTLoader(tmp_path / "one", 3, mode=mode, mix=mix)
+    for mix in (None, MixUp(0.2), FDT(unique_classes=False, max_images=2)):
+        assert len(list(FDTLoader(tmp_path / "one", 3, mode=mode, mix=mix))) == 3

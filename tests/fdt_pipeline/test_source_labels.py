@@ -36,6 +36,7 @@ def labelled(images, table, name="labels.csv", columns="", below="."):
         ("l 12:30:59", "", "\ufeffa.png  dog\nb.jpg cat\n\n sub/c.png dog\n"),
         ("l.csv", "", "1,images/a.png,dog\n2,images/b.jpg,cat\n3,images/sub/c.png,dog\n"),
         ("l.csv", ":id:breed", "id,breed,label\na,dog,1\nb,cat,2\nc,dog,3\n"),
+        ("l.csv", "", "ImageId,PredictionString\na,dog 1 2 30 40 dog 5 2 31 40 \nb,cat 1 2 3 4\nc,dog 1 2 3 4\n"),
         ("l.csv", ":3:1", "dog,x,a.png\ncat,y,b.jpg\ndog,z,sub/c.png\n"),
         (
             "l.jsonl",
@@ -71,6 +72,9 @@ TWO = "a.png,dog\nb.jpg,cat\n"
         (TWO, "", "1 images without a row: sub/c.png; expected one row with a label for each image in .*images"),
         (TWO + "c.png,dog\nd.png,dog\n", "", "1 rows without an image: d.png; expected one row"),
         (TWO + "c.png,dog\na.png,dog\n", "", "1 images with two rows: a.png; expected one row"),
+        ("ImageId,PredictionString\na,dog 1 2 3 4 cat 1 2 3 4\n", "", r"expected boxes of one class, .* got "),
+        ("ImageId,PredictionString\na,dog 0.9 1 2 3 4\n", "", "expected boxes of one class, CLASS X Y X Y CLASS "),
+        ("ImageId,PredictionString\na,\n", "", "1 rows without a label: a; "),
         (TWO + "c.png,\n", "", "1 rows without a label: c.png"),
         (
             "file,label\n" + "".join(f"{number}.png,x\n" for number in range(5)),
