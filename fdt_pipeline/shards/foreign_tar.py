@@ -153,10 +153,11 @@ def _add(tar: ForeignTar, number: int, key: str, contents: list[_Content], label
     extensions = [content.member.extension for content in contents]
     images, labels = members_of(extensions, IMAGE_EXTENSIONS), members_of(extensions, (label.member,))
     if len(images) > 1:
-        names = " and ".join(f".{readable(extensions[image])}" for image in images)
+        names = few([f".{readable(extensions[image])}" for image in images])
         raise ValueError(
             f"sample {key}: which of {names} is the image? Expected one member that is called .jpg, .jpeg, .png or "
-            ".webp; name the others otherwise, such as .mask.png"
+            ".webp; name the others otherwise, such as .mask.png. A key ends at the first dot of a name: if these are "
+            "several samples, write their keys without dots"
         )
     try:
         [image] = _the(images, "image", extensions)

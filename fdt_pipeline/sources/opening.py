@@ -119,6 +119,8 @@ def _recognise(path: Path, where: str) -> Found:
             return found[0]
     if reason := npz.npy_files(path) or folder_layout.flat_images(files_at(str(path)), where) or _tars(path, where):
         raise ValueError(f"{where}: {reason}")
+    if path.is_dir() and not is_url(where) and not any(path.iterdir()):
+        raise ValueError(f"{where}: the folder is empty")
     looked_for = "; ".join(f"{kind}: {form.looks_for}" for kind, form in _FORMATS.items())
     raise ValueError(f"{where}: no data set that is known; choose with --source KIND; looked for {looked_for}")
 

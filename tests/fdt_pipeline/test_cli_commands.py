@@ -91,7 +91,7 @@ def test_a_wrong_usage_exits_with_2(arguments, capsys):
         (("shard", SUBSET, "{tmp}/out", "--source", "imagenet"), "unknown kind of source 'imagenet'"),
         (("shard", SUBSET, "{tmp}/out", "--seed", "-1"), "seed must be in"),
         (("shard", "{tmp}/new", "{tmp}/out", "--download"), "to download, say what"),
-        (("shard", "{tmp}/empty", "{tmp}/out"), "no data set that is known"),
+        (("shard", "{tmp}/empty", "{tmp}/out"), "the folder is empty"),
         (("shard", "{tmp}/test", "{tmp}/out"), "run fdt-pipeline index {tmp}/test --out OUT"),
         (("shard", "{tmp}/sets", "{tmp}/out"), "run fdt-pipeline index {tmp}/sets/train --out OUT"),
         (("shard", "{tmp}/test/shard-000000.tar", "{tmp}/out"), "tars: webdataset's need no sharding"),

@@ -342,7 +342,7 @@ def test_classes_that_are_not_given_are_found_and_said(tmp_path, capsys, labels,
         (sample(0), [], "[1, 2]", r"names: class names must be strings"),
         (sample(0), ["--label", "json"], None, r"a label is in cls, txt or json:FIELD .*got 'json'"),
         (sample(0), ["--label", "png"], None, r"a label is in cls, txt or json:FIELD .*got 'png'"),
-        (sample(0, cls="1", png="x"), [], None, r"x\.tar: sample 0000: which of \.jpg and \.png is the image\?"),
+        (sample(0, cls="1", png="x"), [], None, r"x\.tar: sample 0000: which of \.jpg, \.png is the image\?"),
         ([sample(i)[j] for j in range(2) for i in range(2)], [], None, "none of its samples has a label in cls"),
     ],
 )  # fmt: skip

@@ -41,7 +41,7 @@ LOOKED_FOR = r"--source KIND; .*cifar10: data_batch_1.bin.*svhn: train_32x32.mat
     ("make", "message"),
     [
         (lambda path: None, "x: no such file or folder"),
-        (Path.mkdir, LOOKED_FOR),
+        (Path.mkdir, "x: the folder is empty"),
         (lambda path: path.write_text("text"), LOOKED_FOR),
         (two_official_sets, "could be any of cifar10, svhn: say which with --source KIND"),
         (arrays_beside_class_folders, "could be any of npz, folder"),
