@@ -252,8 +252,12 @@ def test_accuracy_is_drawn_against_width_where_two_widths_have_been_run(tmp_path
     assert not (tmp_path / "one" / "cifar10-width.png").exists()
     out = write_table(tmp_path / "two", records, settings)
     write(out)
-    assert (np.asarray(Image.open(out / "cifar10-width.png").convert("L")) < 200).mean() > 0.01
+    assert (np.asarray(picture := Image.open(out / "cifar10-width.png").convert("L")) < 200).mean() > 0.01
     assert "](cifar10-width.png)" in (out / "report.md").read_text()
+    records[0]["autoattack"] = [{"eps": 1 / 256, "accuracy": 0.3, "num_images": 100, "masked": None}]
+    write(write_table(tmp_path / "attacked", records, settings))
+    with Image.open(tmp_path / "attacked" / "cifar10-width.png") as attacked:
+        assert attacked.width > 1.2 * picture.width, "a panel more"
 
 
 def test_the_medium_scale_says_how_far_it_is_from_the_paper_and_stands_beside_it(tmp_path):

@@ -153,12 +153,15 @@ def draw_weight_series(
 
 
 def draw_widths(groups: Sequence[Results], eps_values: Sequence[float], path: Path) -> None:
-    """Clean accuracy and Eq. 7 at the largest radii against the width of the small network; bars as everywhere.
+    """Clean accuracy, Eq. 7 at the largest radii, and AutoAttack where it was run, against the width of the small
+    network; bars as everywhere.
 
     groups: of one data set, each of another width. Columns are the paper's, as far as they have been run.
     """
     groups = sorted(groups, key=lambda group: SMALL_WIDTHS[group.model])
     measures = [(CLEAN, "clean"), *((Measure("mean", eps), f"Eq. 7, eps {eps:g}") for eps in largest_radii(eps_values))]
+    radii = sorted({measure.eps or 0 for group in groups for measure in group.autoattacks})
+    measures += [(Measure("autoattack", eps), f"AutoAttack {256 * eps:.3g}/255") for eps in radii]
     figure = Figure(figsize=(3.9 * len(measures), 3.9), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for panel, (measure, text) in zip(panels, measures, strict=True):
