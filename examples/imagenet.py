@@ -24,7 +24,8 @@ def main():
     crop, middle = RandomResizedCrop(args.size), ResizeCrop(resize=args.size * 8 // 7, crop=args.size)  # 256 and 224
     sums, whole_from = FDT(max_images=args.max_images), args.epochs - args.whole_epochs  # then whole images
     common = {"batch_size": args.batch_size, "normalize": "imagenet", "last_batch": "fill", "device": device}
-    loader = FDTLoader(args.train, **common, augment=crop, mix=lambda epoch: sums if epoch < whole_from else None)
+    training = {"mix": lambda epoch: sums if epoch < whole_from else None, "ring": 8 * args.batch_size}
+    loader = FDTLoader(args.train, **common, augment=crop, **training)
     val_loader = FDTLoader(args.val, **common, augment=middle, train=False, weights=True)
     torch.manual_seed(0)
     network = timm.create_model(args.model, num_classes=loader.num_classes).to(device)

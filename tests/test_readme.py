@@ -25,14 +25,6 @@ README = (ROOT / "README.md").read_text()
 DEMO = ROOT / "train" / "results" / "demo"
 
 
-@pytest.fixture
-def after_the_demo(few_shards, tmp_path, monkeypatch):
-    """The working directory is one in which the demo has written its shards."""
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "shards").symlink_to(few_shards)
-    monkeypatch.chdir(tmp_path)
-
-
 def examples_of(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
@@ -155,7 +147,7 @@ def test_the_windows_of_the_natives_page_run_on_photographs_of_any_kind(tmp_path
     assert np.allclose(targets.sum(1), 1)
 
 
-@pytest.mark.usefixtures("after_the_demo")
+@pytest.mark.usefixtures("beside_shards")
 def test_the_pipeline_of_the_packages_page_runs():
     names = names_of("fdt_pipeline/README.md")
     assert names["images"].shape == (100, 1, 28, 28)

@@ -137,7 +137,9 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
         ("--stem", str, "cifar, cifar-pool or imagenet (ResNets; default: cifar)"),
     ):
         parser.add_argument(flag, type=kind, help=text)
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize, where images differ in size")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="stretch images to it, where they differ in size"
+    )
     parser.add_argument("--no-augment", action="store_true", help="no shift and flip (the paper's choice for SVHN)")
     parser.add_argument(
         "--compile",

@@ -15,7 +15,7 @@ _BUILD_EXAMPLE = """example:
   fdt-pipeline build"""
 _DOCTOR = """Say what is found here, which engine FDTLoader will take, and why.
 
-Exit code 0 if the native engine can be used on the CPU, 1 if not."""
+Exit code 0 if the native engine can be used on the CPU (with --gpu: there as well), 1 if not."""
 _DOCTOR_EXAMPLE = """example:
   fdt-pipeline doctor
   fdt-pipeline doctor --gpu"""

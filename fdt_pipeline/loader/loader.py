@@ -104,8 +104,9 @@ class FDTLoader:
     device="cpu": or "cuda", where the tensors are; of several GPUs the current one, or where nobody has set that
         LOCAL_RANK's. pin_memory=False: tensors of the host in pinned memory.
     mode="auto": "resident" keeps the set in memory and mixes over all of it; "streaming" reads the shards every epoch
-        and mixes the last `ring` samples, or those of a batch; "auto" is the mode that has the mix's `partners` (of a
-        function, in epoch 0), or else resident where all images have one shape and the u8 set (in the torch engine
+        and mixes the last `ring` samples, or those of a batch; "auto" streams where images are cropped, resized or
+        preprocessed; else it is the mode that has the mix's `partners` (of a function, in epoch 0), if it names any, or
+        resident where all images have one shape and the u8 set (in the torch engine
         twice, once with frames of zeros) takes at most half of the free memory; a loaded state decides.
     engine="auto": "native" is the DALI operator in C++ and CUDA, compiled at first use (`fdt-pipeline build` does it
         ahead) and then kept; "torch" does the same with torch and NumPy, many times slower; "auto" takes native
