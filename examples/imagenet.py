@@ -24,8 +24,7 @@ def main():
     crop, middle = RandomResizedCrop(args.size), ResizeCrop(resize=args.size * 8 // 7, crop=args.size)  # 256 and 224
     sums, whole_from = FDT(max_images=args.max_images), args.epochs - args.whole_epochs  # then whole images
     common = {"batch_size": args.batch_size, "normalize": "imagenet", "last_batch": "fill", "device": device}
-    training = {"mix": lambda epoch: sums if epoch < whole_from else None, "ring": 8 * args.batch_size}
-    loader = FDTLoader(args.train, **common, augment=crop, **training)
+    loader = FDTLoader(args.train, **common, augment=crop, ring=1024, mix=lambda e: sums if e < whole_from else None)
     val_loader = FDTLoader(args.val, **common, augment=middle, train=False, weights=True)
     torch.manual_seed(0)
     network = timm.create_model(args.model, num_classes=loader.num_classes).to(device)
