@@ -173,7 +173,8 @@ def draw_widths(groups: Sequence[Results], eps_values: Sequence[float], path: Pa
                 means, look = [fmean(values) for _, values in run], {"marker": "o", "markersize": 4}
                 panel.errorbar(widths, means, errors, color=COLORS[column], label=LABELS[column], **look)
         panel.set_xscale("log", base=2)
-        panel.set_xticks(list(SMALL_WIDTHS.values()), list(map(str, SMALL_WIDTHS.values())))
+        ticks = [SMALL_WIDTHS[group.model] for group in groups]
+        panel.set_xticks(ticks, list(map(str, ticks)))
         panel.set_xlabel("width of the first stage, channels")
         panel.set_ylabel(f"{text}, %")
         panel.grid(alpha=0.3)
