@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.conftest import SLOW
 from tests.native_pools import load_arrays
 from tests.numbered import LABELS, numbered_images
 from tools.rounds import table
+from train.__main__ import main
 from train.demo import NAMES
 from train.robust_accuracy import Robustness, format_table
 
@@ -64,6 +66,19 @@ def test_the_front_pages_network_is_trained_with_tn_and_attacked(capsys):
     exec(examples_of("README.md")[1], names)
     assert names["loss"].isfinite()
     assert "| mine" in capsys.readouterr().out
+
+
+def test_the_front_pages_command_makes_a_table_of_the_paper(few_shards, tmp_path, monkeypatch):
+    """Of small images, one epoch and a short attack: all else is as it stands there."""
+    (command,) = re.findall(r"^python -m train (reproduce .*)$", README, re.MULTILINE)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "cifar10").symlink_to(few_shards)
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(command), "--epochs", "1", "--images", "20", "--steps", "1", "--eps", "0.01"]) == 0
+    out = tmp_path / "runs" / "table1-medium"
+    assert len(list((out / "records").iterdir())) == 5
+    for column in ("plain", "OV", "FDT", "TN", "TN+FDT"):
+        assert re.search(rf"^\| {re.escape(column)} +\| +paper", (out / "report.md").read_text(), re.MULTILINE)
 
 
 def test_the_front_page_is_short():

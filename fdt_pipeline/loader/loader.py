@@ -82,7 +82,7 @@ class FDTLoader:
 
     mix=FDT(): or MixUp(alpha), CutMix(alpha), OneOf({..}), which chooses for each output, None for whole images, each
         once an epoch in a new order; or a function of the epoch that gives one of these. It must be pure: it is called
-        ahead, on any thread, more than once. Their options are documented there; `partners` says what images are mixed
+        ahead, on any thread, more than once. Options: help(FDT), help(MixUp); `partners` says what images are mixed
         with: "set" (resident mode), "ring" or "batch", an output's own (streaming), or None, what the mode has.
     augment=Augment(pad=4, flip=True): done to every constituent; None for none. Streaming takes
         RandomResizedCrop(224), drawn for each sample once an epoch, from (seed, epoch, sample), of which no more is
