@@ -21,7 +21,7 @@ LOADERS = {
     "FFCV": "FFCV",
 }
 MIXINGS = ("none", "mixup", "fdt")
-HEADINGS = ("loader", "images/s, no mixing", "MixUp", "FDT", "p99 of a batch, ms", "peak MB")
+HEADINGS = ("loader", "images/s, no mixing", "MixUp", "FDT", "p99 of a batch, ms", "memory, MB")
 
 
 def summary(names: Sequence[str], folder: Path = Path()) -> str:
@@ -48,7 +48,8 @@ def _rows(results: dict[str, Any]) -> Iterator[Row]:
             continue
         cells = [_rate(one) for one in (_first(own, mixing) for mixing in MIXINGS)]
         p99 = max(one["summary"]["batch_ms"]["p99"] for one in own)
-        yield (f"{loader}, {side} x {side}", *cells, number(p99), number(max(one["summary"]["peak_mb"] for one in own)))
+        memory = max(one["summary"]["memory_mb"] for one in own)
+        yield (f"{loader}, {side} x {side}", *cells, number(p99), number(memory))
 
 
 def _first(contenders: Sequence[dict[str, Any]], mixing: str) -> dict[str, Any] | None:
