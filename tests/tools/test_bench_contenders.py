@@ -87,10 +87,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["raw", "png"])
-def numbered(request, folder):
-    """The numbered images, as arrays and as image files."""
-    write_shards(ArraySource(IMAGES, LABELS), folder / request.param, request.param, samples_per_shard=60, seed=3)
-    return folder / request.param
+def numbered(request, tmp_path_factory):
+    """The numbered images, as arrays and as image files. In a folder of its own each time: a worker that takes over
+    tests of another one may make the same set again."""
+    folder = tmp_path_factory.mktemp("numbered") / request.param
+    write_shards(ArraySource(IMAGES, LABELS), folder, request.param, samples_per_shard=60, seed=3)
+    return folder
 
 
 @contenders(*MIXING)
