@@ -16,7 +16,7 @@ import numpy as np
 from fdt_pipeline.cli import add_max_pixels, location, verb_parser
 from fdt_pipeline.cli.inspecting import describe
 from fdt_pipeline.definition.mixing import FDT, CutMix, Mix, MixUp
-from fdt_pipeline.definition.superposition import NO_BOX, Pool, draw_plan, superpose_targets
+from fdt_pipeline.definition.superposition import Pool, draw_plan, superpose_constituents, superpose_targets
 from fdt_pipeline.shards import Manifest, ShardError, check_shards, read_manifest, shard_sets
 from fdt_pipeline.shards.conversion import OneShard, ShardSource
 from fdt_pipeline.sources.image_pixels import resized
@@ -135,13 +135,7 @@ def superposed(samples: Samples, mix: Mix, num_outputs: int, seed: int) -> list[
         plan = draw_plan(seed, 0, index, pool, mix, size=(height, width))
         # One image is in memory at a time: a plan may have a thousand, and large ones.
         images = (samples.image(places[image], None if manifest.shape else _SIDE) for image in plan.images)
-        if plan.box == NO_BOX:
-            total = sum(weight * image for weight, image in zip(plan.weights, images, strict=True))
-        else:
-            total, other = map(np.copy, images)
-            top, left, bottom, right = plan.box
-            total[top:bottom, left:right] = other[top:bottom, left:right]
-        pixels = np.rint(total).clip(0, 255).astype(np.uint8)
+        pixels = np.rint(superpose_constituents(plan, images)).clip(0, 255).astype(np.uint8)
         outputs.append((pixels, superpose_targets(plan, num_classes), len(plan.images)))
     return outputs
 

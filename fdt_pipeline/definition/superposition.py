@@ -15,6 +15,7 @@ for the side of a box, which takes one root: IEEE says what that is to the last 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -217,18 +218,24 @@ def augment_image(image: npt.NDArray[np.uint8], dy: int, dx: int, flip: bool, pa
 def superpose_images(plan: Plan, images: npt.NDArray[np.uint8], pad: int = 0) -> F64:
     """u8[n h w c] -> f64[h w c] in [0, 255]: D = sum_i F_i augment(I_i) (Eq. 3), never rounded; or image 2 in its box
     of image 1."""
-    augmented = [
+    augmented = (
         augment_image(images[image], dy, dx, flip, pad)
         for image, dy, dx, flip in zip(plan.images, plan.dy, plan.dx, plan.flip, strict=True)
-    ]
+    )
+    return superpose_constituents(plan, augmented)
+
+
+def superpose_constituents(plan: Plan, augmented: Iterable[npt.NDArray[np.uint8]]) -> F64:
+    """The same of the plan's own images, u8[h w c] each, which are asked for one after the other."""
     top, left, bottom, right = plan.box
     if (bottom - top) * (right - left) > 0:
-        total = augmented[0].astype(np.float64)
-        total[top:bottom, left:right] = augmented[1][top:bottom, left:right]
+        first, second = augmented
+        total = first.astype(np.float64)
+        total[top:bottom, left:right] = second[top:bottom, left:right]
         return total
-    total = np.zeros(images.shape[1:], np.float64)
-    for image, weight in zip(augmented, plan.weights, strict=True):
-        total += weight * image
+    total = np.zeros((), np.float64)
+    for weight, image in zip(plan.weights, augmented, strict=True):
+        total = total + weight * image
     return total
 
 

@@ -16,7 +16,7 @@ from models import SMALL_WIDTHS
 from train.plots import save_figure
 from train.reproduce.claims import CLEAN, LABELS, Kind, Measure, Results, deviation
 from train.reproduce.paper import DATASETS
-from train.reproduce.tables import largest_radii
+from train.reproduce.tables import autoattack_names, largest_radii
 
 # The paper's columns, then the controls; told apart by shape as well (MARKERS), as there are more than hues.
 COLORS = {
@@ -160,8 +160,8 @@ def draw_widths(groups: Sequence[Results], eps_values: Sequence[float], path: Pa
     """
     groups = sorted(groups, key=lambda group: SMALL_WIDTHS[group.model])
     measures = [(CLEAN, "clean"), *((Measure("mean", eps), f"Eq. 7, eps {eps:g}") for eps in largest_radii(eps_values))]
-    radii = sorted({measure.eps or 0 for group in groups for measure in group.autoattacks})
-    measures += [(Measure("autoattack", eps), f"AutoAttack {256 * eps:.3g}/255") for eps in radii]
+    attacks = {pair for group in groups for pair in zip(group.autoattacks, autoattack_names(group), strict=False)}
+    measures += sorted(attacks, key=lambda pair: pair[0].eps or 0)
     figure = Figure(figsize=(3.9 * len(measures), 3.9), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for panel, (measure, text) in zip(panels, measures, strict=True):
